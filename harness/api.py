@@ -1,0 +1,113 @@
+"""Everything a plugin author imports. Importing it is cheap: torch is loaded where it is used."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.contracts.aggregator import AggregationContext, Aggregator, PreAggregator
+from harness.contracts.attack import (
+    Attack,
+    ByzantineAttack,
+    ByzantineContext,
+    ClientData,
+    EvasionAttack,
+    EvasionContext,
+    Membership,
+    PoisonContext,
+    PoisoningAttack,
+    PrivacyAttack,
+    PrivacyContext,
+    PrivacyView,
+    TrainingVariant,
+)
+from harness.contracts.base import Plugin, Reference
+from harness.contracts.compressor import (
+    CompressedModel,
+    CompressionContext,
+    Compressor,
+    ModelCompressor,
+    Payload,
+    UpdateCompressor,
+)
+from harness.contracts.data import Dataset, Partitioner, Split, Splits, find_file, hash_file, hold_out
+from harness.contracts.defence import (
+    ClientHooks,
+    Defence,
+    Guarantee,
+    Local,
+    PrepareContext,
+    Sampling,
+    StackContext,
+    UpdateContext,
+)
+from harness.contracts.metric import Metric, MetricContext, Score
+from harness.contracts.model import Model, Normalization
+from harness.contracts.tracker import Tracker
+from harness.errors import HarnessError, NotApplicable, PluginError
+from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
+from harness.hookspecs import hookimpl
+from harness.random import derive, make_key, numpy_generator, split, torch_generator, uniform
+
+__all__ = [
+    "AggregationContext",
+    "Aggregator",
+    "Attack",
+    "ByzantineAttack",
+    "ByzantineContext",
+    "ClientData",
+    "ClientHooks",
+    "CompressedModel",
+    "CompressionContext",
+    "Compressor",
+    "Dataset",
+    "Defence",
+    "EvasionAttack",
+    "EvasionContext",
+    "Field",
+    "Guarantee",
+    "HarnessError",
+    "Local",
+    "Membership",
+    "Metric",
+    "MetricContext",
+    "Model",
+    "ModelCompressor",
+    "Normalization",
+    "NotApplicable",
+    "Partitioner",
+    "Payload",
+    "Plugin",
+    "PluginError",
+    "PoisonContext",
+    "PoisoningAttack",
+    "PreAggregator",
+    "PrepareContext",
+    "PrivacyAttack",
+    "PrivacyContext",
+    "PrivacyView",
+    "Reference",
+    "Sampling",
+    "Score",
+    "Split",
+    "Splits",
+    "StackContext",
+    "Tracker",
+    "TrainingVariant",
+    "UpdateCompressor",
+    "UpdateContext",
+    "batch_norms",
+    "derive",
+    "detached",
+    "fgsm",
+    "find_file",
+    "hash_file",
+    "hold_out",
+    "hookimpl",
+    "input_gradient",
+    "make_key",
+    "numpy_generator",
+    "pgd",
+    "split",
+    "torch_generator",
+    "uniform",
+]

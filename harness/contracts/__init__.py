@@ -1,0 +1,1 @@
+"""The contracts between engine and plugins, one module a kind. Plugin authors import harness.api."""

@@ -1,0 +1,217 @@
+"""Attacks, in four families: evasion, poisoning, byzantine and privacy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contracts.base import Plugin
+from harness.contracts.defence import ClientHooks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from harness.contracts.aggregator import Aggregator
+
+PHASES = {"evasion": "inference", "poisoning": "training", "byzantine": "training", "privacy": "privacy"}
+
+
+class Attack(Plugin):
+    """Any attack; use EvasionAttack, PoisoningAttack, ByzantineAttack or PrivacyAttack."""
+
+    kind: ClassVar[str] = "attack"
+    family: ClassVar[str] = ""
+
+    @property
+    def phase(self) -> str:
+        """training, inference or privacy: what threat it belongs to."""
+        return PHASES[self.family]
+
+
+@dataclass(frozen=True)
+class EvasionContext:
+    """eps and norm: the budget in [0, 1] pixels (None: not bounded). generator: on x's device."""
+
+    num_classes: int
+    generator: torch.Generator
+    eps: float | None = None
+    norm: str | None = None
+
+
+class EvasionAttack(Attack):
+    """Changes inputs at inference. The engine enforces range and norm ball and seeds every global RNG around it."""
+
+    family: ClassVar[str] = "evasion"
+    access: ClassVar[str] = "gradients"  # gradients | logits | labels: what it asks of the model
+    norm: ClassVar[str | None] = None  # linf | l2 | l0; None: not bounded by a norm
+    default_eps: ClassVar[float | None] = None  # radius where neither the attack nor the threat says one
+
+    @property
+    def effort(self) -> int:
+        """Gradient or query evaluations per sample: more should never leave higher accuracy."""
+        return 1
+
+    def radius(self, budget: float | None = None) -> float | None:
+        """The eps used: the attack's own parameter, else the threat's budget, else the default."""
+        own = getattr(self, "eps", None)
+        if own is not None:
+            return float(own)
+        return budget if budget is not None else self.default_eps
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
+        """model: pixels -> logits, eval mode. x (b, c, h, w) in [0, 1], y (b,). Returns x_adv like x."""
+
+    def functional(self, eps: float | None = None) -> Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor] | None:
+        """A pure form for use inside training losses: (loss(x) -> (b,), x, key) -> x_adv; None: there is none."""
+        return None
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, **context: Any) -> Tensor:
+        """One batch outside a threat: x (b, c, h, w) in [0, 1] -> x_adv, range and budget enforced."""
+        from harness.evaluation.evasion import attack_batch
+
+        return attack_batch(self, model, x, y, seed=seed, **context)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's records: images (n, c, h, w) uint8 or float in [0, 1], labels (n,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class PoisonContext:
+    """For `poison`: the client, how many classes there are, and a seeded generator on the data's device."""
+
+    client: int
+    num_classes: int
+    generator: torch.Generator
+    malicious: tuple[int, ...] = ()  # all malicious clients, in order: distributed triggers split by rank
+
+
+class PoisoningAttack(ClientHooks, Attack):
+    """Changes what malicious clients train on, and, through the client hooks, how they train.
+
+    A backdoor also sets `target` and overrides `trigger`: its success rate is then scored.
+    """
+
+    family: ClassVar[str] = "poisoning"
+
+    @property
+    def backdoor_target(self) -> int | None:
+        """The class that the trigger should produce; None: not a backdoor."""
+        return None
+
+    def poison(self, data: ClientData, context: PoisonContext) -> ClientData:
+        """The malicious client's data instead; never mutates the input."""
+        return data
+
+    def trigger(self, x: Tensor) -> Tensor:
+        """x (b, c, h, w) float in [0, 1] with the trigger at full strength, as used at inference."""
+        raise NotImplementedError
+
+
+@dataclass
+class ByzantineContext:
+    """What the attackers know. Enforced: what the threat does not grant is None.
+
+    m: malicious clients this round. own (m, d): what they would honestly send. aggregator: a fresh copy of the
+    server's rule with its real state, called as aggregator(updates (n, d)) -> (d,), only for an
+    omniscient threat. Rows are stacked honest first in that call, as in `weights`, if given.
+    """
+
+    m: int
+    round: int
+    generator: torch.Generator
+    own: Tensor | None = None
+    n: int = 0  # clients in the round
+    f: int = 0  # what the server's rule is told
+    global_weights: Tensor | None = None
+    layout: dict[str, slice] = field(default_factory=dict)
+    aggregator: Callable[[Tensor], Tensor] | None = None
+    state: dict[str, Any] = field(default_factory=dict)  # the attackers' own memory between rounds
+
+
+class ByzantineAttack(Attack):
+    """Malicious clients send crafted updates."""
+
+    family: ClassVar[str] = "byzantine"
+
+    @abstractmethod
+    def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
+        """honest (h, d): the updates known to the attackers, never mutated. Returns (m, d)."""
+
+    def __call__(self, honest: Tensor, m: int = 1, **context: Any) -> Tensor:
+        """honest (h, d) -> (m, d) in a default context."""
+        import torch
+
+        context.setdefault("round", 0)
+        context.setdefault("n", len(honest) + m)
+        context.setdefault("f", m)
+        context.setdefault("generator", torch.Generator(honest.device).manual_seed(0))
+        return self.craft(honest, ByzantineContext(m=m, **context))
+
+
+@dataclass(frozen=True)
+class TrainingVariant:
+    """Another training of the same cell, run and cached like any other.
+
+    keep: the share of the training pool's groups it may use, drawn by `name` and the seed.
+    """
+
+    name: str
+    keep: float = 0.5
+
+
+@dataclass
+class PrivacyView:
+    """What the threat's adversary may see: the target's outputs, and the records it tests.
+
+    logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
+    module: the released network, only where the threat says white-box.
+    members / non_members: (images, labels), drawn alike from the training pool, by group where there are groups.
+    variants: name -> (logits, mask over members then non-members: True where it was trained on).
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    members: tuple[Tensor, Tensor]
+    non_members: tuple[Tensor, Tensor]
+    module: nn.Module | None = None
+    variants: Mapping[str, tuple[Callable[[Tensor], Tensor], np.ndarray]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PrivacyContext:
+    """num_classes and a seeded generator on the data's device."""
+
+    num_classes: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A membership attack's result: scores (n,), higher means more likely a member; is_member (n,) bool."""
+
+    scores: np.ndarray
+    is_member: np.ndarray
+
+
+class PrivacyAttack(Attack):
+    """Measures what a release leaks."""
+
+    family: ClassVar[str] = "privacy"
+    needs_non_members: ClassVar[bool] = True
+
+    def trainings(self, cell: Any) -> list[TrainingVariant]:
+        """Further trainings it needs, beside the target."""
+        return []
+
+    @abstractmethod
+    def run(self, view: PrivacyView, context: PrivacyContext) -> Membership | dict[str, float]:
+        """The attack. A Membership is scored by the membership metrics; a dict is scored as it is."""

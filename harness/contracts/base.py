@@ -1,0 +1,138 @@
+"""What every plugin is: a frozen, strict set of parameters with a name, a kind and a reference."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import core_schema
+
+from harness.errors import PluginError
+
+KINDS = (
+    "dataset",
+    "partitioner",
+    "model",
+    "defence",
+    "aggregator",
+    "compressor",
+    "attack",
+    "metric",
+    "tracker",
+)
+
+
+class Reference(BaseModel):
+    """Where a method was published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    authors: str = ""
+    venue: str = ""
+    year: int | None = None
+    url: str = ""
+
+
+class Plugin(BaseModel):
+    """A method with its parameters: the fields are the parameters, the docstring is the documentation.
+
+    Subclass one of the kinds (Aggregator, Defence, ...), set `name`, declare parameters as pydantic
+    fields with defaults, units and bounds, and register the class through `harness_register`.
+    Instances are frozen, hashable by their parameters, and picklable. An abstract kind can be used as
+    the type of a field (`attack: EvasionAttack`): it then accepts `name` or `{name: {parameter: value}}`.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), validate_default=True
+    )
+
+    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    reference: ClassVar[Reference | None] = None
+    requires: ClassVar[tuple[str, ...]] = ()  # heavy modules it imports where it uses them, preloaded for workers
+
+    @classmethod
+    def create(cls, parameters: dict[str, Any] | None = None) -> Self:
+        """A validated instance. Raises PluginError that lists every bad parameter."""
+        try:
+            return cls(**(parameters or {}))
+        except ValidationError as error:
+            raise parameter_error(cls, error) from None
+
+    def parameters(self, *, explicit: bool = False) -> dict[str, Any]:
+        """The parameters as plain JSON values; only those given (not defaults) with `explicit`."""
+        return self.model_dump(mode="json", exclude_unset=explicit)
+
+    def spec(self) -> dict[str, Any]:
+        """`{name: parameters}`: what a scenario would say, defaults spelled out."""
+        return {self.name: self.parameters()}
+
+    def label(self) -> str:
+        """A short unique name for tables: the name and the parameters that were given."""
+        given = self.parameters(explicit=True)
+        if not given:
+            return self.name
+        return f"{self.name}({','.join(f'{k}={_short(v)}' for k, v in given.items())})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        if cls.name or not cls.kind:
+            return handler(source)
+        # An abstract kind as a field type: resolved by name, written back as its spec.
+        return core_schema.no_info_plain_validator_function(
+            cls._resolve,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.spec()),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        if cls.name or not cls.kind:
+            return handler(schema)
+        return {"x-plugin-kind": cls.kind, "anyOf": [{"type": "string"}, {"type": "object"}]}
+
+    @classmethod
+    def _resolve(cls, value: Any) -> Plugin:
+        if isinstance(value, cls):
+            return value
+        from harness.registry import resolve
+
+        plugin = resolve(cls.kind, value)
+        if not isinstance(plugin, cls):
+            raise PluginError(f"{plugin.name!r} is not a {cls.__name__}")
+        return plugin
+
+
+def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError:
+    """Pydantic's findings as one PluginError, each with its location, a plain sentence and the value."""
+    from harness.errors import did_you_mean
+
+    details: list[tuple[tuple[str | int, ...], str, Any]] = []
+    for item in error.errors():
+        location = tuple(item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, PluginError) and cause.details:
+            details += [((*location, *inner), message, value) for inner, message, value in cause.details]
+            continue
+        if item["type"] == "extra_forbidden":
+            hint = did_you_mean(str(location[-1]), plugin.model_fields)
+            message = f"{plugin.name} has no parameter {location[-1]!r}; {hint}"
+        elif item["type"] == "missing":
+            message = f"{plugin.name} needs the parameter {location[-1]!r}"
+        elif item["type"] == "value_error":
+            message = str(cause)
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+        details.append((location, message, item["input"]))
+    lines = [f"{'.'.join(map(str, loc)) or plugin.name}: {message}" for loc, message, _ in details]
+    return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(lines), details)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
+        (name, inner), = value.items()
+        return name if not inner else f"{name}({','.join(f'{k}={_short(v)}' for k, v in inner.items())})"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).replace(" ", "")

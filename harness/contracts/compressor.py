@@ -1,0 +1,106 @@
+"""Compressors, of the model after training and of the update before it is sent."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contracts.base import Plugin
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+DATA_ACCESS = ("none", "public", "private")
+
+
+@dataclass
+class CompressedModel:
+    """A compressed network and the tensors that make up its file.
+
+    state: what is written to disk (plain tensors; int8 weights as int8), enough for `restore`.
+    differentiable: gradients with respect to the input are those of `module` itself.
+    twin: a differentiable straight-through copy for adaptive attacks, if there is one.
+    """
+
+    module: nn.Module
+    state: dict[str, Tensor]
+    differentiable: bool = True
+    twin: nn.Module | None = None
+    device: str | None = None  # "cpu" where the kernels exist only there; None: any
+    facts: dict[str, Any] = field(default_factory=dict)  # what was reached, e.g. the sparsity; kept in the record
+
+
+@dataclass
+class CompressionContext:
+    """What a model compressor may use.
+
+    data(): the images (n, c, h, w) in [0, 1] and labels (n,) of the access declared; raises PluginError for more.
+    fine_tune(module, rounds): the same federation, defences and attackers go on training `module`
+    in place for some rounds; what that costs in privacy is accounted.
+    """
+
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    generator: torch.Generator
+    data: Callable[[], tuple[Tensor, Tensor]]
+    fine_tune: Callable[[nn.Module, int], nn.Module]
+
+
+class Compressor(Plugin):
+    """Either kind; use ModelCompressor or UpdateCompressor."""
+
+    kind: ClassVar[str] = "compressor"
+    acts_on: ClassVar[str] = ""  # model | update
+
+
+class ModelCompressor(Compressor):
+    """Makes a trained network smaller or faster. Chains compose: each gets the module of the one before."""
+
+    acts_on: ClassVar[str] = "model"
+
+    @property
+    def data_access(self) -> str:
+        """none, public (data the scenario declares unprotected) or private (the validation split)."""
+        return "none"
+
+    @property
+    def fine_tuning_rounds(self) -> int:
+        """Federated rounds asked of `context.fine_tune`, for estimates; 0: none."""
+        return 0
+
+    @abstractmethod
+    def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        """model: in eval mode, not to be mutated (copy it). Returns the compressed network and its file."""
+
+    @abstractmethod
+    def restore(self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]) -> CompressedModel:
+        """The compressed network again, from the uncompressed architecture and the tensors of its file."""
+
+
+@dataclass
+class Payload:
+    """What goes over the wire: its tensors in their wire dtypes, indices included, and small plain facts."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+class UpdateCompressor(Compressor):
+    """Makes an update (d,) cheaper to send. state: one client's dictionary, kept between its rounds."""
+
+    acts_on: ClassVar[str] = "update"
+
+    @abstractmethod
+    def encode(self, update: Tensor, state: dict[str, Any]) -> Payload:
+        """update (d,), not mutated."""
+
+    @abstractmethod
+    def decode(self, payload: Payload) -> Tensor:
+        """The server's view of the update, (d,)."""

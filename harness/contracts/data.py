@@ -1,0 +1,196 @@
+"""Datasets and partitioners: NumPy in, NumPy out; the engine moves data to the device."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from harness.contracts.base import Plugin
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True)
+class Split:
+    """images (n, c, h, w) uint8 or float32 in [0, 1]; labels (n,) int64; groups (n,) int64 or None.
+
+    A group is what must not be torn apart between train, val and test: a patient, a site.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> Split:
+        """The records at these positions."""
+        groups = None if self.groups is None else self.groups[index]
+        return Split(self.images[index], self.labels[index], groups)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A dataset as the engine wants it: disjoint train, val and test, and the names of the classes."""
+
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        c, h, w = self.train.images.shape[1:]
+        return int(c), int(h), int(w)
+
+    def fingerprint(self) -> str:
+        """sha256 over every pixel, label, group and class name."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for split in (self.train, self.val, self.test):
+            for array in (split.images, split.labels, split.groups):
+                if array is not None:
+                    digest.update(f"{array.dtype}{array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+                else:
+                    digest.update(b"none")
+        return digest.hexdigest()
+
+    def check(self, name: str) -> None:
+        """Raises HarnessError where a split is empty, malformed, or shares a group with another."""
+        for label, split in (("train", self.train), ("val", self.val), ("test", self.test)):
+            images, labels = split.images, split.labels
+            where = f"dataset {name}, {label}"
+            if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+                raise HarnessError(
+                    f"{where}: images must be (n, c, h, w) and labels (n,), n >= 1, "
+                    f"not {images.shape} and {labels.shape}"
+                )
+            if images.shape[1:] != self.train.images.shape[1:]:
+                raise HarnessError(f"{where}: image shape {images.shape[1:]} differs from the training images'")
+            if images.dtype != np.uint8:
+                if images.dtype != np.float32:
+                    raise HarnessError(f"{where}: images must be uint8 or float32, not {images.dtype}")
+                if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+                    raise HarnessError(f"{where}: float images must lie in [0, 1]")
+            if not np.issubdtype(labels.dtype, np.integer):
+                raise HarnessError(f"{where}: labels must be integers, not {labels.dtype}")
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise HarnessError(
+                    f"{where}: labels run from {labels.min()} to {labels.max()}, "
+                    f"but there are {self.num_classes} classes"
+                )
+            if split.groups is not None and len(split.groups) != len(labels):
+                raise HarnessError(f"{where}: {len(split.groups)} groups for {len(labels)} labels")
+        pairs = (("train", self.train, "val", self.val), ("train", self.train, "test", self.test),
+                 ("val", self.val, "test", self.test))  # fmt: skip
+        for a, first, b, second in pairs:
+            if first.groups is not None and second.groups is not None:
+                shared = np.intersect1d(first.groups, second.groups)
+                if len(shared):
+                    raise HarnessError(
+                        f"dataset {name}: {a} and {b} share {len(shared)} groups (e.g. {shared[0]}); "
+                        "a patient or site must lie in one split"
+                    )
+
+
+class Dataset(Plugin):
+    """Images with labels: `load` returns train, val and test, disjoint by group where there are groups."""
+
+    kind: ClassVar[str] = "dataset"
+
+    @abstractmethod
+    def load(self, root: Path | None = None) -> Splits:
+        """The data. root: the folder that relative paths are tried against first (the scenario's).
+
+        Raises HarnessError with the places tried where a file is missing.
+        """
+
+    def fingerprint(self, root: Path | None = None) -> str:
+        """A hash of the content, for stage keys. Override it where hashing files beats loading them."""
+        return self.load(root).fingerprint()
+
+
+class Partitioner(Plugin):
+    """Deals the training records out to clients."""
+
+    kind: ClassVar[str] = "partitioner"
+
+    @abstractmethod
+    def partition(
+        self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """One array of positions per client; every position in exactly one of them, no client empty.
+
+        Raises PluginError where that cannot be done.
+        """
+
+
+def find_file(path: str, root: Path | None = None) -> Path:
+    """An existing file or folder: absolute, else against root, $HARNESS_DATA, and the working directory.
+
+    Environment variables in the path are filled in. Raises HarnessError that lists what was tried.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        variable = expanded[expanded.index("$") :].split("/")[0].strip("${}")
+        raise HarnessError(f"{path}: the environment variable {variable} is not set")
+    target = Path(expanded)
+    if target.is_absolute():
+        candidates = [target]
+    else:
+        bases = [root, Path(os.environ["HARNESS_DATA"]) if "HARNESS_DATA" in os.environ else None, Path()]
+        candidates = list(dict.fromkeys(base / target for base in bases if base is not None))
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    hint = "" if "HARNESS_DATA" in os.environ else "; set HARNESS_DATA to the folder that holds your data"
+    raise HarnessError(f"{path} is not there (tried {', '.join(map(str, candidates))}){hint}")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hold_out(
+    labels: np.ndarray, groups: np.ndarray | None, fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (kept, held out), about `fraction` of the records of each class held out, whole groups only.
+
+    A group counts towards its most frequent class. Both results are sorted; neither is empty.
+    Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
+    """
+    if not 0 < fraction < 1:
+        raise HarnessError(f"the fraction held out must lie in (0, 1), not {fraction}")
+    units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(units.max()) + 1
+    size = np.bincount(units, minlength=count)
+    classes = int(labels.max()) + 1
+    table = np.zeros((count, classes), dtype=np.int64)
+    np.add.at(table, (units, labels), 1)
+    stratum = table.argmax(1)
+    out = np.zeros(count, dtype=bool)
+    for value in np.unique(stratum):
+        members = rng.permutation(np.flatnonzero(stratum == value))
+        wanted, taken = fraction * size[members].sum(), 0
+        for member in members:
+            if taken + size[member] / 2 > wanted:
+                break
+            out[member] = True
+            taken += size[member]
+    held = out[units]
+    if held.all() or not held.any():
+        raise HarnessError(f"cannot hold out {fraction:g} of {count} groups")
+    return np.flatnonzero(~held), np.flatnonzero(held)

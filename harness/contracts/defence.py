@@ -1,0 +1,179 @@
+"""Defences: pure functions hooked into local training, composed left to right.
+
+The types here are what those functions take and return:
+
+    Params       dict name -> tensor, the trainable parameters
+    Batch        (x (b, c, h, w) float in [0, 1], y (b,) int64)
+    Key          int64 scalar tensor: counter-based randomness, see harness.random
+    LossFn       loss(params, batch, key) -> (b,) losses, one a record
+    GradientFn   gradient(params, batch, key) -> dict name -> tensor, what the optimiser steps along
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.contracts.base import Plugin
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from harness.contracts.aggregator import Aggregator
+
+    Params = dict[str, Tensor]
+    Batch = tuple[Tensor, Tensor]
+    LossFn = Callable[[Params, Batch, Tensor], Tensor]
+    GradientFn = Callable[[Params, Batch, Tensor], Params]
+
+
+class Guarantee(BaseModel):
+    """A differential-privacy guarantee of one release, with everything needed to check it.
+
+    epsilon is the maximum over clients (their data are disjoint). `holds` turns false, and `broken_by`
+    says why, where a later part of the plan touches protected data without accounting for it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    unit: str  # record, group or client
+    neighbours: str = "add-remove"
+    epsilon: float
+    delta: float
+    accountant: str
+    sampling: dict[str, Any] = {}  # method, rate, steps: of the client with the largest epsilon
+    noise_multiplier: float | None = None
+    max_grad_norm: float | None = None
+    client_epsilon: dict[str, float] = {}
+    group_epsilon: float | None = None  # for the largest group, where the data have groups
+    largest_group: int | None = None
+    simulated: bool = True  # the noise comes from a seed: reproducible, so not for release
+    holds: bool = True
+    broken_by: list[str] = []
+
+
+@dataclass(frozen=True)
+class StackContext:
+    """What is known before training, for `Defence.check`: enough to say what cannot work."""
+
+    defences: tuple[Defence, ...]  # the whole stack, in order
+    position: int  # of the defence asked
+    module: nn.Module | None = None  # the model, on the meta device
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """The federation as a defence may plan for it. Lists run over clients.
+
+    steps: local steps each client will take over all its rounds of this training.
+    history: what `prepare` returned for earlier trainings of the same weights (fine-tuning composes).
+    """
+
+    sizes: list[int]  # records per client
+    steps: list[int]
+    batch_size: int
+    records: int  # training records in all
+    rounds: int
+    largest_group: list[int] | None = None  # most records that one group has at this client
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a client draws its batches: `shuffle` (epochs without replacement) or `poisson` (each record by a coin)."""
+
+    method: str = "shuffle"
+    rate: float | None = None  # poisson: inclusion probability of a record, per step
+
+
+@dataclass
+class Local:
+    """One client's training, as seen by `Defence.gradient`.
+
+    loss: the composed per-sample loss. gradient: what the defences so far would step along.
+    module: the client's network when one client runs alone, else None (vectorised clients); its own
+    parameters are used where loss or gradient are called with `dict(module.named_parameters())`.
+    """
+
+    loss: LossFn
+    gradient: GradientFn
+    client: int
+    batch_size: int
+    sampling: Sampling
+    prepared: dict[str, Any]  # what this defence's `prepare` returned
+    module: nn.Module | None
+    generator: torch.Generator  # mechanism noise: seeded by stage, client and round; on the data's device
+
+
+@dataclass(frozen=True)
+class UpdateContext:
+    """For `update`: the round, the client and a seeded generator on the update's device."""
+
+    round: int
+    client: int
+    generator: torch.Generator
+    layout: dict[str, slice] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
+
+
+class ClientHooks:
+    """What happens at a client. All hooks are optional; the defaults change nothing."""
+
+    def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch to train on: x (b, c, h, w) in [0, 1], y (b,). Pure; randomness from `key` only."""
+        return x, y
+
+    def loss(self, loss: LossFn) -> LossFn:
+        """A per-sample loss built on the one so far."""
+        return loss
+
+    def gradient(self, local: Local) -> GradientFn | None:
+        """What the optimiser steps along, built on `local.gradient` or `local.loss`; None: as it was."""
+        return None
+
+    def update(self, delta: Tensor, context: UpdateContext) -> Tensor:
+        """The client's update (d,), local minus global, before compression and sending."""
+        return delta
+
+
+class Defence(ClientHooks, Plugin):
+    """A protection: hooks into training, aggregation or inference, and the guarantee it gives, if any."""
+
+    kind: ClassVar[str] = "defence"
+    couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
+    replaces_gradient: ClassVar[bool] = False  # True: `gradient` starts from the loss and ignores `local.gradient`
+
+    def cost(self) -> float:
+        """Local training time as a multiple of undefended training, for estimates."""
+        return 1.0
+
+    def check(self, context: StackContext) -> None:
+        """Raises NotApplicable, with the reason, where this defence cannot work in this stack or model."""
+
+    def prepare(self, context: PrepareContext) -> dict[str, Any]:
+        """Settled once before training (noise, for instance): plain JSON values, kept in the record."""
+        return {}
+
+    def model(self, module: nn.Module) -> nn.Module:
+        """The module to train instead."""
+        return module
+
+    def sampling(self, size: int, batch_size: int) -> Sampling | None:
+        """How a client with `size` records draws batches; None: as it was."""
+        return None
+
+    def aggregator(self, aggregator: Aggregator) -> Aggregator:
+        """The server's rule, wrapped."""
+        return aggregator
+
+    def inference(self, model: nn.Module) -> nn.Module:
+        """The model as deployed."""
+        return model
+
+    def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
+        """What the trainings whose `prepare` results are listed guarantee together."""
+        return None

@@ -1,0 +1,67 @@
+"""Metrics: what a number means, which way is better, and what it needs to be computed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from harness.contracts.base import Plugin
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from harness.contracts.attack import Membership
+    from harness.contracts.defence import Guarantee
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score's meaning. measured: a time or a size of memory, which differs from run to run."""
+
+    direction: Literal["higher", "lower", "none"]
+    unit: str = ""
+    description: str = ""
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class MetricContext:
+    """Everything a score may be computed from; what a cell does not have is None.
+
+    labels (n,), logits (n, k): clean test predictions. adversarial_logits (n, k): under the attack, row by row.
+    triggered_logits (n, k): with the backdoor's trigger. module: the model as released; state: its file's tensors.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    labels: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    adversarial_logits: np.ndarray | None = None
+    triggered_logits: np.ndarray | None = None
+    backdoor_target: int | None = None
+    membership: Membership | None = None
+    module: nn.Module | None = None
+    state: dict[str, Tensor] | None = None
+    training: dict[str, Any] | None = None  # uplink_bytes_per_round, train_seconds, peak_memory_bytes, ...
+    guarantee: Guarantee | None = None
+
+    def has(self, names: tuple[str, ...]) -> bool:
+        """Whether all of these are known."""
+        return all(getattr(self, name) is not None for name in names)
+
+
+CONTEXT_FIELDS = tuple(f.name for f in fields(MetricContext))
+
+
+class Metric(Plugin):
+    """One or more scores, computed in every cell that has what it `needs` (fields of MetricContext)."""
+
+    kind: ClassVar[str] = "metric"
+    needs: ClassVar[tuple[str, ...]] = ()
+    scores: ClassVar[dict[str, Score]] = {}
+
+    @abstractmethod
+    def score(self, context: MetricContext) -> dict[str, float]:
+        """The scores, named as in `scores`; leave one out (or return NaN) where it is undefined, never guess."""

@@ -1,0 +1,47 @@
+"""Models: pixels in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.contracts.base import Plugin
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Normalization(BaseModel):
+    """Declared per-channel constants, in units of [0, 1] pixels; one value serves every channel.
+
+    They are part of the scenario, never computed from private data: that would need accounting.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    mean: float | list[float] = Field(description="mean per channel, in [0, 1] pixels")
+    std: float | list[float] = Field(description="standard deviation per channel, > 0, in [0, 1] pixels")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Normalization:
+        if any(s <= 0 for s in (self.std if isinstance(self.std, list) else [self.std])):
+            raise ValueError("std must be greater than 0")
+        return self
+
+
+class Model(Plugin):
+    """A network for images. The caller seeds the initial weights (torch's RNG is forked around `build`)."""
+
+    kind: ClassVar[str] = "model"
+
+    @abstractmethod
+    def build(
+        self, input_shape: tuple[int, int, int], num_classes: int, normalization: Normalization | None = None
+    ) -> nn.Module:
+        """A module from pixels (b, c, h, w) in [0, 1] to logits (b, num_classes).
+
+        Normalisation is a layer inside: `harness.nn.normalization_layer(normalization, channels)`.
+        Raises PluginError where the input shape is too small for the architecture.
+        """

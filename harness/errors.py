@@ -1,0 +1,48 @@
+"""The errors a user is meant to read. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class HarnessError(Exception):
+    """Bad input, said in one message. The command line prints it and exits 2."""
+
+
+class ScenarioError(HarnessError):
+    """A scenario file that cannot be used; the message names file, line and column of every mistake."""
+
+
+class PluginError(HarnessError, ValueError):
+    """A plugin was asked for something it cannot do (unknown name, bad parameter, too few clients).
+
+    details: (location, message, offending value) of each bad parameter, for callers that know
+    which line of which file the parameters came from.
+    """
+
+    def __init__(self, message: str, details: Iterable[tuple[tuple[str | int, ...], str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.details = list(details)
+
+
+class NotApplicable(HarnessError):
+    """This combination makes no sense; the message is the reason shown beside the cell."""
+
+
+class StoreError(HarnessError):
+    """The store is locked, damaged, or of another schema."""
+
+
+def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
+    """A closing sentence for an unknown name: the nearest valid one, else the valid ones where they are few."""
+    known = sorted(set(choices))
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
+    if near:
+        return f"did you mean {' or '.join(repr(c) for c in near)}?"
+    if not known:
+        return "none is available"
+    if len(known) <= all_below:
+        return "valid: " + ", ".join(known)
+    return f"{len(known)} are available"

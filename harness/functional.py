@@ -1,0 +1,68 @@
+"""Pure attacks and losses for use inside training: they work under vmap and touch no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from harness.random import uniform
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.contracts.defence import Batch, LossFn, Params
+
+
+def detached(params: Params) -> Params:
+    """The same values, cut off from the graph: what an attack inside a loss differentiates through."""
+    return {name: value.detach() for name, value in params.items()}
+
+
+def cross_entropy(apply: Callable[[Params, Tensor], Tensor]) -> LossFn:
+    """The base loss: per-sample cross-entropy of `apply(params, x)` logits."""
+    from torch.nn import functional
+
+    def loss(params: Params, batch: Batch, key: Tensor) -> Tensor:
+        x, y = batch
+        return functional.cross_entropy(apply(params, x), y, reduction="none")
+
+    return loss
+
+
+def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """d sum(loss(x)) / dx for a per-sample loss (b,): row i is the gradient of record i's own loss."""
+    import torch
+
+    return torch.func.grad(lambda images: loss(images).sum())(x)
+
+
+def fgsm(loss: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
+    """One signed step: clip(x + eps sign(grad), 0, 1) (Goodfellow, Shlens, Szegedy 2015, arXiv 1412.6572)."""
+    return (x + eps * input_gradient(loss, x).sign()).clamp(0, 1).detach()
+
+
+def pgd(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    key: Tensor,
+    eps: float,
+    alpha: float,
+    steps: int,
+    random_start: bool = True,
+) -> Tensor:
+    """Projected gradient ascent in the L-inf ball (Madry et al. 2018, arXiv 1706.06083).
+
+    loss: images (b, c, h, w) -> (b,). Returns x_adv, within eps of x and inside [0, 1].
+    """
+    adversarial = (x + uniform(key, x.shape, -eps, eps)).clamp(0, 1) if random_start else x
+    for _ in range(steps):
+        stepped = adversarial + alpha * input_gradient(loss, adversarial).sign()
+        adversarial = (x + (stepped - x).clamp(-eps, eps)).clamp(0, 1).detach()
+    return adversarial
+
+
+def batch_norms(module: nn.Module) -> list[str]:
+    """Names of the batch-normalisation layers: they couple the records of a batch."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]

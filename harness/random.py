@@ -1,0 +1,83 @@
+"""Seeds and keys: every random number of a run comes from here, none from a global generator.
+
+Two kinds. `derive(...)` hashes names and numbers into a seed for a torch or NumPy generator: (seed,
+purpose, client, round) always gives the same stream. Keys are int64 scalar tensors for counter-based
+numbers inside training losses: stateless, so they work under vmap and give the same numbers on every
+device. The counter-based numbers are for attacks and coins, never for privacy noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def derive(*parts: object) -> int:
+    """A seed in [0, 2**63) from any names and numbers; each tuple of parts is an independent stream."""
+    text = "\0".join(f"{type(p).__name__}:{p}" for p in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded by `derive(*parts)`."""
+    import torch
+
+    return torch.Generator(device).manual_seed(derive(*parts))
+
+
+def numpy_generator(*parts: object) -> np.random.Generator:
+    """A NumPy generator seeded by `derive(*parts)`."""
+    return np.random.default_rng(derive(*parts))
+
+
+def make_key(*parts: object, device: torch.device | str = "cpu") -> Tensor:
+    """A key for the counter-based functions below: int64 scalar."""
+    import torch
+
+    return torch.tensor(derive(*parts), dtype=torch.int64, device=device)
+
+
+# SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), constants as signed 64-bit integers.
+_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: int64's own repeats the sign
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return z ^ _shift(z, 31)
+
+
+def split(key: Tensor, number: int | Tensor) -> Tensor:
+    """An independent key for each number (an int or an int64 tensor of any shape)."""
+    return _mix(_mix(key + _GAMMA) ^ ((number + 1) * _GAMMA))
+
+
+def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
+    """int64 numbers, uniform over all 2**64 values, of a shape."""
+    import math
+
+    import torch
+
+    counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64, device=key.device)
+    return _mix(key + counter * _GAMMA).reshape(tuple(shape))
+
+
+def uniform(key: Tensor, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+    """float32 numbers, uniform in [low, high)."""
+    import torch
+
+    unit = _shift(bits(key, shape), 40).to(torch.float32) * 2.0**-24
+    return low + (high - low) * unit
