@@ -46,7 +46,16 @@ from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError
 from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
 from harness.hookspecs import hookimpl
-from harness.random import derive, make_key, numpy_generator, split, torch_generator, uniform
+from harness.privacy import accounting
+from harness.random import (
+    derive,
+    make_key,
+    numpy_generator,
+    record_keys,
+    split,
+    torch_generator,
+    uniform,
+)
 
 __all__ = [
     "AggregationContext",
@@ -95,6 +104,7 @@ __all__ = [
     "TrainingVariant",
     "UpdateCompressor",
     "UpdateContext",
+    "accounting",
     "batch_norms",
     "derive",
     "detached",
@@ -107,6 +117,7 @@ __all__ = [
     "make_key",
     "numpy_generator",
     "pgd",
+    "record_keys",
     "split",
     "torch_generator",
     "uniform",

@@ -33,6 +33,8 @@ def normalization_layer(normalization: Normalization | None, channels: int) -> n
         value = getattr(normalization, name)
         per_channel = value if isinstance(value, list) else [value] * channels
         if len(per_channel) != channels:
-            raise PluginError(f"normalization.{name} has {len(per_channel)} values, the images {channels} channels")
+            raise PluginError(
+                f"normalization.{name} has {len(per_channel)} values, the images {channels} channels"
+            )
         values.append([float(v) for v in per_channel])
     return Normalize(*values)

@@ -62,17 +62,40 @@ def _mix(z: Tensor) -> Tensor:
 
 def split(key: Tensor, number: int | Tensor) -> Tensor:
     """An independent key for each number (an int or an int64 tensor of any shape)."""
-    return _mix(_mix(key + _GAMMA) ^ ((number + 1) * _GAMMA))
+    step = (number + 1) * _GAMMA
+    if isinstance(step, int):  # Python's integers do not wrap around at 64 bits by themselves
+        step = (step + 2**63) % 2**64 - 2**63
+    return _mix(_mix(key + _GAMMA) ^ step)
 
 
 def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64 numbers, uniform over all 2**64 values, of a shape."""
+    """int64 numbers, uniform over all 2**64 values, of a shape.
+
+    key: a scalar, or (b,) for a shape (b, ...): row i then depends on key i alone.
+    """
     import math
 
     import torch
 
-    counter = torch.arange(1, math.prod(shape) + 1, dtype=torch.int64, device=key.device)
-    return _mix(key + counter * _GAMMA).reshape(tuple(shape))
+    rows = key.ndim and key.shape[0]
+    numbers = math.prod(shape[1:] if rows else shape)
+    counter = torch.arange(1, numbers + 1, dtype=torch.int64, device=key.device) * _GAMMA
+    return _mix((key.unsqueeze(-1) if rows else key) + counter).reshape(tuple(shape))
+
+
+def record_keys(key: Tensor, x: Tensor) -> Tensor:
+    """(b,) keys, one a record, from a key and the records' content x (b, ...): position and batch play no part.
+
+    Randomness of a record that the other records of its batch cannot change is what a guarantee for
+    single records rests on. Equal records share a key. A (b,) key is returned as it is.
+    """
+    import torch
+
+    if key.ndim:
+        return key
+    values = (x.detach().flatten(1).to(torch.float32) * 2.0**24).to(torch.int64)
+    factors = bits(torch.zeros_like(key), values.shape[1:]) | 1
+    return split(key, (values * factors).sum(1))
 
 
 def uniform(key: Tensor, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:

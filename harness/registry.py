@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +41,8 @@ class Entry:
     def source(self) -> tuple[str, int]:
         """(file, line) of the class, or its module name and 0 where there is no source."""
         try:
-            return inspect.getsourcefile(self.plugin) or self.plugin.__module__, inspect.getsourcelines(self.plugin)[1]
+            file = inspect.getsourcefile(self.plugin) or self.plugin.__module__
+            return file, inspect.getsourcelines(self.plugin)[1]
         except (OSError, TypeError):
             return self.plugin.__module__, 0
 
@@ -63,31 +65,37 @@ class Registry:
         self.manager.add_hookspecs(hookspecs)
         self.disabled: list[Disabled] = []
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
+        self._versions: dict[str, str] = {}
 
     # loading ------------------------------------------------------------------------------------
 
     def load_entry_points(self) -> None:
         """Load every installed entry point of the group, built-ins first."""
         only = os.environ.get("HARNESS_LOAD_PLUGINS")
-        wanted = None if only is None else {name.strip() for name in only.split(",") if name.strip()}
-        found = {}
+        wanted = None if only is None else {_normalized(name.strip()) for name in only.split(",")}
+        found: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
         for entry_point in importlib.metadata.entry_points(group=GROUP):
-            distribution = entry_point.dist.name if entry_point.dist else "unknown"
-            found[(distribution, entry_point.name)] = entry_point  # an editable install may be seen twice
+            distribution = _normalized(entry_point.dist.name if entry_point.dist else "unknown")
+            # An editable install may be seen twice: the first on the path is the one Python imports.
+            found.setdefault((distribution, entry_point.name), entry_point)
         for (distribution, _), entry_point in sorted(found.items(), key=lambda i: (i[0][0] != BUILTIN, i[0])):
             if wanted is not None and distribution != BUILTIN and distribution not in wanted:
                 continue
             version = entry_point.dist.version if entry_point.dist else "0"
             try:
                 module = entry_point.load()
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # also SystemExit and the panics of extension modules
                 self._disable(entry_point.name, distribution, version, f"import failed: {_say(error)}")
                 continue
             self.add(module, entry_point.name, distribution, version)
 
     def add(self, module: ModuleType | object, name: str, distribution: str, version: str = "0") -> None:
-        """Register one plugin module; anything wrong with it disables it, with the reason, and undoes its part."""
+        """Register one plugin module; anything wrong with it disables all of it, with the reason."""
+        distribution = _normalized(distribution)
         identity = f"{distribution}:{name}"
+        self._versions[distribution] = version
         staged: list[Entry] = []
 
         def register(plugin: type[Plugin]) -> None:
@@ -97,27 +105,49 @@ class Registry:
         try:
             self.manager.register(module, identity)
             self.manager.check_pending()
+            if not self.manager.get_hookcallers(module):
+                raise PluginError("it implements no hook; mark harness_register with @hookimpl")
             for implementation in self.manager.hook.harness_register.get_hookimpls():
                 if implementation.plugin_name == identity:
                     implementation.function(register)
             self._commit(staged)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if self.manager.has_plugin(identity):
                 self.manager.unregister(name=identity)
             self._disable(name, distribution, version, _say(error))
 
     def _commit(self, staged: list[Entry]) -> None:
-        for entry in staged:
-            names = self._entries[entry.plugin.kind]
-            for name in (entry.plugin.name, *entry.plugin.aliases):
-                if any(e.distribution == entry.distribution for e in names.get(name, [])):
+        taken = {
+            (kind, name, entry.distribution)
+            for kind, names in self._entries.items()
+            for name, entries in names.items()
+            for entry in entries
+        }
+        for entry in staged:  # all are checked before the first is kept: a package is in whole or not at all
+            for name in _spellings(entry.plugin):
+                if (entry.plugin.kind, name, entry.distribution) in taken:
                     raise PluginError(f"{entry.distribution} registers {entry.plugin.kind} {name!r} twice")
-                names.setdefault(name, [])
-            for name in (entry.plugin.name, *entry.plugin.aliases):
-                names[name] = [*names[name], entry]
+                taken.add((entry.plugin.kind, name, entry.distribution))
+        for entry in staged:
+            for name in _spellings(entry.plugin):
+                self._entries[entry.plugin.kind].setdefault(name, []).append(entry)
 
     def _disable(self, name: str, distribution: str, version: str, reason: str) -> None:
         self.disabled.append(Disabled(name, distribution, version, reason))
+
+    def add_commands(self, add: Callable[[Callable[..., object], str], None]) -> None:
+        """Call `add(hook, distribution)` for every harness_commands hook; one that raises is disabled."""
+        for implementation in self.manager.hook.harness_commands.get_hookimpls():
+            distribution, _, name = implementation.plugin_name.partition(":")
+            try:
+                add(implementation.function, distribution)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                reason = f"its commands are left out: {_say(error)}"
+                self._disable(name, distribution, self._versions.get(distribution, "0"), reason)
 
     # looking up ---------------------------------------------------------------------------------
 
@@ -134,6 +164,7 @@ class Registry:
         """The plugin called `name` or `distribution/name`. Raises PluginError with the nearest names."""
         names = self._entries[_kind(kind)]
         distribution, _, short = name.rpartition("/")
+        distribution = _normalized(distribution)
         entries = [e for e in names.get(short, []) if not distribution or e.distribution == distribution]
         if len(entries) == 1:
             return entries[0]
@@ -141,14 +172,17 @@ class Registry:
             options = " or ".join(f"{e.distribution}/{short}" for e in entries)
             raise PluginError(f"{kind} {name!r} is in several packages; say {options}")
         if distribution and names.get(short):
-            options = ", ".join(e.distribution for e in names[short])
-            raise PluginError(f"no package {distribution!r} has the {kind} {short!r}; {options} has")
-        raise PluginError(f"unknown {kind} {name!r}; {did_you_mean(short, self.names(kind))}{self._elsewhere(kind, short)}")
+            options = " or ".join(f"{e.distribution}/{short}" for e in names[short])
+            text = f"no package {distribution!r} has the {kind} {short!r}; there is {options}"
+        else:
+            text = f"unknown {kind} {name!r}; {did_you_mean(short, self.names(kind))}"
+        raise PluginError(text + self._elsewhere(kind, short, distribution))
 
-    def _elsewhere(self, kind: str, name: str) -> str:
+    def _elsewhere(self, kind: str, name: str, distribution: str) -> str:
         other = [k for k in KINDS if k != kind and self._entries[k].get(name)]
-        disabled = [d for d in self.disabled if d.name == name]
-        text = f" ({name!r} is a {other[0]})" if other else ""
+        disabled = [d for d in self.disabled if distribution == d.distribution or d.name == name]
+        article = "an" if other and other[0][0] in "aeiou" else "a"
+        text = f" ({name!r} is {article} {other[0]})" if other else ""
         return text + "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
 
     def create(self, kind: str, name: str, parameters: dict[str, Any] | None = None) -> Plugin:
@@ -158,8 +192,10 @@ class Registry:
     def entry_of(self, plugin: Plugin | type[Plugin]) -> Entry:
         """Where a plugin comes from. Raises PluginError if it was never registered."""
         cls = plugin if isinstance(plugin, type) else type(plugin)
+        address = (cls.__module__, cls.__qualname__)
         for entry in self._entries[cls.kind].get(cls.name, []):
-            if entry.plugin is cls or entry.plugin.__qualname__ == cls.__qualname__:
+            # By address too: a module that was imported again has the same classes under other identities.
+            if entry.plugin is cls or (entry.plugin.__module__, entry.plugin.__qualname__) == address:
                 return entry
         raise PluginError(f"{cls.kind} {cls.name!r} is not registered")
 
@@ -203,7 +239,7 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
 
 @cache
 def source_hash(distribution: str, module: str) -> str:
-    """sha256 over the Python sources of the top-level package that holds a module: what decides its behaviour."""
+    """sha256 over the Python sources of the top-level package that holds a module: what it does."""
     import hashlib
     import sys
 
@@ -224,11 +260,29 @@ def _check_class(plugin: Any) -> None:
         raise PluginError(f"register() takes plugin classes, not {plugin!r}")
     if plugin.kind not in KINDS or not plugin.name:
         raise PluginError(f"{plugin.__qualname__} needs a kind and a name")
-    if "/" in plugin.name or plugin.name != plugin.name.strip():
-        raise PluginError(f"{plugin.__qualname__}: the name {plugin.name!r} may not hold '/' or outer spaces")
+    if not isinstance(plugin.aliases, tuple):
+        raise PluginError(f"{plugin.__qualname__}: aliases must be a tuple of names, not {plugin.aliases!r}")
+    for name in _spellings(plugin):
+        if not isinstance(name, str) or not name or any(c.isspace() or c == "/" for c in name):
+            raise PluginError(f"{plugin.__qualname__}: the name {name!r} must be text without '/' and spaces")
     if inspect.isabstract(plugin):
         missing = ", ".join(sorted(plugin.__abstractmethods__))
         raise PluginError(f"{plugin.kind} {plugin.name!r} does not implement {missing}")
+    family = getattr(plugin, {"attack": "family", "compressor": "acts_on"}.get(plugin.kind, "name"))
+    if not family:
+        raise PluginError(
+            f"{plugin.kind} {plugin.name!r} must subclass one of the families, "
+            f"such as {'EvasionAttack' if plugin.kind == 'attack' else 'ModelCompressor'}"
+        )
+
+
+def _spellings(plugin: type[Plugin]) -> tuple[str, ...]:
+    return (plugin.name, *plugin.aliases)
+
+
+def _normalized(distribution: str) -> str:
+    """A distribution's name as PyPI compares it: My_Plugin, my.plugin and my-plugin are one."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _kind(kind: str) -> str:
@@ -238,8 +292,9 @@ def _kind(kind: str) -> str:
 
 
 def _say(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 RegisterFn = Callable[[type[Plugin]], None]

@@ -100,7 +100,8 @@ def default_context(
         raise PluginError(f"f must lie in [0, {n}), not {f}")
     aggregator.check(n, f)
     given.setdefault("round", 0)
-    given.setdefault("weights", torch.full((n,), 1 / n, device=updates.device))
+    exact = updates.dtype if updates.is_floating_point() else None
+    given.setdefault("weights", torch.full((n,), 1 / n, dtype=exact, device=updates.device))
     given.setdefault("client_ids", list(range(n)))
     given.setdefault("layout", {"all": slice(0, updates.shape[1])})
     given.setdefault("generator", torch.Generator(updates.device).manual_seed(0))

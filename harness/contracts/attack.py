@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from harness.contracts.aggregator import Aggregator
 
 PHASES = {"evasion": "inference", "poisoning": "training", "byzantine": "training", "privacy": "privacy"}
 
@@ -30,6 +29,9 @@ class Attack(Plugin):
     def phase(self) -> str:
         """training, inference or privacy: what threat it belongs to."""
         return PHASES[self.family]
+
+    def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        """Raises NotApplicable, with the reason, where the attack makes no sense on such data."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class EvasionAttack(Attack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         """model: pixels -> logits, eval mode. x (b, c, h, w) in [0, 1], y (b,). Returns x_adv like x."""
 
-    def functional(self, eps: float | None = None) -> Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor] | None:
+    def functional(
+        self, eps: float | None = None
+    ) -> Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor] | None:
         """A pure form for use inside training losses: (loss(x) -> (b,), x, key) -> x_adv; None: there is none."""
         return None
 
@@ -142,6 +146,7 @@ class ByzantineAttack(Attack):
     """Malicious clients send crafted updates."""
 
     family: ClassVar[str] = "byzantine"
+    uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
 
     @abstractmethod
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:

@@ -51,7 +51,9 @@ class Plugin(BaseModel):
     name: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[Reference | None] = None
-    requires: ClassVar[tuple[str, ...]] = ()  # heavy modules it imports where it uses them, preloaded for workers
+    requires: ClassVar[
+        tuple[str, ...]
+    ] = ()  # heavy modules it imports where it uses them, preloaded for workers
 
     @classmethod
     def create(cls, parameters: dict[str, Any] | None = None) -> Self:
@@ -131,7 +133,7 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
 
 def _short(value: Any) -> str:
     if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
-        (name, inner), = value.items()
+        ((name, inner),) = value.items()
         return name if not inner else f"{name}({','.join(f'{k}={_short(v)}' for k, v in inner.items())})"
     if isinstance(value, float):
         return f"{value:.6g}"

@@ -30,7 +30,9 @@ class CompressedModel:
     differentiable: bool = True
     twin: nn.Module | None = None
     device: str | None = None  # "cpu" where the kernels exist only there; None: any
-    facts: dict[str, Any] = field(default_factory=dict)  # what was reached, e.g. the sparsity; kept in the record
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # what was reached, e.g. the sparsity; kept in the record
 
 
 @dataclass
@@ -60,6 +62,7 @@ class ModelCompressor(Compressor):
     """Makes a trained network smaller or faster. Chains compose: each gets the module of the one before."""
 
     acts_on: ClassVar[str] = "model"
+    differentiable: ClassVar[bool] = True  # False: white-box gradient attacks need a surrogate or a twin
 
     @property
     def data_access(self) -> str:
@@ -76,7 +79,9 @@ class ModelCompressor(Compressor):
         """model: in eval mode, not to be mutated (copy it). Returns the compressed network and its file."""
 
     @abstractmethod
-    def restore(self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]) -> CompressedModel:
+    def restore(
+        self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]
+    ) -> CompressedModel:
         """The compressed network again, from the uncompressed architecture and the tensors of its file."""
 
 

@@ -77,7 +77,9 @@ class Splits:
                     f"not {images.shape} and {labels.shape}"
                 )
             if images.shape[1:] != self.train.images.shape[1:]:
-                raise HarnessError(f"{where}: image shape {images.shape[1:]} differs from the training images'")
+                raise HarnessError(
+                    f"{where}: image shape {images.shape[1:]} differs from the training images'"
+                )
             if images.dtype != np.uint8:
                 if images.dtype != np.float32:
                     raise HarnessError(f"{where}: images must be uint8 or float32, not {images.dtype}")

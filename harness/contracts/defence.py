@@ -145,7 +145,9 @@ class Defence(ClientHooks, Plugin):
 
     kind: ClassVar[str] = "defence"
     couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
-    replaces_gradient: ClassVar[bool] = False  # True: `gradient` starts from the loss and ignores `local.gradient`
+    replaces_gradient: ClassVar[bool] = (
+        False  # True: `gradient` starts from the loss and ignores `local.gradient`
+    )
 
     def cost(self) -> float:
         """Local training time as a multiple of undefended training, for estimates."""

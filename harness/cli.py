@@ -1,0 +1,299 @@
+"""The `harness` command: parses, calls, prints. Every import that costs time is inside its command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import __version__
+from harness.console.group import HarnessGroup
+from harness.console.options import (
+    AsJson,
+    CheckData,
+    Device,
+    DryRun,
+    Executor,
+    Export,
+    FailFast,
+    Jobs,
+    Kind,
+    Name,
+    OptionalKind,
+    Out,
+    Quiet,
+    Scenarios,
+    Select,
+    Store,
+    Timeout,
+)
+from harness.errors import HarnessError, ScenarioError
+
+app = typer.Typer(
+    name="harness",
+    cls=HarnessGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"harness {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Score every combination of federated-learning defences, compressors, aggregators and attacks.
+
+    Example: harness run scenarios/quickstart.yaml
+    """
+
+
+@app.command()
+def run(
+    scenarios: Scenarios,
+    device: Device = "auto",
+    jobs: Jobs = "auto",
+    store: Store = Path("runs"),
+    select: Select = None,
+    dry_run: DryRun = False,
+    fail_fast: FailFast = False,
+    timeout: Timeout = None,
+    executor: Executor = "local",
+    export: Export = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train, compress, attack and score every combination that the store does not hold yet.
+
+    An interrupted run goes on where it stopped. Exit status: 0 all scored,
+    1 some cells failed or a scenario was skipped, 2 bad input, 130 interrupted.
+
+    Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
+    """
+    from harness.console.arguments import find_scenarios, parse_jobs
+    from harness.console.output import make_console, print_json, run_values
+    from harness.console.progress import make_observer
+    from harness.console.tables import render_leaderboard
+    from harness.export import check_format
+    from harness.export import export as write
+
+    if executor != "local":
+        raise HarnessError(f"--executor {executor}: the only one is local")
+    if timeout is not None and not timeout > 0:
+        raise HarnessError(f"--timeout must be greater than 0 seconds, not {timeout:g}")
+    if dry_run:
+        return plan(scenarios, device=device, jobs=jobs, store=store, select=select, as_json=as_json)
+    if export is not None:
+        check_format(export)
+    paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
+
+    from harness.run import run as execute
+
+    with make_observer(make_console(stderr=True), quiet=quiet) as observer:
+        result = execute(
+            paths, device=device, jobs=workers, store=store, select=select or None, fail_fast=fail_fast,
+            timeout=timeout, observer=observer,
+        )  # fmt: skip
+    if as_json:
+        print_json(run_values(result))
+    else:
+        console = make_console()
+        render_leaderboard(result.records, console)
+        computed, cached = sum(result.executed.values()), sum(result.cached.values())
+        console.print(f"{computed} stages computed, {cached} taken from {result.store}", soft_wrap=True)
+    for path, reason in result.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    for problem in result.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if export is not None:
+        write(result.records, export)
+    if result.interrupted:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130)
+    raise typer.Exit(1 if result.failed or result.skipped else 0)
+
+
+@app.command()
+def plan(
+    scenarios: Scenarios,
+    device: Device = "auto",
+    jobs: Jobs = "auto",
+    store: Store = Path("runs"),
+    select: Select = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run would do: cells, stages, what is in the store, the time it may take.
+
+    Example: harness plan scenarios/*.yaml --json
+    """
+    from harness.console.arguments import find_scenarios, parse_jobs
+    from harness.console.output import make_console, print_json
+    from harness.console.tables import render_plan
+
+    paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
+
+    from harness.run import plan as make_plan
+
+    found = make_plan(paths, device=device, jobs=workers, store=store, select=select or None).to_dict()
+    if as_json:
+        print_json(found)
+    else:
+        render_plan(found, make_console())
+    for item in found.get("skipped") or ():
+        print(f"skipped {item['scenario']}: {item['reason']}", file=sys.stderr)
+    raise typer.Exit(1 if found.get("skipped") else 0)
+
+
+@app.command()
+def validate(
+    scenarios: Scenarios,
+    data: CheckData = True,
+    as_json: AsJson = False,
+) -> None:
+    """Check scenarios without running them; every mistake is named with file, line and column.
+
+    Example: harness validate scenarios/*.yaml --no-data
+    """
+    from harness.console.arguments import find_scenarios
+    from harness.console.output import print_json
+    from harness.scenario import check_data, load_many
+
+    loaded = load_many(find_scenarios(scenarios))
+    mistakes = []
+    for scenario in loaded if data else ():
+        try:
+            check_data(scenario)
+        except HarnessError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ScenarioError("\n".join(mistakes))
+    if as_json:
+        print_json([{"path": str(s.path), "name": s.name, "hash": s.hash()} for s in loaded])
+    else:
+        for scenario in loaded:
+            typer.echo(f"{scenario.path}: ok")
+
+
+@app.command()
+def schema(
+    out: Out = None,
+) -> None:
+    """Print the JSON Schema of scenarios, installed plugins included, for editors.
+
+    Example: harness schema --out scenario.schema.json
+    """
+    import json
+
+    from harness.console.output import print_json
+    from harness.schema import scenario_schema
+
+    if out is None:
+        print_json(scenario_schema())
+        return
+    try:
+        out.write_text(json.dumps(scenario_schema(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+    typer.echo(f"wrote {out}")
+
+
+@app.command("list")
+def list_plugins(
+    kind: OptionalKind = None,
+    as_json: AsJson = False,
+) -> None:
+    """List plugins by kind, with the package each comes from, and those that could not be loaded.
+
+    Kinds: dataset, partitioner, model, defence, aggregator, compressor, attack, metric, tracker.
+
+    Example: harness list attack
+    """
+    from dataclasses import asdict
+
+    from harness.console.group import plugin_commands
+    from harness.console.output import make_console, print_json
+    from harness.console.pages import listing, render_list
+    from harness.registry import registry
+
+    plugin_commands(built_in())
+    loaded = registry()
+    found = listing(loaded, kind)
+    if as_json:
+        print_json({"plugins": found, "disabled": [asdict(item) for item in loaded.disabled]})
+    else:
+        render_list(found, loaded.disabled, make_console())
+
+
+@app.command()
+def show(
+    kind: Kind,
+    name: Name,
+    as_json: AsJson = False,
+) -> None:
+    """Show one plugin: what it does, its parameters and bounds, its reference, its origin.
+
+    Example: harness show defence dp-sgd
+    """
+    from harness.console.describe import describe
+    from harness.console.output import make_console, print_json
+    from harness.console.pages import render_plugin
+    from harness.registry import registry
+
+    page = describe(registry().find(kind, name))
+    if as_json:
+        print_json(page)
+    else:
+        render_plugin(page, make_console())
+
+
+@app.command()
+def doctor(store: Store = Path("runs"), as_json: AsJson = False) -> None:
+    """Report versions, devices, plugins, data and room on this machine; exit 1 where runs cannot work.
+
+    Example: harness doctor
+    """
+    from harness.console.group import plugin_commands
+    from harness.console.health import render_doctor
+    from harness.console.output import make_console, print_json
+    from harness.doctor import examine
+
+    plugin_commands(built_in())
+    report = examine(store)
+    if as_json:
+        print_json(report)
+    else:
+        render_doctor(report, make_console())
+    raise typer.Exit(1 if report["problems"] else 0)
+
+
+def built_in() -> frozenset[str]:
+    """The names of the commands above, which no plugin may take."""
+    return frozenset(typer.main.get_group(app).commands)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry point: returns the exit status. Bad input is said in plain text, without a traceback."""
+    try:
+        app(arguments, prog_name="harness")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ScenarioError as error:
+        print(error, file=sys.stderr)  # each line begins with file:line:column, which editors can follow
+        return 2
+    except HarnessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,47 @@
+"""What was typed, as values."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import HarnessError
+
+ENDINGS = (".yaml", ".yml")
+
+
+def find_scenarios(arguments: Sequence[str]) -> list[Path]:
+    """Files, in the order given, each once; a folder stands for the YAML files right inside it.
+
+    Raises HarnessError where a folder or pattern holds none. A file that is not there is left to the
+    loader, which names the nearest one.
+    """
+    found: list[Path] = []
+    empty: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.suffix in ENDINGS and p.is_file())
+        elif not path.exists() and glob.has_magic(argument):
+            matches = sorted(
+                Path(p) for p in glob.glob(argument, recursive=True) if Path(p).suffix in ENDINGS
+            )
+        else:
+            matches = [path]
+        found += matches
+        if not matches:
+            empty.append(argument)
+    if empty:
+        raise HarnessError(f"no scenario ({' or '.join(ENDINGS)}) in {', '.join(empty)}")
+    return list(dict.fromkeys(found))
+
+
+def parse_jobs(text: str) -> int | Literal["auto"]:
+    """`auto` or a number of processes, at least 0."""
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise HarnessError(f"--jobs takes auto or a number from 0 on, not {text!r}")

@@ -1,0 +1,97 @@
+"""How far a run is and how long the rest may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class _Running:
+    kind: str
+    started: float
+    done: float = 0.0  # share, in [0, 1]
+
+
+@dataclass
+class Estimate:
+    """Counts stages and cells, and extrapolates the time left from the stages seen so far.
+
+    Stages of one kind are taken to cost alike. The time left is the sum over kinds of the work left
+    (stages not begun, and the open share of those that run) times the mean seconds of that kind,
+    divided by the jobs. Before any stage of any kind has been seen it is the plan's own estimate
+    less the time gone, or unknown.
+    """
+
+    jobs: int = 1
+    started: float = 0.0
+    planned_seconds: float | None = None
+    todo: dict[str, int] = field(default_factory=dict)  # kind -> stages to compute in all
+    finished: dict[str, list[float]] = field(default_factory=dict)  # kind -> seconds each
+    running: dict[str, _Running] = field(default_factory=dict)
+    cells: dict[str, str] = field(default_factory=dict)  # id -> status, of the cells that have ended
+    total_cells: int = 0
+
+    @classmethod
+    def from_plan(cls, plan: dict[str, Any], now: float) -> Estimate:
+        """From `Plan.to_dict()`: cached stages are no work."""
+        stages = plan.get("stages") or {}
+        cells = [cell for scenario in plan.get("scenarios") or [] for cell in scenario["cells"]]
+        return cls(
+            jobs=max(1, int(plan.get("jobs") or 1)),
+            started=now,
+            planned_seconds=plan.get("estimate_seconds"),
+            todo={kind: max(0, counts["total"] - counts["cached"]) for kind, counts in stages.items()},
+            cells={cell["id"]: cell["status"] for cell in cells if cell["status"] != "ready"},
+            total_cells=len(cells),
+        )
+
+    def start(self, key: str, kind: str, now: float) -> None:
+        self.running[key] = _Running(kind, now)
+
+    def progress(self, key: str, share: float) -> None:
+        if key in self.running:
+            self.running[key].done = min(1.0, max(0.0, share))
+
+    def finish(self, key: str, kind: str, status: str, seconds: float) -> None:
+        """Stages found in the store were never work; one that began and turns out to be there is done."""
+        began = self.running.pop(key, None)
+        if status != "cached" or began is not None:
+            self.finished.setdefault(kind, []).append(seconds)
+
+    def cell(self, key: str, status: str) -> None:
+        self.cells[key] = status
+
+    @property
+    def total_stages(self) -> int:
+        kinds = set(self.todo) | set(self.finished)
+        return sum(max(self.todo.get(kind, 0), len(self.finished.get(kind, []))) for kind in kinds)
+
+    @property
+    def finished_stages(self) -> int:
+        return sum(len(seconds) for seconds in self.finished.values())
+
+    @property
+    def share(self) -> float:
+        """Stages done, with the share of those that run, in [0, 1]."""
+        total = self.total_stages
+        return (self.finished_stages + sum(r.done for r in self.running.values())) / total if total else 1.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds, or None where nothing is known yet."""
+        seen = {kind: list(seconds) for kind, seconds in self.finished.items()}
+        for stage in self.running.values():
+            if stage.done > 0:
+                seen.setdefault(stage.kind, []).append((now - stage.started) / stage.done)
+        if not seen:
+            if self.planned_seconds is None:
+                return None
+            return max(0.0, self.planned_seconds - (now - self.started))
+        means = {kind: sum(seconds) / len(seconds) for kind, seconds in seen.items()}
+        overall = sum(sum(s) for s in seen.values()) / sum(len(s) for s in seen.values())
+        left = 0.0
+        for kind, count in self.todo.items():
+            shares = sum(stage.done for stage in self.running.values() if stage.kind == kind)
+            open_stages = max(0.0, count - len(self.finished.get(kind, [])) - shares)
+            left += open_stages * means.get(kind, overall)
+        return left / self.jobs

@@ -1,0 +1,56 @@
+"""The `harness` command group: near misses, and subcommands of plugins, loaded only where they are needed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from harness.errors import PluginError, did_you_mean
+
+
+class HarnessGroup(TyperGroup):
+    """Built-in commands first: none of them waits for plugins to load, and no plugin can replace one."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or plugin_commands(frozenset(self.commands)).get(cmd_name)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.commands, *plugin_commands(frozenset(self.commands))]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"unknown command {args[0]!r}; {did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@cache
+def plugin_commands(taken: frozenset[str]) -> dict[str, click.Command]:
+    """Name -> command from every harness_commands hook; a plugin whose hook fails is named on stderr."""
+    from harness.registry import registry
+
+    loaded = registry()
+    found: dict[str, click.Command] = {}
+    before = len(loaded.disabled)
+
+    def add(hook: Callable[..., object], distribution: str) -> None:
+        # Each gets an application of its own, so that one that fails half-way leaves nothing behind.
+        cli: Any = typer.Typer()
+        hook(cli)
+        own = typer.main.get_group(cli).commands if cli.registered_commands or cli.registered_groups else {}
+        for name in own:
+            if name in taken or name in found:
+                raise PluginError(f"the command {name!r} exists already")
+        found.update(own)
+
+    loaded.add_commands(add)
+    for item in loaded.disabled[before:]:
+        print(f"warning: plugin {item.distribution}:{item.name}: {item.reason}", file=sys.stderr)
+    return found

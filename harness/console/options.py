@@ -1,0 +1,48 @@
+"""The command line's arguments and options: type, help and how they are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+# Typer reads these when a command is built; `Optional` is the form that every version of it knows.
+Scenarios = Annotated[
+    list[str], typer.Argument(metavar="SCENARIO...", help="YAML files, folders of them, or quoted patterns.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the GPUs if there are any.")]
+Jobs = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes; 0 runs everything in this one.")]
+Store = Annotated[Path, typer.Option(help="Folder of results; what it holds is not computed again.")]
+Select = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        metavar="AXIS=GLOB,...",
+        help="Only cells whose labels match; axes: defence, aggregator, compressor, threat, attack, seed. "
+        "Repeat to narrow further.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would run, as `plan` does.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed stage.")]
+Timeout = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(metavar="SECONDS", help="A stage that takes longer fails."),
+]
+Executor = Annotated[str, typer.Option(help="Where stages run: local.")]
+Export = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="Also write the results: .jsonl, .csv or .parquet."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still shown.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+CheckData = Annotated[bool, typer.Option("--data/--no-data", help="Also load the data and check it.")]
+Out = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="Write here instead of to standard output."),
+]
+OptionalKind = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="[KIND]", help="One kind only."),
+]
+Kind = Annotated[str, typer.Argument(help="A kind, as `harness list` names them.")]
+Name = Annotated[str, typer.Argument(help="A name or alias, or package/name.")]

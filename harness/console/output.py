@@ -1,0 +1,96 @@
+"""Consoles, JSON and labels that fit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console on stdout (results) or stderr (progress). Signs the terminal's encoding lacks become '?'."""
+    stream = sys.stderr if stderr else sys.stdout
+    with contextlib.suppress(AttributeError, ValueError):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    return Console(file=stream, highlight=False, markup=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout. Numbers that are not finite are null: JSON has none."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def run_values(result: Any) -> Any:
+    """A RunResult as JSON values, with numbers that are not finite as the store's records have them."""
+    from harness.store import dumps
+
+    names = ("records", "scored", "failed", "not_applicable", "interrupted", "seconds", "executed", "cached")
+    values = {name: getattr(result, name) for name in names}
+    skipped = [{"path": str(path), "reason": reason} for path, reason in result.skipped]
+    return json.loads(dumps({**values, "skipped": skipped, "store": str(result.store)}))
+
+
+def plain(value: Any) -> Any:
+    """The same value with tuples as lists and numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def shorten(text: str, width: int) -> str:
+    """At most `width` characters on one line, cut in the middle: both ends of a label tell it apart."""
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    if width < 5:
+        return text[:width]
+    left = (width - 1) * 2 // 3
+    return text[:left] + "…" + text[len(text) - (width - 1 - left) :]
+
+
+def without_parameters(label: str) -> str:
+    """`pgd(steps=20)+x(a=b(c=1))` -> `pgd+x`: a label without everything in parentheses."""
+    depth, kept = 0, []
+    for character in label:
+        depth += character == "("
+        if depth == 0:
+            kept.append(character)
+        depth -= character == ")" and depth > 0
+    return "".join(kept)
+
+
+def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
+    """A form of at most `width` characters for each label; distinct ones stay distinct, by number."""
+    unique = list(dict.fromkeys(labels))
+    short = {
+        label: label if len(label) <= width else shorten(without_parameters(label), width) for label in unique
+    }
+    for form in set(short.values()):
+        same = [label for label in unique if short[label] == form]
+        if len(same) > 1:
+            for number, label in enumerate(same, 1):
+                mark = f"[{number}]"
+                short[label] = shorten(form, width - len(mark)) + mark
+    return short
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

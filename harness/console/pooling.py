@@ -1,0 +1,219 @@
+"""From a run's records to one row a configuration: worst attack first, then mean and spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+AXES = ("defence", "aggregator", "compressor")
+KB = 1000.0
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A column: which score, over which attacks, which of them counts, and how it is written."""
+
+    key: str
+    header: str
+    score: str
+    family: str  # clean | evasion | byzantine | backdoor | privacy | any
+    better: Literal["higher", "lower"]
+    scale: float = 1.0
+    digits: int = 1
+    legend: str = ""
+
+    @property
+    def worst(self) -> Callable[[Sequence[float]], float]:
+        return min if self.better == "higher" else max
+
+    def show(self, value: float) -> str:
+        """With the column's digits; large numbers need none."""
+        return f"{value:.{self.digits}f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+QUANTITIES = (
+    Quantity(
+        "accuracy", "clean %", "accuracy", "clean", "higher", 100, legend="clean: accuracy without an attack"
+    ),
+    Quantity(
+        "robust", "robust %", "robust_accuracy", "evasion", "higher", 100,
+        legend="robust: accuracy under the worst inference attack",
+    ),
+    Quantity(
+        "byzantine", "attacked %", "accuracy", "byzantine", "higher", 100,
+        legend="attacked: accuracy under the worst byzantine or untargeted poisoning attack",
+    ),
+    Quantity(
+        "backdoor", "backdoor %", "attack_success_rate", "backdoor", "lower", 100,
+        legend="backdoor: success rate of the worst backdoor",
+    ),
+    Quantity(
+        "mia", "MIA AUC", "mia_auc", "privacy", "lower", digits=2,
+        legend="MIA AUC: best membership inference, 0.50 is chance",
+    ),
+    Quantity("epsilon", "epsilon", "epsilon", "any", "lower", digits=2),
+    Quantity("size", "size kB", "serialized_bytes", "clean", "lower", 1 / KB),
+    Quantity(
+        "uplink", "uplink kB", "uplink_bytes_per_round", "clean", "lower", 1 / KB,
+        legend="uplink: sent to the server per round",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """A pooled number: mean over seeds, standard deviation (None: one seed), and what to know about it.
+
+    incomplete: some attack that counts here has no score, so the worst may be better than it looks.
+    masked: gradient masking is suspected. text: shown instead of the number (`none`, `broken`).
+    """
+
+    mean: float
+    deviation: float | None = None
+    incomplete: bool = False
+    masked: bool = False
+    text: str | None = None
+
+
+@dataclass
+class Row:
+    """One configuration: (defence, aggregator, compressor) and its values by quantity."""
+
+    axes: tuple[str, ...]
+    values: dict[str, Value] = field(default_factory=dict)
+
+
+def pool(records: Sequence[dict[str, Any]]) -> list[Row]:
+    """One scenario's records to rows, in the order in which configurations first appear.
+
+    Of each seed the worst attack counts; mean and standard deviation are then taken over seeds. A value is
+    `incomplete` where its row lacks an attack or seed that this scenario's records hold for any row.
+    """
+    configurations: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        axes = tuple(str(record["cell"].get(axis) or "none") for axis in AXES)
+        configurations.setdefault(axes, []).append(record)
+    families = {_attack(record): family(record) for record in records}
+    # A cell without scores says little about its attack; a scored cell of the same attack says more.
+    families |= {_attack(record): family(record) for record in records if record["status"] == "scored"}
+    rows = [Row(axes) for axes in configurations]
+    for quantity in QUANTITIES:
+        relevant = [r for r in records if _counts(quantity, families[_attack(r)])]
+        silent = {_attack(r) for r in relevant if r["status"] == "scored"}
+        silent -= {_attack(r) for r in relevant if _score(r, quantity) is not None}
+        asked = {_point(r, quantity) for r in relevant if _attack(r) not in silent}
+        for row, own in zip(rows, configurations.values(), strict=True):
+            value = _epsilon(own) if quantity.key == "epsilon" else _pooled(quantity, own, families, asked)
+            if value is not None:
+                row.values[quantity.key] = value
+    return rows
+
+
+def _attack(record: dict[str, Any]) -> tuple[str, str]:
+    return str(record["cell"].get("threat")), str(record["cell"].get("attack"))
+
+
+def _point(record: dict[str, Any], quantity: Quantity) -> tuple[Any, ...]:
+    """What is averaged over: seeds, and attacks where those matter."""
+    seed = record["cell"].get("seed")
+    return (seed,) if quantity.family == "clean" else (*_attack(record), seed)
+
+
+def _counts(quantity: Quantity, of: str) -> bool:
+    """An attack on the released model leaves clean scores as they are."""
+    return of == quantity.family or (quantity.family == "clean" and of in ("evasion", "privacy"))
+
+
+def _score(record: dict[str, Any], quantity: Quantity) -> float | None:
+    value = (record.get("scores") or {}).get(quantity.score)
+    if record["status"] != "scored" or value is None or math.isnan(value):
+        return None
+    return float(value) * quantity.scale
+
+
+def _pooled(
+    quantity: Quantity,
+    records: Sequence[dict[str, Any]],
+    families: dict[tuple[str, str], str],
+    asked: set[tuple[Any, ...]],
+) -> Value | None:
+    seeds: dict[Any, list[float]] = {}
+    there = set()
+    masked = False
+    for record in records:
+        score = _score(record, quantity)
+        if score is None or not _counts(quantity, families[_attack(record)]):
+            continue
+        masked |= quantity.family == "evasion" and "gradient-masking-suspected" in (record.get("flags") or ())
+        seeds.setdefault(record["cell"].get("seed"), []).append(score)
+        there.add(_point(record, quantity))
+    if not seeds:
+        return None
+    worst = [quantity.worst(scores) for scores in seeds.values()]
+    return Value(fmean(worst), stdev(worst) if len(worst) > 1 else None, there != asked, masked)
+
+
+def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
+    scored = [record for record in records if record["status"] == "scored"]
+    guarantees = [record["guarantee"] for record in scored if record.get("guarantee")]
+    if not scored:
+        return None
+    if not guarantees:
+        return Value(math.inf, text="none")
+    if not all(guarantee.get("holds", True) for guarantee in guarantees):
+        return Value(math.inf, text="broken")
+    epsilons = [float("inf") if g.get("epsilon") is None else float(g["epsilon"]) for g in guarantees]
+    return Value(max(epsilons), text="inf" if math.isinf(max(epsilons)) else None)
+
+
+def family(record: dict[str, Any]) -> str:
+    """clean, evasion, byzantine (with untargeted poisoning), backdoor or privacy.
+
+    From the scores where they tell, else from the threat's phase if it is there, else from the plugin.
+    """
+    cell, scores = record["cell"], record.get("scores") or {}
+    attack = cell.get("attack")
+    if attack in (None, "", "none"):
+        return "clean"
+    if "attack_success_rate" in scores:
+        return "backdoor"
+    if "robust_accuracy" in scores:
+        return "evasion"
+    if any(name.startswith("mia_") for name in scores):
+        return "privacy"
+    phase = ((record.get("config") or {}).get("threat") or {}).get("phase")
+    if phase in ("inference", "privacy"):
+        return "evasion" if phase == "inference" else "privacy"
+    return _plugin_family(str(attack)) or "byzantine"
+
+
+def _plugin_family(label: str) -> str | None:
+    from harness.console.output import without_parameters
+    from harness.contracts.attack import Attack, PoisoningAttack
+    from harness.errors import PluginError
+    from harness.registry import registry
+
+    try:
+        plugin = registry().find("attack", without_parameters(label)).plugin
+    except PluginError:
+        return None
+    if issubclass(plugin, PoisoningAttack):
+        return "byzantine" if plugin.backdoor_target is PoisoningAttack.backdoor_target else "backdoor"
+    return plugin.family if issubclass(plugin, Attack) else None
+
+
+def best(rows: Sequence[Row], quantity: Quantity) -> set[int]:
+    """Positions of the best rows: none where fewer than two can be compared or all are equal.
+
+    Incomplete values and epsilons that promise nothing don't compete.
+    """
+    shown = {i: r.values[quantity.key] for i, r in enumerate(rows) if quantity.key in r.values}
+    values = {i: round(v.mean, quantity.digits) for i, v in shown.items() if not v.incomplete and not v.text}
+    if len(shown) < 2 or not values:
+        return set()
+    top = max(values.values()) if quantity.better == "higher" else min(values.values())
+    winners = {i for i, value in values.items() if value == top}
+    return set() if len(winners) == len(shown) else winners

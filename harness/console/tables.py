@@ -1,0 +1,188 @@
+"""The final table of a run, and what a plan holds. Both fit the console's width."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.console.output import duration, short_labels
+from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+# Where the console is narrow, these columns go first.
+EXPENDABLE = ("uplink", "size", "mia", "backdoor", "byzantine", "epsilon", "robust")
+NARROWEST = 22  # of the configuration column
+WIDEST = 44
+REASONS = 3
+
+
+def render_leaderboard(records: Sequence[dict[str, Any]], console: Console) -> None:
+    """One table a scenario, one row a configuration, pooled over seeds; then what failed and why."""
+    scenarios: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        scenarios.setdefault(str(record["scenario"]["name"]), []).append(record)
+    for name, own in scenarios.items():
+        _scenario(name, own, console)
+    _outcomes(records, console)
+
+
+def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) -> None:
+    rows = [row for row in pool(records) if row.values]
+    seeds = {record["cell"].get("seed") for record in records}
+    console.print(Text.assemble((name, "bold"), f"  ({len(seeds)} seed{'s' * (len(seeds) != 1)})"))
+    if not rows:
+        console.print("  no configuration has a score")
+        return
+    varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1] or [0]
+    quantities = [q for q in QUANTITIES if any(q.key in row.values for row in rows)]
+    dropped: list[Quantity] = []
+    while len(quantities) > 1 and _width(rows, quantities) + NARROWEST > console.width:
+        spare = min(
+            quantities, key=lambda q: EXPENDABLE.index(q.key) if q.key in EXPENDABLE else len(EXPENDABLE)
+        )
+        quantities.remove(spare)
+        dropped.append(spare)
+    room = min(WIDEST, max(NARROWEST, console.width - _width(rows, quantities)))
+    # A label wraps between axes only: each part must fit on a line of its own, after "/ ".
+    names = short_labels([row.axes[i] for row in rows for i in varying], room - 2)
+    header, *labels = (
+        _packed(parts, room)
+        for parts in ([AXES[i] for i in varying], *([names[row.axes[i]] for i in varying] for row in rows))
+    )
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    table.add_column("\n".join(header), no_wrap=True)
+    winners = {q.key: best(rows, q) for q in quantities}
+    for quantity in quantities:
+        table.add_column(Text(_header(quantity), justify="right"), justify="right", no_wrap=True)
+    for position, row in enumerate(rows):
+        cells = [
+            Text.assemble(*_show(row.values.get(q.key), q, bold=position in winners[q.key]), justify="right")
+            for q in quantities
+        ]
+        table.add_row(Text("\n".join(labels[position])), *cells)
+    console.print(table)
+    for line in _legend(rows, quantities, dropped, len(seeds)):
+        console.print(Text(line, style="dim"))
+    fixed = [f"{AXES[i]} {rows[0].axes[i]}" for i in range(len(AXES)) if i not in varying]
+    if fixed:
+        console.print(Text("in every row: " + ", ".join(fixed), style="dim"))
+    for label, short in names.items():
+        if label != short:
+            console.print(Text(f"{short}: {label}", style="dim"), overflow="fold")
+    console.print()
+
+
+def _packed(parts: Sequence[str], width: int) -> list[str]:
+    """The parts joined by ' / ', as many to a line as fit; ' + ' joins the plugins of a stack."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += f" / {part}"
+        else:
+            lines.append(f"/ {part}")
+    return lines
+
+
+def _header(quantity: Quantity) -> str:
+    """Two lines: the name, the unit with the arrow."""
+    name, _, unit = quantity.header.partition(" ")
+    return f"{name}\n{unit} {ARROWS[quantity.better]}" if unit else f"{name}\n{ARROWS[quantity.better]}"
+
+
+def _show(value: Value | None, quantity: Quantity, bold: bool = False) -> list[tuple[str, str]]:
+    """The mean with its marks and, on a line below, the deviation: (text, style) parts."""
+    if value is None:
+        return [("–", "")]
+    number = value.text or quantity.show(value.mean)
+    parts = [(number + "†" * value.incomplete + "‡" * value.masked, "bold" if bold else "")]
+    if value.deviation is not None and not value.text and round(value.deviation, quantity.digits):
+        parts.append((f"\n±{quantity.show(value.deviation)}", "dim"))
+    return parts
+
+
+def _width(rows: Sequence[Row], quantities: Sequence[Quantity]) -> int:
+    """Of all columns but the first, each with the space before it."""
+    total = 0
+    for quantity in quantities:
+        texts = ["".join(text for text, _ in _show(row.values.get(quantity.key), quantity)) for row in rows]
+        total += 1 + max(len(line) for text in (_header(quantity), *texts) for line in text.split("\n"))
+    return total
+
+
+def _legend(
+    rows: Sequence[Row], quantities: Sequence[Quantity], dropped: Sequence[Quantity], seeds: int
+) -> list[str]:
+    lines = [q.legend for q in quantities if q.legend]
+    shown = [row.values[q.key] for row in rows for q in quantities if q.key in row.values]
+    bold = "bold: best of the column"
+    lines.append(f"{bold}; ±: standard deviation over {seeds} seeds" if seeds > 1 else bold)
+    if any(value.incomplete for value in shown):
+        lines.append("†: lacks attacks or seeds that were asked for, so not compared")
+    if any(value.masked for value in shown):
+        lines.append("‡: gradient masking suspected, so probably too high")
+    if any(value.text == "broken" for value in shown):
+        lines.append("broken: an unaccounted use of protected data voids the guarantee")
+    if dropped:
+        names = ", ".join(q.header for q in QUANTITIES if q in dropped)
+        lines.append(f"not shown for lack of width: {names}")
+    return lines
+
+
+def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
+    counts = Counter(record["status"] for record in records)
+    parts = [
+        f"{counts[s]} {s.replace('-', ' ')}" for s in ("scored", "failed", "not-applicable") if counts[s]
+    ]
+    console.print(Text(f"{len(records)} cells: {', '.join(parts) or 'none'}"))
+    for status, style in (("failed", "red"), ("not-applicable", "")):
+        reasons = Counter(reason(record) for record in records if record["status"] == status)
+        for text, count in reasons.most_common(REASONS):
+            console.print(Text(f"  {status.replace('-', ' ')} ×{count}: {text}", style=style))
+        if len(reasons) > REASONS:
+            console.print(Text(f"  … and {len(reasons) - REASONS} other reasons; --json lists all"))
+
+
+def reason(record: dict[str, Any]) -> str:
+    """Why a record has no scores, on one line."""
+    error = record.get("error")
+    if error:
+        message = next(
+            (line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()), ""
+        )
+        return f"{error.get('type', 'error')}: {message}" if message else str(error.get("type", "error"))
+    return str(record.get("reason") or "no reason given")
+
+
+def render_plan(plan: dict[str, Any], console: Console) -> None:
+    """What a run would do: cells by scenario, stages by kind, what is cached, and the estimate."""
+    cells = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    cells.add_column("scenario", overflow="fold")
+    for header in ("cells", "to score", "in the store", "not applicable"):
+        cells.add_column(header, justify="right")
+    reasons: Counter[str] = Counter()
+    for scenario in plan["scenarios"]:
+        counts = Counter(cell["status"] for cell in scenario["cells"])
+        numbers = (len(scenario["cells"]), counts["ready"], counts["cached"], counts["not-applicable"])
+        cells.add_row(Text(scenario["name"]), *map(str, numbers))
+        reasons.update(str(c.get("reason")) for c in scenario["cells"] if c["status"] == "not-applicable")
+    console.print(cells)
+    console.print()
+    stages = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    stages.add_column("stages")
+    for header in ("total", "in the store", "to compute"):
+        stages.add_column(header, justify="right")
+    for kind, count in plan["stages"].items():
+        stages.add_row(kind, str(count["total"]), str(count["cached"]), str(count["total"] - count["cached"]))
+    console.print(stages)
+    console.print()
+    for text, count in reasons.most_common():
+        console.print(Text(f"not applicable ×{count}: {text}"))
+    seconds = plan.get("estimate_seconds")
+    about = "unknown until a similar stage has run" if seconds is None else f"about {duration(seconds)}"
+    console.print(Text(f"time: {about}, with {plan.get('jobs', 1)} jobs"))

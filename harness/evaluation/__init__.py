@@ -1,0 +1,1 @@
+"""What a trained model is worth: predictions, evasion, membership samples and the gradient-masking check."""

@@ -1,0 +1,225 @@
+"""Evasion: adversarial examples, each checked against its budget, and what the model makes of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.contracts.attack import EvasionAttack, EvasionContext
+from harness.errors import HarnessError, PluginError
+from harness.evaluation.predict import gather, modes_restored, predict
+from harness.random import derive
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+TOLERANCE = 1e-6  # of rounding, in [0, 1] pixels; lower precisions than float32 get four units of their own
+
+
+class BudgetExceeded(HarnessError):
+    """An attack left the norm ball or the pixel range that it was given."""
+
+
+def attack_batch(
+    attack: EvasionAttack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int = 0,
+    budget: float | None = None,
+    num_classes: int | None = None,
+    verify: bool = True,
+) -> Tensor:
+    """Adversarial examples for one batch, x (b, c, h, w) in [0, 1] and y (b,) int64 on the model's device.
+
+    budget: the threat's radius, used where the attack has none of its own. num_classes: asked of the
+    model where it is not given. The model is attacked in eval mode; its modes, gradient flags and
+    gradients, and every global random generator, are as before afterwards. Returns x_adv like x, detached.
+    Raises BudgetExceeded where the result leaves the budget (unless `verify` is off) and PluginError on bad
+    input.
+    """
+    import torch
+
+    _check_input(x, y)
+    eps = attack.radius(budget)
+    if attack.norm is not None and eps is None:
+        raise PluginError(f"{attack.name} needs eps: set the attack's own, or the threat's budget")
+    if eps is not None and not eps >= 0:
+        raise PluginError(f"{attack.name}: eps must be 0 or more, not {eps}")
+    if not len(x):
+        return x.clone()
+    with _frozen(model), _seeded(derive("evasion", seed), x.device), torch.inference_mode(False):
+        model.eval()
+        if num_classes is None:
+            with torch.no_grad():
+                num_classes = model(x[:1]).shape[1]
+        generator = torch.Generator(x.device).manual_seed(derive("evasion-context", seed))
+        context = EvasionContext(num_classes, generator, eps, attack.norm)
+        with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
+            adversarial = attack.perturb(model, x.detach().clone(), y.detach().clone(), context).detach()
+    if verify:
+        check_budget(x, adversarial, attack.norm, eps, name=attack.name)
+    return adversarial
+
+
+def check_budget(
+    x: Tensor, adversarial: Tensor, norm: str | None, eps: float | None, *, name: str = "the attack"
+) -> None:
+    """Raises BudgetExceeded, with the sample and by how much, where adversarial examples break their budget.
+
+    They need x's shape and dtype, finite values in [0, 1], and a distance of at most eps to x: linf and l2 up
+    to rounding; l0 is the number of pixels (positions, all channels together) that differ. norm None: not
+    bounded. eps = 0 must move nothing, exactly.
+    """
+    import torch
+
+    if adversarial.shape != x.shape or adversarial.dtype != x.dtype:
+        raise BudgetExceeded(
+            f"{name} returned {tuple(adversarial.shape)} {adversarial.dtype} for {tuple(x.shape)} {x.dtype}"
+        )
+    if norm is not None and eps is None:
+        raise PluginError(f"{name}: the {norm} norm needs a radius")
+    if not len(x):
+        return
+    rounding = max(TOLERANCE, 4 * torch.finfo(x.dtype).eps)
+    flat = adversarial.detach().flatten(1).double()
+    finite = flat.isfinite().all(1)
+    if not finite.all():
+        raise BudgetExceeded(f"{name}: sample {int((~finite).nonzero()[0])} is not finite")
+    outside = torch.maximum(-flat, flat - 1).amax(1)
+    worst = int(outside.argmax())
+    if float(outside[worst]) > rounding:
+        raise BudgetExceeded(f"{name}: sample {worst} leaves [0, 1] by {float(outside[worst]):.3g}")
+    if norm is None or eps is None:
+        return
+    distance = distances(x, adversarial, norm)
+    # l0 counts, so nothing is rounded; where eps = 0 an untouched image is bit for bit the same.
+    allowed = eps if eps == 0 or norm == "l0" else eps + rounding * max(1.0, eps)
+    worst = int(distance.argmax())
+    if float(distance[worst]) > allowed:
+        raise BudgetExceeded(
+            f"{name}: sample {worst} moves {float(distance[worst]):.6g} in {norm}, "
+            f"{float(distance[worst]) - eps:.3g} more than eps = {eps:.6g}"
+        )
+
+
+def distances(x: Tensor, adversarial: Tensor, norm: str) -> Tensor:
+    """How far each sample moved, (b,) float64. norm: linf, l2, or l0 (pixels that differ in any channel)."""
+    difference = adversarial.detach().double() - x.detach().double()
+    if norm == "linf":
+        return difference.abs().flatten(1).amax(1)
+    if norm == "l2":
+        return difference.flatten(1).norm(dim=1)
+    if norm == "l0":
+        return (difference != 0).any(1).flatten(1).sum(1).double()
+    raise PluginError(f"unknown norm {norm!r}; valid: l0, l2, linf")
+
+
+def evade(
+    attack: EvasionAttack,
+    model: nn.Module,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    budget: float | None,
+    num_classes: int,
+    device: torch.device | str,
+    surrogate: nn.Module | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The model's logits under attack, (n, k) float32, row by row over all images, and facts for the record.
+
+    images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a surrogate the examples are made on it
+    and scored on `model` (transfer); both are on `device`. Robust accuracy counts what is right on the clean
+    *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep their
+    clean logits. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
+    mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked).
+    """
+    import torch
+
+    source = model if surrogate is None else surrogate
+    truth = torch.as_tensor(labels).to("cpu", torch.int64).numpy()
+    if truth.shape != (len(images),):
+        raise HarnessError(f"{len(images)} images need labels ({len(images)},), not {truth.shape}")
+    clean = predict(model, images, batch_size, device)
+    targets = np.flatnonzero((clean.argmax(1) == truth) & ~np.isnan(clean).any(1))
+    adversarial = clean.copy()
+    moved = {"linf": 0.0, "l2": 0.0}
+    for number, start in enumerate(range(0, len(targets), batch_size)):
+        batch = targets[start : start + batch_size]
+        x = gather(images, batch, device)
+        x_adv = attack_batch(
+            attack,
+            source,
+            x,
+            torch.from_numpy(truth[batch]).to(device),
+            seed=derive(seed, "evasion-batch", number),
+            budget=budget,
+            num_classes=num_classes,
+        )
+        for norm in moved:
+            moved[norm] += float(distances(x, x_adv, norm).sum())
+        changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
+        if changed.any():
+            adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
+        if progress is not None:
+            progress(start + len(batch), len(targets))
+    facts: dict[str, Any] = {"attacked": len(targets)}
+    if len(targets):
+        facts |= {f"mean_{norm}": total / len(targets) for norm, total in moved.items()}
+    return adversarial, facts
+
+
+def _check_input(x: Tensor, y: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise PluginError(f"x must be (b, c, h, w) float in [0, 1], not {tuple(x.shape)} {x.dtype}")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise PluginError(f"y must be ({len(x)},) integer classes, not {tuple(y.shape)} {y.dtype}")
+    if len(x) and not bool(((x >= 0) & (x <= 1)).all()):
+        raise PluginError("x must lie in [0, 1]: attacks see pixels, normalisation is a layer of the model")
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """The model without parameter gradients (attacks need the input's only), as before afterwards."""
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    with modes_restored(model):
+        try:
+            for parameter, _, _ in before:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, requires_grad, gradient in before:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = gradient
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Every global generator an attack library may use or reseed, seeded inside and restored afterwards."""
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(cuda):
+            # Not torch.manual_seed: it also reseeds, at once or later, devices not restored here.
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,71 @@
+"""Signs of gradient masking: white-box results that a stronger attack should have beaten and did not.
+
+After Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018) and
+Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): a black-box attack must not beat
+white-box ones, and more steps must not leave more accuracy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+FLAG = "gradient-masking-suspected"
+MARGIN_FLOOR = 0.01  # one point of accuracy: less is not worth a warning, however large the test set
+STANDARD_ERRORS = 2.0  # about 95 %
+
+
+def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]]:
+    """Record id -> flags, for the flagged records only.
+
+    Records are compared where all of `cell` but the attack agrees, and the norm and eps of `attack`; only
+    those with attack mode `white-box` and a finite `scores.robust_accuracy` take part. All records of a group
+    are flagged where (a) an attack without gradients leaves less robust accuracy than every gradient attack,
+    or (b) a gradient attack leaves more than another of less effort, in both cases by more than `margin`.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        key = _group(record)
+        if key is not None:
+            groups[key].append(record)
+    return {record["id"]: [FLAG] for group in groups.values() if _masked(group) for record in group}
+
+
+def margin(first: float, second: float, samples: int) -> float:
+    """The difference of two robust accuracies that chance is not expected to make.
+
+    max(MARGIN_FLOOR, 2 sqrt(p (1 - p) / n)) with p their mean, n samples each: the standard error of one
+    accuracy. It bounds the standard error of the difference where the two attacks' outcomes, on the same
+    samples, correlate by one half or more.
+    """
+    p = (first + second) / 2
+    return max(MARGIN_FLOOR, STANDARD_ERRORS * math.sqrt(p * (1 - p) / samples))
+
+
+def _group(record: Mapping[str, Any]) -> str | None:
+    attack = record.get("attack") or {}
+    accuracy = (record.get("scores") or {}).get("robust_accuracy")
+    if attack.get("mode") != "white-box" or accuracy is None or not math.isfinite(accuracy):
+        return None
+    cell = {axis: value for axis, value in record["cell"].items() if axis != "attack"}
+    return json.dumps([cell, attack.get("norm"), attack.get("eps")], sort_keys=True, default=str)
+
+
+def _masked(group: list[Mapping[str, Any]]) -> bool:
+    white = [r for r in group if r["attack"]["access"] == "gradients"]
+    black = [r for r in group if r["attack"]["access"] != "gradients"]
+    return (bool(white) and any(all(_beats(b, w) for w in white) for b in black)) or any(
+        weak["attack"]["effort"] < strong["attack"]["effort"] and _beats(weak, strong)
+        for weak in white
+        for strong in white
+    )
+
+
+def _beats(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the first attack leaves clearly less robust accuracy than the second."""
+    low, high = (float(r["scores"]["robust_accuracy"]) for r in (first, second))
+    samples = min(int(r["attack"]["samples"]) for r in (first, second))
+    return high - low > margin(low, high, samples)

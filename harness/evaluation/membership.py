@@ -1,0 +1,55 @@
+"""Which records a membership attack is tested on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.errors import HarnessError
+
+
+def draw_members(
+    member_positions: np.ndarray,
+    non_member_positions: np.ndarray,
+    groups: np.ndarray | None,
+    limit: int | None,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equally many members and non-members, sorted positions, drawn alike and without replacement.
+
+    The size of each is that of the smaller side, at most `limit` (records a side; None: no limit), so with
+    fewer non-members than members all of them are used. groups: the group of every position of the pool, or
+    None; both sides are then drawn group by group in random order, the last group cut to size, so that
+    members are as clustered as non-members. Independent of the order of the positions given. Raises
+    HarnessError where a side is empty, the sides share a record or a group, or limit < 1.
+    """
+    sides = [np.unique(np.asarray(side, dtype=np.int64)) for side in (member_positions, non_member_positions)]
+    if not all(len(side) for side in sides):
+        raise HarnessError(
+            f"a membership attack needs members and non-members, not {len(sides[0])} and {len(sides[1])}"
+        )
+    if limit is not None and limit < 1:
+        raise HarnessError(f"the limit must be at least 1 record a side, not {limit}")
+    _check_disjoint("record", *sides)
+    if groups is not None:
+        _check_disjoint("group", *(np.unique(groups[side]) for side in sides))
+    size = min(*(len(side) for side in sides), *([] if limit is None else [limit]))
+    members, non_members = (_draw(side, groups, size, rng) for side in sides)
+    return members, non_members
+
+
+def _draw(
+    positions: np.ndarray, groups: np.ndarray | None, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    shuffled = rng.permutation(positions)
+    if groups is not None:
+        # Records stay shuffled inside their group, so that the cut of the last group is random too.
+        units = np.unique(groups[shuffled], return_inverse=True)[1]
+        rank = rng.permutation(int(units.max()) + 1)
+        shuffled = shuffled[np.argsort(rank[units], kind="stable")]
+    return np.sort(shuffled[:size])
+
+
+def _check_disjoint(what: str, members: np.ndarray, non_members: np.ndarray) -> None:
+    shared = np.intersect1d(members, non_members)
+    if len(shared):
+        raise HarnessError(f"members and non-members share {len(shared)} {what}s (e.g. {shared[0]})")

@@ -1,0 +1,80 @@
+"""Predictions of a model over a whole data set, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images as floats in [0, 1]: uint8 is divided by 255 (float32), floats are returned as they are.
+
+    Raises HarnessError for any other dtype: its range is not known.
+    """
+    import torch
+
+    if images.dtype == torch.uint8:
+        return images.to(torch.float32) / 255
+    if not images.is_floating_point():
+        raise HarnessError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+    return images
+
+
+def gather(images: Tensor | np.ndarray, where: slice | np.ndarray, device: torch.device | str) -> Tensor:
+    """The images at some positions, as [0, 1] floats on a device; uint8 is converted there, for speed."""
+    import torch
+
+    if isinstance(images, np.ndarray):
+        # A copy, as a memory-mapped file is read-only and torch tensors are not.
+        batch = torch.tensor(images[where])
+    else:
+        batch = images[where if isinstance(where, slice) else torch.from_numpy(where).to(images.device)]
+    return to_pixels(batch.to(device))
+
+
+def predict(
+    model: nn.Module, images: Tensor | np.ndarray, batch_size: int, device: torch.device | str
+) -> np.ndarray:
+    """The model's logits, (n, k) float32, in eval mode; each module's mode is restored.
+
+    images (n, c, h, w): uint8, or float in [0, 1]. The model is already on `device`.
+    Raises HarnessError where there are no images, or where the output is not (batch, classes).
+    """
+    import torch
+
+    if batch_size < 1:
+        raise HarnessError(f"batch_size must be at least 1, not {batch_size}")
+    if not len(images):
+        raise HarnessError("there are no images to predict")
+    logits = []
+    with modes_restored(model), torch.inference_mode():
+        model.eval()
+        for start in range(0, len(images), batch_size):
+            x = gather(images, slice(start, start + batch_size), device)
+            output = model(x)
+            if output.ndim != 2 or len(output) != len(x):
+                raise HarnessError(
+                    f"the model returned {tuple(output.shape)} for {len(x)} images, not (images, classes)"
+                )
+            logits.append(output.to("cpu", torch.float32))
+    return torch.cat(logits).numpy()
+
+
+@contextmanager
+def modes_restored(*models: nn.Module) -> Iterator[None]:
+    """Puts every module back into the mode, training or eval, that it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,46 @@
+"""Stages in this process, one at a time: for notebooks, debuggers and plugins that cannot be pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.executors import Event
+from harness.store import Store
+
+if TYPE_CHECKING:
+    from harness.plan import Stage
+
+
+class InlineExecutor:
+    """`submit` returns when the stage has ended. Time limits cannot be enforced here."""
+
+    capacity = 1
+
+    def __init__(self, store: Path, device: str) -> None:
+        self._store = Store(store)
+        self._device = device
+        self._events: list[Event] = []
+
+    def submit(self, stage: Stage) -> None:
+        from harness.stages import describe_error, execute
+
+        def progress(done: int, total: int, text: str) -> None:
+            self._events.append(Event("progress", stage.key, {"done": done, "total": total, "text": text}))
+
+        try:
+            execute(stage, self._store, self._device, progress)
+        except Exception as error:
+            self._events.append(Event("failed", stage.key, describe_error(error)))
+        else:
+            self._events.append(Event("done", stage.key))
+
+    def events(self, timeout: float) -> list[Event]:
+        found, self._events = self._events, []
+        return found
+
+    def cancel(self, key: str, reason: str) -> None:
+        raise NotImplementedError("a stage in this process cannot be ended; use jobs >= 1")
+
+    def close(self) -> None:
+        self._store.close()

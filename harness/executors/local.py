@@ -1,0 +1,216 @@
+"""Stages in worker processes, forked from a server that has the heavy libraries imported already.
+
+A worker that crashes, is killed for memory or runs out of time fails its one stage and is replaced.
+Workers ignore Ctrl-C (the runner decides) and end at once when the runner is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.executors import Event
+
+if TYPE_CHECKING:
+    from harness.plan import Stage
+
+PRELOAD_VARIABLE = "_HARNESS_PRELOAD"
+
+
+class LocalExecutor:
+    """`jobs` worker processes; with CUDA, workers take the devices in turn."""
+
+    def __init__(self, store: Path, device: str, jobs: int, preload: Sequence[str] = ()) -> None:
+        self.capacity = jobs
+        self._store = store
+        self._devices = _devices(device, jobs)
+        self._context = multiprocessing.get_context("forkserver")
+        os.environ[PRELOAD_VARIABLE] = ",".join(preload)
+        self._context.set_forkserver_preload(["harness.executors.preload"])
+        self._workers: list[_Worker] = []
+        self._pending: list[Event] = []
+
+    def submit(self, stage: Stage) -> None:
+        try:
+            message = pickle.dumps(stage)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise HarnessError(
+                f"a plugin of this scenario cannot be sent to a worker process ({error}); define it in an "
+                "importable module, or run in this process with --jobs 0"
+            ) from error
+        worker = next((w for w in self._workers if w.stage is None), None)
+        if worker is None:
+            worker = self._start(self._devices[len(self._workers) % len(self._devices)])
+        worker.stage = stage
+        worker.reason = None
+        worker.pipe.send_bytes(message)
+
+    def events(self, timeout: float) -> list[Event]:
+        found, self._pending = self._pending, []
+        if found:
+            timeout = 0
+        ready = (
+            connection.wait([w.pipe for w in self._workers], timeout)
+            if self._workers
+            else time.sleep(timeout)
+        )
+        for worker in [w for w in self._workers if ready and w.pipe in ready]:
+            try:
+                while worker.pipe.poll():
+                    event: Event = worker.pipe.recv()
+                    found.append(event)
+                    if event.kind != "progress":
+                        worker.stage = None
+            except (EOFError, OSError):
+                found += self._lost(worker)
+        return found
+
+    def cancel(self, key: str, reason: str) -> None:
+        for worker in self._workers:
+            if worker.stage is not None and worker.stage.key == key:
+                worker.reason = reason
+                worker.process.kill()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.join()
+            worker.pipe.close()
+        self._workers.clear()
+
+    def _start(self, device: str) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, str(self._store), device)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)
+        with _without_main():
+            process.start()
+        theirs.close()
+        worker = _Worker(process, ours, device)
+        self._workers.append(worker)
+        return worker
+
+    def _lost(self, worker: _Worker) -> list[Event]:
+        worker.process.join()
+        self._workers.remove(worker)
+        worker.pipe.close()
+        if worker.stage is None:
+            return []
+        code = worker.process.exitcode
+        how = (
+            f"was ended by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exited with {code}"
+        )
+        hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
+        message = worker.reason or f"the worker process {how}{hint}"
+        kind = "TimeoutError" if worker.reason else "WorkerLost"
+        return [Event("failed", worker.stage.key, {"type": kind, "message": message, "traceback": ""})]
+
+
+class _Worker:
+    def __init__(self, process: Any, pipe: Any, device: str) -> None:
+        self.process = process
+        self.pipe = pipe
+        self.device = device
+        self.stage: Stage | None = None
+        self.reason: str | None = None
+
+
+def _devices(device: str, jobs: int) -> list[str]:
+    if device != "cuda":
+        return [device]
+    import torch
+
+    return [f"cuda:{i}" for i in range(min(torch.cuda.device_count(), jobs))]
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Workers must not import the caller's script again: stages name importable plugins only."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(pipe: Any, store_path: str, device: str) -> None:
+    """A worker's life: stages in, events out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _log_output(Path(store_path))
+    from harness.stages import describe_error, execute
+    from harness.store import Store
+
+    stages: queue.Queue[bytes] = queue.Queue()
+    send_lock = threading.Lock()
+
+    def receive() -> None:
+        while True:
+            try:
+                message = pipe.recv_bytes()
+            except (EOFError, OSError):
+                os._exit(0)  # the runner is gone
+            stages.put(message)
+
+    def send(event: Event) -> None:
+        with send_lock, contextlib.suppress(BrokenPipeError):
+            pipe.send(event)
+
+    threading.Thread(target=receive, daemon=True).start()
+    store = Store(store_path)
+    while True:
+        stage: Stage = pickle.loads(stages.get())
+        throttle = _Throttle(0.2)
+
+        def progress(
+            done: int, total: int, text: str, stage: Stage = stage, throttle: _Throttle = throttle
+        ) -> None:
+            if throttle.due() or done == total:
+                send(Event("progress", stage.key, {"done": done, "total": total, "text": text}))
+
+        try:
+            execute(stage, store, device, progress)
+        except Exception as error:
+            send(Event("failed", stage.key, describe_error(error)))
+        except SystemExit as error:  # a plugin must not end a worker
+            send(Event("failed", stage.key, describe_error(error)))
+        else:
+            send(Event("done", stage.key))
+
+
+class _Throttle:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.last = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
+
+
+def _log_output(store: Path) -> None:
+    """What libraries print goes to a file of the store, not into the progress display."""
+    logs = store / "logs"
+    logs.mkdir(exist_ok=True)
+    file = os.open(logs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)

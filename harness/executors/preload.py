@@ -1,0 +1,11 @@
+"""Imported once by the server that workers are forked from: what every stage would otherwise import itself."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+
+for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
+    with contextlib.suppress(ImportError):  # a stage that needs it says so itself
+        importlib.import_module(_name)

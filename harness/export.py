@@ -1,0 +1,62 @@
+"""Records as tables: pandas, JSON lines, CSV and Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError, did_you_mean
+from harness.store import dumps
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+
+
+def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
+    """One row per record: scenario, axes, status, reason, then one column per score."""
+    import pandas
+
+    rows = [
+        {
+            "scenario": r["scenario"]["name"],
+            "id": r["id"],
+            **r["cell"],
+            "status": r["status"],
+            "reason": r["reason"] or (r["error"] or {}).get("message"),
+            "flags": ",".join(r["flags"]),
+            "guarantee_holds": None if r["guarantee"] is None else r["guarantee"]["holds"],
+            **{k: v for k, v in r["scores"].items()},
+        }
+        for r in records
+    ]
+    return pandas.DataFrame(rows)
+
+
+def check_format(path: str | Path) -> None:
+    """Raises HarnessError for an ending that is not one of FORMATS, or a format whose library is missing."""
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise HarnessError(f"--export {path}: unknown ending {suffix!r}; {did_you_mean(suffix, FORMATS)}")
+    if not Path(path).resolve().parent.is_dir():
+        raise HarnessError(f"--export {path}: the folder {Path(path).resolve().parent} does not exist")
+    if suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise HarnessError("--export to Parquet needs pyarrow: pip install 'psr-harness[hf]'") from None
+
+
+def export(records: list[dict[str, Any]], path: str | Path) -> None:
+    """Write records by the ending of `path`; JSON lines keep the whole record, tables one row a cell."""
+    check_format(path)
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    if target.suffix == ".jsonl":
+        partial.write_text("".join(dumps(record) + "\n" for record in records))
+    elif target.suffix == ".csv":
+        to_frame(records).to_csv(partial, index=False)
+    else:
+        to_frame(records).to_parquet(partial, index=False)
+    partial.replace(target)

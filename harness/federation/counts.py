@@ -1,0 +1,41 @@
+"""Who takes part and who is malicious: counts and seeded choices, known before any training."""
+
+from __future__ import annotations
+
+import math
+
+from harness.random import numpy_generator
+
+
+def clients_per_round(clients: int, participation: float) -> int:
+    """How many clients take part in a round, at least one."""
+    return max(1, round(participation * clients))
+
+
+def participants(clients: int, participation: float, rounds: int, seed: int, purpose: str) -> list[list[int]]:
+    """The clients of each round, sorted; the same for every cell of a seed."""
+    count = clients_per_round(clients, participation)
+    if count == clients:
+        return [list(range(clients))] * rounds
+    return [
+        sorted(
+            numpy_generator(seed, "participants", purpose, r).choice(clients, count, replace=False).tolist()
+        )
+        for r in range(rounds)
+    ]
+
+
+def malicious_count(clients: int, share: float) -> int:
+    """⌊share · clients⌋, with 0.2 · 10 counted as 2 whatever the rounding of floats."""
+    return math.floor(share * clients + 1e-9)
+
+
+def malicious_clients(clients: int, share: float, seed: int) -> list[int]:
+    """Which clients are malicious: a seeded choice of `malicious_count` of them, sorted."""
+    count = malicious_count(clients, share)
+    return sorted(numpy_generator(seed, "malicious").choice(clients, count, replace=False).tolist())
+
+
+def tolerated(clients: int, tolerance: float) -> int:
+    """f: the Byzantine clients robust rules are told of among `clients` rows, ⌈tolerance · clients⌉."""
+    return math.ceil(tolerance * clients - 1e-9)

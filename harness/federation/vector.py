@@ -1,0 +1,52 @@
+"""A module's trainable parameters as one vector, and its buffers by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, those that are trained."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def layout(module: nn.Module) -> dict[str, slice]:
+    """Parameter name -> its slice of the vector."""
+    result, start = {}, 0
+    for name, parameter in trainable(module).items():
+        result[name] = slice(start, start + parameter.numel())
+        start += parameter.numel()
+    return result
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """A copy of the trainable parameters as one vector (d,)."""
+    return torch.cat([p.detach().reshape(-1) for p in trainable(module).values()])
+
+
+@torch.no_grad()
+def load_vector(module: nn.Module, vector: Tensor) -> None:
+    """Write a vector (d,) into the trainable parameters, in place."""
+    start = 0
+    for parameter in trainable(module).values():
+        parameter.copy_(vector[start : start + parameter.numel()].view_as(parameter))
+        start += parameter.numel()
+
+
+def float_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the persistent floating-point buffers (batch-norm statistics)."""
+    kept = set(module.state_dict(keep_vars=True))
+    return {n: b.detach().clone() for n, b in module.named_buffers() if n in kept and b.is_floating_point()}
+
+
+@torch.no_grad()
+def load_buffers(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Write buffers back, in place. Integer buffers (batch counters) are left alone: they never travel."""
+    own = dict(module.named_buffers())
+    for name, value in values.items():
+        own[name].copy_(value)

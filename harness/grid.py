@@ -1,0 +1,205 @@
+"""Scenario → cells: one value on each axis, one threat, one attack, one seed; and which of them make sense."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts.attack import Attack, EvasionAttack, PrivacyAttack
+from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
+from harness.contracts.defence import StackContext
+from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
+from harness.federation.counts import clients_per_round, tolerated
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.contracts.aggregator import Aggregator
+    from harness.contracts.base import Plugin
+    from harness.contracts.defence import Defence
+    from harness.scenario import Scenario, Threat
+
+AXES = ("defence", "aggregator", "compressor", "threat", "attack", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The unit that gets a score."""
+
+    scenario: Scenario
+    defences: tuple[Defence, ...]
+    aggregators: tuple[Aggregator, ...]
+    compressors: tuple[Compressor, ...]
+    threat: Threat
+    attack: Attack | None
+    seed: int
+
+    @cached_property
+    def axes(self) -> dict[str, Any]:
+        """Axis -> label, as tables and `--select` show it."""
+        return {
+            "defence": stack_label(self.defences),
+            "aggregator": stack_label(self.aggregators),
+            "compressor": stack_label(self.compressors),
+            "threat": self.threat.name,
+            "attack": "none" if self.attack is None else self.attack.label(),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The cell's own part of the configuration, every parameter spelled out."""
+        return {
+            "defence": [p.spec() for p in self.defences],
+            "aggregator": [p.spec() for p in self.aggregators],
+            "compressor": [p.spec() for p in self.compressors],
+            "threat": self.threat.model_dump(mode="json", exclude={"attacks"}),
+            "attack": None if self.attack is None else self.attack.spec(),
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """12 hex digits, the same for the same axis values in a scenario of the same name."""
+        text = json.dumps([self.scenario.name, self.config], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def model_compressors(self) -> tuple[ModelCompressor, ...]:
+        return tuple(c for c in self.compressors if isinstance(c, ModelCompressor))
+
+    @property
+    def update_compressors(self) -> tuple[UpdateCompressor, ...]:
+        return tuple(c for c in self.compressors if isinstance(c, UpdateCompressor))
+
+    @property
+    def trains_under_attack(self) -> bool:
+        """Whether the attack acts during training, so that the cell needs a training of its own."""
+        return self.attack is not None and self.attack.phase == "training"
+
+    @property
+    def transfers(self) -> bool:
+        """Whether a gradient attack has to be crafted on the surrogate, since the released model has no gradient."""
+        return (
+            isinstance(self.attack, EvasionAttack)
+            and self.attack.access == "gradients"
+            and not all(c.differentiable for c in self.model_compressors)
+        )
+
+
+def stack_label(plugins: Sequence[Plugin]) -> str:
+    """`a + b(x=1)`, or `none`."""
+    return " + ".join(p.label() for p in plugins) or "none"
+
+
+def cells(scenario: Scenario) -> Iterator[Cell]:
+    """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together."""
+    for defences in scenario.defences:
+        for aggregators in scenario.aggregators:
+            for seed in scenario.seeds:
+                for threat in scenario.threats:
+                    for attack in threat.attacks or (None,):
+                        for compressors in scenario.compressors:
+                            yield Cell(scenario, defences, aggregators, compressors, threat, attack, seed)
+
+
+def select(found: Sequence[Cell], expressions: Sequence[str]) -> list[Cell]:
+    """The cells that match every `axis=glob[,axis=glob]` expression. Raises HarnessError where none does."""
+    conditions = []
+    for expression in expressions:
+        for part in _split_outside_brackets(expression):
+            axis, sign, pattern = part.partition("=")
+            axis = axis.strip()
+            if not sign:
+                raise HarnessError(f"--select takes axis=value, not {part!r}; axes: {', '.join(AXES)}")
+            if axis not in AXES:
+                raise HarnessError(f"--select: unknown axis {axis!r}; {did_you_mean(axis, AXES)}")
+            conditions.append((axis, pattern.strip()))
+    chosen = list(found)
+    for axis, pattern in conditions:
+        matching = [c for c in chosen if fnmatchcase(str(c.axes[axis]), pattern)]
+        if not matching:
+            values = dict.fromkeys(str(c.axes[axis]) for c in chosen)
+            raise HarnessError(f"--select {axis}={pattern} matches no cell; {did_you_mean(pattern, values)}")
+        chosen = matching
+    return chosen
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [p for p in parts if p.strip()]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What planning needs to know of a dataset."""
+
+    fingerprint: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    train: int
+    val: int
+    test: int
+
+
+def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None) -> str | None:
+    """Why a cell makes no sense, or None. module: the scenario's model on the meta device."""
+    try:
+        _check_training(cell, module)
+        _check_compression(cell)
+        _check_attack(cell, facts)
+    except (NotApplicable, PluginError) as error:
+        return str(error)
+    return None
+
+
+def _check_training(cell: Cell, module: nn.Module | None) -> None:
+    for position, defence in enumerate(cell.defences):
+        defence.check(StackContext(cell.defences, position, module))
+    federation = cell.scenario.federation
+    n = clients_per_round(federation.clients, federation.participation)
+    f = tolerated(n, cell.scenario.tolerance)
+    for rule in cell.aggregators:
+        n, f = rule.check(n, f)
+
+
+def _check_compression(cell: Cell) -> None:
+    for compressor in cell.model_compressors:
+        if compressor.data_access == "public" and "val" not in cell.scenario.unprotected:
+            raise NotApplicable(
+                f"{compressor.name} needs public data and the scenario declares none; "
+                "add `unprotected: [val]` if the validation split may be used freely"
+            )
+
+
+def _check_attack(cell: Cell, facts: DataFacts) -> None:
+    attack, threat = cell.attack, cell.threat
+    if attack is None:
+        return
+    attack.check(facts.num_classes, facts.input_shape)
+    if isinstance(attack, EvasionAttack):
+        if attack.access == "gradients" and threat.knowledge == "black-box":
+            raise NotApplicable(f"{attack.name} needs gradients; the threat {threat.name!r} is black-box")
+        if threat.budget is not None and attack.norm != threat.budget.norm:
+            bounded = f"bounded in {attack.norm}" if attack.norm else "not bounded by a norm"
+            raise NotApplicable(
+                f"{attack.name} is {bounded}; the budget of {threat.name!r} is in {threat.budget.norm}"
+            )
+        if cell.transfers and threat.surrogate is None:
+            names = ", ".join(c.name for c in cell.model_compressors if not c.differentiable)
+            raise NotApplicable(
+                f"{attack.name} needs gradients; {names} is not differentiable — add `surrogate: uncompressed`"
+            )
+    if isinstance(attack, PrivacyAttack) and attack.needs_non_members and cell.scenario.holdout == 0:
+        raise NotApplicable(f"{attack.name} needs non-members; set `holdout` above 0")

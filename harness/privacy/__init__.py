@@ -1,0 +1,1 @@
+"""Privacy: accounting of noisy training, and what keeps or breaks a guarantee afterwards."""

@@ -1,0 +1,240 @@
+"""(epsilon, delta) of subsampled Gaussian mechanisms, composed over segments, on Opacus' accountants.
+
+A history is a list of segments (noise_multiplier, sample_rate, steps): every step includes each record by
+an independent coin of probability sample_rate (Poisson sampling), sums vectors of L2 norm at most C, and
+adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added or removed.
+
+    rdp   Renyi DP of the sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530), turned
+          into epsilon by Balle et al. 2020 (arXiv 1905.09982, theorem 21): an upper bound
+    prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848): tighter
+    gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+
+from harness.errors import PluginError
+
+Segment = tuple[float, float, int]  # noise multiplier, sample rate, steps
+History = tuple[Segment, ...]
+
+ACCOUNTANTS = ("rdp", "prv", "gdp")
+PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small beside delta
+MAX_NOISE = 1e7
+
+# Opacus' own orders, and more at both ends. The RDP curve is convex in (order - 1) times its value, so the
+# bound has one minimum over orders: where Opacus finds it inside its range the result is the same, and where
+# Opacus warns that the best order lies at the end of its range these reach it.
+_ORDERS = (
+    *(1.001, 1.002, 1.005, 1.01, 1.02, 1.03, 1.05, 1.07),
+    *(1 + x / 10.0 for x in range(1, 100)),
+    *range(12, 64),
+    *(64, 72, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024),
+)
+
+
+def epsilon(history: Iterable[Sequence[float]], delta: float, accountant: str = "rdp") -> float:
+    """The epsilon that the segments spend together at this delta, in [0, inf].
+
+    No noise in a segment with steps gives inf; no steps give 0. Cached. Raises PluginError where a segment,
+    delta or the accountant's name is not valid. Warns for gdp, whose epsilon may be too small.
+    """
+    segments = _segments(history)
+    _check(delta, accountant)
+    if accountant == "gdp":
+        warnings.warn("gdp accounting is an approximation that can understate epsilon", stacklevel=2)
+    return _epsilon(segments, math.log(delta), accountant)
+
+
+def noise_multiplier(
+    target_epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "rdp"
+) -> float:
+    """The noise multiplier with which `steps` steps spend at most target_epsilon, and at least 99.9 % of it.
+
+    0 where no steps are taken. Cached. Raises PluginError where no noise multiplier up to 1e7 is enough.
+    """
+    _segments([(1.0, sample_rate, steps)])
+    _check(delta, accountant)
+    if not 0 < target_epsilon < math.inf:
+        raise PluginError(f"the target epsilon must be positive and finite, not {target_epsilon}")
+    if accountant == "gdp":
+        warnings.warn("gdp accounting is an approximation that can understate epsilon", stacklevel=2)
+    if not steps or not sample_rate:
+        return 0.0
+    return _noise_multiplier(float(target_epsilon), float(delta), float(sample_rate), int(steps), accountant)
+
+
+def group_epsilon(
+    history: Iterable[Sequence[float]], delta: float, k: int, accountant: str = "rdp"
+) -> float:
+    """The epsilon, at the same delta, for groups of k records added or removed together.
+
+    Record-level (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of
+    Differential Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found
+    by bisection on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, which is also a bound.
+    """
+    segments = _segments(history)
+    _check(delta, accountant)
+    if k < 1:
+        raise PluginError(f"a group has at least one record, not {k}")
+    if k == 1:
+        return epsilon(history if isinstance(history, list | tuple) else segments, delta, accountant)
+    return _group_epsilon(segments, math.log(delta), int(k), accountant)
+
+
+# record level -----------------------------------------------------------------------------------
+
+
+def _segments(history: Iterable[Sequence[float]]) -> History:
+    segments = []
+    for sigma, rate, steps in history:
+        if not (sigma >= 0 and 0 <= rate <= 1 and steps >= 0 and int(steps) == steps):
+            raise PluginError(
+                "a segment is (noise multiplier >= 0, sample rate in [0, 1], whole steps >= 0), "
+                f"not {(sigma, rate, steps)}"
+            )
+        if rate and steps:
+            segments.append((float(sigma), float(rate), int(steps)))
+    return tuple(segments)
+
+
+def _check(delta: float, accountant: str) -> None:
+    if not 0 < delta < 1:
+        raise PluginError(f"delta must lie in (0, 1), not {delta}")
+    if accountant not in ACCOUNTANTS:
+        raise PluginError(f"unknown accountant {accountant!r}; valid: {', '.join(ACCOUNTANTS)}")
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(history: History, log_delta: float, accountant: str) -> float:
+    if not history:
+        return 0.0
+    if any(sigma == 0 for sigma, _, _ in history):
+        return math.inf
+    if accountant == "gdp":
+        return _gdp_epsilon(_gdp_mu(history), log_delta)
+    if accountant == "prv" and log_delta >= math.log(PRV_MIN_DELTA):
+        return _prv_epsilon(history, math.exp(log_delta))
+    return _rdp_epsilon(history, log_delta)
+
+
+def _rdp_epsilon(history: History, log_delta: float) -> float:
+    @cache
+    def bound(i: int) -> float:
+        order = float(_ORDERS[i])
+        rdp = sum(steps * _rdp(sigma, rate, order) for sigma, rate, steps in history)
+        value = rdp - (log_delta + math.log(order)) / (order - 1) + math.log((order - 1) / order)
+        return math.inf if math.isnan(value) else value
+
+    # One minimum, and infinite values only at the right end: bisect on the sign of the slope.
+    low, high = 0, len(_ORDERS) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if bound(middle) <= bound(middle + 1):
+            high = middle
+        else:
+            low = middle + 1
+    return max(0.0, bound(low))
+
+
+@lru_cache(maxsize=1 << 16)
+def _rdp(sigma: float, rate: float, order: float) -> float:
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    return float(compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=order))
+
+
+def _prv_epsilon(history: History, delta: float) -> float:
+    import numpy as np
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = list(history)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return max(0.0, float(accountant.get_epsilon(delta=delta)))
+
+
+def _gdp_mu(history: History) -> float:
+    """Opacus' GaussianAccountant counts its last segment alone; mu adds up in squares over segments."""
+    from opacus.accountants.analysis.gdp import compute_mu_poisson
+
+    if any(sigma < 0.04 for sigma, _, _ in history):
+        return math.inf  # exp(1 / sigma^2) leaves the range of float64
+    return math.hypot(
+        *(
+            float(compute_mu_poisson(steps=steps, noise_multiplier=sigma, sample_rate=rate))
+            for sigma, rate, steps in history
+        )
+    )
+
+
+def _gdp_epsilon(mu: float, log_delta: float) -> float:
+    """The root of delta(epsilon) = Phi(-epsilon/mu + mu/2) - e^epsilon Phi(-epsilon/mu - mu/2)."""
+    from scipy.optimize import brentq
+    from scipy.special import log_ndtr
+
+    if math.isinf(mu):
+        return math.inf
+
+    def excess(epsilon: float) -> float:
+        first = float(log_ndtr(-epsilon / mu + mu / 2))
+        second = epsilon + float(log_ndtr(-epsilon / mu - mu / 2))
+        return first + math.log(max(-math.expm1(second - first), 1e-300)) - log_delta
+
+    if excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 0.0, high, xtol=1e-13, rtol=1e-14))
+
+
+# calibration and groups -------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _noise_multiplier(target: float, delta: float, rate: float, steps: int, accountant: str) -> float:
+    def spent(sigma: float) -> float:
+        return _epsilon(((sigma, rate, steps),), math.log(delta), accountant)
+
+    low, high = 0.5, 1.0
+    while spent(high) > target:
+        low, high = high, 2 * high
+        if high > MAX_NOISE:
+            raise PluginError(
+                f"no noise multiplier up to {MAX_NOISE:g} reaches epsilon {target:g} at delta {delta:g}: "
+                "allow a larger epsilon, fewer steps or a smaller sample rate"
+            )
+    while spent(low) <= target and low > 1e-3:
+        low, high = low / 2, low
+    # Bisect on log sigma; `high` always meets the target, so the result does as well.
+    while target - spent(high) > 1e-3 * target and high / low > 1 + 1e-9:
+        middle = math.sqrt(low * high)
+        if spent(middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@lru_cache(maxsize=1024)
+def _group_epsilon(history: History, log_delta: float, k: int, accountant: str) -> float:
+    def excess(log_d: float) -> float:
+        return math.log(k) + (k - 1) * _epsilon(history, log_d, accountant) + log_d - log_delta
+
+    feasible, infeasible = log_delta - math.log(k), 0.0
+    while excess(feasible) > 0:  # concave in log d: once it holds it holds for every smaller d
+        infeasible, feasible = feasible, 2 * feasible
+        if feasible < -1e9:
+            return math.inf
+    while infeasible - feasible > 1e-6 * abs(feasible) and infeasible < 0:
+        middle = (feasible + infeasible) / 2
+        if excess(middle) <= 0:
+            feasible = middle
+        else:
+            infeasible = middle
+    return k * _epsilon(history, feasible, accountant)

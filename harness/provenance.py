@@ -1,0 +1,82 @@
+"""Where a number comes from: versions, source state, device."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.contracts.base import Plugin
+from harness.plan import identity_of, library_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@cache
+def engine() -> dict[str, Any]:
+    """The engine's version and, where it runs from a checkout, its commit and whether it has changes."""
+    folder = Path(__file__).parent
+    facts: dict[str, Any] = {"version": __version__, "commit": None, "dirty": None}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout
+
+    # Only a checkout that tracks this very file is the engine's own: not the project it is installed into.
+    if git("ls-files", "--error-unmatch", str(Path(__file__))) is not None:
+        commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".", "../plugins")
+        facts |= {
+            "commit": commit.strip() if commit else None,
+            "dirty": None if status is None else bool(status.strip()),
+        }
+    return facts
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions of Python and the numeric libraries, the platform and the device."""
+    return {
+        "engine": engine(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": library_versions(),
+        "device": device,
+        "device_name": _device_name(device),
+    }
+
+
+@cache
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def plugin_list(plugins: Iterable[Plugin]) -> list[dict[str, Any]]:
+    """Name, package, version and source hash of every plugin, nested ones included, each once."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+    def visit(identity: dict[str, Any]) -> None:
+        key = (identity["kind"], identity["name"], identity["distribution"])
+        found[key] = {k: identity[k] for k in ("kind", "name", "distribution", "version", "source")}
+        for inner in identity["nested"]:
+            visit(inner)
+
+    for plugin in plugins:
+        visit(identity_of(plugin))
+    return list(found.values())

@@ -1,0 +1,123 @@
+"""Stage results → one cell's record: scores, guarantee and everything needed to trust or repeat them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts.metric import Metric
+from harness.plan import digest
+from harness.provenance import environment, plugin_list
+
+if TYPE_CHECKING:
+    from harness.plan import CellPlan, DataFacts
+
+SCHEMA = 1
+
+
+def fingerprint(plan: CellPlan) -> str:
+    """What a record was made from: equal fingerprints, equal scores."""
+    return digest([plan.stages, plan.reason])
+
+
+def scored(
+    plan: CellPlan,
+    results: Mapping[str, dict[str, Any]],
+    facts: DataFacts,
+    metrics: tuple[Metric, ...],
+    device: str,
+) -> dict[str, Any]:
+    """The record of a cell whose stages are all done; results by role."""
+    train, clean, attack = results["train"], results["clean"], results.get("attack")
+    compress = results.get("compress")
+    scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
+    record = _base(plan, facts, metrics, device) | {
+        "status": "scored",
+        "scores": scores,
+        "units": units(metrics, scores),
+        "guarantee": clean["guarantee"],
+        "attack": attack["attack"] if attack else _training_attack(plan, train),
+        "history": train["history"],
+        "train_seconds": train["training"]["train_seconds"],
+        "seconds": {role: result["seconds"] for role, result in results.items()},
+        "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results.values()),
+        "training": {
+            k: train[k] for k in ("client_sizes", "records", "non_members", "malicious", "dropped_updates")
+        },
+        "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
+        "test_samples": clean["samples"],
+    }
+    return record
+
+
+def failed(
+    plan: CellPlan, error: dict[str, Any], facts: DataFacts, metrics: tuple[Metric, ...], device: str
+) -> dict[str, Any]:
+    """The record of a cell one of whose stages failed. error: stage, type, message, traceback."""
+    return _base(plan, facts, metrics, device) | {"status": "failed", "error": error}
+
+
+def not_applicable(
+    plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device: str
+) -> dict[str, Any]:
+    """The record of a cell that makes no sense, with the reason."""
+    return _base(plan, facts, metrics, device) | {"status": "not-applicable", "reason": plan.reason}
+
+
+def units(metrics: tuple[Metric, ...], scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Unit, direction and meaning of each score present."""
+    known = {name: score for metric in metrics for name, score in metric.scores.items()}
+    return {
+        name: {"unit": s.unit, "direction": s.direction, "measured": s.measured, "description": s.description}
+        for name in scores
+        if (s := known.get(name)) is not None
+    }
+
+
+def _training_attack(plan: CellPlan, train: dict[str, Any]) -> dict[str, Any] | None:
+    attack = plan.cell.attack
+    if attack is None:
+        return None
+    return {"family": attack.family, "malicious": train["malicious"], "mode": plan.cell.threat.knowledge}
+
+
+def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device: str) -> dict[str, Any]:
+    cell, scenario = plan.cell, plan.cell.scenario
+    plugins = [
+        scenario.dataset,
+        scenario.model,
+        scenario.federation.partition,
+        *cell.defences,
+        *cell.aggregators,
+    ]
+    plugins += [*cell.compressors, *([cell.attack] if cell.attack else []), *metrics]
+    config = scenario.to_dict()
+    for axis in ("defences", "aggregators", "compressors", "threats", "seeds"):
+        config.pop(axis, None)
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "scenario": {"name": scenario.name, "version": scenario.version, "hash": scenario.hash()},
+        "cell": dict(cell.axes),
+        "reason": None,
+        "error": None,
+        "scores": {},
+        "units": {},
+        "flags": [],
+        "guarantee": None,
+        "attack": None,
+        "config": config | cell.config,
+        "provenance": {
+            **environment(device),
+            "plugins": plugin_list(plugins),
+            "dataset": {
+                "fingerprint": facts.fingerprint,
+                "train": facts.train,
+                "val": facts.val,
+                "test": facts.test,
+            },
+            "stages": dict(plan.stages),
+            "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }

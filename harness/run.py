@@ -1,0 +1,334 @@
+"""`harness.run(...)` and `harness.run.plan(...)`: what the command line calls, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.devices import resolve_device
+from harness.errors import HarnessError
+from harness.grid import Cell, DataFacts, cells, reason_not_applicable
+from harness.grid import select as select_cells
+from harness.observers import Observers
+from harness.plan import CellPlan, Plan, Planner, Stage
+from harness.registry import registry
+from harness.runner import Runner, in_order
+from harness.scenario import Scenario, load_many
+from harness.store import Store
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from harness.contracts.metric import Metric
+
+ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
+
+
+@dataclass
+class RunResult:
+    """What a run left: records in the plan's order, and counts."""
+
+    records: list[dict[str, Any]]
+    store: Path
+    seconds: float
+    executed: dict[str, int]
+    cached: dict[str, int]
+    interrupted: bool = False
+    stopped: bool = False
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (scenario file, reason)
+    problems: list[str] = field(default_factory=list)  # observers that raised
+
+    def _count(self, status: str) -> int:
+        return sum(record["status"] == status for record in self.records)
+
+    @property
+    def scored(self) -> int:
+        return self._count("scored")
+
+    @property
+    def failed(self) -> int:
+        return self._count("failed")
+
+    @property
+    def not_applicable(self) -> int:
+        return self._count("not-applicable")
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per cell: scenario, axes, status, then one column per score."""
+        from harness.export import to_frame
+
+        return to_frame(self.records)
+
+
+def run(
+    scenarios: ScenarioArgument,
+    *,
+    device: str = "auto",
+    jobs: str | int = "auto",
+    store: str | Path = "runs",
+    select: str | Sequence[str] | None = None,
+    fail_fast: bool = False,
+    timeout: float | None = None,
+    observer: Any = None,
+) -> RunResult:
+    """Score every cell that the store does not have yet.
+
+    scenarios: files or loaded scenarios. device: auto, cpu, cuda or cuda:i. jobs: worker processes, auto for
+    one per core (one per GPU on CUDA), 0 for this process. select: `axis=glob` expressions. timeout: seconds
+    a stage may take. observer: a display, see harness.observers. Raises HarnessError on bad input; failures
+    of cells are in the records.
+    """
+    started = time.monotonic()
+    loaded, skipped = _load(scenarios)
+    device = resolve_device(device)
+    workers = job_count(jobs, device)
+    if timeout is not None and workers == 0:
+        raise HarnessError("a time limit needs worker processes: use jobs >= 1")
+    folder = Path(store)
+    with Store(folder) as opened, opened.lock():
+        planned, metrics, more = _plan(loaded, device, opened, _expressions(select))
+        skipped += more
+        executor = _executor(planned, folder, device, workers)
+        observers = Observers(observer, [t for s in loaded for t in s.trackers])
+        facts = {
+            "id": uuid.uuid4().hex[:12],
+            "scenarios": [s.name for s in loaded],
+            "cells": len(planned.cells),
+            "stages": len(planned.stages),
+            "jobs": workers,
+            "device": device,
+            "store": str(folder),
+        }
+        observers.run_started(facts, _describe(planned, opened, workers))
+        runner = Runner(planned, metrics, opened, executor, observers, fail_fast=fail_fast, timeout=timeout)
+        tally = runner.run()
+        result = RunResult(
+            records=list(in_order(planned, runner.records)),
+            store=folder,
+            seconds=time.monotonic() - started,
+            executed=tally.executed,
+            cached=tally.cached,
+            interrupted=tally.interrupted,
+            stopped=tally.stopped,
+            skipped=skipped,
+            problems=observers.problems,
+        )
+        counts = {"scored": result.scored, "failed": result.failed, "not_applicable": result.not_applicable}
+        observers.run_finished({**facts, **counts, "seconds": result.seconds}, result)
+    return result
+
+
+@dataclass
+class PlanResult:
+    """A plan as data: see `to_dict`."""
+
+    description: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """scenarios (cells with id, axes, status, reason, stages), stages (total and cached by kind), estimate."""
+        return self.description
+
+
+def plan(
+    scenarios: ScenarioArgument,
+    *,
+    device: str = "auto",
+    jobs: str | int = "auto",
+    store: str | Path = "runs",
+    select: str | Sequence[str] | None = None,
+) -> PlanResult:
+    """What `run` would do: cells, unique stages, what is cached, an estimate of the time. Writes no store."""
+    loaded, skipped = _load(scenarios)
+    device = resolve_device(device)
+    with _existing(Path(store)) as opened:
+        planned, _, more = _plan(loaded, device, opened, _expressions(select))
+        description = _describe(planned, opened, job_count(jobs, device))
+    description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped + more]
+    return PlanResult(description)
+
+
+def job_count(jobs: str | int, device: str) -> int:
+    """The number of worker processes; 0: this process. Raises HarnessError."""
+    if jobs == "auto":
+        if device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.device_count() if device == "cuda" else 1
+        return len(os.sched_getaffinity(0))
+    try:
+        count = int(jobs)
+    except ValueError:
+        raise HarnessError(f"jobs must be auto or a number, not {jobs!r}") from None
+    if count < 0:
+        raise HarnessError(f"jobs must be 0 (this process) or more, not {count}")
+    return count
+
+
+# parts --------------------------------------------------------------------------------------------
+
+
+def _load(scenarios: ScenarioArgument) -> tuple[list[Scenario], list[tuple[str, str]]]:
+    given = [scenarios] if isinstance(scenarios, str | Path | Scenario) else list(scenarios)
+    if not given:
+        raise HarnessError("no scenario given")
+    files = [Path(s) for s in given if not isinstance(s, Scenario)]
+    ready = [s for s in given if isinstance(s, Scenario)]
+    return [*load_many(files), *ready] if files else ready, []
+
+
+def _expressions(select: str | Sequence[str] | None) -> list[str]:
+    return [] if select is None else [select] if isinstance(select, str) else list(select)
+
+
+@contextmanager
+def _existing(path: Path) -> Iterator[Store | None]:
+    if not (path / "store.sqlite").exists():
+        yield None
+        return
+    with Store(path) as store:
+        yield store
+
+
+def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
+    """The scenario's metrics, or every metric that can be made without parameters."""
+    if scenario.metrics is not None:
+        return scenario.metrics
+    every = []
+    for entry in registry().entries("metric"):
+        try:
+            every.append(entry.plugin.create())
+        except HarnessError:
+            continue  # needs parameters: only where a scenario names it
+    return tuple(every)  # type: ignore[arg-type]
+
+
+def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
+    """What planning needs of the dataset; loaded once per content, then kept in the store."""
+    mark = scenario.dataset.fingerprint(scenario.root)
+    known = store.fact(f"dataset {mark}") if store is not None else None
+    if known is None:
+        splits = scenario.dataset.load(scenario.root)
+        splits.check(scenario.dataset.name)
+        known = {
+            "num_classes": splits.num_classes,
+            "input_shape": list(splits.input_shape),
+            "train": len(splits.train),
+            "val": len(splits.val),
+            "test": len(splits.test),
+        }
+        if store is not None:
+            store.put_fact(f"dataset {mark}", known)
+    return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})
+
+
+def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
+    """The scenario's model without memory for its weights, to look at its layers."""
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return scenario.model.build(facts.input_shape, facts.num_classes, scenario.normalization)
+
+
+def _plan(
+    loaded: list[Scenario], device: str, store: Store | None, expressions: list[str]
+) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
+    facts: dict[str, DataFacts] = {}
+    modules: dict[str, nn.Module] = {}
+    skipped: list[tuple[str, str]] = []
+    for scenario in loaded:
+        try:
+            facts[scenario.name] = data_facts(scenario, store)
+            modules[scenario.name] = meta_module(scenario, facts[scenario.name])
+        except HarnessError as error:
+            skipped.append((str(scenario.path or scenario.name), str(error)))
+    if not facts:
+        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+    usable = [s for s in loaded if s.name in facts]
+    metrics = {s.name: metrics_of(s) for s in usable}
+    chosen: list[Cell] = [cell for scenario in usable for cell in cells(scenario)]
+    if expressions:
+        chosen = select_cells(chosen, expressions)
+    planner = Planner(device)
+    plans = []
+    reasons: dict[tuple[object, ...], str | None] = {}
+    for cell in chosen:
+        name = cell.scenario.name
+        # Seeds never change whether a combination makes sense.
+        same = (name, cell.defences, cell.aggregators, cell.compressors, cell.threat.name, cell.attack)
+        if same not in reasons:
+            reasons[same] = reason_not_applicable(cell, facts[name], modules[name])
+        reason = reasons[same]
+        plans.append(
+            CellPlan(cell, reason=reason) if reason else planner.add(cell, facts[name], metrics[name])
+        )
+    return Plan(plans, planner.stages, facts, device), metrics, skipped
+
+
+def _executor(planned: Plan, store: Path, device: str, workers: int) -> Any:
+    if workers == 0:
+        from harness.executors.inline import InlineExecutor
+
+        return InlineExecutor(store, device)
+    from harness.executors.local import LocalExecutor
+
+    return LocalExecutor(store, device, workers, _preload(planned))
+
+
+def _preload(planned: Plan) -> list[str]:
+    """Heavy modules that the plugins of these cells say they import."""
+    names: dict[str, None] = {}
+    for cell_plan in planned.cells:
+        cell = cell_plan.cell
+        plugins = [
+            *cell.defences,
+            *cell.aggregators,
+            *cell.compressors,
+            *([cell.attack] if cell.attack else []),
+        ]
+        for plugin in (*plugins, cell.scenario.model):
+            names.update(dict.fromkeys(plugin.requires))
+    return list(names)
+
+
+def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
+    from harness.estimate import estimate
+
+    finished = {key for key in planned.stages if store is not None and store.stage_result(key) is not None}
+    needed: set[str] = set()
+    scenarios: dict[str, dict[str, Any]] = {}
+    for cell_plan in planned.cells:
+        cell = cell_plan.cell
+        missing = set(cell_plan.stages.values()) - finished
+        needed |= missing
+        status = "not-applicable" if cell_plan.reason else "ready" if missing else "cached"
+        entry = scenarios.setdefault(cell.scenario.name, {"name": cell.scenario.name, "cells": []})
+        entry["cells"].append(
+            {
+                "id": cell.id,
+                "axes": dict(cell.axes),
+                "status": status,
+                "reason": cell_plan.reason,
+                "stages": dict(cell_plan.stages),
+            }
+        )
+    counts = {
+        kind: {"total": planned.count(kind), "cached": 0} for kind in ("train", "compress", "clean", "attack")
+    }
+    for key in finished:
+        counts[planned.stages[key].kind]["cached"] += 1
+    pending: list[Stage] = [stage for key, stage in planned.stages.items() if key in needed]
+    known = store.seconds_by_signature() if store is not None else {}
+    return {
+        "scenarios": list(scenarios.values()),
+        "stages": counts,
+        "estimate_seconds": estimate(planned, pending, known, jobs) if pending else 0.0,
+        "jobs": jobs,
+        "device": planned.device,
+    }

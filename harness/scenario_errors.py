@@ -1,0 +1,77 @@
+"""Turns findings into lines a reader can act on: the place, what is wrong, what was expected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from harness.errors import did_you_mean
+from harness.yaml_loader import Problem
+
+# What pydantic says, in the words of a scenario's author.
+_EXPECTED = (
+    (r"should be a valid integer", "a whole number such as 3"),
+    (r"should be a finite number", "a finite number such as 0.5"),
+    (r"should be a valid number", "a number such as 0.5 or 8/255"),
+    (r"should be a valid string", "text such as 'abc', in quotes if it looks like a number"),
+    (r"should be a valid boolean", "true or false"),
+    (r"should be a valid (list|tuple|set)", "a list such as {list}"),
+    (r"should be (a valid dictionary|an object)", "a mapping such as {mapping}"),
+    (r"should be greater than or equal to (?P<bound>\S+)", "at least {bound}"),
+    (r"should be greater than (?P<bound>\S+)", "greater than {bound}"),
+    (r"should be less than or equal to (?P<bound>\S+)", "at most {bound}"),
+    (r"should be less than (?P<bound>\S+)", "less than {bound}"),
+    (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
+)
+
+
+def expected(message: str, example: Any = None) -> str | None:
+    """What completes "x must be ...", from a message of pydantic; None for one that says it itself."""
+    for pattern, phrase in _EXPECTED:
+        if match := re.search(pattern, message):
+            mapping = flow(example) if isinstance(example, dict) else "{name: value}"
+            items = flow(example) if isinstance(example, list) else "[1, 2]"
+            return phrase.format(bound=match.groupdict().get("bound"), list=items, mapping=mapping)
+    return None
+
+
+def suggestion(messages: Iterable[str], value: Any) -> str:
+    """`; did you mean ...?` where the message lists the choices and the value is close to one."""
+    choices = [c for m in messages if "should be '" in m for c in re.findall(r"'([^']*)'", m)]
+    hint = did_you_mean(value, choices) if isinstance(value, str) and choices else ""
+    return f"; {hint}" if hint.startswith("did you mean") else ""
+
+
+def shown(value: Any, text: str) -> str:
+    """A value for use after "not": as it stands in the file where it is short."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if value is None:
+        return "empty" if text in ("", "null", "~") else text
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def flow(value: Any) -> str:
+    """A value as YAML on one line, for examples."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def render(problems: Iterable[Problem], name: str, lines: list[str]) -> str:
+    """All problems by place, each once: `name:line:column: message`, the source line, and carets."""
+    blocks = []
+    for mark, message in sorted(set(problems), key=lambda p: (p.mark.line, p.mark.column, p.message)):
+        block = f"{name}:{mark.line}:{mark.column}: {message}"
+        if mark.line <= len(lines) and lines[mark.line - 1].strip():
+            source = lines[mark.line - 1].rstrip()
+            indent = re.sub(r"[^\t]", " ", source[: mark.column - 1]).ljust(mark.column - 1)
+            width = max(1, min(len(mark.text), len(source) - mark.column + 1))
+            block += f"\n    {source}\n    {indent}{'^' * width}"
+        blocks.append(block)
+    return "\n".join(blocks)

@@ -1,0 +1,197 @@
+"""A scenario as a frozen model: its parts, the rules between them, its canonical form and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import ConfigDict, Field
+
+from harness import registry
+from harness.contracts.aggregator import Aggregator
+from harness.contracts.compressor import Compressor
+from harness.contracts.data import Dataset
+from harness.contracts.defence import Defence
+from harness.contracts.metric import Metric
+from harness.contracts.model import Model, Normalization
+from harness.contracts.tracker import Tracker
+from harness.scenario_parts import (
+    Axis,
+    Compute,
+    Evaluation,
+    Federation,
+    Found,
+    Part,
+    Slug,
+    default,
+    repeated,
+    spec_of,
+)
+from harness.scenario_threats import Threat
+
+DEFAULT_HOLDOUT = 0.2
+
+
+def _default_aggregators() -> tuple[tuple[Aggregator, ...], ...]:
+    return ((cast(Aggregator, registry.resolve("aggregator", "mean")),),)
+
+
+def _default_threats() -> tuple[Threat, ...]:
+    return (Threat.model_validate({"name": "none"}),)
+
+
+class Scenario(Part):
+    """What is compared: data, federation, the axes to combine, threats, metrics and seeds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    schema_version: Literal[1] = Field(alias="schema", examples=[1], description="version of this format")
+    name: Slug = Field(description="unique: letters, digits, '-', '_', '.'", examples=["pneumonia-private"])
+    description: str = Field("", description="free text", examples=["What this scenario asks."])
+    version: int = Field(1, ge=1, description="raise it when the scenario changes after publication")
+    dataset: Dataset = Field(examples=[{"npz": {"path": "images.npz"}}], description="the images")
+    unprotected: tuple[Literal["val"], ...] = Field(
+        (), strict=False, examples=[["val"]], description="splits whose privacy needs no protection"
+    )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="share of the training pool's groups kept as non-members; 0.2 with privacy threats",
+    )
+    engine: Literal["local"] = Field("local", description="what runs the federation")
+    model: Model = Field(examples=["small-cnn"], description="the network")
+    normalization: Normalization | None = Field(
+        None, examples=[{"mean": 0.5, "std": 0.25}], description="declared statistics, in [0, 1] pixels"
+    )
+    federation: Federation = Field(
+        default_factory=default(Federation), examples=[{"clients": 10, "rounds": 20}]
+    )
+    defences: Annotated[tuple[tuple[Defence, ...], ...], Axis("defence")] = Field(
+        ((),),
+        examples=[["none", {"dp-sgd": {"epsilon": 8}}]],
+        description="one value per item; a list is a stack",
+    )
+    aggregators: Annotated[tuple[tuple[Aggregator, ...], ...], Axis("aggregator", none=False)] = Field(
+        default_factory=_default_aggregators,
+        examples=[["mean", ["nnm", "trimmed-mean"]]],
+        description="one value per item; a list is a chain, all but its last pre-aggregators; default: mean",
+    )
+    compressors: Annotated[tuple[tuple[Compressor, ...], ...], Axis("compressor")] = Field(
+        ((),), examples=[["none", "static-int8"]], description="one value per item; a list is a chain"
+    )
+    threats: tuple[Threat, ...] = Field(
+        default_factory=_default_threats,
+        strict=False,
+        examples=[[{"name": "none"}]],
+        description="the adversaries",
+    )
+    metrics: tuple[Metric, ...] | None = Field(
+        None, strict=False, examples=[["accuracy"]], description="the metrics; default: all"
+    )
+    evaluation: Evaluation = Field(default_factory=default(Evaluation), examples=[{"batch_size": 256}])
+    compute: Compute = Field(default_factory=default(Compute), examples=[{"threads": 1}])
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), strict=False, examples=[[0, 1, 2]], description="one repetition each"
+    )
+    trackers: tuple[Tracker, ...] = Field(
+        (), strict=False, examples=[["jsonl"]], description="observers of the run; they decide no score"
+    )
+    path: Path | None = Field(None, exclude=True)
+    root: Path = Field(Path(), exclude=True)
+
+    unscored: ClassVar[tuple[str, ...]] = ("description", "trackers")  # fields that decide no score
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        for axis in ("defences", "aggregators", "compressors"):
+            stacks = values.get(axis)
+            if stacks == ():
+                yield (
+                    (axis,),
+                    f"{axis} needs at least one value, e.g. [{'mean' if axis == 'aggregators' else 'none'}]",
+                )
+            yield from repeated(stacks or (), axis, axis[:-1])
+        for i, chain in enumerate(values.get("aggregators") or ()):
+            yield from _chain_problems(i, chain)
+        yield from repeated(values.get("metrics") or (), "metrics", "metric")
+        seeds: tuple[int, ...] | None = values.get("seeds")
+        if seeds == ():
+            yield ("seeds",), "seeds needs at least one number, e.g. [0, 1, 2]"
+        for i, seed in enumerate(seeds or ()):
+            if seed in (seeds or ())[:i]:
+                yield ("seeds", i), f"the seed {seed} is repeated"
+        yield from cls._threat_problems(values, given)
+
+    @classmethod
+    def _threat_problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        threats = values.get("threats")
+        if threats == ():
+            yield ("threats",), "threats needs at least one, e.g. [{name: none}]"
+        names: Counter[str] = Counter()
+        clients = getattr(values.get("federation"), "clients", None)
+        for i, threat in enumerate(threats or ()):
+            name, share = getattr(threat, "name", None), getattr(threat, "malicious", 0.0)
+            if name is not None and names[name]:
+                yield ("threats", i, "name"), f"the threat name {name!r} is used twice"
+            names[name or ""] += 1
+            if clients and share and share * clients + 1e-9 < 1:
+                yield (
+                    ("threats", i, "malicious"),
+                    f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "
+                    f"at least {1 / clients:.3g} makes one",
+                )
+            if values.get("holdout") == 0 and "holdout" in given:
+                for attack in getattr(threat, "attacks", ()):
+                    if getattr(attack, "needs_non_members", False):
+                        yield ("holdout",), f"{attack.name} needs non-members: holdout must be greater than 0"
+                        break
+
+    def _settle(self) -> None:
+        if "holdout" not in self.model_fields_set and any(t.phase == "privacy" for t in self.threats):
+            self._set("holdout", DEFAULT_HOLDOUT)
+
+    @property
+    def tolerance(self) -> float:
+        """The share of malicious clients that robust rules are told, the same in every cell."""
+        if self.federation.byzantine_tolerance is not None:
+            return self.federation.byzantine_tolerance
+        return max((t.malicious for t in self.threats), default=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scenario in full, as JSON values: defaults spelled out, sweeps expanded; load_text reads it."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        for axis in ("defences", "aggregators", "compressors"):
+            plain[axis] = [[spec_of(p) for p in stack] or "none" for stack in getattr(self, axis)]
+        for threat, written in zip(self.threats, plain["threats"], strict=True):
+            written["attacks"] = [spec_of(attack) for attack in threat.attacks]
+        return plain
+
+    def hash(self) -> str:
+        """sha256 of the name and everything that decides a score: not the file's place or description."""
+        plain = {key: value for key, value in self.to_dict().items() if key not in self.unscored}
+        plain["compute"].pop("stage_timeout")
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _chain_problems(index: int, chain: tuple[Aggregator, ...]) -> Found:
+    if not chain:
+        yield ("aggregators", index), "an aggregator is needed, e.g. mean"
+        return
+    for j, rule in enumerate(chain[:-1]):
+        if not rule.pre:
+            yield (
+                ("aggregators", index, j),
+                f"{rule.name} ends a chain: only pre-aggregators may stand before another rule",
+            )
+    if chain[-1].pre:
+        names = ", ".join([*(rule.name for rule in chain), "mean"])
+        last = len(chain) - 1
+        yield (
+            ("aggregators", index, last),
+            f"{chain[-1].name} is a pre-aggregator and needs a rule after it, e.g. [{names}]",
+        )

@@ -1,0 +1,171 @@
+"""The parts of a scenario, as frozen models, and the rules that relate their fields.
+
+Every part lists its rules in `problems`, which yields (location, message) and looks only at the values it
+is given: the reader calls it also where some fields are wrong, so that all mistakes come out together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from harness import registry
+from harness.contracts.base import Plugin
+from harness.contracts.data import Partitioner
+from harness.options import SGD, ClientOptimizer, Constant, FedAvg, Schedule, ServerOptimizer
+
+M = TypeVar("M", bound=BaseModel)
+Found = Iterator[tuple[tuple[str | int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Marks a field that lists plugins, with sweeps. stack: an item may be a chain; none: or `none`."""
+
+    kind: str
+    stack: bool = True
+    none: bool = True
+
+
+def _slug(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            f"{value!r} cannot be a name: use letters, digits, '-', '_' and '.', "
+            "the first a letter or a digit, 100 at most"
+        )
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+
+
+class Part(BaseModel):
+    """A frozen, strict part of a scenario."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        """(location, message) of each broken rule. values: valid fields and defaults; given: those set."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Part:
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        found = list(self.problems(values, self.model_fields_set))
+        if found:
+            raise ValueError("; ".join(message for _, message in found))
+        self._settle()
+        return self
+
+    def _settle(self) -> None:
+        """Fill in what depends on other fields."""
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # frozen for everybody else
+
+
+def spec_of(plugin: Plugin) -> dict[str, Any]:
+    return {registry.registry().qualified(plugin): plugin.parameters()}
+
+
+def repeated(items: Collection[Any], field: str, what: str) -> Found:
+    """Values that are equal once defaults and sweeps are filled in."""
+    seen = set()
+    for i, item in enumerate(items):
+        stack = item if isinstance(item, tuple) else (item,)
+        key = json.dumps([spec_of(plugin) for plugin in stack], sort_keys=True)
+        if key in seen:
+            label = " + ".join(plugin.label() for plugin in stack) or "none"
+            yield (field, i), f"the {what} {label} is repeated; every value may stand once"
+        seen.add(key)
+
+
+def default(cls: type[M]) -> Callable[[], M]:
+    """For fields whose default is a part with all its defaults."""
+    return lambda: cls.model_validate({})
+
+
+class LocalTraining(Part):
+    """What a client does in a round. One of epochs and steps; epochs: 1 where neither is given."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the client's data per round")
+    steps: int | None = Field(None, ge=1, description="optimiser steps per round, instead of epochs")
+    batch_size: int = Field(32, ge=1, description="records per step (expected, under Poisson sampling)")
+    optimizer: ClientOptimizer = Field(
+        default_factory=default(SGD), examples=[{"sgd": {"lr": 0.05}}], description="the local optimiser"
+    )
+    schedule: Schedule = Field(
+        default_factory=default(Constant), examples=["cosine"], description="learning rate over the rounds"
+    )
+    proximal: float = Field(0.0, ge=0, description="FedProx mu: weight of ||w - w_global||^2 / 2")
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        if values.get("epochs") is not None and values.get("steps") is not None:
+            yield ("steps",), "local takes epochs or steps, not both"
+
+    def _settle(self) -> None:
+        if self.epochs is None and self.steps is None:
+            self._set("epochs", 1)
+
+
+class Federation(Part):
+    """Who trains together, and how."""
+
+    clients: int = Field(10, ge=1, description="number of clients")
+    rounds: int = Field(10, ge=1, description="communication rounds")
+    participation: float = Field(
+        1.0, gt=0, le=1, description="share of the clients that take part in a round"
+    )
+    partition: Partitioner = Field(
+        default_factory=lambda: cast(Partitioner, registry.resolve("partitioner", "iid")),
+        examples=[{"dirichlet": {"alpha": 0.5}}],
+        description="how the training records are dealt out; iid where not given",
+    )
+    weighting: Literal["examples", "uniform"] = Field(
+        "examples", description="weight of a client in the mean"
+    )
+    server: ServerOptimizer = Field(
+        default_factory=default(FedAvg), examples=[{"fedavg": {"lr": 1.0}}], description="server optimiser"
+    )
+    byzantine_tolerance: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="share of malicious clients robust rules are told; default: the threats' largest",
+    )
+    local: LocalTraining = Field(
+        default_factory=default(LocalTraining), examples=[{"epochs": 1}], description="training at a client"
+    )
+    evaluate_every: int = Field(1, ge=0, description="rounds between evaluations on val; 0: only at the end")
+    buffers: Literal["average", "local"] = Field(
+        "average", description="what happens to buffers such as BatchNorm statistics"
+    )
+
+
+class Evaluation(Part):
+    """How scores are taken."""
+
+    batch_size: int = Field(256, ge=1, description="records per batch; decides no score")
+    subset: int | None = Field(
+        None, ge=1, description="test records used, seeded and class-stratified; default: all"
+    )
+
+
+class Compute(Part):
+    """What decides the numbers of a stage beside its parameters, and how long it may take."""
+
+    threads: int = Field(1, ge=1, description="CPU threads of a stage")
+    precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of local training")
+    tf32: bool = Field(False, description="allow TensorFloat-32 matrix products on a GPU")
+    stage_timeout: float | None = Field(
+        None, gt=0, description="seconds after which a stage fails; default: never"
+    )

@@ -1,0 +1,118 @@
+"""Threats: who attacks, when, with what knowledge and within what bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.contracts.attack import Attack
+from harness.scenario_parts import Axis, Found, Part, Slug, repeated
+
+KNOWLEDGE = {  # by phase; the first is the default
+    "training": ("omniscient", "updates", "own"),
+    "inference": ("white-box", "black-box"),
+    "privacy": ("black-box", "white-box"),
+}
+
+
+class Budget(Part):
+    """How far an input may be moved, in [0, 1] pixels."""
+
+    norm: Literal["linf", "l2", "l0"] = Field(description="the norm that bounds the change")
+    eps: float = Field(ge=0, description="radius: in [0, 1] pixels, or the number of pixels for l0")
+
+
+class Threat(Part):
+    """An adversary: when it acts, what it knows and controls, and the attacks it tries."""
+
+    name: Slug = Field(description="unique; `none` is the benign case", examples=["evasion"])
+    phase: Literal["none", "training", "inference", "privacy"] = Field(
+        "none", description="when it acts; taken from the attacks where not given"
+    )
+    malicious: float = Field(
+        0.0, ge=0, le=1, description="share of malicious clients (training-time threats)"
+    )
+    knowledge: str | None = Field(
+        None,
+        examples=["white-box"],
+        description="inference: white-box (default) or black-box; training: omniscient (default), updates or "
+        "own; privacy: black-box (default) or white-box",
+    )
+    budget: Budget | None = Field(
+        None,
+        examples=[{"norm": "linf", "eps": "8/255"}],
+        description="bound on the change of an input (inference)",
+    )
+    surrogate: Literal["uncompressed"] | None = Field(
+        None, description="model that gradients come from where the target has none (inference)"
+    )
+    subset: int | None = Field(
+        None, ge=1, description="test records attacked, seeded and class-stratified; default: all"
+    )
+    attacks: Annotated[tuple[Attack, ...], Axis("attack", stack=False, none=False)] = Field(
+        (), examples=[["fgsm", {"pgd": {"steps": 20}}]], description="each makes a cell of its own"
+    )
+
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        name, attacks = values.get("name"), values.get("attacks")
+        declared = values.get("phase") if "phase" in given else None
+        known = tuple(attacks or ())
+        if name == "none" or (declared == "none" and name is not None):
+            if name != "none":
+                yield ("phase",), f"only the threat named none has phase none, not {name!r}"
+            if known:
+                yield ("name",), "the threat named none has no attacks; give this one another name"
+            elif declared not in (None, "none"):
+                yield ("phase",), f"the threat named none has no phase, not {declared}"
+            for field in ("malicious", "knowledge", "budget", "surrogate", "subset"):
+                if values.get(field) and not known:
+                    yield (field,), f"the threat named none takes no {field}"
+            return
+        if attacks == ():
+            yield (
+                ("attacks",),
+                "a threat needs attacks, e.g. `attacks: [pgd]`; only the one named none has none",
+            )
+        phase = declared or (known[0].phase if known else None)
+        for i, attack in enumerate(known):
+            if attack.phase != phase:
+                owner = f"this threat is of phase {phase}" if declared else f"{known[0].name} acts at {phase}"
+                yield (
+                    ("attacks", i),
+                    f"{attack.name} is of phase {attack.phase}, but {owner}; make two threats",
+                )
+        yield from cls._phase_problems(phase, values)
+        yield from repeated(known, "attacks", "attack")
+
+    @classmethod
+    def _phase_problems(cls, phase: str | None, values: Mapping[str, Any]) -> Found:
+        malicious, knowledge = values.get("malicious"), values.get("knowledge")
+        if phase == "training" and malicious == 0:
+            yield (
+                ("malicious",),
+                "a training threat needs malicious, the share of clients, e.g. `malicious: 0.2`",
+            )
+        if phase is None:
+            return
+        if phase != "training" and malicious:
+            yield ("malicious",), f"malicious clients act in training; this threat is of phase {phase}"
+        if knowledge is not None and knowledge not in KNOWLEDGE[phase]:
+            choices = " or ".join(repr(k) for k in sorted(KNOWLEDGE[phase]))
+            yield ("knowledge",), f"knowledge of a threat of phase {phase} is {choices}, not {knowledge!r}"
+        if phase != "inference":
+            for field in ("budget", "surrogate"):
+                if values.get(field) is not None:
+                    yield (field,), f"{field} is for threats of phase inference; this one is of phase {phase}"
+
+    def _settle(self) -> None:
+        if self.attacks:
+            self._set("phase", self.attacks[0].phase)
+            if self.knowledge is None:
+                self._set("knowledge", KNOWLEDGE[self.phase][0])
+
+    def malicious_clients(self, clients: int) -> int:
+        """How many of so many clients are malicious: the share, rounded down."""
+        return int(self.malicious * clients + 1e-9)  # 0.29 * 100 is 28.999...

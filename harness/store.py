@@ -1,0 +1,224 @@
+"""Where results live: content-addressed artifacts (safetensors) and a SQLite database of stages and records.
+
+Layout of a store folder:
+
+    store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small values)
+    artifacts/ab/abcd….safetensors
+
+Everything is written atomically, so a store is valid whenever a process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS stages (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, signature TEXT NOT NULL, label TEXT NOT NULL,
+    status TEXT NOT NULL, result TEXT NOT NULL, seconds REAL NOT NULL, finished REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS stages_signature ON stages (kind, signature);
+CREATE TABLE IF NOT EXISTS records (
+    scenario TEXT NOT NULL, id TEXT NOT NULL, status TEXT NOT NULL, fingerprint TEXT NOT NULL,
+    record TEXT NOT NULL, updated REAL NOT NULL, PRIMARY KEY (scenario, id));
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class Store:
+    """One store folder. Open it in each process; do not carry a connection across a fork."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._artifacts = self.path / "artifacts"
+        try:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path / "store.sqlite", timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version not in (0, SCHEMA):
+                raise StoreError(
+                    f"{self.path}: a store of schema {version}; this version reads schema {SCHEMA}"
+                )
+            self._db.executescript(_TABLES)
+            self._db.execute(f"PRAGMA user_version={SCHEMA}")
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"cannot use the store {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Close the database connection."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one run that may write. Raises StoreError that names the process holding it."""
+        path = self.path / "lock"
+        file = path.open("a+")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise StoreError(
+                    f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
+                ) from None
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+        finally:
+            file.close()
+
+    # artifacts ----------------------------------------------------------------------------------
+
+    def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
+        """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
+        from safetensors.torch import save
+
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        target = self._artifact(digest)
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, target)
+        return digest, len(data)
+
+    def load_tensors(self, digest: str, device: str = "cpu") -> dict[str, Tensor]:
+        """The tensors of an artifact. Raises StoreError where the file is missing or altered."""
+        from safetensors.torch import load
+
+        try:
+            data = self._artifact(digest).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{self.path}: artifact {digest[:12]} is missing: {error}") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StoreError(f"{self.path}: artifact {digest[:12]} is damaged; delete it and run again")
+        return {name: tensor.to(device) for name, tensor in load(data).items()}
+
+    def _artifact(self, digest: str) -> Path:
+        return self._artifacts / digest[:2] / f"{digest}.safetensors"
+
+    # stages -------------------------------------------------------------------------------------
+
+    def put_stage(
+        self,
+        key: str,
+        kind: str,
+        signature: str,
+        label: str,
+        status: str,
+        result: dict[str, Any],
+        seconds: float,
+    ) -> None:
+        """Record a stage as `done` with its result, or `failed` with its error."""
+        row = (key, kind, signature, label, status, dumps(result), seconds, time.time())
+        self._db.execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
+
+    def stage_result(self, key: str) -> dict[str, Any] | None:
+        """The result of a finished stage, or None. A result whose artifact is gone does not count."""
+        row = self._db.execute("SELECT result FROM stages WHERE key=? AND status='done'", (key,)).fetchone()
+        if row is None:
+            return None
+        result = loads(row[0])
+        return result if all(self._artifact(a).exists() for a in result.get("artifacts", ())) else None
+
+    def seconds_by_signature(self) -> dict[tuple[str, str], float]:
+        """(kind, signature) -> mean seconds of the finished stages, for estimates."""
+        rows = self._db.execute(
+            "SELECT kind, signature, AVG(seconds) FROM stages WHERE status='done' GROUP BY kind, signature"
+        )
+        return {(kind, signature): seconds for kind, signature, seconds in rows}
+
+    # records ------------------------------------------------------------------------------------
+
+    def put_record(self, record: dict[str, Any], fingerprint: str) -> None:
+        """Insert or replace one cell's record."""
+        row = (
+            record["scenario"]["name"],
+            record["id"],
+            record["status"],
+            fingerprint,
+            dumps(record),
+            time.time(),
+        )
+        self._db.execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?)", row)
+
+    def record(self, scenario: str, cell: str, fingerprint: str | None = None) -> dict[str, Any] | None:
+        """A cell's record, or None; with a fingerprint, only if it was made from exactly those stages."""
+        row = self._db.execute(
+            "SELECT record, fingerprint FROM records WHERE scenario=? AND id=?", (scenario, cell)
+        ).fetchone()
+        if row is None or (fingerprint is not None and row[1] != fingerprint):
+            return None
+        return loads(row[0])
+
+    def records(self, scenario: str | None = None) -> list[dict[str, Any]]:
+        """Every record, of one scenario or all, in insertion order."""
+        where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
+        return [
+            loads(r) for (r,) in self._db.execute(f"SELECT record FROM records{where} ORDER BY rowid", values)
+        ]
+
+    # facts --------------------------------------------------------------------------------------
+
+    def fact(self, key: str) -> Any:
+        """A small cached value, or None."""
+        row = self._db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put_fact(self, key: str, value: Any) -> None:
+        """Cache a small JSON value."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, json.dumps(value)))
+
+
+def dumps(value: Any) -> str:
+    """Strict JSON: NaN and infinities are written as {"$float": "nan"} and the like."""
+    return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
+
+
+def loads(text: str) -> Any:
+    """The inverse of `dumps`."""
+    return json.loads(text, object_hook=_decode)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"$float": repr(value)}
+    if isinstance(value, dict):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(v) for v in value]
+    return value
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return float(value["$float"]) if value.keys() == {"$float"} else value

@@ -1,0 +1,200 @@
+"""A training stage: a federation from its specification, run from initial weights or from a given module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
+from harness.contracts.defence import ClientHooks, PrepareContext, Sampling
+from harness.errors import PluginError
+from harness.evaluation.predict import predict
+from harness.federation.batches import steps_per_round
+from harness.federation.counts import malicious_clients, participants
+from harness.federation.data import DeviceData, Pool, deal, load
+from harness.federation.local import Client, LocalTrainer, seeded_modules
+from harness.federation.rounds import Federation, Outcome, Rules
+from harness.random import torch_generator
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.contracts.defence import Guarantee
+    from harness.plan import TrainSpec
+
+Report = Callable[[int, int, dict[str, Any]], None]
+
+
+@dataclass
+class Trained:
+    """A trained module and what its training was like. prepared: one list of dicts per training so far."""
+
+    module: nn.Module
+    outcome: Outcome
+    prepared: list[list[dict[str, Any]]]
+
+
+class Training:
+    """One TrainSpec on one device. stage_key seeds the mechanism noise, which no two stages share."""
+
+    def __init__(self, spec: TrainSpec, stage_key: str, device: str) -> None:
+        self.spec = spec
+        self.stage_key = stage_key
+        self.device = device
+        self.data: DeviceData = load(spec.dataset, spec.root, device)
+        self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
+        share = spec.threat.malicious if spec.threat is not None else 0.0
+        self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
+
+    def initial_module(self) -> nn.Module:
+        """The architecture with the seed's initial weights, the same for every cell of a seed."""
+        spec = self.spec
+        with seeded_modules("cpu", spec.seed, "initial weights"):
+            module = spec.model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
+        for defence in spec.defences:
+            module = defence.model(module)
+        return module.to(self.device)
+
+    def run(
+        self,
+        module: nn.Module,
+        report: Report,
+        *,
+        rounds: int | None = None,
+        purpose: str = "train",
+        history: list[list[dict[str, Any]]] | None = None,
+    ) -> Trained:
+        """Train `module` in place. A later purpose ("fine-tune") draws other batches, coins and noise."""
+        spec, settings = self.spec, self.spec.federation
+        rounds = settings.rounds if rounds is None else rounds
+        schedule = participants(settings.clients, settings.participation, rounds, spec.seed, purpose)
+        history = history or []
+        prepared = self._prepare(schedule, history)
+        seed = spec.seed if purpose == "train" else hash_seed(spec.seed, purpose)
+        noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
+        trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
+        federation = Federation(module, self._clients(prepared), trainer, self._rules(), seed, noise_seed)
+        every = settings.evaluate_every
+
+        def evaluate(round: int) -> dict[str, float]:
+            due = round + 1 == rounds or (every and (round + 1) % every == 0)
+            return self.validate(module) if due else {}
+
+        outcome = federation.run(
+            schedule, lambda r: settings.local.schedule.multiplier(r, rounds), evaluate, report
+        )
+        module.eval()
+        return Trained(module, outcome, [*history, prepared])
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Accuracy and mean cross-entropy on the validation split (never on test)."""
+        logits = torch.from_numpy(predict(module, self.data.val.images, 512, self.device))
+        labels = self.data.val.labels.cpu()
+        return {
+            "val_accuracy": float((logits.argmax(1) == labels).double().mean()),
+            "val_loss": float(functional.cross_entropy(logits.double(), labels)),
+        }
+
+    def guarantee(self, prepared: list[list[dict[str, Any]]]) -> Guarantee | None:
+        """The strongest guarantee that a defence of the stack gives for these trainings together."""
+        found = []
+        for position, defence in enumerate(self.spec.defences):
+            guarantee = defence.guarantee([training[position] for training in prepared])
+            if guarantee is not None:
+                found.append(guarantee)
+        return min(found, key=lambda g: g.epsilon, default=None)
+
+    # parts --------------------------------------------------------------------------------------
+
+    def _sampling(self, size: int) -> Sampling:
+        sampling = Sampling()
+        for defence in self.spec.defences:
+            sampling = defence.sampling(size, self.spec.federation.local.batch_size) or sampling
+        return sampling
+
+    def _steps(self, size: int) -> int:
+        local = self.spec.federation.local
+        return steps_per_round(size, local.batch_size, local.epochs, local.steps)
+
+    def _prepare(
+        self, schedule: list[list[int]], history: list[list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        sizes = [len(c) for c in self.pool.clients]
+        rounds = [sum(i in ids for ids in schedule) for i in range(len(sizes))]
+        groups = self.data.train.groups
+        largest = None
+        if groups is not None:
+            largest = [int(np.unique(groups[c], return_counts=True)[1].max()) for c in self.pool.clients]
+        context = PrepareContext(
+            sizes=sizes,
+            steps=[self._steps(size) * count for size, count in zip(sizes, rounds, strict=True)],
+            batch_size=self.spec.federation.local.batch_size,
+            records=sum(sizes),
+            rounds=len(schedule),
+            largest_group=largest,
+        )
+        return [
+            defence.prepare(replace(context, history=[training[position] for training in history]))
+            for position, defence in enumerate(self.spec.defences)
+        ]
+
+    def _clients(self, prepared: list[dict[str, Any]]) -> list[Client]:
+        attack = self.spec.attack
+        poisoning = attack if isinstance(attack, PoisoningAttack) else None
+        clients = []
+        for i, positions in enumerate(self.pool.clients):
+            images, labels = self.data.train.take(positions)
+            hooks: tuple[ClientHooks, ...] = self.spec.defences
+            own = list(prepared)
+            if poisoning is not None and i in self.malicious:
+                images, labels = self._poison(poisoning, i, images, labels)
+                hooks, own = (*hooks, poisoning), [*own, {}]
+            size = len(labels)
+            clients.append(Client(i, images, labels, self._steps(size), self._sampling(size), hooks, own))
+        return clients
+
+    def _poison(
+        self, attack: PoisoningAttack, client: int, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch_generator(self.spec.seed, "poison", client, device=self.device)
+        context = PoisonContext(client, self.data.num_classes, generator, tuple(self.malicious))
+        poisoned = attack.poison(ClientData(images, labels), context)
+        n, classes = len(poisoned.labels), self.data.num_classes
+        if poisoned.images.shape[1:] != images.shape[1:] or len(poisoned.images) != n or n == 0:
+            raise PluginError(f"{attack.name} returned images {tuple(poisoned.images.shape)} for {n} labels")
+        if (
+            poisoned.images.dtype != images.dtype
+            or int(poisoned.labels.min()) < 0
+            or int(poisoned.labels.max()) >= classes
+        ):
+            raise PluginError(f"{attack.name} must keep the image type and give labels in [0, {classes})")
+        return poisoned.images, poisoned.labels
+
+    def _rules(self) -> Rules:
+        spec, settings = self.spec, self.spec.federation
+        aggregators = list(spec.aggregators)
+        for defence in spec.defences:
+            aggregators[-1] = defence.aggregator(aggregators[-1])
+        return Rules(
+            aggregators=tuple(aggregators),
+            tolerance=spec.tolerance,
+            weighting=settings.weighting,
+            buffers=settings.buffers,
+            server=settings.server,
+            compressors=spec.compressors,
+            byzantine=spec.attack if isinstance(spec.attack, ByzantineAttack) else None,
+            knowledge=spec.threat.knowledge if spec.threat is not None else None,
+            malicious=tuple(self.malicious),
+        )
+
+
+def hash_seed(seed: int, purpose: str) -> int:
+    """Another seed for a further training of the same weights."""
+    from harness.random import derive
+
+    return derive(seed, purpose)

@@ -1,0 +1,75 @@
+"""Rules that treat each coordinate by itself: the median and the trimmed mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import blocks, middle, sort_clients, tolerated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+YIN = Reference(
+    title="Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
+    authors="Yin, Chen, Kannan, Bartlett",
+    venue="ICML",
+    year=2018,
+    url="https://proceedings.mlr.press/v80/yin18a.html",
+)
+
+
+class Median(Aggregator):
+    """The coordinate-wise median (Definition 1); for even n, the mean of the middle two values.
+
+    Correct up to f < n/2 malicious clients; f itself is not used. Weights are ignored, since a client
+    could claim any.
+
+    updates (n, d) -> (d,). Costs O(n log n d).
+    """
+
+    name: ClassVar[str] = "median"
+    reference: ClassVar[Reference | None] = YIN
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        tolerated(self, updates, context)
+        result = updates.new_empty(updates.shape[1])
+        for columns, block in blocks(updates):
+            result[columns] = middle(sort_clients(block)).to(result)
+        return result
+
+
+class TrimmedMean(Aggregator):
+    """The coordinate-wise mean after dropping the f largest and the f smallest values (Definition 2).
+
+    The paper trims a fraction beta of the values at each end; here beta = f/n. With f = 0 it is the
+    unweighted mean. Weights are ignored: a client could claim any.
+
+    updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n log n d).
+    """
+
+    name: ClassVar[str] = "trimmed-mean"
+    reference: ClassVar[Reference | None] = YIN
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        own = f if self.f is None else self.f
+        if n <= 2 * own:
+            raise PluginError(f"trimmed-mean needs n > 2f updates: n = {n}, f = {own}")
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        f = tolerated(self, updates, context)
+        result = updates.new_empty(updates.shape[1])
+        for columns, block in blocks(updates):
+            kept = sort_clients(block)[:, f : len(updates) - f]
+            result[columns] = kept.mean(1, dtype=torch.float64).to(result)
+        return result
+
+
+PLUGINS = (Median, TrimmedMean)

@@ -1,0 +1,97 @@
+"""Krum and Multi-Krum: keep the updates that lie closest to most others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import combine, tolerated
+from harness_plugins.aggregators._distances import krum_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLANCHARD = Reference(
+    title="Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
+    authors="Blanchard, El Mhamdi, Guerraoui, Stainer",
+    venue="NeurIPS",
+    year=2017,
+    url="https://arxiv.org/abs/1703.02757",
+)
+
+
+def _check(rule: Krum | MultiKrum, n: int, f: int) -> None:
+    if n <= 2 * f + 2:
+        raise PluginError(f"{rule.name} needs n > 2f + 2 updates: n = {n}, f = {f}")
+    if rule.neighbours is not None and rule.neighbours > n - 1:
+        raise PluginError(f"{rule.name}: neighbours = {rule.neighbours}, but a row has only {n - 1} others")
+
+
+class Krum(Aggregator):
+    """The update closest to its neighbours: the row i with the least sum_{j -> i} ||x_i - x_j||^2.
+
+    The sum runs over the n - f - 2 nearest other rows. Some implementations
+    take n - f - 1: set `neighbours` for those. Ties go to the lower row. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f + 2, else PluginError. Costs O(n^2 d). Reports the row kept.
+    """
+
+    name: ClassVar[str] = "krum"
+    reference: ClassVar[Reference | None] = BLANCHARD
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+    neighbours: int | None = Field(
+        None, ge=1, description="nearest other updates summed over; null: n - f - 2, as published"
+    )
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        _check(self, n, f if self.f is None else self.f)
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        f = tolerated(self, updates, context)
+        best = krum_order(updates, self.neighbours or len(updates) - f - 2)[0]
+        context.report(kept=[best])
+        return updates[best].clone()
+
+
+class MultiKrum(Aggregator):
+    """The mean of the m updates with the best Krum scores.
+
+    Scores are computed once, over all n rows, as in Krum. m = 1 is Krum, m = n the mean; the paper
+    proves resilience for m <= n - f - 2, and m = n - f is the usual choice. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f + 2 and m <= n, else PluginError. Costs O(n^2 d).
+    Reports the rows kept.
+    """
+
+    name: ClassVar[str] = "multi-krum"
+    reference: ClassVar[Reference | None] = BLANCHARD
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+    m: int | None = Field(None, ge=1, description="updates averaged; null: n - f")
+    neighbours: int | None = Field(
+        None, ge=1, description="nearest other updates summed over; null: n - f - 2, as published"
+    )
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        _check(self, n, f if self.f is None else self.f)
+        if self.m is not None and self.m > n:
+            raise PluginError(f"multi-krum: m = {self.m} updates to average, but there are only {n}")
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        f = tolerated(self, updates, context)
+        m = self.m or len(updates) - f
+        kept = sorted(krum_order(updates, self.neighbours or len(updates) - f - 2)[:m])
+        context.report(kept=kept)
+        return combine(torch.full((1, m), 1 / m, dtype=torch.float64), updates[kept])[0]
+
+
+PLUGINS = (Krum, MultiKrum)

@@ -1,0 +1,43 @@
+"""What the model compressors share: copies of networks and of the tensors that make up a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from harness.api import PluginError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def file_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict as independent, contiguous tensors on the CPU: what a file holds. Cost: one copy."""
+    import torch
+
+    tensors = {}
+    for name, value in module.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.is_quantized:
+            raise PluginError(f"the entry {name!r} of the network's state is not a plain tensor")
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def check_names(expected: Mapping[str, object] | set[str], state: Mapping[str, Tensor], what: str) -> None:
+    """Raises PluginError where a file's tensors are not those of the architecture."""
+    missing = sorted(set(expected) - set(state))
+    unknown = sorted(set(state) - set(expected))
+    if missing or unknown:
+        texts = [
+            f"{label}: {', '.join(names)}"
+            for label, names in (("missing", missing), ("unknown", unknown))
+            if names
+        ]
+        raise PluginError(f"{what}: the file does not fit this architecture; {'; '.join(texts)}")
+
+
+def check_finite(module: nn.Module, what: str) -> None:
+    """Raises PluginError where a weight is NaN or infinite: magnitudes and ranges then mean nothing."""
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise PluginError(f"{what}: the weights of {name!r} are not all finite")

@@ -1,0 +1,88 @@
+"""Decoding image files to uint8 arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from harness.api import HarnessError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEEP = ("I", "F")  # PIL modes, or their beginnings, with more than 8 bits a channel
+
+
+def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None, resample: str) -> np.ndarray:
+    """One image as (channels, h, w) uint8, resized to (size, size) if size is given.
+
+    Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
+    Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(source) as image:
+            if image.mode.startswith(DEEP):
+                raise HarnessError(
+                    f"{where}: {image.mode} pixels have more than 8 bits; convert the image to 8 bits"
+                )
+            array = _array(image, channels, size, Image.Resampling[resample.upper()])
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise HarnessError(f"{where} is not a readable image: {error}") from None
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _array(image: Image, channels: int, size: int | None, resample: int) -> np.ndarray:
+    converted = image.convert("L" if channels == 1 else "RGB")
+    if size is not None and converted.size != (size, size):
+        converted = converted.resize((size, size), resample)
+    return np.asarray(converted, dtype=np.uint8)
+
+
+def stack(name: str, items: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
+    """(count, c, h, w) uint8 from (name, image) pairs. Raises HarnessError where the sizes differ."""
+    images: np.ndarray | None = None
+    first = ""
+    for i, (where, image) in enumerate(items):
+        if images is None:
+            images, first = np.empty((count, *image.shape), dtype=np.uint8), where
+        if image.shape != images.shape[1:]:
+            raise HarnessError(
+                f"dataset {name}: {where} is {_size(image)} but {first} is {_size(images[0])}; "
+                "set size to resize every image"
+            )
+        images[i] = image
+    if images is None:
+        raise HarnessError(f"dataset {name}: no images")
+    return images
+
+
+def group_reader(name: str, pattern: str | None) -> Callable[[Sequence[str]], np.ndarray] | None:
+    """From paths to group names by a regular expression: its first capture group, else the whole match."""
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise HarnessError(f"dataset {name}: groups is not a regular expression: {error}") from None
+
+    def read(paths: Sequence[str]) -> np.ndarray:
+        found = []
+        for path in paths:
+            match = compiled.search(path)
+            text = match and (match.group(1) if compiled.groups else match.group())
+            if not text:
+                raise HarnessError(f"dataset {name}: groups ({pattern}) does not match {path!r}")
+            found.append(text)
+        return np.array(found)
+
+    return read
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[-2]}x{image.shape[-1]}"

@@ -1,0 +1,112 @@
+"""Image files in one folder per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
+from harness_plugins.datasets._images import group_reader, pixels, stack
+from harness_plugins.datasets._splits import complete, content_hash, group_codes
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+
+
+class ImageFolder(Dataset):
+    """Image files in a folder per class: path/{train,val,test}/CLASS/FILE, or a single tree path/CLASS/FILE.
+
+    Classes are the training folders in alphabetical order; val and test may lack some, not add any. Files
+    are found at any depth below a class folder, in the order of their paths; hidden ones and other types
+    are left out. Pixels are uint8, converted to `channels`, and resized to (size, size) only where size is
+    given; images of different sizes are then an error.
+
+    Splits: those that are folders. Missing test and val are held out of train (or of the single tree):
+    test_fraction, then val_fraction, of its records, whole groups only, stratified by class, seeded by
+    split_seed. `groups` is a regular expression searched in each path (CLASS/...): its first capture group,
+    else the whole match, names the patient or site, which then never lies in two splits.
+
+    Raises HarnessError where folders or images are missing, unreadable, or of more than 8 bits a channel.
+    The fingerprint hashes every relative path, file size and file content.
+    """
+
+    name = "imagefolder"
+
+    path: str = Field(description="the folder; relative paths as in the scenario, $VARIABLES allowed")
+    size: int | None = Field(
+        None, ge=1, description="resize to size x size pixels; default: leave as they are"
+    )
+    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="filter used to resize"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
+    groups: str | None = Field(None, description="regular expression for the patient or site in a path")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of train held out where there is no test"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
+
+    def load(self, root: Path | None = None) -> Splits:
+        folders = self._folders(root)
+        class_names = _classes(folders["train"])
+        if not class_names:
+            raise HarnessError(f"dataset imagefolder: {folders['train']} has no class folders")
+        files = {split: _files(folder) for split, folder in folders.items()}
+        parts = {split: self._read(folders[split], files[split], class_names) for split in folders}
+        read_groups = group_reader(self.name, self.groups)
+        if read_groups is not None:
+            codes = group_codes({split: read_groups(paths) for split, paths in files.items()})
+            parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
+        return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
+
+    def fingerprint(self, root: Path | None = None) -> str:
+        content = []
+        for split, folder in self._folders(root).items():
+            for path in _files(folder):
+                file = folder / path
+                content.append(f"{split}/{path}:{file.stat().st_size}:{hash_file(file)}")
+        return content_hash(content, self.model_dump(mode="json", exclude={"path"}))
+
+    def _folders(self, root: Path | None) -> dict[str, Path]:
+        base = find_file(self.path, root)
+        if not base.is_dir():
+            raise HarnessError(f"dataset imagefolder: {base} is not a folder")
+        if not (base / "train").is_dir():
+            return {"train": base}
+        return {split: base / split for split in ("train", "val", "test") if (base / split).is_dir()}
+
+    def _read(self, folder: Path, files: list[str], class_names: list[str]) -> Split:
+        extra = sorted({path.partition("/")[0] for path in files} - set(class_names))
+        if extra:
+            raise HarnessError(
+                f"dataset imagefolder: {folder} has classes that train lacks: {', '.join(extra)}"
+            )
+        if not files:
+            raise HarnessError(f"dataset imagefolder: no images below {folder} ({', '.join(SUFFIXES)})")
+        decoded = (
+            (path, pixels(folder / path, str(folder / path), self.channels, self.size, self.resample))
+            for path in files
+        )
+        images = stack(self.name, decoded, len(files))
+        labels = np.array([class_names.index(path.partition("/")[0]) for path in files], dtype=np.int64)
+        return Split(images, labels)
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of the images below a folder's class folders, relative, with /, sorted."""
+    found = []
+    for file in folder.rglob("*"):
+        relative = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if len(relative.parts) > 1 and not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+            found.append(relative.as_posix())
+    return sorted(found)
+
+
+PLUGINS = (ImageFolder,)

@@ -1,0 +1,196 @@
+"""Parquet files in the image schema of Hugging Face datasets."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
+from harness_plugins.datasets._images import group_reader, pixels, stack
+from harness_plugins.datasets._splits import complete, content_hash, group_codes, name_classes
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The names that files of each split begin with, as Hugging Face datasets reads them.
+PREFIXES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
+
+
+class Parquet(Dataset):
+    """Parquet files as Hugging Face datasets writes them: an image column struct{bytes, path} and labels.
+
+    path is a folder with train*.parquet, and maybe val* (valid*, validation*, dev*) and test* (in it, or in
+    its subfolder data); shards are read in the order of their names. Or path is one .parquet file, taken as
+    train. The image column is found by its type, the label column by its ClassLabel metadata, else by the
+    name `label`; class names come from that metadata, else are the numbers themselves. Pixels are uint8,
+    converted to `channels`, and resized to (size, size) only where size is given; images of different sizes
+    are then an error.
+
+    Splits: those that have files. Missing test and val are held out of train: test_fraction, then
+    val_fraction, of its records, whole groups only, stratified by class, seeded by split_seed. `groups` is
+    a regular expression searched in each image's path: its first capture group, else the whole match, names
+    the patient or site.
+
+    Needs pyarrow (`pip install 'psr-harness[hf]'`). Raises HarnessError where files, columns or image bytes
+    are missing or unreadable. The fingerprint hashes the files' bytes.
+    """
+
+    name = "parquet"
+
+    path: str = Field(
+        description="a folder or one file; relative paths as in the scenario, $VARIABLES allowed"
+    )
+    image_column: str | None = Field(None, description="the image column; default: the one of the image type")
+    label_column: str | None = Field(None, description="the label column; default: ClassLabel, or `label`")
+    class_names: tuple[str, ...] | None = Field(
+        None, strict=False, description="names of classes 0, 1, ...; default: those in the file"
+    )
+    size: int | None = Field(
+        None, ge=1, description="resize to size x size pixels; default: leave as they are"
+    )
+    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="filter used to resize"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
+    groups: str | None = Field(
+        None, description="regular expression for the patient or site in an image's path"
+    )
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of train held out where there is no test"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
+
+    def load(self, root: Path | None = None) -> Splits:
+        read_groups = group_reader(self.name, self.groups)
+        parts: dict[str, Split] = {}
+        names: dict[str, np.ndarray] = {}
+        class_names = self.class_names
+        for split, files in self._files(root).items():
+            table, image, label = self._table(files)
+            if class_names is None:
+                class_names = _features(table).get(label, {}).get("names")
+            records = table.column(image).to_pylist()
+            paths = [str(_get(record, "path") or "") for record in records]
+            decoded = (
+                (f"{split} row {i}", self._decode(record, split, i)) for i, record in enumerate(records)
+            )
+            parts[split] = Split(stack(self.name, decoded, len(records)), _labels(table, label, split))
+            if read_groups is not None:
+                names[split] = read_groups(paths)
+        if names:
+            codes = group_codes(names)
+            parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
+        classes = name_classes(self.name, class_names, (part.labels for part in parts.values()))
+        return complete(self.name, parts, classes, self.val_fraction, self.test_fraction, self.split_seed)
+
+    def fingerprint(self, root: Path | None = None) -> str:
+        content = [
+            f"{split}:{hash_file(file)}" for split, files in self._files(root).items() for file in files
+        ]
+        return content_hash(content, self.model_dump(mode="json", exclude={"path"}))
+
+    def _files(self, root: Path | None) -> dict[str, list[Path]]:
+        base = find_file(self.path, root)
+        if base.is_file():
+            return {"train": [base]}
+        for folder in (base, base / "data"):
+            found = {split: _shards(folder, prefixes) for split, prefixes in PREFIXES.items()}
+            if found["train"]:
+                return {split: files for split, files in found.items() if files}
+        raise HarnessError(f"dataset parquet: no train*.parquet in {base}")
+
+    def _table(self, files: list[Path]) -> tuple[pa.Table, str, str]:
+        """(the shards as one table, name of the image column, name of the label column)."""
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise HarnessError("dataset parquet needs pyarrow: pip install 'psr-harness[hf]'") from None
+        try:
+            table = pa.concat_tables([pq.read_table(file) for file in files])
+        except (pa.ArrowInvalid, OSError) as error:
+            raise HarnessError(
+                f"dataset parquet: cannot read {', '.join(map(str, files))}: {error}"
+            ) from None
+        return table, self._image_column(table, files[0]), self._label_column(table, files[0])
+
+    def _image_column(self, table: pa.Table, file: Path) -> str:
+        import pyarrow as pa
+
+        def is_image(kind: Any) -> bool:
+            return pa.types.is_struct(kind) and any(
+                kind.field(i).name == "bytes" for i in range(kind.num_fields)
+            )
+
+        found = [field.name for field in table.schema if is_image(field.type)]
+        return _one("image", "struct{bytes, path}", self.image_column, found, table, file)
+
+    def _label_column(self, table: pa.Table, file: Path) -> str:
+        features = _features(table)
+        found = [c for c in table.column_names if features.get(c, {}).get("_type") == "ClassLabel"]
+        if len(found) != 1 and "label" in table.column_names:
+            found = ["label"]
+        return _one("label", "ClassLabel", self.label_column, found, table, file)
+
+    def _decode(self, record: Any, split: str, row: int) -> np.ndarray:
+        where = f"dataset parquet, {split} row {row}"
+        content = _get(record, "bytes")
+        if not content:
+            raise HarnessError(f"{where}: no image bytes; files that only name paths are not supported")
+        return pixels(io.BytesIO(content), where, self.channels, self.size, self.resample)
+
+
+def _get(record: Any, key: str) -> Any:
+    return record.get(key) if isinstance(record, dict) else None
+
+
+def _one(what: str, kind: str, asked: str | None, found: list[str], table: pa.Table, file: Path) -> str:
+    """The column asked for, else the only one found."""
+    columns = ", ".join(table.column_names)
+    if asked is not None:
+        if asked not in table.column_names:
+            raise HarnessError(f"dataset parquet: {file} has no column {asked!r}; it has {columns}")
+        return asked
+    if len(found) != 1:
+        raise HarnessError(
+            f"dataset parquet: {file} has {len(found)} {kind} columns; set {what}_column to one of {columns}"
+        )
+    return found[0]
+
+
+def _features(table: pa.Table) -> dict[str, Any]:
+    """Column -> feature, as Hugging Face datasets writes them into the schema's metadata; {} without it."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
+        return {}
+    try:
+        features = json.loads(metadata)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _labels(table: pa.Table, column: str, split: str) -> np.ndarray:
+    labels = table.column(column).to_numpy()
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise HarnessError(
+            f"dataset parquet, {split}: {column} must hold integers and no nulls, not {labels.dtype}"
+        )
+    return labels.astype(np.int64)
+
+
+def _shards(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    """A split's files: `train.parquet`, `train-00000-of-00002.parquet`; not `training.parquet`."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        f for f in folder.glob("*.parquet") if f.name.partition(".")[0].partition("-")[0] in prefixes
+    )
+
+
+PLUGINS = (Parquet,)

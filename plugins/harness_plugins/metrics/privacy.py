@@ -1,0 +1,114 @@
+"""What a release guarantees, and what it leaks."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from harness.api import Metric, MetricContext, PluginError, Reference, Score
+from harness_plugins.metrics.classification import auroc
+
+# A rate below which fewer than ten non-members fall is an estimate from a handful of records.
+RATES = {"mia_tpr_at_1pct_fpr": 0.01, "mia_tpr_at_0_1pct_fpr": 0.001}
+TAIL = 10
+
+
+def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False- and true-positive counts of "score >= t", t from above all scores down to the least.
+
+    scores (n,), positive (n,) bool; one point per distinct score, so that ties fall together; O(n log n).
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, truth = scores[order], positive[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+    true = np.concatenate([[0], np.cumsum(truth)[last]])
+    false = np.concatenate([[0], np.cumsum(~truth)[last]])
+    return false, true
+
+
+def tpr_at_fpr(scores: np.ndarray, positive: np.ndarray, alpha: float) -> float:
+    """The largest true-positive rate of a threshold whose false-positive rate is at most alpha."""
+    false, true = roc(scores, positive)
+    # Room for the rounding of alpha * n alone: in floats, 0.29 * 100 is less than 29.
+    return float(true[false <= alpha * false[-1] * (1 + 1e-12)].max() / true[-1])
+
+
+class Epsilon(Metric):
+    """The differential-privacy guarantee of the release, as accounted: epsilon at delta.
+
+    epsilon is infinite where the guarantee does not hold, as some part of the plan touched protected data
+    without being accounted; the guarantee's `broken_by` names it. Source: Dwork et al. (2006) for (epsilon,
+    delta).
+    """
+
+    name = "epsilon"
+    reference = Reference(
+        title="Our data, ourselves: privacy via distributed noise generation",
+        authors="Dwork, Kenthapadi, McSherry, Mironov, Naor",
+        venue="EUROCRYPT 2006",
+        year=2006,
+        url="https://doi.org/10.1007/11761679_29",
+    )
+    needs: ClassVar[tuple[str, ...]] = ("guarantee",)
+    scores: ClassVar[dict[str, Score]] = {
+        "epsilon": Score("lower", "nats", "privacy loss; infinite where the guarantee is broken"),
+        "delta": Score("lower", "probability", "at which epsilon is stated"),
+    }
+
+    def score(self, context: MetricContext) -> dict[str, float]:
+        guarantee = context.guarantee
+        if guarantee is None:
+            raise PluginError("a guarantee is needed")
+        return {"epsilon": guarantee.epsilon if guarantee.holds else float("inf"), "delta": guarantee.delta}
+
+
+class MembershipInference(Metric):
+    """How well a membership attack tells members from non-members.
+
+    mia_auc: area under its ROC curve (0.5: no better than chance). mia_balanced_accuracy: (TPR + 1 - FPR) / 2
+    at the best threshold *in hindsight*, chosen on the very records it is scored on, so it exceeds 0.5 by
+    chance too. mia_tpr_at_..._fpr: the largest true-positive rate at a false-positive rate of at most alpha =
+    1 % and 0.1 %, only with at least 10 / alpha non-members (1000 and 10000). Left out where a side is empty
+    or a score is NaN. Source: Carlini et al. (2022) for the rates. O(n log n).
+    """
+
+    name = "mia"
+    reference = Reference(
+        title="Membership inference attacks from first principles",
+        authors="Carlini, Chien, Nasr, Song, Terzis, Tramèr",
+        venue="IEEE S&P 2022",
+        year=2022,
+        url="https://arxiv.org/abs/2112.03570",
+    )
+    needs: ClassVar[tuple[str, ...]] = ("membership",)
+    scores: ClassVar[dict[str, Score]] = {
+        "mia_auc": Score("lower", "share", "area under the membership attack's ROC curve"),
+        "mia_balanced_accuracy": Score(
+            "lower", "share", "of the best threshold in hindsight: an upper estimate"
+        ),
+        "mia_tpr_at_1pct_fpr": Score("lower", "share", "members found at 1 % false positives"),
+        "mia_tpr_at_0_1pct_fpr": Score("lower", "share", "members found at 0.1 % false positives"),
+    }
+
+    def score(self, context: MetricContext) -> dict[str, float]:
+        if context.membership is None:
+            raise PluginError("a membership attack's result is needed")
+        scores = np.asarray(context.membership.scores, dtype=np.float64)
+        member = np.asarray(context.membership.is_member, dtype=bool)
+        if scores.ndim != 1 or scores.shape != member.shape:
+            raise PluginError(f"scores and is_member must be (n,), not {scores.shape} and {member.shape}")
+        if member.all() or not member.any() or np.isnan(scores).any():
+            return {}
+        false, true = roc(scores, member)
+        result = {
+            "mia_auc": auroc(scores, member),
+            "mia_balanced_accuracy": float((1 + true / true[-1] - false / false[-1]).max() / 2),
+        }
+        for name, alpha in RATES.items():
+            if false[-1] * alpha >= TAIL:
+                result[name] = tpr_at_fpr(scores, member, alpha)
+        return result
+
+
+PLUGINS = (Epsilon, MembershipInference)

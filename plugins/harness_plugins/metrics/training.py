@@ -1,0 +1,52 @@
+"""What training cost, as the engine counted or measured it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from harness.api import Metric, MetricContext, PluginError, Score
+
+
+class TrainingFacts(Metric):
+    """Scores that are facts of the training, taken over by name; unknown ones are left out."""
+
+    needs: ClassVar[tuple[str, ...]] = ("training",)
+
+    def score(self, context: MetricContext) -> dict[str, float]:
+        if context.training is None:
+            raise PluginError("the facts of a training are needed")
+        known = {name: context.training.get(name) for name in self.scores}
+        return {name: float(value) for name, value in known.items() if value is not None}
+
+
+class Uplink(TrainingFacts):
+    """Bytes sent in a round by all its clients together, and to them: encoded payloads, without transport."""
+
+    name = "uplink"
+    scores: ClassVar[dict[str, Score]] = {
+        "uplink_bytes_per_round": Score("lower", "bytes", "sent by the clients of a round, as encoded"),
+        "downlink_bytes_per_round": Score("lower", "bytes", "sent to the clients of a round"),
+    }
+
+
+class TrainTime(TrainingFacts):
+    """Wall-clock time of the training."""
+
+    name = "train-time"
+    scores: ClassVar[dict[str, Score]] = {
+        "train_seconds": Score("lower", "s", "wall-clock time of the training", measured=True)
+    }
+
+
+class PeakMemory(TrainingFacts):
+    """The most memory the training held at once, on its device."""
+
+    name = "peak-memory"
+    scores: ClassVar[dict[str, Score]] = {
+        "peak_memory_bytes": Score(
+            "lower", "bytes", "most memory held at once by the training", measured=True
+        )
+    }
+
+
+PLUGINS = (Uplink, TrainTime, PeakMemory)

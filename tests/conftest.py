@@ -1,0 +1,27 @@
+"""Shared by all tests: one thread, real data only where it is, small helpers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real data sets; skips, visibly, where it is absent."""
+    folder = Path(os.environ.get("HARNESS_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "pneumonia-28.npz").exists():
+        pytest.skip("real data not found: set HARNESS_DATA to the folder that holds pneumonia-28.npz")
+    return folder

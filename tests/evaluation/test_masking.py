@@ -1,0 +1,92 @@
+import math
+
+import pytest
+
+from harness.evaluation.masking import FLAG, margin, suspect_masking
+
+
+def record(name, accuracy, access="gradients", effort=1, *, mode="white-box", eps=8 / 255, n=1000, **cell):
+    axes = {"defence": "none", "aggregator": "mean", "compressor": "none", "threat": "evasion", "seed": 0}
+    return {
+        "id": name,
+        "cell": axes | {"attack": name} | cell,
+        "scores": {"accuracy": 0.9, "robust_accuracy": accuracy},
+        "attack": {
+            "access": access, "effort": effort, "mode": mode, "norm": "linf", "eps": eps, "samples": n
+        },
+    }  # fmt: skip
+
+
+def flagged(*records):
+    result = suspect_masking(records)
+    assert all(flags == [FLAG] for flags in result.values())
+    return set(result)
+
+
+def test_the_margin_is_two_standard_errors_and_at_least_a_point():
+    assert margin(0.4, 0.6, 100) == pytest.approx(0.1)
+    assert margin(0.1, 0.3, 400) == pytest.approx(2 * math.sqrt(0.2 * 0.8 / 400))
+    assert margin(0.4, 0.6, 10**6) == 0.01
+    assert margin(0.0, 0.0, 10) == 0.01
+
+
+def test_stronger_attacks_leaving_less_accuracy_is_as_it_should_be():
+    assert not flagged(
+        record("fgsm", 0.5), record("pgd", 0.3, effort=20), record("square", 0.4, "logits", 5000)
+    )
+
+
+def test_a_black_box_attack_that_beats_every_white_box_one_flags_the_whole_group():
+    group = [record("fgsm", 0.6), record("pgd", 0.6, effort=20), record("square", 0.5, "logits", 5000)]
+    assert flagged(*group) == {"fgsm", "pgd", "square"}
+    # One white-box attack that is as good is enough.
+    assert not flagged(*group, record("apgd", 0.5, effort=100))
+
+
+def test_a_label_only_attack_is_a_black_box_too():
+    assert flagged(record("pgd", 0.6), record("boundary", 0.5, "labels", 9)) == {"pgd", "boundary"}
+
+
+def test_more_effort_that_leaves_more_accuracy_flags():
+    assert flagged(record("fgsm", 0.5), record("pgd", 0.6, effort=20)) == {"fgsm", "pgd"}
+    assert not flagged(record("fgsm", 0.6), record("pgd", 0.5, effort=20))
+    assert not flagged(record("a", 0.5, effort=20), record("b", 0.6, effort=20))
+    # Queries and gradient steps are not one currency.
+    assert not flagged(record("pgd", 0.5, effort=20), record("square", 0.6, "logits", effort=5000))
+
+
+def test_differences_within_the_margin_are_chance():
+    # 2 sqrt(.55 * .45 / 1000) = 0.0315
+    assert flagged(record("fgsm", 0.5335), record("pgd", 0.5665, effort=20))
+    assert not flagged(record("fgsm", 0.535), record("pgd", 0.565, effort=20))
+    # The smaller sample counts.
+    assert not flagged(record("fgsm", 0.5, n=100), record("pgd", 0.59, effort=20, n=10**6))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"defence": "dp-sgd"}, {"aggregator": "krum"}, {"compressor": "int8"}, {"threat": "e2"}, {"seed": 1},
+     {"eps": 4 / 255}],
+)  # fmt: skip
+def test_only_like_is_compared_with_like(other):
+    assert not flagged(record("fgsm", 0.3, **other), record("pgd", 0.6, effort=20))
+
+
+def test_one_masked_group_flags_no_other():
+    pair = [record("fgsm", 0.5), record("pgd", 0.6, effort=20)]
+    fine = [
+        record("fgsm-krum", 0.6, aggregator="krum"),
+        record("pgd-krum", 0.5, effort=20, aggregator="krum"),
+    ]
+    assert flagged(*pair, *fine) == {"fgsm", "pgd"}
+
+
+def test_transfer_failed_and_unscored_records_take_no_part():
+    pgd = record("pgd", 0.6, effort=20)
+    nothing = [
+        {**record("failed", 0.1), "scores": None},
+        {**record("clean", 0.1), "attack": None},
+        {**record("unscored", 0.1), "scores": {"accuracy": 0.9}},
+        record("undefined", float("nan")),
+    ]
+    assert not flagged(pgd, record("transfer", 0.1, "logits", mode="transfer"), *nothing)

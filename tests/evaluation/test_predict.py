@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.errors import HarnessError
+from harness.evaluation.predict import predict, to_pixels
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def _images(n=10):
+    return np.random.default_rng(0).integers(0, 256, (n, 3, 2, 2), dtype=np.uint8)
+
+
+def test_pixels_are_divided_by_255_and_floats_are_kept():
+    pixels = to_pixels(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert pixels.dtype == torch.float32
+    assert pixels.tolist() == [0.0, pytest.approx(0.2), 1.0]
+    half = torch.tensor([0.5], dtype=torch.float64)
+    assert to_pixels(half) is half
+    with pytest.raises(HarnessError, match="int64"):
+        to_pixels(torch.tensor([1]))
+
+
+def test_predict_equals_one_forward_in_eval_mode_for_every_batch_size_and_kind_of_images(network):
+    images = _images()
+    floats = images.astype(np.float32) / 255
+    network.eval()
+    with torch.no_grad():
+        expected = network(torch.from_numpy(floats)).numpy()
+    network.train()
+    for given in (images, floats, torch.from_numpy(images), torch.from_numpy(floats)):
+        for batch_size in (1, 3, 10, 64):
+            logits = predict(network, given, batch_size, "cpu")
+            assert logits.dtype == np.float32
+            np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_predict_restores_each_module_s_mode_and_changes_no_buffer(network):
+    network.train()
+    network[2].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    predict(network, _images(), 4, "cpu")
+    assert [m.training for m in network] == [True, True, False, True, True]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_predict_reads_memory_mapped_images_and_leaves_them_alone(network, tmp_path):
+    np.save(tmp_path / "images.npy", _images())
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    np.testing.assert_array_equal(predict(network, mapped, 4, "cpu"), predict(network, _images(), 4, "cpu"))
+
+
+def test_predict_says_what_is_wrong(network):
+    with pytest.raises(HarnessError, match="no images"):
+        predict(network, _images(0), 4, "cpu")
+    with pytest.raises(HarnessError, match="batch_size"):
+        predict(network, _images(), 0, "cpu")
+    with pytest.raises(HarnessError, match=r"\(4, 3, 2, 2\)"):
+        predict(nn.Identity(), _images(), 4, "cpu")

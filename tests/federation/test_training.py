@@ -1,0 +1,357 @@
+"""Local training and rounds: one client is plain PyTorch; what is dropped, averaged and counted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.contracts.aggregator import Aggregator, PreAggregator
+from harness.contracts.attack import ByzantineAttack
+from harness.contracts.compressor import Payload, UpdateCompressor
+from harness.contracts.defence import Defence, Sampling
+from harness.errors import PluginError
+from harness.federation.batches import batches
+from harness.federation.local import Client, LocalTrainer
+from harness.federation.rounds import Federation, Rules
+from harness.random import torch_generator
+from harness.scenario import SGD, Adam, Constant, FedAvg, LocalTraining, NAdam
+
+
+class Mean(Aggregator):
+    """Weighted mean."""
+
+    name = "test-mean"
+
+    def aggregate(self, updates, context):
+        return context.weights @ updates
+
+
+class Spy(Aggregator):
+    """Keeps what it is told."""
+
+    name = "test-spy"
+
+    def aggregate(self, updates, context):
+        SEEN.append((updates.clone(), context.f, list(context.client_ids), context.weights.clone()))
+        context.state["calls"] = context.state.get("calls", 0) + 1
+        SEEN_STATE.append(context.state["calls"])
+        return updates.mean(0)
+
+
+SEEN: list = []
+SEEN_STATE: list = []
+
+
+def network(norm: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+def clients(sizes, seed=0, hooks=(), steps=None, batch=8, sampling=None):
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for i, n in enumerate(sizes):
+        images = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 3, (n,), generator=generator)
+        count = steps if steps is not None else math.ceil(n / batch)
+        prepared = [{} for _ in hooks]
+        found.append(Client(i, images, labels, count, sampling or Sampling(), tuple(hooks), prepared))
+    return found
+
+
+def federation(module, members, local=None, seed=0, **rules):
+    local = local or LocalTraining(batch_size=8, optimizer=SGD(lr=0.1))
+    settings = {"aggregators": (Mean(),), "tolerance": 0.0, "weighting": "examples", "buffers": "average"}
+    trainer = LocalTrainer(module, local, seed, "stage", "float32", "cpu")
+    return Federation(module, members, trainer, Rules(**{**settings, "server": FedAvg(), **rules}), seed, "stage")
+
+
+def run(federated, rounds=1, ids=None, multiplier=lambda r: 1.0):
+    ids = list(range(len(federated.clients))) if ids is None else ids
+    return federated.run([ids] * rounds, multiplier, None, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        (SGD(lr=0.1, momentum=0.9, weight_decay=1e-3), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=1e-3)),
+        (Adam(lr=1e-3), lambda p: torch.optim.Adam(p, 1e-3)),
+        (NAdam(lr=1e-3), lambda p: torch.optim.NAdam(p, 1e-3)),
+    ],
+    ids=["sgd", "adam", "nadam"],
+)
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
+def test_one_client_is_a_plain_pytorch_loop(settings, plain, norm):
+    (client,) = clients([37], steps=10)
+    ours = network(norm)
+    run(federation(ours, [client], LocalTraining(batch_size=8, optimizer=settings)))
+    theirs = network(norm).train()
+    optimizer = plain(theirs.parameters())
+    for index in batches(37, 8, 10, Sampling(), torch_generator(0, "batches", 0, 0)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(client.images[index].float() / 255), client.labels[index]).backward()
+        optimizer.step()
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+    if norm:
+        assert not torch.allclose(ours[1].running_mean, torch.zeros(4))
+
+
+def test_fedprox_pulls_towards_the_global_weights():
+    (client,) = clients([16], steps=3)
+    mu, lr = 0.5, 0.1
+    ours = network()
+    run(federation(ours, [client], LocalTraining(batch_size=8, optimizer=SGD(lr=lr), proximal=mu)))
+    theirs = network()
+    start = [p.detach().clone() for p in theirs.parameters()]
+    for index in batches(16, 8, 3, Sampling(), torch_generator(0, "batches", 0, 0)):
+        loss = nn.functional.cross_entropy(theirs(client.images[index].float() / 255), client.labels[index])
+        loss = loss + mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(theirs.parameters(), start, strict=True))
+        grads = torch.autograd.grad(loss, list(theirs.parameters()))
+        with torch.no_grad():
+            for p, g in zip(theirs.parameters(), grads, strict=True):
+                p -= lr * g
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_one_full_batch_step_each_is_one_step_on_all_the_data():
+    """FedSGD: with one full-batch step, the examples-weighted mean is the centralised step."""
+    members = clients([5, 11, 20], steps=1, batch=64)
+    ours = network()
+    run(federation(ours, members, LocalTraining(batch_size=64, optimizer=SGD(lr=0.3))))
+    theirs = network()
+    x = torch.cat([c.images for c in members]).float() / 255
+    loss = nn.functional.cross_entropy(theirs(x), torch.cat([c.labels for c in members]))
+    grads = torch.autograd.grad(loss, list(theirs.parameters()))
+    for a, b, g in zip(ours.parameters(), theirs.parameters(), grads, strict=True):
+        torch.testing.assert_close(a, b - 0.3 * g, rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_statistics_are_the_weighted_mean_of_the_clients():
+    members = clients([8, 24], steps=1, batch=64)
+    module = network(norm=True)
+    local = LocalTraining(batch_size=64, optimizer=SGD(lr=0.1))
+    run(federation(module, members, local))
+    copies = []
+    for member in members:
+        copy = network(norm=True).train()
+        copy(member.images.float() / 255)
+        copies.append((len(member.labels) / 32) * copy[1].running_var)
+    torch.testing.assert_close(module[1].running_var, sum(copies))
+
+
+def test_local_buffers_stay_with_the_client():
+    members = clients([8, 24], steps=1, batch=64)
+    module = network(norm=True)
+    run(federation(module, members, buffers="local"), rounds=2)
+    assert not torch.allclose(members[0].buffers["1.running_mean"], members[1].buffers["1.running_mean"])
+    mean = 0.25 * members[0].buffers["1.running_mean"] + 0.75 * members[1].buffers["1.running_mean"]
+    torch.testing.assert_close(module[1].running_mean, mean)
+
+
+def test_the_schedule_scales_the_learning_rate():
+    (a,) = clients([8], steps=1)
+    one, half = network(), network()
+    start = torch.cat([p.detach().reshape(-1) for p in network().parameters()])
+    run(federation(one, [a]))
+    run(federation(half, [a]), multiplier=lambda r: 0.5)
+    flat = [torch.cat([p.detach().reshape(-1) for p in m.parameters()]) - start for m in (one, half)]
+    torch.testing.assert_close(flat[1], flat[0] / 2, rtol=1e-4, atol=1e-7)
+    assert Constant().multiplier(3, 10) == 1
+
+
+class Attacker(ByzantineAttack):
+    """Writes down what it gets; sends a constant."""
+
+    name = "test-attacker"
+    value: float = 0.0
+
+    def craft(self, honest, context):
+        SEEN.append((honest.clone(), context))
+        return torch.full((context.m, honest.shape[1]), self.value)
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    SEEN.clear()
+    SEEN_STATE.clear()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_that_are_not_finite_are_dropped_and_f_falls(bad):
+    members = clients([8, 8, 8, 8, 16])
+    rules = {"byzantine": Attacker(value=bad), "knowledge": "updates", "malicious": (1,), "tolerance": 0.4}
+    federated = federation(network(), members, aggregators=(Spy(),), **rules)
+    outcome = run(federated)
+    updates, f, ids, weights = SEEN[-1]
+    assert updates.isfinite().all()
+    assert (len(updates), f, ids) == (4, 1, [0, 2, 3, 4])
+    torch.testing.assert_close(weights, torch.tensor([0.2, 0.2, 0.2, 0.4]))
+    assert outcome.dropped == 1
+    assert outcome.history[0]["dropped"] == 1
+
+
+def test_when_every_row_is_dropped_the_model_stays():
+    module = network()
+    before = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    rules = {"byzantine": Attacker(value=math.nan), "knowledge": "own", "malicious": (0, 1)}
+    run(federation(module, clients([8, 8]), **rules))
+    assert torch.equal(before, torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
+
+
+@pytest.mark.parametrize("knowledge", ["own", "updates", "omniscient"])
+def test_attackers_know_what_the_threat_grants(knowledge):
+    members = clients([8, 8, 8, 8])
+    rules = {"byzantine": Attacker(), "knowledge": knowledge, "malicious": (2, 3), "tolerance": 0.25}
+    run(federation(network(), members, **rules))
+    honest, context = SEEN[0]
+    clean = federation(network(), clients([8, 8, 8, 8]), aggregators=(Spy(),))
+    run(clean)
+    everyone = SEEN[-1][0]
+    expected = everyone[2:] if knowledge == "own" else everyone[:2]
+    torch.testing.assert_close(honest, expected)
+    torch.testing.assert_close(context.own, everyone[2:])
+    assert (context.aggregator is not None) == (knowledge == "omniscient")
+    assert (context.m, context.n, context.f) == (2, 4, 1)
+
+
+def test_an_omniscient_attacker_probes_a_copy_of_the_real_state():
+    class Prober(Attacker):
+        """Calls the server's rule three times before sending."""
+
+        name = "test-prober"
+
+        def craft(self, honest, context):
+            for _ in range(3):
+                context.aggregator(torch.cat([honest, honest[: context.m]]))
+            return honest[: context.m]
+
+    rules = {"byzantine": Prober(), "knowledge": "omniscient", "malicious": (1,), "aggregators": (Spy(),)}
+    run(federation(network(), clients([8, 8, 8]), **rules), rounds=2)
+    # Three probes and the real call in each round: probes see the state of the round and leave no trace.
+    assert SEEN_STATE == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_the_server_cannot_tell_attackers_by_their_place():
+    rules = {"byzantine": Attacker(value=7.0), "knowledge": "updates", "malicious": (1,), "aggregators": (Spy(),)}
+    run(federation(network(), clients([8, 8, 8]), **rules))
+    updates, _, ids, _ = SEEN[-1]
+    assert ids == [0, 1, 2]
+    assert (updates[1] == 7).all()
+
+
+def test_a_wrong_shape_is_an_error_that_names_the_plugin():
+    class Short(Mean):
+        """Wrong length."""
+
+        name = "test-short"
+
+        def aggregate(self, updates, context):
+            return updates.mean(0)[:-1]
+
+    with pytest.raises(PluginError, match="test-short returned"):
+        run(federation(network(), clients([8, 8]), aggregators=(Short(),)))
+
+
+def test_an_aggregate_that_is_not_finite_is_an_error():
+    class Broken(Mean):
+        """NaN."""
+
+        name = "test-broken"
+
+        def aggregate(self, updates, context):
+            return updates.mean(0) * math.nan
+
+    with pytest.raises(PluginError, match="not finite"):
+        run(federation(network(), clients([8, 8]), aggregators=(Broken(),)))
+
+
+def test_a_chain_passes_context_and_conditions_on():
+    class Pairs(PreAggregator):
+        """Means of neighbouring pairs."""
+
+        name = "test-pairs"
+
+        def transform(self, updates, context):
+            rows = updates.reshape(-1, 2, updates.shape[1]).mean(1)
+            n = len(rows)
+            return rows, context.with_rows(torch.full((n,), 1 / n), list(range(n)), f=2)
+
+    class Picky(Spy):
+        """Wants n > 2f."""
+
+        name = "test-picky"
+
+        def check(self, n, f):
+            if n <= 2 * f:
+                raise PluginError(f"test-picky needs n > 2f, not n = {n}, f = {f}")
+            return n, f
+
+    run(federation(network(), clients([8] * 10), aggregators=(Pairs(), Spy())))
+    assert (len(SEEN[-1][0]), SEEN[-1][1]) == (5, 2)
+    with pytest.raises(PluginError, match="n = 4, f = 2"):
+        run(federation(network(), clients([8] * 8), aggregators=(Pairs(), Picky())))
+
+
+def test_bytes_are_those_of_the_payload():
+    class Half(UpdateCompressor):
+        """float16."""
+
+        name = "test-half"
+
+        def encode(self, update, state):
+            state["calls"] = state.get("calls", 0) + 1
+            return Payload({"v": update.half()})
+
+        def decode(self, payload):
+            return payload.tensors["v"].float()
+
+    module = network()
+    d = sum(p.numel() for p in module.parameters())
+    plain = run(federation(network(), clients([8, 8])), rounds=3)
+    assert (plain.uplink_bytes, plain.downlink_bytes, plain.messages) == (6 * 4 * d, 6 * 4 * d, 6)
+    federated = federation(module, clients([8, 8]), compressors=(Half(),))
+    small = run(federated, rounds=3)
+    assert small.uplink_bytes == 6 * 2 * d
+    assert {k: v["calls"] for k, v in federated._wire_state.items()} == {(0, 0): 3, (1, 0): 3}
+
+
+def test_defences_compose_left_to_right():
+    class Scale(Defence):
+        """Multiplies the update, then adds."""
+
+        name = "test-scale"
+        factor: float = 1.0
+        offset: float = 0.0
+
+        def update(self, delta, context):
+            return delta * self.factor + self.offset
+
+    run(federation(network(), clients([8]), aggregators=(Spy(),)))
+    plain = SEEN[-1][0]
+    hooks = (Scale(factor=2.0), Scale(offset=1.0))
+    run(federation(network(), clients([8], hooks=hooks), aggregators=(Spy(),)))
+    torch.testing.assert_close(SEEN[-1][0], 2 * plain + 1)
+
+
+def test_dropout_is_seeded_and_leaves_the_global_generator_alone():
+    def dropped():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+
+    finals = []
+    for _ in range(2):
+        module = dropped()
+        torch.manual_seed(np.random.default_rng().integers(1 << 30))
+        before = torch.random.get_rng_state()
+        run(federation(module, clients([16])))
+        assert torch.equal(before, torch.random.get_rng_state())
+        finals.append(module[2].weight.detach().clone())
+    assert torch.equal(*finals)

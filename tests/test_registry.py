@@ -1,0 +1,348 @@
+"""Loading plugins: what is broken is named and left out, what is ambiguous is said where it is used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.api import Aggregator, Attack, Metric, hookimpl
+from harness.errors import PluginError
+from harness.registry import Registry, split_spec
+
+GOOD = '''
+from harness.api import Aggregator, Field, hookimpl
+
+class Mine(Aggregator):
+    """The first update."""
+    name = "{name}"
+    aliases = {aliases}
+    f: int = Field(0, ge=0, description="unused")
+
+    def aggregate(self, updates, context):
+        return updates[0]
+
+@hookimpl
+def harness_register(register):
+    register(Mine)
+'''
+
+
+def module(name: str = "mine", aliases: tuple[str, ...] = ()) -> str:
+    return GOOD.format(name=name, aliases=repr(aliases))
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of installed packages: add(distribution, {entry point: source}) writes one into it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("HARNESS_LOAD_PLUGINS", raising=False)
+    written: list[str] = []
+
+    def add(distribution: str, sources: dict[str, str], version: str = "1.0") -> None:
+        base = distribution.replace("-", "_").replace(".", "_")
+        info = tmp_path / f"{base}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        lines = ["[harness]"]
+        for entry_point, source in sources.items():
+            name = f"fake_{base}_{entry_point}"
+            (tmp_path / f"{name}.py").write_text(source)
+            written.append(name)
+            lines.append(f"{entry_point} = {name}")
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        importlib.invalidate_caches()
+
+    yield add
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def load() -> Registry:
+    registry = Registry()
+    registry.load_entry_points()
+    return registry
+
+
+def only_disabled(registry: Registry) -> tuple[str, str]:
+    """(distribution:name, reason) of the one plugin that is disabled."""
+    (item,) = registry.disabled
+    return f"{item.distribution}:{item.name}", item.reason
+
+
+BROKEN = {
+    "import error": ("import no_such_module_anywhere", "No module named 'no_such_module_anywhere'"),
+    "syntax error": ("def (:", "SyntaxError"),
+    "exit at import": ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    "other base exception": ("class Panic(BaseException): pass\nraise Panic('core dumped')", "Panic: core dumped"),
+    "mistyped hook": (module().replace("harness_register", "harness_regster"), "harness_regster"),
+    "mistyped argument": (module().replace("(register)", "(registrar)"), "registrar"),
+    "no hook at all": (module().replace("@hookimpl\n", ""), "mark harness_register with @hookimpl"),
+    "missing method": (module().replace("def aggregate", "def agregate"), "does not implement aggregate"),
+    "not a class": (module().replace("register(Mine)", "register(Mine())"), "takes plugin classes"),
+    "not a plugin": (module().replace("register(Mine)", "register(dict)"), "takes plugin classes"),
+    "no name": (module(name=""), "needs a kind and a name"),
+    "slash in the name": (module(name="a/b"), "without '/' and spaces"),
+    "space in the name": (module(name="a b"), "without '/' and spaces"),
+    "aliases as text": (module().replace("aliases = ()", "aliases = 'abc'"), "tuple of names"),
+    "exit in register": (module().replace("register(Mine)", "register(Mine); raise SystemExit(1)"), "SystemExit: 1"),
+    "the same name twice": (module().replace("register(Mine)", "register(Mine); register(Mine)"), "twice"),
+    "alias like the name": (module(aliases=("mine",)), "twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_plugin_is_disabled_with_its_reason_and_the_rest_works(site, case):
+    source, reason = BROKEN[case]
+    site("broken-one", {"main": source})
+    site("fine-one", {"main": module("fine")})
+    registry = load()
+    where, said = only_disabled(registry)
+    assert where == "broken-one:main"
+    assert reason in said
+    assert "mine" not in registry.names("aggregator")
+    assert registry.create("aggregator", "fine").name == "fine"
+
+
+def test_register_that_raises_half_way_registers_nothing_of_it(site):
+    source = module().replace("register(Mine)", "register(Mine)\n    raise RuntimeError('half-way')")
+    site("half", {"main": source})
+    registry = load()
+    assert only_disabled(registry) == ("half:main", "RuntimeError: half-way")
+    with pytest.raises(PluginError, match="unknown aggregator 'mine'"):
+        registry.find("aggregator", "mine")
+
+
+def test_a_clash_in_the_last_class_leaves_the_first_one_out_too(site):
+    # "first" is fine by itself; the class after it clashes, so neither may stay.
+    second = "\nclass Two(Mine):\n    name = 'mine'\nclass Three(Mine):\n    name = 'mine'\n"
+    source = module("first").replace("@hookimpl", second + "@hookimpl")
+    source = source.replace("register(Mine)", "register(Mine); register(Two); register(Three)")
+    site("clash", {"main": source})
+    registry = load()
+    assert only_disabled(registry)[1] == "PluginError: clash registers aggregator 'mine' twice"
+    assert not {"first", "mine"} & set(registry.names("aggregator"))
+
+
+def test_two_packages_with_one_name_clash_only_where_it_is_used(site):
+    site("pack-a", {"main": module("same", ("alias-a",))})
+    site("pack-b", {"main": module("same")}, version="2.0")
+    registry = load()
+    assert registry.disabled == []
+    with pytest.raises(PluginError, match=r"'same' is in several packages; say pack-a/same or pack-b/same"):
+        registry.find("aggregator", "same")
+    a, b = (registry.find("aggregator", f"{d}/same") for d in ("pack-a", "pack-b"))
+    assert (a.distribution, a.version, b.distribution, b.version) == ("pack-a", "1.0", "pack-b", "2.0")
+    assert a.plugin.__module__ == "fake_pack_a_main"
+    assert b.plugin.__module__ == "fake_pack_b_main"
+    assert registry.find("aggregator", "alias-a").plugin is a.plugin
+    # Classes of the same name in two packages keep their own origin.
+    assert registry.entry_of(b.plugin()).distribution == "pack-b"
+    assert registry.qualified(a.plugin()) == "pack-a/same"
+    with pytest.raises(
+        PluginError, match=r"'pack-c' has the aggregator 'same'; there is pack-a/same or pack-b/same"
+    ):
+        registry.find("aggregator", "pack-c/same")
+
+
+def test_one_entry_point_name_in_two_packages_loads_both(site):
+    site("pack-a", {"plugins": module("from-a")})
+    site("pack-b", {"plugins": module("from-b")})
+    registry = load()
+    assert registry.disabled == []
+    assert {"from-a", "from-b"} <= set(registry.names("aggregator"))
+
+
+def test_two_entry_points_of_one_package_both_count(site):
+    site("pack", {"one": module("first"), "two": module("second"), "three": "raise ValueError('no')"})
+    registry = load()
+    assert only_disabled(registry) == ("pack:three", "import failed: ValueError: no")
+    assert {"first", "second"} <= set(registry.names("aggregator"))
+
+
+def test_a_package_is_known_by_any_spelling_of_its_name(site):
+    site("My_Pack.x", {"main": module("spelled")})
+    registry = load()
+    entry = registry.find("aggregator", "spelled")
+    assert entry.distribution == "my-pack-x"
+    assert registry.find("aggregator", "My_Pack.x/spelled") is entry
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("", set()), ("pack-a", {"a"}), (" Pack_A , pack-b", {"a", "b"}), (None, {"a", "b"})],
+)
+def test_load_plugins_names_the_packages_beside_the_built_ins(site, monkeypatch, value, expected):
+    site("pack-a", {"main": module("a")})
+    site("pack-b", {"main": module("b")})
+    if value is not None:
+        monkeypatch.setenv("HARNESS_LOAD_PLUGINS", value)
+    registry = load()
+    assert {"a", "b"} & set(registry.names("aggregator")) == expected
+    assert registry.find("aggregator", "mean").distribution == "psr-harness"
+
+
+def test_a_disabled_package_is_named_where_it_is_asked_for(site):
+    site("broken", {"main": "raise ValueError('needs a newer driver')"})
+    with pytest.raises(PluginError, match=r"broken:main is disabled: import failed: .*needs a newer driver"):
+        load().find("aggregator", "broken/mine")
+
+
+def test_unknown_names_get_the_nearest_one():
+    registry = Registry()
+    registry.add(plugins_of(named("trimmed-mean"), named("median")), "main", "pack")
+    with pytest.raises(PluginError, match=r"^unknown aggregator 'trimed-mean'; did you mean 'trimmed-mean'"):
+        registry.find("aggregator", "trimed-mean")
+    with pytest.raises(PluginError, match=r"^unknown aggregator 'zzz'; valid: median, trimmed-mean$"):
+        registry.find("aggregator", "zzz")
+    with pytest.raises(PluginError, match=r"^unknown kind 'agregator'; did you mean 'aggregator'\?$"):
+        registry.find("agregator", "median")
+    with pytest.raises(
+        PluginError, match=r"^unknown defence 'median'; none is available \('median' is an aggregator\)$"
+    ):
+        registry.find("defence", "median")
+    with pytest.raises(PluginError, match=r"has no parameter 'g'; .*'?f'?"):
+        registry.create("aggregator", "median", {"g": 1})
+
+
+def test_families_must_be_chosen():
+    class Bare(Attack):
+        """An attack of no family."""
+
+        name = "bare"
+
+    registry = Registry()
+    registry.add(plugins_of(Bare), "main", "pack")
+    assert "'bare' must subclass one of the families, such as EvasionAttack" in only_disabled(registry)[1]
+
+
+def test_kinds_do_not_share_names():
+    class Score(Metric):
+        """Nothing."""
+
+        name = "median"
+
+        def score(self, context):
+            return {}
+
+    registry = Registry()
+    registry.add(plugins_of(named("median"), Score), "main", "pack")
+    assert registry.disabled == []
+    assert registry.find("metric", "median").plugin is Score
+    assert [e.plugin.kind for e in registry.entries("aggregator")] == ["aggregator"]
+
+
+def test_commands_that_fail_disable_only_themselves():
+    class Commands:
+        @hookimpl
+        def harness_commands(self, cli):
+            raise RuntimeError("no commands today")
+
+    registry = Registry()
+    registry.add(Commands(), "main", "pack", "3.1")
+    registry.add(plugins_of(named("median")), "main", "other")
+    registry.add_commands(lambda hook, distribution: hook(None))
+    (item,) = registry.disabled
+    assert (item.distribution, item.version) == ("pack", "3.1")
+    assert item.reason == "its commands are left out: RuntimeError: no commands today"
+    assert registry.names("aggregator") == ["median"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [("krum", ("krum", {})), ({"krum": None}, ("krum", {})), ({"krum": {"f": 2}}, ("krum", {"f": 2}))],
+)
+def test_specs(spec, expected):
+    assert split_spec("aggregator", spec) == expected
+
+
+@pytest.mark.parametrize("spec", [3, [], {}, {"a": 1}, {"a": None, "b": None}])
+def test_bad_specs(spec):
+    with pytest.raises(PluginError, match="aggregator"):
+        split_spec("aggregator", spec)
+
+
+def test_built_ins_load_through_their_entry_point():
+    (entry_point,) = (
+        e for e in importlib.metadata.entry_points(group="harness") if e.dist and e.dist.name == "psr-harness"
+    )
+    assert (entry_point.name, entry_point.value) == ("builtin", "harness_plugins")
+    registry = load()
+    assert [item for item in registry.disabled if item.distribution == "psr-harness"] == []
+    for kind in ("dataset", "partitioner", "model", "aggregator", "compressor", "attack", "metric"):
+        names = harness.plugins(kind)
+        assert names, kind
+        for plugin in names.values():
+            assert plugin.kind == kind
+            assert plugin.__doc__, plugin
+
+
+def test_listing_imports_no_heavy_library(tmp_path):
+    code = (
+        "import sys, harness; [harness.plugins(k) for k in ('attack', 'defence', 'compressor', 'model', 'metric')];"
+        "heavy = {'torch', 'opacus', 'torchattacks', 'torch_pruning', 'sklearn', 'scipy', 'pandas', 'torchvision'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = {**os.environ, "HARNESS_LOAD_PLUGINS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_engine_and_built_ins_keep_their_distance():
+    engine, built_in = (
+        Path(harness.__file__).parent,
+        Path(importlib.import_module("harness_plugins").__file__).parent,
+    )
+    for file in engine.rglob("*.py"):
+        assert not {m for m in imports(file) if m.split(".")[0] == "harness_plugins"}, file
+    for file in built_in.rglob("*.py"):
+        own = {m for m in imports(file) if m.split(".")[0] == "harness"}
+        assert own <= {"harness.api", "harness.nn"}, file
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def named(plugin_name: str) -> type[Aggregator]:
+    class Rule(Aggregator):
+        """A rule."""
+
+        name = plugin_name
+        f: int = 0
+
+        def aggregate(self, updates, context):
+            return updates[0]
+
+    return Rule
+
+
+def plugins_of(*classes):
+    class Package:
+        @hookimpl
+        def harness_register(self, register):
+            for each in classes:
+                register(each)
+
+    return Package()
