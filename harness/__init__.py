@@ -16,7 +16,7 @@ from harness.errors import HarnessError, NotApplicable, PluginError, ScenarioErr
 
 if TYPE_CHECKING:
     from harness.contracts.base import Plugin
-    from harness.run import run
+    from harness.engine import run
 
 __all__ = [
     "HarnessError",
@@ -54,7 +54,7 @@ def create(kind: str, name: str, **parameters: Any) -> Any:
 
 def __getattr__(name: str) -> Any:
     if name == "run":
-        from harness.run import run
+        from harness.engine import run
 
         return run
     raise AttributeError(f"module 'harness' has no attribute {name!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from harness.contracts.aggregator import AggregationContext, Aggregator, PreAggregator
@@ -56,6 +58,9 @@ from harness.random import (
     torch_generator,
     uniform,
 )
+
+if TYPE_CHECKING:
+    from harness.contracts.defence import Batch, GradientFn, LossFn, Params  # noqa: F401  names for annotations
 
 __all__ = [
     "AggregationContext",

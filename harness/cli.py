@@ -82,7 +82,7 @@ def run(
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
     """
     from harness.console.arguments import find_scenarios, parse_jobs
-    from harness.console.output import make_console, print_json, run_values
+    from harness.console.output import count_of, make_console, print_json, run_values
     from harness.console.progress import make_observer
     from harness.console.tables import render_leaderboard
     from harness.export import check_format
@@ -98,7 +98,7 @@ def run(
         check_format(export)
     paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
 
-    from harness.run import run as execute
+    from harness.engine import run as execute
 
     with make_observer(make_console(stderr=True), quiet=quiet) as observer:
         result = execute(
@@ -111,7 +111,9 @@ def run(
         console = make_console()
         render_leaderboard(result.records, console)
         computed, cached = sum(result.executed.values()), sum(result.cached.values())
-        console.print(f"{computed} stages computed, {cached} taken from {result.store}", soft_wrap=True)
+        console.print(
+            f"{count_of(computed, 'stage')} computed, {cached} taken from {result.store}", soft_wrap=True
+        )
     for path, reason in result.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     for problem in result.problems:
@@ -143,7 +145,7 @@ def plan(
 
     paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
 
-    from harness.run import plan as make_plan
+    from harness.engine import plan as make_plan
 
     found = make_plan(paths, device=device, jobs=workers, store=store, select=select or None).to_dict()
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,15 @@ class NotApplicable(HarnessError):
 
 class StoreError(HarnessError):
     """The store is locked, damaged, or of another schema."""
+
+
+def describe_error(error: BaseException) -> dict[str, str]:
+    """An error as the record keeps it."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
 
 
 def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:

@@ -33,7 +33,20 @@ def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """d sum(loss(x)) / dx for a per-sample loss (b,): row i is the gradient of record i's own loss."""
     import torch
 
-    return torch.func.grad(lambda images: loss(images).sum())(x)
+    if _transformed():
+        return torch.func.grad(lambda images: loss(images).sum())(x)
+    # Outside vmap and grad, plain autograd does the same for about two thirds of the time on a CPU.
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform is being traced, where only its own grad composes."""
+    import torch
+
+    level = getattr(torch._C._functorch, "maybe_current_level", None)
+    return level is None or level() is not None
 
 
 def fgsm(loss: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.attack import Attack, EvasionAttack, PrivacyAttack
+from harness.contracts.attack import Attack, EvasionAttack
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
 from harness.contracts.defence import StackContext
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
@@ -201,5 +201,3 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
             raise NotApplicable(
                 f"{attack.name} needs gradients; {names} is not differentiable — add `surrogate: uncompressed`"
             )
-    if isinstance(attack, PrivacyAttack) and attack.needs_non_members and cell.scenario.holdout == 0:
-        raise NotApplicable(f"{attack.name} needs non-members; set `holdout` above 0")

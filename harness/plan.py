@@ -107,13 +107,14 @@ class Stage:
 
 @dataclass
 class CellPlan:
-    """A cell and its stages by role, or the reason it is not run."""
+    """A cell and its stages by role, or why it is not run."""
 
     cell: Cell
     stages: dict[str, str] = field(
         default_factory=dict
     )  # role -> key: train, compress, clean, attack, variant:NAME
     reason: str | None = None
+    error: dict[str, Any] | None = None  # planning itself failed
 
 
 @dataclass

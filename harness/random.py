@@ -77,14 +77,14 @@ def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
 
     import torch
 
-    rows = key.ndim and key.shape[0]
+    rows = bool(key.ndim and shape and key.shape[0] == shape[0])
     numbers = math.prod(shape[1:] if rows else shape)
     counter = torch.arange(1, numbers + 1, dtype=torch.int64, device=key.device) * _GAMMA
     return _mix((key.unsqueeze(-1) if rows else key) + counter).reshape(tuple(shape))
 
 
 def record_keys(key: Tensor, x: Tensor) -> Tensor:
-    """(b,) keys, one a record, from a key and the records' content x (b, ...): position and batch play no part.
+    """(b,) keys, one a record, from a key and the records' content x (b, ...): position plays no part.
 
     Randomness of a record that the other records of its batch cannot change is what a guarantee for
     single records rests on. Equal records share a key. A (b,) key is returned as it is.

@@ -92,7 +92,9 @@ class Runner:
             self._missing[id(plan)] = missing
             for key in missing:
                 self._open.setdefault(key, []).append(plan)
-            if not missing:
+            if plan.error is not None:
+                self._write(plan, records.failed(plan, plan.error, *self._about(plan)))
+            elif not missing:
                 self._finish(plan)
         # A stage that no unfinished cell needs (its downstream is cached) is not computed again.
         needed = set(self._open)

@@ -63,6 +63,7 @@ class Threat(Part):
         if name == "none" or (declared == "none" and name is not None):
             if name != "none":
                 yield ("phase",), f"only the threat named none has phase none, not {name!r}"
+                return
             if known:
                 yield ("name",), "the threat named none has no attacks; give this one another name"
             elif declared not in (None, "none"):
@@ -76,8 +77,9 @@ class Threat(Part):
                 ("attacks",),
                 "a threat needs attacks, e.g. `attacks: [pgd]`; only the one named none has none",
             )
-        phase = declared or (known[0].phase if known else None)
-        for i, attack in enumerate(known):
+        inferred = known[0].phase if known and "attacks" in given else None  # not from part of the attacks
+        phase = inferred if declared in (None, "none") else declared
+        for i, attack in enumerate(known if phase else ()):
             if attack.phase != phase:
                 owner = f"this threat is of phase {phase}" if declared else f"{known[0].name} acts at {phase}"
                 yield (

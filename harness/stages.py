@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -69,15 +68,6 @@ def execute(stage: Stage, store: Store, device: str, progress: Progress) -> dict
     result["seconds"] = seconds
     store.put_stage(stage.key, stage.kind, stage.signature, stage.label, "done", result, seconds)
     return result
-
-
-def describe_error(error: BaseException) -> dict[str, str]:
-    """An error as the record keeps it."""
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
 
 
 @contextmanager

@@ -215,7 +215,9 @@ def registry_of(*packages: tuple[str, tuple[type, ...]]) -> Registry:
     registry = Registry()
     for distribution, plugins in packages:
         hook = SimpleNamespace(
-            harness_register=hookimpl(lambda register, plugins=plugins: [register(p) for p in plugins] and None)
+            harness_register=hookimpl(
+                lambda register, plugins=plugins: [register(p) for p in plugins] and None
+            )
         )
         registry.add(hook, "plugins", distribution)
     assert not registry.disabled

@@ -337,7 +337,8 @@ class Clock:
 
 PLAN = {
     "scenarios": [{"name": "q", "cells": [
-        {"id": "c1", "status": "ready"}, {"id": "c2", "status": "ready"}, {"id": "c3", "status": "not-applicable"},
+        {"id": "c1", "status": "ready"}, {"id": "c2", "status": "ready"},
+        {"id": "c3", "status": "not-applicable"},
     ]}],
     "stages": {"train": {"total": 3, "cached": 1}, "attack": {"total": 4, "cached": 0}},
     "estimate_seconds": 100.0,

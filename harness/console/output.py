@@ -84,6 +84,11 @@ def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
     return short
 
 
+def count_of(number: int, noun: str) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 10:

@@ -12,7 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 from harness.console.estimate import Estimate
-from harness.console.output import duration, shorten
+from harness.console.output import count_of, duration, shorten
 
 LOG_EVERY = 60.0  # seconds between two lines about one running stage, off a terminal
 BAR = 1000  # steps of a bar
@@ -37,7 +37,7 @@ class Observer:
         self.estimate = Estimate.from_plan(plan, self.clock())
 
     def stage_started(self, key: str, kind: str, label: str) -> None:
-        self._labels[key] = f"{kind} {label}"
+        self._labels[key] = named(kind, label)
         self.estimate.start(key, kind, self.clock())
 
     def stage_progress(self, key: str, done: float, total: float, text: str = "") -> None:
@@ -49,7 +49,7 @@ class Observer:
         self.estimate.finish(key, kind, status, seconds)
         self._labels.pop(key, None)
         if status == "failed":
-            self.failure(f"failed: {kind} {label}: {first_line(error)}")
+            self.failure(f"failed: {named(kind, label)}: {first_line(error)}")
 
     def cell_finished(self, record: dict[str, Any]) -> None:
         self.estimate.cell(str(record["id"]), str(record["status"]))
@@ -74,8 +74,9 @@ class LogObserver(Observer):
         left = self.estimate.seconds_left(self.clock())
         about = "" if left is None or not self.estimate.total_stages else f", about {duration(left)}"
         self._print(
-            f"{self.estimate.total_cells} cells; {self.estimate.total_stages} stages to compute, "
-            f"{cached} in the store; {self.estimate.jobs} jobs{about}"
+            f"{count_of(self.estimate.total_cells, 'cell')}; "
+            f"{count_of(self.estimate.total_stages, 'stage')} to compute, "
+            f"{cached} in the store; {count_of(self.estimate.jobs, 'job')}{about}"
         )
 
     def stage_started(self, key: str, kind: str, label: str) -> None:
@@ -96,7 +97,7 @@ class LogObserver(Observer):
         self._last.pop(key, None)
         if status == "done":
             count = f"[{self.estimate.finished_stages}/{self.estimate.total_stages}]"
-            self._print(f"{count} {kind} {label}: {duration(seconds)}")
+            self._print(f"{count} {named(kind, label)}: {duration(seconds)}")
 
     def _print(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)
@@ -138,7 +139,7 @@ class LiveObserver(Observer):
     def stage_started(self, key: str, kind: str, label: str) -> None:
         super().stage_started(key, kind, label)
         width = max(20, self.console.width // 2 - 4)
-        name = "  " + shorten(f"{kind} {label}", width)
+        name = "  " + shorten(named(kind, label), width)
         self._tasks[key] = self.progress.add_task(name, total=None, text="")
         self._refresh()
 
@@ -190,6 +191,11 @@ def summary(estimate: Estimate) -> str:
     if failed:
         parts.append(f"{failed} failed")
     return " · ".join(parts)
+
+
+def named(kind: str, label: str) -> str:
+    """A stage's kind and label, without saying the kind twice."""
+    return label if label.startswith(kind) else f"{kind} {label}"
 
 
 def first_line(error: str | None) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.console.output import duration, short_labels
+from harness.console.output import count_of, duration, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -35,7 +35,7 @@ def render_leaderboard(records: Sequence[dict[str, Any]], console: Console) -> N
 def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) -> None:
     rows = [row for row in pool(records) if row.values]
     seeds = {record["cell"].get("seed") for record in records}
-    console.print(Text.assemble((name, "bold"), f"  ({len(seeds)} seed{'s' * (len(seeds) != 1)})"))
+    console.print(Text.assemble((name, "bold"), f"  ({count_of(len(seeds), 'seed')})"))
     if not rows:
         console.print("  no configuration has a score")
         return
@@ -67,7 +67,7 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         ]
         table.add_row(Text("\n".join(labels[position])), *cells)
     console.print(table)
-    for line in _legend(rows, quantities, dropped, len(seeds)):
+    for line in _legend(rows, quantities, dropped, len(seeds), any(winners.values())):
         console.print(Text(line, style="dim"))
     fixed = [f"{AXES[i]} {rows[0].axes[i]}" for i in range(len(AXES)) if i not in varying]
     if fixed:
@@ -116,12 +116,13 @@ def _width(rows: Sequence[Row], quantities: Sequence[Quantity]) -> int:
 
 
 def _legend(
-    rows: Sequence[Row], quantities: Sequence[Quantity], dropped: Sequence[Quantity], seeds: int
+    rows: Sequence[Row], quantities: Sequence[Quantity], dropped: Sequence[Quantity], seeds: int, bold: bool
 ) -> list[str]:
     lines = [q.legend for q in quantities if q.legend]
     shown = [row.values[q.key] for row in rows for q in quantities if q.key in row.values]
-    bold = "bold: best of the column"
-    lines.append(f"{bold}; ±: standard deviation over {seeds} seeds" if seeds > 1 else bold)
+    signs = ["bold: best of the column"] * bold
+    signs += [f"±: standard deviation over {seeds} seeds"] * (seeds > 1)
+    lines += ["; ".join(signs)] if signs else []
     if any(value.incomplete for value in shown):
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):
@@ -139,7 +140,7 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
     parts = [
         f"{counts[s]} {s.replace('-', ' ')}" for s in ("scored", "failed", "not-applicable") if counts[s]
     ]
-    console.print(Text(f"{len(records)} cells: {', '.join(parts) or 'none'}"))
+    console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
@@ -185,4 +186,4 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         console.print(Text(f"not applicable ×{count}: {text}"))
     seconds = plan.get("estimate_seconds")
     about = "unknown until a similar stage has run" if seconds is None else f"about {duration(seconds)}"
-    console.print(Text(f"time: {about}, with {plan.get('jobs', 1)} jobs"))
+    console.print(Text(f"time: {about}, with {count_of(plan.get('jobs', 1), 'job')}"))

@@ -73,7 +73,7 @@ class Plugin(BaseModel):
 
     def label(self) -> str:
         """A short unique name for tables: the name and the parameters that were given."""
-        given = self.parameters(explicit=True)
+        given = {f: getattr(self, f) for f in type(self).model_fields if f in self.model_fields_set}
         if not given:
             return self.name
         return f"{self.name}({','.join(f'{k}={_short(v)}' for k, v in given.items())})"
@@ -132,9 +132,8 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), dict):
-        ((name, inner),) = value.items()
-        return name if not inner else f"{name}({','.join(f'{k}={_short(v)}' for k, v in inner.items())})"
+    if isinstance(value, Plugin):
+        return value.label()
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value).replace(" ", "")

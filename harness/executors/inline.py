@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import describe_error
 from harness.executors import Event
 from harness.store import Store
 
@@ -23,7 +24,7 @@ class InlineExecutor:
         self._events: list[Event] = []
 
     def submit(self, stage: Stage) -> None:
-        from harness.stages import describe_error, execute
+        from harness.stages import execute
 
         def progress(done: int, total: int, text: str) -> None:
             self._events.append(Event("progress", stage.key, {"done": done, "total": total, "text": text}))

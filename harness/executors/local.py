@@ -21,7 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, describe_error
 from harness.executors import Event
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
     """A worker's life: stages in, events out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _log_output(Path(store_path))
-    from harness.stages import describe_error, execute
+    from harness.stages import execute
     from harness.store import Store
 
     stages: queue.Queue[bytes] = queue.Queue()

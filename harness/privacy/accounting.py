@@ -6,7 +6,8 @@ adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added o
 
     rdp   Renyi DP of the sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530), turned
           into epsilon by Balle et al. 2020 (arXiv 1905.09982, theorem 21): an upper bound
-    prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848): tighter
+    prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848):
+          a tighter bound
     gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short
 """
 
@@ -24,6 +25,7 @@ History = tuple[Segment, ...]
 
 ACCOUNTANTS = ("rdp", "prv", "gdp")
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small beside delta
+PRV_MAX_EPSILON = 500.0  # above it exp(epsilon) nears the end of float64, and rdp, also a bound, is used
 MAX_NOISE = 1e7
 
 # Opacus' own orders, and more at both ends. The RDP curve is convex in (order - 1) times its value, so the
@@ -68,21 +70,19 @@ def noise_multiplier(
     return _noise_multiplier(float(target_epsilon), float(delta), float(sample_rate), int(steps), accountant)
 
 
-def group_epsilon(
-    history: Iterable[Sequence[float]], delta: float, k: int, accountant: str = "rdp"
-) -> float:
+def group_epsilon(history: Iterable[Sequence[float]], delta: float, k: int, accountant: str = "rdp") -> float:
     """The epsilon, at the same delta, for groups of k records added or removed together.
 
     Record-level (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of
     Differential Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found
-    by bisection on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, which is also a bound.
+    by bisection on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, also a bound.
     """
     segments = _segments(history)
     _check(delta, accountant)
     if k < 1:
         raise PluginError(f"a group has at least one record, not {k}")
     if k == 1:
-        return epsilon(history if isinstance(history, list | tuple) else segments, delta, accountant)
+        return epsilon(segments, delta, accountant)
     return _group_epsilon(segments, math.log(delta), int(k), accountant)
 
 
@@ -152,6 +152,9 @@ def _prv_epsilon(history: History, delta: float) -> float:
     import numpy as np
     from opacus.accountants import PRVAccountant
 
+    bound = _rdp_epsilon(history, math.log(delta))
+    if bound > PRV_MAX_EPSILON:
+        return bound
     accountant = PRVAccountant()
     accountant.history = list(history)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -50,7 +50,7 @@ def _reasons(
         if isinstance(compressor, ModelCompressor):
             access = _known(compressor.name, compressor.data_access)
             if access != "none" and val_protected:
-                yield f"{compressor.name} calibrates on the validation split, which is protected, without accounting"
+                yield f"{compressor.name} reads the validation split, which is protected, without accounting"
     for aggregator in aggregators:
         access = _known(aggregator.name, aggregator.data_access)
         if access == "private":

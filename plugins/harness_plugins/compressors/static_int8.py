@@ -46,6 +46,7 @@ class StaticInt8(ModelCompressor):
 
     name: ClassVar[str] = "static-int8"
     requires: ClassVar[tuple[str, ...]] = ("torch.ao.quantization.quantize_fx",)
+    differentiable: ClassVar[bool] = False
     reference: ClassVar[Reference | None] = Reference(
         title="Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         authors="Benoit Jacob, Skirmantas Kligys, Bo Chen, Menglong Zhu, Matthew Tang, Andrew Howard, "

@@ -1,4 +1,4 @@
-"""`harness.run(...)` and `harness.run.plan(...)`: what the command line calls, for scripts and notebooks."""
+"""`harness.run(...)`, and `plan`: what the command line calls, for scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.devices import resolve_device
-from harness.errors import HarnessError
+from harness.errors import HarnessError, describe_error
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable
 from harness.grid import select as select_cells
 from harness.observers import Observers
 from harness.plan import CellPlan, Plan, Planner, Stage
-from harness.registry import registry
+from harness.registry import BUILTIN, registry
 from harness.runner import Runner, in_order
 from harness.scenario import Scenario, load_many
 from harness.store import Store
@@ -197,16 +197,11 @@ def _existing(path: Path) -> Iterator[Store | None]:
 
 
 def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
-    """The scenario's metrics, or every metric that can be made without parameters."""
+    """The scenario's metrics, or all built-in ones: what else is installed must not change a score."""
     if scenario.metrics is not None:
         return scenario.metrics
-    every = []
-    for entry in registry().entries("metric"):
-        try:
-            every.append(entry.plugin.create())
-        except HarnessError:
-            continue  # needs parameters: only where a scenario names it
-    return tuple(every)  # type: ignore[arg-type]
+    entries = registry().entries("metric")
+    return tuple(entry.plugin.create() for entry in entries if entry.distribution == BUILTIN)  # type: ignore[misc]
 
 
 def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
@@ -243,11 +238,15 @@ def _plan(
     modules: dict[str, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
     for scenario in loaded:
+        where = str(scenario.path or scenario.name)
         try:
-            facts[scenario.name] = data_facts(scenario, store)
-            modules[scenario.name] = meta_module(scenario, facts[scenario.name])
+            known = data_facts(scenario, store)
+            modules[scenario.name] = meta_module(scenario, known)
+            facts[scenario.name] = known
         except HarnessError as error:
-            skipped.append((str(scenario.path or scenario.name), str(error)))
+            skipped.append((where, str(error)))
+        except Exception as error:  # a plugin's own: it must not take the other scenarios down
+            skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
     if not facts:
         raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
     usable = [s for s in loaded if s.name in facts]
@@ -257,18 +256,27 @@ def _plan(
         chosen = select_cells(chosen, expressions)
     planner = Planner(device)
     plans = []
-    reasons: dict[tuple[object, ...], str | None] = {}
+    verdicts: dict[tuple[object, ...], CellPlan] = {}
     for cell in chosen:
         name = cell.scenario.name
         # Seeds never change whether a combination makes sense.
         same = (name, cell.defences, cell.aggregators, cell.compressors, cell.threat.name, cell.attack)
-        if same not in reasons:
-            reasons[same] = reason_not_applicable(cell, facts[name], modules[name])
-        reason = reasons[same]
-        plans.append(
-            CellPlan(cell, reason=reason) if reason else planner.add(cell, facts[name], metrics[name])
-        )
+        if same not in verdicts:
+            verdicts[same] = _verdict(cell, facts[name], modules[name])
+        verdict = verdicts[same]
+        if verdict.reason or verdict.error:
+            plans.append(CellPlan(cell, reason=verdict.reason, error=verdict.error))
+        else:
+            plans.append(planner.add(cell, facts[name], metrics[name]))
     return Plan(plans, planner.stages, facts, device), metrics, skipped
+
+
+def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:
+    """Whether a cell makes sense; a check that crashes fails its cell, like any other part of a plugin."""
+    try:
+        return CellPlan(cell, reason=reason_not_applicable(cell, facts, module))
+    except Exception as error:
+        return CellPlan(cell, error={"stage": "plan: applicability", **describe_error(error)})
 
 
 def _executor(planned: Plan, store: Path, device: str, workers: int) -> Any:
@@ -307,7 +315,7 @@ def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
         cell = cell_plan.cell
         missing = set(cell_plan.stages.values()) - finished
         needed |= missing
-        status = "not-applicable" if cell_plan.reason else "ready" if missing else "cached"
+        status = "not-applicable" if cell_plan.reason else "ready" if missing or cell_plan.error else "cached"
         entry = scenarios.setdefault(cell.scenario.name, {"name": cell.scenario.name, "cells": []})
         entry["cells"].append(
             {

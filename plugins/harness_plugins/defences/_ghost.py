@@ -1,0 +1,192 @@
+"""Sums of clipped per-sample gradients without a gradient per sample: one forward and two backward passes.
+
+Opacus' ghost and fast gradient clipping (Bu, Mao, Xu 2022, arXiv 2205.10683; Li et al. 2022, arXiv
+2110.05679), with Opacus' formulas for each layer but other hooks. Opacus' own hooks fail inside
+torch.func transforms, so with them no attack could run inside the loss. Here a forward hook takes part
+only while a layer holds its own parameter objects, so attacks on detached parameters pass by unseen, and the
+gradients of layer outputs come from autograd.grad on graph edges, which needs no backward hook and no
+gradient of the weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.api import Batch, LossFn, Params
+
+
+class Unsupported(Exception):
+    """The reason why per-sample norms of this module and loss need another path."""
+
+
+class Call(NamedTuple):
+    """One use of a layer: what went in, and where its output lies in the graph."""
+
+    layer: nn.Module
+    activations: list[Tensor]
+    edge: Any
+    dtype: Any
+
+
+_verified: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+class GhostClipping:
+    """Clipped gradient sums of one module under one loss.
+
+    `clipped_sum` raises Unsupported where the module or the loss is outside what the formulas cover: a
+    layer without a formula, a layer or parameter used more than once or outside its layer's forward, reduced
+    precision, or a formula that disagrees with autograd (checked once per module).
+    """
+
+    def __init__(self, module: nn.Module, loss: LossFn, max_grad_norm: float) -> None:
+        self.module = module
+        self.loss = loss
+        self.max_grad_norm = max_grad_norm
+        self.parameters = dict(module.named_parameters())
+        self.layers = {
+            layer: own
+            for layer in module.modules()
+            if (own := [p for p in layer.parameters(recurse=False) if p.requires_grad])
+        }
+        self._loss_checked = False
+
+    def owns(self, params: Params) -> bool:
+        """Whether these are the module's own trainable parameter objects, all of them."""
+        trainable = {name for name, p in self.parameters.items() if p.requires_grad}
+        return params.keys() == trainable and all(self.parameters[n] is p for n, p in params.items())
+
+    def clipped_sum(self, params: Params, batch: Batch, key: Tensor) -> tuple[Params, Tensor]:
+        """(sum over records of g_i min(1, C / (|g_i| + 1e-6)), the norms |g_i| (b,)). batch: b >= 1."""
+        import torch
+
+        if not self.owns(params):
+            raise Unsupported("the parameters are not the module's own")
+        with torch.enable_grad():
+            with self._capture() as calls:
+                losses = self.loss(params, batch, key)
+            self._check_calls(calls, losses)
+            backprops = torch.autograd.grad(
+                losses.sum(), [call.edge for call in calls], retain_graph=True, allow_unused=True
+            )
+            for call, gradient in zip(calls, backprops, strict=True):
+                if gradient is None or len(gradient) != len(losses):
+                    raise Unsupported(f"{type(call.layer).__name__} does not put out one row a record")
+            squared = [self._norms(call, g) for call, g in zip(calls, backprops, strict=True)]
+            norms = torch.stack([s for own in squared for s in own]).sum(0).sqrt()
+            scale = clip_scale(norms, self.max_grad_norm)
+            values = list(params.values())
+            sums = torch.autograd.grad((scale * losses).sum(), values)
+        result = {name: g.detach() for name, g in zip(params, sums, strict=True)}
+        if self.module not in _verified and bool(norms.isfinite().all()):
+            _verify(result, params, calls, backprops, scale)
+            _verified[self.module] = True
+        return result, norms
+
+    @contextmanager
+    def _capture(self) -> Iterator[list[Call]]:
+        import torch
+
+        calls: list[Call] = []
+
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            held = list(layer.parameters(recurse=False))
+            if not any(p is q for p in held for q in self.layers[layer]) or not torch.is_grad_enabled():
+                return  # an attack's copy of the parameters is in place
+            if not isinstance(output, torch.Tensor) or not all(isinstance(x, torch.Tensor) for x in inputs):
+                raise Unsupported(f"{type(layer).__name__} does not map tensors to a tensor")
+            # An edge, as the next layer may change the output in place; contiguous, as Opacus' formulas
+            # for convolutions read the strides of a contiguous tensor.
+            edge = torch.autograd.graph.get_gradient_edge(output)
+            calls.append(Call(layer, [x.detach().contiguous() for x in inputs], edge, output.dtype))
+
+        handles = [layer.register_forward_hook(hook) for layer in self.layers]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_calls(self, calls: list[Call], losses: Tensor) -> None:
+        used = Counter(call.layer for call in calls)
+        for layer in self.layers:
+            if used[layer] != 1:
+                raise Unsupported(f"{type(layer).__name__} is used {used[layer]} times in the loss")
+        if self._loss_checked:
+            return
+        samplers, _ = _formulas()
+        for call in calls:
+            if type(call.layer) not in samplers:
+                raise Unsupported(f"there is no formula for {type(call.layer).__name__}")
+            if getattr(call.layer, "padding_mode", "zeros") != "zeros":
+                raise Unsupported(f"there is no formula for {call.layer.padding_mode} padding")
+            dtypes = {call.dtype, *(x.dtype for x in call.activations if x.is_floating_point())}
+            if dtypes != {p.dtype for p in self.layers[call.layer]}:
+                raise Unsupported("norms in reduced precision would not bound the gradients")
+        uses = _uses(losses)
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad and uses[id(parameter)] != 1:
+                raise Unsupported(f"{name} is used {uses[id(parameter)]} times in the loss")
+        self._loss_checked = True
+
+    def _norms(self, call: Call, backprops: Tensor) -> list[Tensor]:
+        """Squared norms (b,) of each trainable parameter's per-sample gradients."""
+        samplers, norm_samplers = _formulas()
+        direct = norm_samplers.get(type(call.layer))
+        if direct is not None and backprops.ndim in (2, 3):
+            norms = direct(call.layer, call.activations, backprops)
+            return [norms[p].square() for p in self.layers[call.layer]]
+        samples = samplers[type(call.layer)](call.layer, call.activations, backprops)
+        if any(p not in samples for p in self.layers[call.layer]):
+            raise Unsupported(f"the formula for {type(call.layer).__name__} leaves a parameter out")
+        return [samples[p].flatten(1).square().sum(1) for p in self.layers[call.layer]]
+
+
+def clip_scale(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """min(1, C / (norm + 1e-6)), Opacus' factor: what is clipped stays below C in floating point too."""
+    return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+
+
+def _formulas() -> tuple[dict[Any, Any], dict[Any, Any]]:
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping as Opacus
+
+    return Opacus.GRAD_SAMPLERS, Opacus.NORM_SAMPLERS
+
+
+def _uses(losses: Tensor) -> Counter[int]:
+    """How often each leaf (by id) enters the graph of the losses."""
+    uses: Counter[int] = Counter()
+    seen, open_nodes = set(), [losses.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for following, _ in node.next_functions:
+            if following is not None and hasattr(following, "variable"):
+                uses[id(following.variable)] += 1
+            else:
+                open_nodes.append(following)
+    return uses
+
+
+def _verify(sums: Params, params: Params, calls: list[Call], backprops: Any, scale: Tensor) -> None:
+    """The formulas' clipped sums against autograd's: an option of a layer that they do not know shows here."""
+    import torch
+
+    samplers, _ = _formulas()
+    names = {id(p): name for name, p in params.items()}
+    for call, gradient in zip(calls, backprops, strict=True):
+        for parameter, samples in samplers[type(call.layer)](call.layer, call.activations, gradient).items():
+            name = names[id(parameter)]
+            expected = torch.tensordot(scale, samples, dims=1)
+            size = (scale * samples.flatten(1).norm(dim=1)).sum()
+            if not (expected - sums[name]).norm() <= 1e-2 * size + 1e-12:  # convolutions may run in TF32
+                raise Unsupported(f"the formula for {type(call.layer).__name__} does not cover {name}")

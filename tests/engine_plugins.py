@@ -1,0 +1,158 @@
+"""Plugins that misbehave, one fault each: importable, so that worker processes can have them too."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+from harness.api import (
+    Aggregator,
+    Defence,
+    EvasionAttack,
+    Metric,
+    Model,
+    NotApplicable,
+    PluginError,
+    Score,
+    hookimpl,
+)
+
+
+class CrashInRound(Aggregator):
+    """Raises in the second round."""
+
+    name = "crash-in-round"
+
+    def aggregate(self, updates, context):
+        if context.round == 1:
+            raise RuntimeError("the disk is made of cheese")
+        return updates.mean(0)
+
+
+class WrongShape(Aggregator):
+    """One coordinate short."""
+
+    name = "wrong-shape"
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)[:-1]
+
+
+class NanUpdate(Defence):
+    """Client 0 sends NaN."""
+
+    name = "nan-update"
+
+    def update(self, delta, context):
+        return delta * float("nan") if context.client == 0 else delta
+
+
+class Dies(Aggregator):
+    """Takes its whole process down."""
+
+    name = "dies"
+
+    def aggregate(self, updates, context):
+        os._exit(3)
+
+
+class Exits(Aggregator):
+    """Calls sys.exit."""
+
+    name = "exits"
+
+    def aggregate(self, updates, context):
+        raise SystemExit(5)
+
+
+class Hangs(Aggregator):
+    """Never returns."""
+
+    name = "hangs"
+
+    def aggregate(self, updates, context):
+        while True:
+            time.sleep(0.05)
+
+
+class Slow(Aggregator):
+    """A mean that takes its time: half a second a round."""
+
+    name = "slow"
+
+    def aggregate(self, updates, context):
+        time.sleep(0.5)
+        return updates.mean(0)
+
+
+class TooFar(EvasionAttack):
+    """Leaves its budget."""
+
+    name = "too-far"
+    norm = "linf"
+    eps: float | None = None
+
+    def perturb(self, model, x, y, context):
+        return (x + 2 * context.eps).clamp(0, 1)
+
+
+class NoBuild(Model):
+    """Cannot be built."""
+
+    name = "no-build"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        raise PluginError("no-build needs images of at least 1000 pixels")
+
+
+class NeverFits(Defence):
+    """Not applicable to anything."""
+
+    name = "never-fits"
+
+    def check(self, context):
+        raise NotApplicable("never-fits fits nothing")
+
+
+class CrashesInCheck(Defence):
+    """Cannot even be asked."""
+
+    name = "crashes-in-check"
+
+    def check(self, context):
+        raise ZeroDivisionError("check divided by zero")
+
+
+class Undeclared(Metric):
+    """Returns a score that it does not declare."""
+
+    name = "undeclared"
+    needs = ("logits",)
+    scores = {"declared": Score("higher")}
+
+    def score(self, context):
+        return {"other": 1.0}
+
+
+class FewRounds(Aggregator):
+    """A mean that writes down each call, to count trainings."""
+
+    name = "counting-mean"
+
+    def aggregate(self, updates, context):
+        with open(os.environ["HARNESS_TEST_COUNTER"], "a") as file:
+            file.write(f"{context.round}\n")
+        return torch.mean(updates, 0)
+
+
+PLUGINS = (
+    CrashInRound, WrongShape, NanUpdate, Dies, Exits, Hangs, Slow, TooFar, NoBuild, NeverFits, CrashesInCheck, Undeclared, FewRounds,
+)  # fmt: skip
+
+
+@hookimpl
+def harness_register(register):
+    for plugin in PLUGINS:
+        register(plugin)

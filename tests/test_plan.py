@@ -1,0 +1,200 @@
+"""Cells, applicability, sharing and keys."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.grid import cells, select
+from harness.engine import plan
+from harness.scenario import load_text
+
+BASE = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 4, rounds: 1, local: {epochs: 1, batch_size: 64}}
+"""
+
+
+def described(text: str, tmp_path, **options):
+    scenario = load_text(BASE + text, tmp_path / "small.yaml")
+    return plan(scenario, device="cpu", jobs=2, store=tmp_path / "no-store", **options).to_dict()
+
+
+def one_key(text: str, tmp_path, kind: str = "train") -> str:
+    found = described(text, tmp_path)["scenarios"][0]["cells"][0]["stages"]
+    return found[kind]
+
+
+def test_everything_after_training_shares_it(tmp_path):
+    text = """
+defences: [none, gradient-clipping: {max_norm: 1.0}]
+aggregators: [mean]
+compressors: [none, static-int8, magnitude-pruning: {ratio: 0.3}, structured-pruning: {ratio: 0.5}]
+threats:
+  - {name: evasion, phase: inference, surrogate: uncompressed, budget: {norm: linf, eps: 8/255},
+     attacks: [fgsm, pgd: {steps: {sweep: [1, 2, 5, 10, 20]}}]}
+seeds: [0]
+"""
+    found = described(text, tmp_path)
+    assert len(found["scenarios"][0]["cells"]) == 2 * 4 * 6
+    assert found["stages"]["train"] == {"total": 2, "cached": 0}
+    assert found["stages"]["compress"]["total"] == 2 * 3
+    assert found["stages"]["clean"]["total"] == 2 * 4
+    assert found["stages"]["attack"]["total"] == 2 * 4 * 6
+    assert found["estimate_seconds"] > 0
+    assert not (tmp_path / "no-store").exists()
+
+
+def test_update_compressors_and_training_attacks_need_trainings_of_their_own(tmp_path):
+    text = """
+compressors: [none, top-k: {ratio: 0.1}, static-int8]
+threats:
+  - {name: none}
+  - {name: byzantine, malicious: 0.25, attacks: [sign-flip, alie: {z: 1.0}]}
+  - {name: membership, attacks: [loss-threshold]}
+seeds: [0, 1]
+"""
+    found = described(text, tmp_path)
+    # per seed: {clean, sign-flip, alie} × {plain, top-k}; membership attacks the clean ones.
+    assert found["stages"]["train"]["total"] == 2 * 3 * 2
+    assert found["stages"]["attack"]["total"] == 2 * 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seeds: [1]",
+        "model: {mlp: {hidden: [9]}}",
+        "holdout: 0.1",
+        "compute: {threads: 2}",
+        "normalization: {mean: 0.5, std: 0.5}",
+        "dataset: {digits: {split_seed: 5}}",
+        "federation: {clients: 4, rounds: 2, local: {epochs: 1, batch_size: 64}}",
+        "federation: {clients: 4, rounds: 1, local: {steps: 3, batch_size: 64}}",
+        "federation: {clients: 4, rounds: 1, server: fedadam, local: {epochs: 1, batch_size: 64}}",
+        "federation: {clients: 4, rounds: 1, local: {epochs: 1, batch_size: 64, optimizer: adam}}",
+        "federation: {clients: 4, rounds: 1, byzantine_tolerance: 0.25, local: {epochs: 1, batch_size: 64}}",
+        "aggregators: [median]",
+        "defences: [gradient-clipping: {max_norm: 2.0}]",
+        "compressors: [top-k: {ratio: 0.5}]",
+    ],
+)
+def test_whatever_decides_a_training_is_in_its_key(change, tmp_path):
+    key, name = change.split(":")[0], "small"
+    lines = [line for line in BASE.strip().splitlines() if not line.startswith(f"{key}:")]
+    text = "\n".join([*lines, change])
+    scenario = load_text(text, tmp_path / f"{name}.yaml")
+    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "x").to_dict()["scenarios"][0]["cells"][0]
+    assert found["stages"]["train"] != one_key("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", ["description: other words", "version: 2", "compressors: [static-int8]", "metrics: [accuracy]"]
+)
+def test_whatever_does_not_is_not(change, tmp_path):
+    assert one_key(change, tmp_path) == one_key("", tmp_path)
+
+
+def test_names_and_labels_of_threats_are_not_in_the_key(tmp_path):
+    a = one_key("threats: [{name: a, malicious: 0.25, attacks: [sign-flip]}]", tmp_path)
+    b = one_key("threats: [{name: b, malicious: 0.25, attacks: [sign-flip]}]", tmp_path)
+    c = one_key("threats: [{name: a, malicious: 0.5, attacks: [sign-flip]}]", tmp_path)
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "compressors: [static-int8]\nthreats: [{name: e, attacks: [pgd]}]",
+            "pgd needs gradients; static-int8 is not differentiable — add `surrogate: uncompressed`",
+        ),
+        ("threats: [{name: e, knowledge: black-box, attacks: [fgsm]}]", "fgsm needs gradients; the threat 'e' is black-box"),
+        (
+            "threats: [{name: e, budget: {norm: l2, eps: 1}, attacks: [fgsm]}]",
+            "fgsm is bounded in linf; the budget of 'e' is in l2",
+        ),
+        (
+            "compressors: [static-int8: {calibration: public}]",
+            "static-int8 needs public data and the scenario declares none; "
+            "add `unprotected: [val]` if the validation split may be used freely",
+        ),
+    ],
+)
+def test_what_makes_no_sense_says_why(text, reason, tmp_path):
+    (cell,) = described(text, tmp_path)["scenarios"][0]["cells"]
+    assert cell["status"] == "not-applicable"
+    assert cell["reason"] == reason
+    assert cell["stages"] == {}
+
+
+def test_a_rule_whose_conditions_fail_is_not_applicable_before_any_training(tmp_path):
+    text = "aggregators: [mean, krum]\nthreats: [{name: b, malicious: 0.25, attacks: [sign-flip]}]"
+    mean, krum = described(text, tmp_path)["scenarios"][0]["cells"]
+    assert mean["status"] == "ready"
+    assert krum["status"] == "not-applicable"
+    assert "krum" in krum["reason"]
+
+
+def test_a_defence_that_cannot_work_with_the_model_is_not_applicable(tmp_path):
+    text = BASE.replace("{mlp: {hidden: [8]}}", "{resnet9: {width: 8, norm: batch}}")
+    scenario = load_text(text + "defences: [none, dp-sgd: {epsilon: 8}]", tmp_path / "x.yaml")
+    fine, private = plan(scenario, device="cpu", jobs=1, store=tmp_path / "s").to_dict()["scenarios"][0]["cells"]
+    assert fine["status"] == "ready"
+    assert private["status"] == "not-applicable"
+    assert "batch" in private["reason"].lower()
+
+
+GRID = """
+defences: [none, gradient-clipping: {max_norm: 1.0}]
+aggregators: [mean, median]
+threats: [{name: none}, {name: evasion, attacks: [fgsm, pgd: {steps: 3}]}]
+seeds: [0, 1]
+"""
+
+
+def test_cell_ids_are_stable_and_unique(tmp_path):
+    found = list(cells(load_text(BASE + GRID, tmp_path / "x.yaml")))
+    again = list(cells(load_text(BASE + GRID, tmp_path / "y.yaml")))
+    assert len({c.id for c in found}) == len(found) == 2 * 2 * 3 * 2
+    assert [c.id for c in found] == [c.id for c in again]
+
+
+@pytest.mark.parametrize(
+    ("expressions", "count"),
+    [
+        (["defence=none"], 12),
+        (["defence=none,seed=1"], 6),
+        (["attack=pgd*"], 8),
+        (["attack=pgd(steps=3)", "aggregator=median"], 4),
+        (["threat=evasion,attack=fgsm,seed=0,defence=none,aggregator=mean"], 1),
+    ],
+)
+def test_select(expressions, count, tmp_path):
+    assert len(select(list(cells(load_text(BASE + GRID, tmp_path / "x.yaml"))), expressions)) == count
+
+
+@pytest.mark.parametrize(
+    ("expression", "text"),
+    [
+        ("defense=none", "unknown axis 'defense'; did you mean 'defence'?"),
+        ("defence", "--select takes axis=value, not 'defence'"),
+        ("aggregator=medium", "matches no cell; did you mean 'median'?"),
+    ],
+)
+def test_a_bad_selection_is_a_clear_error(expression, text, tmp_path):
+    with pytest.raises(HarnessError) as error:
+        select(list(cells(load_text(BASE + GRID, tmp_path / "x.yaml"))), [expression])
+    assert text in str(error.value)
+
+
+def test_a_plan_is_deterministic(tmp_path):
+    a, b = described(GRID, tmp_path), described(GRID, tmp_path)
+    for found in (a, b):
+        found.pop("estimate_seconds")
+    assert a == copy.deepcopy(b)

@@ -1,0 +1,84 @@
+"""The documentation names what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.api import __all__ as api
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_in_the_readme_and_no_other():
+    documented = {
+        match.group(1) for match in re.finditer(r"^\| `harness ([a-z-]+)", README, flags=re.MULTILINE)
+    }
+    assert documented == set(cli.built_in())
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_relative_links_lead_somewhere(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in links:
+        target, _, anchor = link.partition("#")
+        path = ROOT / target if target else ROOT / file
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, link
+    assert links or file == "CHANGELOG.md"
+
+
+def test_scenarios_named_in_the_readme_exist():
+    for name in set(re.findall(r"scenarios/[\w-]+\.yaml", README)):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_quick_start_is_two_whole_commands():
+    section = README.split("## Quick start")[1].split("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, flags=re.DOTALL)
+    assert [block.count("\n") for block in blocks] == [1, 1]
+    assert all(block.startswith("python3 -m venv .venv && .venv/bin/pip install") for block in blocks)
+
+
+def test_the_readme_scenario_is_valid():
+    from harness.scenario import load_text
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    scenario = load_text(text)
+    assert len(scenario.defences) == 5  # none, three of the sweep, the stack
+    assert scenario.threats[1].budget.eps == 8 / 255
+
+
+def test_the_readme_plugin_works():
+    import torch
+
+    from harness.registry import Registry
+
+    (source,) = re.findall(r"```python\n(from harness\.api.*?)```", README, flags=re.DOTALL)
+    module: dict[str, object] = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec"), module)
+    registry = Registry()
+    registry.add(
+        type("Module", (), {"harness_register": staticmethod(module["harness_register"])}),
+        "main",
+        "my-package",
+    )
+    assert registry.disabled == []
+    rule = registry.create("aggregator", "my-package/geometric-mean")
+    found = rule(torch.tensor([[1.0, -4.0], [4.0, -1.0]]))
+    torch.testing.assert_close(found, torch.tensor([2.0, -2.0]))
+
+
+def test_classes_named_in_the_guide_are_in_the_api():
+    table = CONTRIBUTING.split("## Add a method")[1].split("## Tests")[0]
+    classes = re.findall(r"^\| [a-z -]+ \| `(\w+)`", table, flags=re.MULTILINE)
+    assert len(classes) == 14
+    assert set(classes) <= set(api)

@@ -1,0 +1,282 @@
+"""Runs: determinism, resuming, interruption, and plugins that must not take anything down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import engine_plugins
+import pytest
+
+import harness
+from harness.errors import HarnessError, StoreError
+from harness.registry import registry
+from harness.scenario import load_text
+from harness.store import Store
+
+BASE = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 4, rounds: 2, local: {epochs: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
+"""
+GRID = """
+defences: [none, gradient-clipping: {max_norm: 1.0}]
+aggregators: [mean, [nnm, trimmed-mean]]
+compressors: [none, static-int8]
+threats:
+  - {name: none}
+  - {name: evasion, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 2}]}
+  - {name: byzantine, malicious: 0.25, attacks: [sign-flip]}
+  - {name: backdoor, malicious: 0.25, attacks: [badnets: {target: 1}]}
+  - {name: membership, attacks: [loss-threshold]}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _misbehaving():
+    if "crash-in-round" not in registry().names("aggregator"):
+        registry().add(engine_plugins, "engine_plugins", "engine-tests")
+    assert not [d for d in registry().disabled if d.distribution == "engine-tests"]
+
+
+def run(text: str, tmp_path: Path, **options):
+    scenario = load_text(BASE + text, tmp_path / "small.yaml")
+    return harness.run(scenario, **{"device": "cpu", "jobs": 0, "store": tmp_path / "runs", **options})
+
+
+def comparable(record: dict) -> dict:
+    """Everything that must not depend on when or how a cell was computed."""
+    measured = {name for name, unit in record["units"].items() if unit["measured"]}
+    keep = ("id", "cell", "status", "guarantee", "flags", "attack", "config", "test_samples")
+    history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]
+    scores = {k: v for k, v in record["scores"].items() if k not in measured}
+    return {**{k: record[k] for k in keep}, "scores": scores, "history": history, "stages": record["provenance"]["stages"]}
+
+
+def test_the_same_records_whatever_the_number_of_jobs(tmp_path):
+    inline = run(GRID, tmp_path, jobs=0, store=tmp_path / "a")
+    workers = run(GRID, tmp_path, jobs=2, store=tmp_path / "b")
+    assert inline.failed == workers.failed == 0
+    assert inline.scored == len(inline.records) == 2 * 2 * 2 * 5
+    assert inline.executed == workers.executed
+    for a, b in zip(inline.records, workers.records, strict=True):
+        assert comparable(a) == comparable(b)
+
+
+def test_a_second_run_computes_nothing(tmp_path):
+    first = run("compressors: [none, static-int8]", tmp_path)
+    second = run("compressors: [none, static-int8]", tmp_path)
+    assert sum(first.executed.values()) == 4
+    assert sum(second.executed.values()) == 0
+    assert second.records == first.records
+
+
+def test_adding_to_a_scenario_computes_only_what_is_new(tmp_path):
+    run("", tmp_path)
+    more = run("compressors: [none, static-int8]\nthreats: [{name: none}, {name: e, attacks: [fgsm]}]\nmetrics: [accuracy]", tmp_path)
+    assert more.executed["train"] == 0
+    assert more.executed["compress"] == 1
+
+
+def test_a_cell_of_a_lost_artifact_is_made_again(tmp_path):
+    first = run("", tmp_path)
+    for file in (tmp_path / "runs").rglob("*.safetensors"):
+        file.unlink()
+    again = run("threats: [{name: none}, {name: e, attacks: [fgsm]}]", tmp_path)
+    assert again.executed["train"] == 1
+    assert comparable(again.records[0]) == comparable(first.records[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message", "stage"),
+    [
+        ("aggregators: [mean, crash-in-round]", "RuntimeError", "the disk is made of cheese", "train"),
+        ("aggregators: [mean, wrong-shape]", "PluginError", "wrong-shape returned", "train"),
+        ("threats: [{name: none}, {name: e, budget: {norm: linf, eps: 0.1}, attacks: [too-far]}]", "BudgetExceeded", "too-far", "attack"),
+    ],
+)
+def test_a_crash_fails_its_cell_and_nothing_else(text, kind, message, stage, tmp_path):
+    result = run(text, tmp_path)
+    good, bad = result.records
+    assert (good["status"], bad["status"]) == ("scored", "failed")
+    assert bad["error"]["type"] == kind
+    assert message in bad["error"]["message"]
+    assert bad["error"]["stage"].startswith(stage)
+    assert "Traceback" in bad["error"]["traceback"]
+    assert bad["scores"] == {}
+    kept = Store(tmp_path / "runs").records("small")
+    assert sorted(r["status"] for r in kept) == ["failed", "scored"]
+
+
+def test_failed_cells_are_tried_again(tmp_path):
+    assert run("aggregators: [crash-in-round]", tmp_path).executed["train"] == 0
+    assert run("aggregators: [crash-in-round]", tmp_path).failed == 1
+
+
+def test_nan_updates_are_dropped_counted_and_survived(tmp_path):
+    result = run("defences: [nan-update]\naggregators: [mean, median]", tmp_path)
+    assert result.failed == 0
+    for record in result.records:
+        assert record["training"]["dropped_updates"] == 2
+        assert record["scores"]["accuracy"] > 0.3
+
+
+def test_a_score_that_is_not_declared_fails_the_cell(tmp_path):
+    result = run("metrics: [accuracy, undeclared]", tmp_path)
+    assert "does not declare" in result.records[0]["error"]["message"]
+
+
+def test_a_defence_that_fits_nothing_is_not_run(tmp_path):
+    result = run("defences: [none, never-fits]", tmp_path)
+    assert [r["status"] for r in result.records] == ["scored", "not-applicable"]
+    assert result.records[1]["reason"] == "never-fits fits nothing"
+
+
+def test_a_check_that_crashes_fails_its_cell(tmp_path):
+    good, bad = run("defences: [none, crashes-in-check]", tmp_path).records
+    assert (good["status"], bad["status"]) == ("scored", "failed")
+    assert "check divided by zero" in bad["error"]["message"]
+
+
+def test_a_model_that_cannot_be_built_is_bad_input(tmp_path):
+    text = BASE.replace("{mlp: {hidden: [8]}}", "no-build")
+    with pytest.raises(HarnessError, match="at least 1000 pixels"):
+        harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+
+
+def test_fail_fast_stops(tmp_path):
+    result = run("aggregators: [crash-in-round, mean, median]", tmp_path, fail_fast=True)
+    assert result.stopped
+    assert result.executed["train"] == 0
+
+
+def test_missing_data_skips_one_of_several_scenarios(tmp_path):
+    other = BASE.replace("name: small", "name: absent").replace("dataset: digits", "dataset: {npz: {path: nowhere.npz}}")
+    loaded = [load_text(BASE, tmp_path / "a.yaml"), load_text(other, tmp_path / "b.yaml")]
+    result = harness.run(loaded, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.scored == 1
+    ((name, reason),) = result.skipped
+    assert "b.yaml" in name
+    assert "nowhere.npz" in reason
+    with pytest.raises(HarnessError, match=r"nowhere\.npz"):
+        harness.run(loaded[1], device="cpu", jobs=0, store=tmp_path / "runs")
+
+
+def test_records_hold_what_is_needed_to_trust_them(tmp_path):
+    (record,) = run("defences: [gradient-clipping: {max_norm: 1.0}]", tmp_path).records
+    provenance = record["provenance"]
+    assert record["units"]["accuracy"]["direction"] == "higher"
+    assert record["config"]["model"] == {"mlp": record["config"]["model"]["mlp"]}
+    assert record["config"]["defence"] == [{"gradient-clipping": {"max_norm": 1.0}}]
+    assert record["config"]["seed"] == 0
+    assert provenance["engine"]["version"] == harness.__version__
+    assert provenance["libraries"]["torch"]
+    names = {(p["kind"], p["name"]) for p in provenance["plugins"]}
+    assert {("dataset", "digits"), ("aggregator", "mean"), ("defence", "gradient-clipping"), ("metric", "accuracy")} <= names
+    assert all(len(p["source"]) == 64 and p["distribution"] for p in provenance["plugins"])
+    assert record["train_seconds"] > 0
+    assert record["peak_memory_bytes"] > 1e6
+    json.dumps(record["provenance"])
+
+
+def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
+    from harness.api import Tracker
+
+    seen = []
+
+    class Watcher(Tracker):
+        """Writes down what happens, then falls over."""
+
+        name = "watcher"
+
+        def harness_run_started(self, run):
+            seen.append("started")
+
+        def harness_cell_finished(self, cell, record):
+            seen.append((cell["aggregator"], record["status"]))
+            raise RuntimeError("watcher fell over")
+
+        def harness_run_finished(self, run):
+            seen.append(("finished", run["scored"]))
+
+    scenario = load_text(BASE + "aggregators: [mean, median]", tmp_path / "x.yaml")
+    scenario = scenario.model_copy(update={"trackers": (Watcher(),)})
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert seen == ["started", ("mean", "scored"), ("finished", 2)]
+    assert ["watcher fell over" in p for p in result.problems] == [True]
+
+
+def test_two_runs_cannot_write_one_store(tmp_path):
+    with Store(tmp_path / "runs") as store, store.lock(), pytest.raises(StoreError, match="in use"):
+        run("", tmp_path)
+
+
+# worker processes ---------------------------------------------------------------------------------
+
+
+PROGRAM = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import engine_plugins, harness
+    from harness.registry import registry
+    registry().add(engine_plugins, "engine_plugins", "engine-tests")
+    result = harness.run({scenario!r}, device="cpu", jobs=2, store={store!r}, timeout={timeout!r})
+    print("executed", result.executed["train"], "interrupted", result.interrupted)
+    for record in result.records:
+        print(record["cell"]["aggregator"], record["status"], (record["error"] or {{}}).get("message"))
+"""
+
+
+def program(tmp_path: Path, text: str, timeout: float | None = None) -> list[str]:
+    file = tmp_path / "small.yaml"
+    file.write_text(BASE + text)
+    tests = str(Path(__file__).parent)
+    code = textwrap.dedent(PROGRAM).format(tests=tests, scenario=str(file), store=str(tmp_path / "runs"), timeout=timeout)
+    return [sys.executable, "-c", code]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
+
+def test_a_worker_that_dies_exits_or_hangs_fails_its_cell(tmp_path):
+    text = "aggregators: [mean, dies, exits, hangs, median]"
+    done = subprocess.run(program(tmp_path, text, timeout=8.0), capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines()[1:])
+    assert lines["mean"].startswith("scored")
+    assert lines["median"].startswith("scored")
+    assert "exited with 3" in lines["dies"]
+    assert lines["exits"].startswith("failed")
+    assert "longer than the limit of 8 s" in lines["hangs"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
+    command = program(tmp_path, "aggregators: [mean, slow, median]")
+    counted = Store(tmp_path / "runs")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not counted.seconds_by_signature():
+        time.sleep(0.02)
+    before = counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall()
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert before
+    if how == signal.SIGINT:
+        assert "interrupted True" in output
+    # The lock is free at once: nothing of the first run is left holding it.
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("scored") == 3
+    after = dict(counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall())
+    for key, finished in before:
+        assert after[key] == finished  # not done a second time
