@@ -27,7 +27,7 @@ def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
             "reason": r["reason"] or (r["error"] or {}).get("message"),
             "flags": ",".join(r["flags"]),
             "guarantee_holds": None if r["guarantee"] is None else r["guarantee"]["holds"],
-            **{k: v for k, v in r["scores"].items()},
+            **r["scores"],
         }
         for r in records
     ]

@@ -162,13 +162,13 @@ class Planner:
         trained = self._train(train, facts, environment)
         plan.stages["train"] = trained
         model = CompressSpec(train, cell.model_compressors, scenario.unprotected)
-        released = (trained,)
+        released: tuple[str, ...] = (trained,)
         if model.compressors:
-            identity = {"compressors": identities(model.compressors), "unprotected": model.unprotected}
+            chain = {"compressors": identities(model.compressors), "unprotected": model.unprotected}
             label = f"{stack_label(model.compressors)} on {training_label(train)}"
-            plan.stages["compress"] = self._stage("compress", label, model, identity, (trained,), environment)
+            plan.stages["compress"] = self._stage("compress", label, model, chain, (trained,), environment)
             released = (trained, plan.stages["compress"])
-        scoring = {
+        scoring: dict[str, Any] = {
             "metrics": identities(metrics),
             "evaluation": scenario.evaluation.model_dump(mode="json"),
             "unprotected": scenario.unprotected,

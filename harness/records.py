@@ -32,7 +32,7 @@ def scored(
     train, clean, attack = results["train"], results["clean"], results.get("attack")
     compress = results.get("compress")
     scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
-    record = _base(plan, facts, metrics, device) | {
+    return _base(plan, facts, metrics, device) | {
         "status": "scored",
         "scores": scores,
         "units": units(metrics, scores),
@@ -48,7 +48,6 @@ def scored(
         "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
         "test_samples": clean["samples"],
     }
-    return record
 
 
 def failed(

@@ -1,4 +1,4 @@
-"""Executes stages: train, compress, clean, attack. Runs in a worker; everything it needs is in the stage and the store."""
+"""Executes stages: train, compress, clean, attack. All a worker needs is in the stage and the store."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Training:
         groups = self.data.train.groups
         largest = None
         if groups is not None:
-            largest = [int(np.unique(groups[c], return_counts=True)[1].max()) for c in self.pool.clients]
+            largest = int(np.unique(groups[self.pool.members], return_counts=True)[1].max())
         context = PrepareContext(
             sizes=sizes,
             steps=[self._steps(size) * count for size, count in zip(sizes, rounds, strict=True)],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-import torch
-
 from harness.api import (
     Aggregator,
     Defence,
@@ -136,20 +134,20 @@ class Undeclared(Metric):
         return {"other": 1.0}
 
 
-class FewRounds(Aggregator):
-    """A mean that writes down each call, to count trainings."""
-
-    name = "counting-mean"
-
-    def aggregate(self, updates, context):
-        with open(os.environ["HARNESS_TEST_COUNTER"], "a") as file:
-            file.write(f"{context.round}\n")
-        return torch.mean(updates, 0)
-
-
 PLUGINS = (
-    CrashInRound, WrongShape, NanUpdate, Dies, Exits, Hangs, Slow, TooFar, NoBuild, NeverFits, CrashesInCheck, Undeclared, FewRounds,
-)  # fmt: skip
+    CrashInRound,
+    WrongShape,
+    NanUpdate,
+    Dies,
+    Exits,
+    Hangs,
+    Slow,
+    TooFar,
+    NoBuild,
+    NeverFits,
+    CrashesInCheck,
+    Undeclared,
+)
 
 
 @hookimpl

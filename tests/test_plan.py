@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
+from harness.engine import plan
 from harness.errors import HarnessError
 from harness.grid import cells, select
-from harness.engine import plan
 from harness.scenario import load_text
 
 BASE = """
@@ -114,7 +114,10 @@ def test_names_and_labels_of_threats_are_not_in_the_key(tmp_path):
             "compressors: [static-int8]\nthreats: [{name: e, attacks: [pgd]}]",
             "pgd needs gradients; static-int8 is not differentiable — add `surrogate: uncompressed`",
         ),
-        ("threats: [{name: e, knowledge: black-box, attacks: [fgsm]}]", "fgsm needs gradients; the threat 'e' is black-box"),
+        (
+            "threats: [{name: e, knowledge: black-box, attacks: [fgsm]}]",
+            "fgsm needs gradients; the threat 'e' is black-box",
+        ),
         (
             "threats: [{name: e, budget: {norm: l2, eps: 1}, attacks: [fgsm]}]",
             "fgsm is bounded in linf; the budget of 'e' is in l2",
@@ -144,7 +147,9 @@ def test_a_rule_whose_conditions_fail_is_not_applicable_before_any_training(tmp_
 def test_a_defence_that_cannot_work_with_the_model_is_not_applicable(tmp_path):
     text = BASE.replace("{mlp: {hidden: [8]}}", "{resnet9: {width: 8, norm: batch}}")
     scenario = load_text(text + "defences: [none, dp-sgd: {epsilon: 8}]", tmp_path / "x.yaml")
-    fine, private = plan(scenario, device="cpu", jobs=1, store=tmp_path / "s").to_dict()["scenarios"][0]["cells"]
+    fine, private = plan(scenario, device="cpu", jobs=1, store=tmp_path / "s").to_dict()["scenarios"][0][
+        "cells"
+    ]
     assert fine["status"] == "ready"
     assert private["status"] == "not-applicable"
     assert "batch" in private["reason"].lower()

@@ -58,7 +58,12 @@ def comparable(record: dict) -> dict:
     keep = ("id", "cell", "status", "guarantee", "flags", "attack", "config", "test_samples")
     history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in record["history"]]
     scores = {k: v for k, v in record["scores"].items() if k not in measured}
-    return {**{k: record[k] for k in keep}, "scores": scores, "history": history, "stages": record["provenance"]["stages"]}
+    return {
+        **{k: record[k] for k in keep},
+        "scores": scores,
+        "history": history,
+        "stages": record["provenance"]["stages"],
+    }
 
 
 def test_the_same_records_whatever_the_number_of_jobs(tmp_path):
@@ -81,7 +86,10 @@ def test_a_second_run_computes_nothing(tmp_path):
 
 def test_adding_to_a_scenario_computes_only_what_is_new(tmp_path):
     run("", tmp_path)
-    more = run("compressors: [none, static-int8]\nthreats: [{name: none}, {name: e, attacks: [fgsm]}]\nmetrics: [accuracy]", tmp_path)
+    more = run(
+        "compressors: [none, static-int8]\nthreats: [{name: none}, {name: e, attacks: [fgsm]}]\nmetrics: [accuracy]",
+        tmp_path,
+    )
     assert more.executed["train"] == 0
     assert more.executed["compress"] == 1
 
@@ -100,7 +108,12 @@ def test_a_cell_of_a_lost_artifact_is_made_again(tmp_path):
     [
         ("aggregators: [mean, crash-in-round]", "RuntimeError", "the disk is made of cheese", "train"),
         ("aggregators: [mean, wrong-shape]", "PluginError", "wrong-shape returned", "train"),
-        ("threats: [{name: none}, {name: e, budget: {norm: linf, eps: 0.1}, attacks: [too-far]}]", "BudgetExceeded", "too-far", "attack"),
+        (
+            "threats: [{name: none}, {name: e, budget: {norm: linf, eps: 0.1}, attacks: [too-far]}]",
+            "BudgetExceeded",
+            "too-far",
+            "attack",
+        ),
     ],
 )
 def test_a_crash_fails_its_cell_and_nothing_else(text, kind, message, stage, tmp_path):
@@ -159,7 +172,9 @@ def test_fail_fast_stops(tmp_path):
 
 
 def test_missing_data_skips_one_of_several_scenarios(tmp_path):
-    other = BASE.replace("name: small", "name: absent").replace("dataset: digits", "dataset: {npz: {path: nowhere.npz}}")
+    other = BASE.replace("name: small", "name: absent").replace(
+        "dataset: digits", "dataset: {npz: {path: nowhere.npz}}"
+    )
     loaded = [load_text(BASE, tmp_path / "a.yaml"), load_text(other, tmp_path / "b.yaml")]
     result = harness.run(loaded, device="cpu", jobs=0, store=tmp_path / "runs")
     assert result.scored == 1
@@ -180,7 +195,12 @@ def test_records_hold_what_is_needed_to_trust_them(tmp_path):
     assert provenance["engine"]["version"] == harness.__version__
     assert provenance["libraries"]["torch"]
     names = {(p["kind"], p["name"]) for p in provenance["plugins"]}
-    assert {("dataset", "digits"), ("aggregator", "mean"), ("defence", "gradient-clipping"), ("metric", "accuracy")} <= names
+    assert {
+        ("dataset", "digits"),
+        ("aggregator", "mean"),
+        ("defence", "gradient-clipping"),
+        ("metric", "accuracy"),
+    } <= names
     assert all(len(p["source"]) == 64 and p["distribution"] for p in provenance["plugins"])
     assert record["train_seconds"] > 0
     assert record["peak_memory_bytes"] > 1e6
@@ -239,7 +259,9 @@ def program(tmp_path: Path, text: str, timeout: float | None = None) -> list[str
     file = tmp_path / "small.yaml"
     file.write_text(BASE + text)
     tests = str(Path(__file__).parent)
-    code = textwrap.dedent(PROGRAM).format(tests=tests, scenario=str(file), store=str(tmp_path / "runs"), timeout=timeout)
+    code = textwrap.dedent(PROGRAM).format(
+        tests=tests, scenario=str(file), store=str(tmp_path / "runs"), timeout=timeout
+    )
     return [sys.executable, "-c", code]
 
 
@@ -249,7 +271,9 @@ def environment() -> dict[str, str]:
 
 def test_a_worker_that_dies_exits_or_hangs_fails_its_cell(tmp_path):
     text = "aggregators: [mean, dies, exits, hangs, median]"
-    done = subprocess.run(program(tmp_path, text, timeout=8.0), capture_output=True, text=True, timeout=120, env=environment())
+    done = subprocess.run(
+        program(tmp_path, text, timeout=8.0), capture_output=True, text=True, timeout=120, env=environment()
+    )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(" ", 1) for line in done.stdout.splitlines()[1:])
     assert lines["mean"].startswith("scored")
@@ -263,7 +287,9 @@ def test_a_worker_that_dies_exits_or_hangs_fails_its_cell(tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
     command = program(tmp_path, "aggregators: [mean, slow, median]")
     counted = Store(tmp_path / "runs")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+    )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not counted.seconds_by_signature():
         time.sleep(0.02)

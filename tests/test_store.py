@@ -61,9 +61,9 @@ def test_records_keep_infinities_and_nan():
 
 
 def test_one_run_at_a_time_and_the_other_is_named(tmp_path):
-    with Store(tmp_path) as first, Store(tmp_path) as second, first.lock():
-        with pytest.raises(StoreError, match=f"process {os.getpid()}"), second.lock():
-            pass
+    named = pytest.raises(StoreError, match=f"process {os.getpid()}")
+    with Store(tmp_path) as first, Store(tmp_path) as second, first.lock(), named, second.lock():
+        pass
 
 
 def test_the_lock_is_free_again(tmp_path):

@@ -78,7 +78,7 @@ class PrepareContext:
     batch_size: int
     records: int  # training records in all
     rounds: int
-    largest_group: list[int] | None = None  # most records that one group has at this client
+    largest_group: int | None = None  # most records that one group has, at all clients together
     history: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -41,7 +41,6 @@ class LocalExecutor:
         os.environ[PRELOAD_VARIABLE] = ",".join(preload)
         self._context.set_forkserver_preload(["harness.executors.preload"])
         self._workers: list[_Worker] = []
-        self._pending: list[Event] = []
 
     def submit(self, stage: Stage) -> None:
         try:
@@ -59,15 +58,9 @@ class LocalExecutor:
         worker.pipe.send_bytes(message)
 
     def events(self, timeout: float) -> list[Event]:
-        found, self._pending = self._pending, []
-        if found:
-            timeout = 0
-        ready = (
-            connection.wait([w.pipe for w in self._workers], timeout)
-            if self._workers
-            else time.sleep(timeout)
-        )
-        for worker in [w for w in self._workers if ready and w.pipe in ready]:
+        found: list[Event] = []
+        ready = connection.wait([w.pipe for w in self._workers], timeout)
+        for worker in [w for w in self._workers if w.pipe in ready]:
             try:
                 while worker.pipe.poll():
                     event: Event = worker.pipe.recv()

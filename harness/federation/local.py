@@ -73,11 +73,11 @@ class LocalTrainer:
         s = self.settings
         load_vector(self.module, weights)
         self.module.train()
-        params = trainable(self.module)
+        params: Params = dict(trainable(self.module))
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, list(params.values()), multiplier)
         noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
-        loss, gradient = self._compose(client, noise)
+        gradient = self._compose(client, noise)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         keys = split(
             make_key(self.seed, "local", client.id, round, device=self.device),
@@ -104,7 +104,7 @@ class LocalTrainer:
             delta = hook.update(delta, context)
         return delta
 
-    def _compose(self, client: Client, noise: torch.Generator) -> tuple[LossFn, GradientFn]:
+    def _compose(self, client: Client, noise: torch.Generator) -> GradientFn:
         loss = cross_entropy(self._logits)
         for hook in client.hooks:
             loss = hook.loss(loss)
@@ -121,7 +121,7 @@ class LocalTrainer:
                 generator=noise,
             )
             gradient = hook.gradient(local) or gradient
-        return loss, gradient
+        return gradient
 
 
 def mean_gradient(loss: LossFn) -> GradientFn:

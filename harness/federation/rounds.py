@@ -136,7 +136,9 @@ class Federation:
             return torch.zeros_like(weights), facts, buffers
         if len(kept) < len(ids):
             rows = rows[finite]
-        update = self._aggregate(round, rows, kept, f, weights, self._chain_state, facts, len(ids) - len(kept))
+        update = self._aggregate(
+            round, rows, kept, f, weights, self._chain_state, facts, len(ids) - len(kept)
+        )
         return update, facts, self._merge_buffers(client_buffers, kept, buffers)
 
     # server -------------------------------------------------------------------------------------

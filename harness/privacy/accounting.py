@@ -70,20 +70,24 @@ def noise_multiplier(
     return _noise_multiplier(float(target_epsilon), float(delta), float(sample_rate), int(steps), accountant)
 
 
-def group_epsilon(history: Iterable[Sequence[float]], delta: float, k: int, accountant: str = "rdp") -> float:
+def group_epsilon(
+    histories: Iterable[Iterable[Sequence[float]]], delta: float, k: int, accountant: str = "rdp"
+) -> float:
     """The epsilon, at the same delta, for groups of k records added or removed together.
 
-    Record-level (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of
-    Differential Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found
-    by bisection on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, also a bound.
+    histories: one per client. A group's records may lie at several clients: the records are changed one at a
+    time, each at one client, so every change costs at most e(d), the largest over clients. Record-level
+    (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of Differential
+    Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found by bisection
+    on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, also a bound.
     """
-    segments = _segments(history)
+    clients = tuple(_segments(history) for history in histories)
     _check(delta, accountant)
     if k < 1:
         raise PluginError(f"a group has at least one record, not {k}")
     if k == 1:
-        return epsilon(segments, delta, accountant)
-    return _group_epsilon(segments, math.log(delta), int(k), accountant)
+        return max((epsilon(client, delta, accountant) for client in clients), default=0.0)
+    return _group_epsilon(clients, math.log(delta), int(k), accountant)
 
 
 # record level -----------------------------------------------------------------------------------
@@ -225,12 +229,15 @@ def _noise_multiplier(target: float, delta: float, rate: float, steps: int, acco
 
 
 @lru_cache(maxsize=1024)
-def _group_epsilon(history: History, log_delta: float, k: int, accountant: str) -> float:
+def _group_epsilon(clients: tuple[History, ...], log_delta: float, k: int, accountant: str) -> float:
+    def largest(log_d: float) -> float:
+        return max((_epsilon(history, log_d, accountant) for history in clients), default=0.0)
+
     def excess(log_d: float) -> float:
-        return math.log(k) + (k - 1) * _epsilon(history, log_d, accountant) + log_d - log_delta
+        return math.log(k) + (k - 1) * largest(log_d) + log_d - log_delta
 
     feasible, infeasible = log_delta - math.log(k), 0.0
-    while excess(feasible) > 0:  # concave in log d: once it holds it holds for every smaller d
+    while excess(feasible) > 0:  # epsilon grows slower than log 1/d falls from some d on, if at all
         infeasible, feasible = feasible, 2 * feasible
         if feasible < -1e9:
             return math.inf
@@ -240,4 +247,4 @@ def _group_epsilon(history: History, log_delta: float, k: int, accountant: str) 
             feasible = middle
         else:
             infeasible = middle
-    return k * _epsilon(history, feasible, accountant)
+    return k * largest(feasible)

@@ -68,7 +68,9 @@ def federation(module, members, local=None, seed=0, **rules):
     local = local or LocalTraining(batch_size=8, optimizer=SGD(lr=0.1))
     settings = {"aggregators": (Mean(),), "tolerance": 0.0, "weighting": "examples", "buffers": "average"}
     trainer = LocalTrainer(module, local, seed, "stage", "float32", "cpu")
-    return Federation(module, members, trainer, Rules(**{**settings, "server": FedAvg(), **rules}), seed, "stage")
+    return Federation(
+        module, members, trainer, Rules(**{**settings, "server": FedAvg(), **rules}), seed, "stage"
+    )
 
 
 def run(federated, rounds=1, ids=None, multiplier=lambda r: 1.0):
@@ -79,7 +81,10 @@ def run(federated, rounds=1, ids=None, multiplier=lambda r: 1.0):
 @pytest.mark.parametrize(
     ("settings", "plain"),
     [
-        (SGD(lr=0.1, momentum=0.9, weight_decay=1e-3), lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=1e-3)),
+        (
+            SGD(lr=0.1, momentum=0.9, weight_decay=1e-3),
+            lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=1e-3),
+        ),
         (Adam(lr=1e-3), lambda p: torch.optim.Adam(p, 1e-3)),
         (NAdam(lr=1e-3), lambda p: torch.optim.NAdam(p, 1e-3)),
     ],
@@ -94,7 +99,9 @@ def test_one_client_is_a_plain_pytorch_loop(settings, plain, norm):
     optimizer = plain(theirs.parameters())
     for index in batches(37, 8, 10, Sampling(), torch_generator(0, "batches", 0, 0)):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(theirs(client.images[index].float() / 255), client.labels[index]).backward()
+        nn.functional.cross_entropy(
+            theirs(client.images[index].float() / 255), client.labels[index]
+        ).backward()
         optimizer.step()
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         if a.is_floating_point():
@@ -112,7 +119,9 @@ def test_fedprox_pulls_towards_the_global_weights():
     start = [p.detach().clone() for p in theirs.parameters()]
     for index in batches(16, 8, 3, Sampling(), torch_generator(0, "batches", 0, 0)):
         loss = nn.functional.cross_entropy(theirs(client.images[index].float() / 255), client.labels[index])
-        loss = loss + mu / 2 * sum(((p - s) ** 2).sum() for p, s in zip(theirs.parameters(), start, strict=True))
+        loss = loss + mu / 2 * sum(
+            ((p - s) ** 2).sum() for p, s in zip(theirs.parameters(), start, strict=True)
+        )
         grads = torch.autograd.grad(loss, list(theirs.parameters()))
         with torch.no_grad():
             for p, g in zip(theirs.parameters(), grads, strict=True):
@@ -240,7 +249,12 @@ def test_an_omniscient_attacker_probes_a_copy_of_the_real_state():
 
 
 def test_the_server_cannot_tell_attackers_by_their_place():
-    rules = {"byzantine": Attacker(value=7.0), "knowledge": "updates", "malicious": (1,), "aggregators": (Spy(),)}
+    rules = {
+        "byzantine": Attacker(value=7.0),
+        "knowledge": "updates",
+        "malicious": (1,),
+        "aggregators": (Spy(),),
+    }
     run(federation(network(), clients([8, 8, 8]), **rules))
     updates, _, ids, _ = SEEN[-1]
     assert ids == [0, 1, 2]

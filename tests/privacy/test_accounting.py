@@ -170,7 +170,7 @@ def test_noise_for_no_steps_and_out_of_reach():
         (lambda: epsilon([(1.0, 0.1, 3)], 0.0), "delta"),
         (lambda: epsilon([(1.0, 0.1, 3)], 1e-5, "moments"), "rdp, prv, gdp"),
         (lambda: noise_multiplier(-1.0, 1e-5, 0.1, 3), "positive"),
-        (lambda: group_epsilon([(1.0, 0.1, 3)], 1e-5, 0), "at least one"),
+        (lambda: group_epsilon([[(1.0, 0.1, 3)]], 1e-5, 0), "at least one"),
     ],
 )
 def test_bad_input(call, message):
@@ -182,7 +182,7 @@ def test_bad_input(call, message):
 @pytest.mark.parametrize("k", [2, 5, 12])
 def test_group_epsilon_is_the_smallest_that_the_conversion_allows(accountant, k):
     history, delta = [(4.0, 0.1, 30)], 1e-5
-    found = group_epsilon(history, delta, k, accountant)
+    found = group_epsilon([history], delta, k, accountant)
 
     def allowed(log_d):  # the condition, written from the lemma
         eps = epsilon(history, math.exp(log_d), accountant)
@@ -197,14 +197,29 @@ def test_group_epsilon_is_the_smallest_that_the_conversion_allows(accountant, k)
 def test_group_epsilon_is_no_less_than_the_exact_gaussian():
     # Without sampling a group of k moves the mean k times as far.
     k, sigma, steps = 3, 8.0, 4
-    found = group_epsilon([(sigma, 1.0, steps)], 1e-5, k)
+    found = group_epsilon([[(sigma, 1.0, steps)]], 1e-5, k)
     assert gaussian_delta(found, k * math.sqrt(steps) / sigma) <= 1e-5
 
 
 def test_group_of_one_and_limits():
     history = [(1.1, 0.1, 20)]
-    assert group_epsilon(history, 1e-5, 1) == epsilon(history, 1e-5)
-    assert group_epsilon([], 1e-5, 4) == 0
-    assert group_epsilon([(0.0, 0.1, 1)], 1e-5, 4) == math.inf
-    assert group_epsilon(history, 1e-5, 5000) == math.inf  # beyond the largest order
-    assert group_epsilon(history, 1e-5, 3, "prv") >= 3 * epsilon(history, 1e-5, "prv")
+    assert group_epsilon([history], 1e-5, 1) == epsilon(history, 1e-5)
+    assert group_epsilon([[]], 1e-5, 4) == group_epsilon([], 1e-5, 4) == 0
+    assert group_epsilon([[(0.0, 0.1, 1)]], 1e-5, 4) == math.inf
+    assert group_epsilon([history], 1e-5, 5000) == math.inf  # beyond the largest order
+    assert group_epsilon([history], 1e-5, 3, "prv") >= 3 * epsilon(history, 1e-5, "prv")
+
+
+def test_a_group_over_several_clients_pays_the_dearest_client_for_every_record():
+    # Two curves that cross: one is the dearer at large delta, the other at the tiny ones groups need.
+    often, rarely = [(6.0, 1.0, 60)], [(0.9, 0.02, 30)]
+    both = group_epsilon([often, rarely], 1e-5, 3)
+    assert both >= max(group_epsilon([often], 1e-5, 3), group_epsilon([rarely], 1e-5, 3))
+    # By brute force over delta': k e(d') with k exp((k - 1) e(d')) d' <= delta, e the larger of the two.
+    found = []
+    for log_d in (x / 50 for x in range(-60 * 50, -11 * 50)):
+        d = math.exp(log_d)
+        e = max(epsilon(often, d), epsilon(rarely, d))
+        if math.log(3) + 2 * e + log_d <= math.log(1e-5):
+            found.append(3 * e)
+    assert both == pytest.approx(min(found), rel=5e-3)

@@ -115,6 +115,8 @@ class GhostClipping:
                 handle.remove()
 
     def _check_calls(self, calls: list[Call], losses: Tensor) -> None:
+        import torch
+
         used = Counter(call.layer for call in calls)
         for layer in self.layers:
             if used[layer] != 1:
@@ -128,7 +130,8 @@ class GhostClipping:
             if getattr(call.layer, "padding_mode", "zeros") != "zeros":
                 raise Unsupported(f"there is no formula for {call.layer.padding_mode} padding")
             dtypes = {call.dtype, *(x.dtype for x in call.activations if x.is_floating_point())}
-            if dtypes != {p.dtype for p in self.layers[call.layer]}:
+            tf32 = call.activations[0].is_cuda and torch.backends.cudnn.allow_tf32
+            if tf32 or dtypes != {p.dtype for p in self.layers[call.layer]}:
                 raise Unsupported("norms in reduced precision would not bound the gradients")
         uses = _uses(losses)
         for name, parameter in self.parameters.items():
@@ -178,7 +181,7 @@ def _uses(losses: Tensor) -> Counter[int]:
 
 
 def _verify(sums: Params, params: Params, calls: list[Call], backprops: Any, scale: Tensor) -> None:
-    """The formulas' clipped sums against autograd's: an option of a layer that they do not know shows here."""
+    """The formulas' clipped sums against autograd's: a layer's option that they do not know shows here."""
     import torch
 
     samplers, _ = _formulas()
@@ -188,5 +191,5 @@ def _verify(sums: Params, params: Params, calls: list[Call], backprops: Any, sca
             name = names[id(parameter)]
             expected = torch.tensordot(scale, samples, dims=1)
             size = (scale * samples.flatten(1).norm(dim=1)).sum()
-            if not (expected - sums[name]).norm() <= 1e-2 * size + 1e-12:  # convolutions may run in TF32
+            if not (expected - sums[name]).norm() <= 1e-3 * size + 1e-12:
                 raise Unsupported(f"the formula for {type(call.layer).__name__} does not cover {name}")

@@ -40,7 +40,7 @@ class DPSGD(Defence):
     gradient of record i's loss over all parameters jointly, |.| its L2 norm, C = max_grad_norm, sigma the
     noise multiplier, q n the expected batch size. A record whose gradient is not finite counts as zero.
     Client i spends (epsilon_i, delta) over all its own steps; the data of clients are disjoint, so the
-    guarantee is the maximum. A group is counted at each client on its own.
+    guarantee is the maximum. A group (a patient) counts with all its records, at whatever clients they lie.
 
     With `epsilon`, sigma is set per client so that its own steps spend just that. A later training of the
     same weights keeps each client's sigma and adds to what was spent.
@@ -179,13 +179,10 @@ class DPSGD(Defence):
         ]
         spent = [accounting.epsilon(client, delta, self.accountant) for client in segments]
         worst = max(range(len(spent)), key=spent.__getitem__)
-        groups = history[0]["largest_group"]
+        largest = history[0]["largest_group"]
         grouped = None
-        if groups is not None:
-            grouped = max(
-                accounting.group_epsilon(client, delta, k, self.accountant)
-                for client, k in zip(segments, groups, strict=True)
-            )
+        if largest is not None:
+            grouped = accounting.group_epsilon(segments, delta, largest, self.accountant)
         broken = [] if math.isfinite(spent[worst]) else ["dp-sgd adds no noise"]
         return Guarantee(
             unit="record",
@@ -201,7 +198,7 @@ class DPSGD(Defence):
             max_grad_norm=self.max_grad_norm,
             client_epsilon={str(i): value for i, value in enumerate(spent)},
             group_epsilon=grouped,
-            largest_group=None if groups is None else max(groups),
+            largest_group=largest,
             holds=not broken,
             broken_by=broken,
         )
