@@ -39,7 +39,7 @@ def scored(
         "guarantee": clean["guarantee"],
         "attack": attack["attack"] if attack else _training_attack(plan, train),
         "history": train["history"],
-        "train_seconds": train["training"]["train_seconds"],
+        "train_seconds": train["training"]["train_seconds"] + _fine_tuning_seconds(compress),
         "seconds": {role: result["seconds"] for role, result in results.items()},
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results.values()),
         "training": {
@@ -72,6 +72,10 @@ def units(metrics: tuple[Metric, ...], scores: Mapping[str, float]) -> dict[str,
         for name in scores
         if (s := known.get(name)) is not None
     }
+
+
+def _fine_tuning_seconds(compress: dict[str, Any] | None) -> float:
+    return sum(part["train_seconds"] for part in compress["fine_tuning"]) if compress else 0.0
 
 
 def _training_attack(plan: CellPlan, train: dict[str, Any]) -> dict[str, Any] | None:

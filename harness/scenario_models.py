@@ -19,6 +19,7 @@ from harness.contracts.defence import Defence
 from harness.contracts.metric import Metric
 from harness.contracts.model import Model, Normalization
 from harness.contracts.tracker import Tracker
+from harness.federation.counts import malicious_count
 from harness.scenario_parts import (
     Axis,
     Compute,
@@ -138,7 +139,7 @@ class Scenario(Part):
             if name is not None and names[name]:
                 yield ("threats", i, "name"), f"the threat name {name!r} is used twice"
             names[name or ""] += 1
-            if clients and share and share * clients + 1e-9 < 1:
+            if clients and share and not malicious_count(clients, share):
                 yield (
                     ("threats", i, "malicious"),
                     f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "

@@ -114,7 +114,3 @@ class Threat(Part):
             self._set("phase", self.attacks[0].phase)
             if self.knowledge is None:
                 self._set("knowledge", KNOWLEDGE[self.phase][0])
-
-    def malicious_clients(self, clients: int) -> int:
-        """How many of so many clients are malicious: the share, rounded down."""
-        return int(self.malicious * clients + 1e-9)  # 0.29 * 100 is 28.999...

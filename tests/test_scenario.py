@@ -290,14 +290,6 @@ def test_a_given_holdout_stays():
     assert load_text(BASE + threat + "holdout: 0.3\n").holdout == 0.3
 
 
-@pytest.mark.parametrize(
-    ("share", "clients", "count"), [(0.29, 100, 29), (0.3, 10, 3), (0.2, 10, 2), (0.25, 10, 2), (1.0, 7, 7)]
-)
-def test_malicious_clients_are_the_share_rounded_down(share, clients, count):
-    threat = Threat.model_validate({"name": "b", "malicious": share, "attacks": ("alie",)})
-    assert threat.malicious_clients(clients) == count
-
-
 def test_python_construction_keeps_the_rules():
     with pytest.raises(ValidationError, match="epochs or steps"):
         Federation.model_validate({"local": {"epochs": 1, "steps": 1}})

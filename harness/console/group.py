@@ -1,4 +1,7 @@
-"""The `harness` command group: near misses, and subcommands of plugins, loaded only where they are needed."""
+"""The `harness` command group: near misses, and subcommands of plugins, loaded only where they are needed.
+
+Contexts and commands are Any: newer releases of Typer carry their own copy of Click, older ones depend on it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -17,27 +19,25 @@ from harness.errors import PluginError, did_you_mean
 class HarnessGroup(TyperGroup):
     """Built-in commands first: none of them waits for plugins to load, and no plugin can replace one."""
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any | None:
         return super().get_command(ctx, cmd_name) or plugin_commands(frozenset(self.commands)).get(cmd_name)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*self.commands, *plugin_commands(frozenset(self.commands))]
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"unknown command {args[0]!r}; {did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 
 @cache
-def plugin_commands(taken: frozenset[str]) -> dict[str, click.Command]:
+def plugin_commands(taken: frozenset[str]) -> dict[str, Any]:
     """Name -> command from every harness_commands hook; a plugin whose hook fails is named on stderr."""
     from harness.registry import registry
 
     loaded = registry()
-    found: dict[str, click.Command] = {}
+    found: dict[str, Any] = {}
     before = len(loaded.disabled)
 
     def add(hook: Callable[..., object], distribution: str) -> None:

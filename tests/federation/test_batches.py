@@ -51,6 +51,8 @@ def test_counts_survive_float_rounding():
     assert malicious_count(10, 0.3) == 3
     assert malicious_count(10, 0.7) == 7
     assert malicious_count(10, 0.25) == 2
+    assert malicious_count(100, 0.29) == 29
+    assert malicious_count(7, 1.0) == 7
     assert tolerated(10, 0.3) == 3
     assert tolerated(10, 0.25) == 3
     assert tolerated(10, 0.0) == 0

@@ -1,0 +1,354 @@
+"""Stages end to end, on digits: what each may see, what it leaves, and what the scores mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import harness
+from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, TrainingVariant, hookimpl
+from harness.engine import data_facts, metrics_of
+from harness.evaluation.predict import predict
+from harness.grid import cells
+from harness.plan import Planner
+from harness.registry import registry
+from harness.scenario import load_text
+from harness.store import Store
+from harness.training import Training
+
+BASE = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [16]}}
+federation: {clients: 4, rounds: 3, local: {epochs: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
+"""
+
+SEEN: dict[str, object] = {}
+
+
+class Peek(ModelCompressor):
+    """Looks at the data it is given and leaves the model as it is."""
+
+    name = "test-peek"
+    access: str = "private"
+
+    @property
+    def data_access(self):
+        return self.access
+
+    def compress(self, model, context):
+        SEEN["images"], SEEN["labels"] = context.data()
+        return CompressedModel(model, model.state_dict())
+
+    def restore(self, model, state, input_shape):
+        model.load_state_dict(state)
+        return CompressedModel(model, state)
+
+
+class Variants(PrivacyAttack):
+    """Asks for two further trainings and looks at the view."""
+
+    name = "test-variants"
+
+    def trainings(self, cell):
+        return [TrainingVariant("a", 0.5), TrainingVariant("b", 0.5)]
+
+    def run(self, view, context):
+        SEEN["view"] = view
+        _, mask = view.variants["a"]
+        return {"test_mask_share": float(mask.mean())}
+
+
+class _Module:
+    @staticmethod
+    @hookimpl
+    def harness_register(register):
+        register(Peek)
+        register(Variants)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    if "test-peek" not in registry().names("compressor"):
+        registry().add(_Module(), "stages", "stage-tests")
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    SEEN.clear()
+
+
+def run(text: str, tmp_path: Path, **options):
+    scenario = load_text(BASE + text, tmp_path / "small.yaml")
+    result = harness.run(scenario, **{"device": "cpu", "jobs": 0, "store": tmp_path / "runs", **options})
+    assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
+    return result
+
+
+def training(text: str, tmp_path: Path, position: int = 0) -> Training:
+    scenario = load_text(BASE + text, tmp_path / "x.yaml")
+    facts, planner = data_facts(scenario, None), Planner("cpu")
+    plan = planner.add(list(cells(scenario))[position], facts, metrics_of(scenario))
+    stage = planner.stages[plan.stages["train"]]
+    return Training(stage.spec, stage.key, "cpu")
+
+
+def test_the_reported_accuracy_is_that_of_the_stored_model_on_the_whole_test_set(tmp_path):
+    (record,) = run("", tmp_path).records
+    again = training("", tmp_path)
+    module = again.initial_module()
+    store = Store(tmp_path / "runs")
+    result = store.stage_result(record["provenance"]["stages"]["train"])
+    module.load_state_dict(store.load_tensors(result["artifacts"][0]))
+    test = again.data.test
+    right = predict(module, test.images, 7, "cpu").argmax(1) == test.labels.numpy()
+    assert record["scores"]["accuracy"] == pytest.approx(right.mean(), abs=1e-12)
+    assert record["test_samples"] == len(test)
+
+
+def test_seeds_change_weights_partition_and_batches(tmp_path):
+    a, b = training("seeds: [0, 1]", tmp_path, 0), training("seeds: [0, 1]", tmp_path, 1)
+    first, second = ([p.detach() for p in t.initial_module().parameters()] for t in (a, b))
+    assert not torch.equal(first[0], second[0])
+    assert not np.array_equal(a.pool.clients[0], b.pool.clients[0])
+
+
+def test_cells_of_a_seed_share_weights_and_partition(tmp_path):
+    text = "defences: [none, gradient-clipping]\naggregators: [mean, median]"
+    found = [training(text, tmp_path, i) for i in range(4)]
+    for other in found[1:]:
+        assert all(
+            torch.equal(p, q)
+            for p, q in zip(
+                found[0].initial_module().parameters(), other.initial_module().parameters(), strict=True
+            )
+        )
+        assert all(
+            np.array_equal(p, q) for p, q in zip(found[0].pool.clients, other.pool.clients, strict=True)
+        )
+
+
+def test_non_members_are_never_trained_on(tmp_path):
+    found = training("holdout: 0.3", tmp_path)
+    everyone = np.concatenate(found.pool.clients)
+    assert len(np.intersect1d(everyone, found.pool.non_members)) == 0
+    assert len(everyone) + len(found.pool.non_members) == len(found.data.train)
+    share = len(found.pool.non_members) / len(found.data.train)
+    assert share == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_holdout_keeps_groups_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 60, 400)
+    images = rng.integers(0, 256, (400, 8, 8), dtype=np.uint8)
+    labels = rng.integers(0, 3, (400, 1))
+    arrays = {}
+    for split, part in (("train", slice(0, 300)), ("val", slice(300, 350)), ("test", slice(350, 400))):
+        offset = {"train": 0, "val": 1000, "test": 2000}[split]
+        arrays |= {f"{split}_images": images[part], f"{split}_labels": labels[part]}
+        arrays[f"{split}_groups"] = groups[part] + offset
+    np.savez(tmp_path / "data.npz", **arrays)
+    text = BASE.replace("dataset: digits", "dataset: {npz: {path: data.npz}}") + "holdout: 0.25"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    planner = Planner("cpu")
+    plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
+    stage = planner.stages[plan.stages["train"]]
+    pool = Training(stage.spec, stage.key, "cpu").pool
+    inside, outside = groups[:300][pool.members], groups[:300][pool.non_members]
+    assert len(outside)
+    assert len(np.intersect1d(inside, outside)) == 0
+
+
+@pytest.mark.parametrize(("access", "unprotected"), [("private", ""), ("public", "unprotected: [val]")])
+def test_compressors_calibrate_on_val_never_on_test(access, unprotected, tmp_path):
+    run(f"compressors: [test-peek: {{access: {access}}}]\n{unprotected}", tmp_path)
+    val = training("", tmp_path).data.val
+    torch.testing.assert_close(SEEN["images"], val.images.float() / 255)
+    assert torch.equal(SEEN["labels"], val.labels)
+
+
+def test_a_compressor_that_declares_no_access_is_given_nothing(tmp_path):
+    scenario = load_text(BASE + "compressors: [test-peek: {access: none}]", tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    assert record["status"] == "failed"
+    assert "declares no data access" in record["error"]["message"]
+
+
+def test_zero_eps_scores_exactly_the_clean_accuracy(tmp_path):
+    text = "threats: [{name: e, budget: {norm: linf, eps: 0}, attacks: [fgsm, pgd: {steps: 3}]}]"
+    for record in run(text, tmp_path).records:
+        assert record["scores"]["robust_accuracy"] == record["scores"]["accuracy"]
+        assert record["attack"]["mean_linf"] == 0
+
+
+def test_stronger_attacks_leave_less(tmp_path):
+    text = """
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm, pgd: {steps: 2}, pgd: {steps: 20}]}]
+"""
+    records = run(text, tmp_path).records
+    fgsm, few, many = (r["scores"]["robust_accuracy"] for r in records)
+    clean = records[0]["scores"]["accuracy"]
+    assert many <= few + 0.01
+    assert many <= fgsm <= clean
+    assert fgsm < clean - 0.05
+
+
+def test_transfer_says_so_and_uses_the_float_model(tmp_path):
+    text = """
+compressors: [none, static-int8]
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 5}]}]
+"""
+    white, transfer = run(text, tmp_path).records
+    assert white["attack"]["mode"] == "white-box"
+    assert transfer["attack"]["mode"] == "transfer from uncompressed"
+    assert abs(white["scores"]["robust_accuracy"] - transfer["scores"]["robust_accuracy"]) < 0.1
+
+
+def test_a_subset_is_seeded_stratified_and_in_the_record(tmp_path):
+    text = "evaluation: {subset: 100}\nthreats: [{name: none}, {name: e, attacks: [fgsm]}]"
+    clean, attacked = run(text, tmp_path).records
+    assert abs(clean["test_samples"] - 100) <= 10
+    assert attacked["attack"]["samples"] == clean["test_samples"]
+
+
+def test_backdoors_are_learned_and_scored_on_other_classes(tmp_path):
+    text = "threats: [{name: b, malicious: 0.5, attacks: [badnets: {target: 3}]}]"
+    text = text + "\nseeds: [0]"
+    scenario = load_text(BASE.replace("rounds: 3", "rounds: 8") + text, tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    assert record["scores"]["attack_success_rate"] > 0.5
+    assert record["scores"]["accuracy"] > 0.6
+    assert len(record["training"]["malicious"]) == 2
+
+
+def test_fine_tuning_under_dp_is_accounted(tmp_path):
+    text = """
+defences: [dp-sgd: {epsilon: 4}]
+compressors: [none, structured-pruning: {ratio: 0.5, fine_tune_rounds: 2}]
+"""
+    plain, tuned = run(text, tmp_path).records
+    assert plain["scores"]["epsilon"] <= 4
+    assert tuned["scores"]["epsilon"] > plain["scores"]["epsilon"] * 1.1
+    assert tuned["guarantee"]["holds"]
+    assert tuned["guarantee"]["sampling"]["steps"] > plain["guarantee"]["sampling"]["steps"]
+    assert tuned["train_seconds"] > plain["train_seconds"]
+
+
+@pytest.mark.parametrize(("unprotected", "holds"), [("", False), ("unprotected: [val]", True)])
+def test_private_calibration_breaks_the_guarantee(unprotected, holds, tmp_path):
+    text = f"defences: [dp-sgd: {{epsilon: 4}}]\ncompressors: [static-int8]\n{unprotected}"
+    (record,) = run(text, tmp_path).records
+    assert record["guarantee"]["holds"] is holds
+    assert bool(record["guarantee"]["broken_by"]) is not holds
+    assert np.isinf(record["scores"]["epsilon"]) != holds
+    assert record["guarantee"]["simulated"]
+
+
+def test_epsilon_is_that_of_opacus_for_the_same_rate_noise_and_steps(tmp_path):
+    from opacus.accountants import RDPAccountant
+
+    (record,) = run("defences: [dp-sgd: {noise_multiplier: 1.3}]", tmp_path).records
+    sizes = record["training"]["client_sizes"]
+    worst = 0.0
+    for size in sizes:
+        accountant = RDPAccountant()
+        accountant.history = [(1.3, min(1.0, 16 / size), 3 * -(-size // 16))]
+        worst = max(worst, accountant.get_epsilon(delta=1 / (10 * sum(sizes))))
+    assert record["scores"]["epsilon"] == pytest.approx(worst, rel=1e-6)
+
+
+def test_a_model_that_memorised_its_records_leaks_membership(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 200), ("val", 20), ("test", 20)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 3, (count, 1))  # nothing to learn but the records
+    np.savez(tmp_path / "noise.npz", **arrays)
+    text = BASE.replace("dataset: digits", "dataset: {npz: {path: noise.npz}}").replace(
+        "epochs: 1", "epochs: 40"
+    )
+    text = text.replace("clients: 4", "clients: 1").replace("hidden: [16]", "hidden: [256]")
+    text += "holdout: 0.5\nthreats: [{name: m, attacks: [loss-threshold]}]"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    assert record["scores"]["mia_auc"] > 0.9
+    assert record["attack"]["members"] == record["attack"]["non_members"] == 100
+    assert "mia_tpr_at_1pct_fpr" not in record["scores"]  # too few non-members to say
+
+
+def test_variants_are_ordinary_trainings_shared_and_masked(tmp_path):
+    text = "threats: [{name: m, attacks: [test-variants, loss-threshold]}]"
+    result = run(text, tmp_path)
+    assert result.executed["train"] == 3
+    first = result.records[0]
+    assert {"train", "clean", "attack", "variant:a", "variant:b"} == set(first["provenance"]["stages"])
+    view = SEEN["view"]
+    masks = [view.variants[name][1] for name in ("a", "b")]
+    assert 0.35 < first["scores"]["test_mask_share"] < 0.65
+    assert not np.array_equal(*masks)
+    assert view.module is None  # black-box
+    assert view.variants["a"][0](view.members[0][:3]).shape == (3, 10)
+
+
+def test_reduced_precision_trains_about_as_well_and_has_its_own_key(tmp_path):
+    (full,) = run("", tmp_path).records
+    (half,) = run("compute: {precision: bf16}", tmp_path).records
+    assert full["provenance"]["stages"]["train"] != half["provenance"]["stages"]["train"]
+    assert abs(full["scores"]["accuracy"] - half["scores"]["accuracy"]) < 0.1
+    assert full["scores"]["loss"] != half["scores"]["loss"]
+
+
+def test_batch_norm_models_train_and_keep_their_statistics(tmp_path):
+    text = BASE.replace("{mlp: {hidden: [16]}}", "{resnet9: {width: 4, norm: batch}}").replace(
+        "rounds: 3", "rounds: 6"
+    )
+    text += "defences: [none, adversarial-training: {attack: {pgd: {eps: 0.02, steps: 1}}}]"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    for record in harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records:
+        assert record["status"] == "scored", record["error"]
+        assert record["scores"]["accuracy"] > 0.5
+
+
+def test_history_is_kept_every_k_rounds(tmp_path):
+    text = BASE.replace("rounds: 3", "rounds: 5, evaluate_every: 2")
+    scenario = load_text(text, tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    evaluated = [entry["round"] for entry in record["history"] if "val_accuracy" in entry]
+    assert evaluated == [2, 4, 5]
+
+
+def test_sampled_clients_are_counted_in_steps_and_epsilon(tmp_path):
+    text = BASE.replace("clients: 4", "clients: 8, participation: 0.25").replace("rounds: 3", "rounds: 6")
+    text += "defences: [dp-sgd: {noise_multiplier: 1.0}]"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    store = Store(tmp_path / "runs")
+    prepared = store.stage_result(record["provenance"]["stages"]["train"])["prepared"][0][0]
+    per_round = [-(-size // 16) for size in record["training"]["client_sizes"]]
+    rounds = [c["steps"] / p for c, p in zip(prepared["clients"], per_round, strict=True)]
+    assert sum(rounds) == 6 * 2
+    assert all(r == int(r) for r in rounds)
+
+
+def test_exports_hold_the_scores(tmp_path):
+    import json
+
+    import pandas
+
+    from harness.export import export
+
+    result = run("defences: [none, dp-sgd: {epsilon: 4}]\ncompressors: [none, static-int8]", tmp_path)
+    for ending in ("jsonl", "csv", "parquet"):
+        export(result.records, tmp_path / f"out.{ending}")
+    frame = result.to_pandas()
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(frame["id"])
+    assert lines[3]["scores"]["epsilon"] == {"$float": "inf"}
+    for other in (pandas.read_csv(tmp_path / "out.csv"), pandas.read_parquet(tmp_path / "out.parquet")):
+        assert list(other["accuracy"].round(12)) == list(frame["accuracy"].round(12))
+        assert list(other.columns) == list(frame.columns)
+    assert not list(tmp_path.glob(".*partial"))
