@@ -196,6 +196,12 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
             raise NotApplicable(
                 f"{attack.name} is {bounded}; the budget of {threat.name!r} is in {threat.budget.norm}"
             )
+        radius = attack.radius(None if threat.budget is None else threat.budget.eps)
+        if threat.budget is not None and radius is not None and radius > threat.budget.eps:
+            raise NotApplicable(
+                f"{attack.name} asks for eps = {radius:g}, more than the budget of {threat.name!r}, "
+                f"{threat.budget.eps:g}"
+            )
         if cell.transfers and threat.surrogate is None:
             names = ", ".join(c.name for c in cell.model_compressors if not c.differentiable)
             raise NotApplicable(

@@ -44,7 +44,7 @@ def harness_cell_finished(cell: dict[str, Any], record: dict[str, Any]) -> None:
 
 @hookspec
 def harness_round_finished(stage: str, round: dict[str, Any]) -> None:
-    """A federated round ended. round: round, rounds, and loss and accuracy on val where they were evaluated.
+    """A federated round ended. round: round (from 1), rounds, clients, and val_loss and val_accuracy where evaluated.
 
     Called in the main process with what the workers report.
     """

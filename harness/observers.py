@@ -36,10 +36,14 @@ class Observers:
         self._labels[key] = label
         self._show("stage_started", key, kind, label)
 
-    def stage_progress(self, key: str, done: int, total: int, text: str) -> None:
+    def stage_progress(
+        self, key: str, done: int, total: int, text: str, round: dict[str, Any] | None = None
+    ) -> None:
         self._show("stage_progress", key, done, total, text)
-        facts = {"round": done, "rounds": total, "text": text}
-        self._hook("harness_round_finished", stage=self._labels.get(key, key), round=facts)
+        if round is not None:
+            self._hook(
+                "harness_round_finished", stage=self._labels.get(key, key), round={**round, "rounds": total}
+            )
 
     def stage_finished(
         self, key: str, kind: str, label: str, status: str, seconds: float, error: str | None

@@ -126,7 +126,7 @@ class Runner:
     def _handle(self, event: Event) -> None:
         if event.kind == "progress":
             p = event.payload
-            self.observer.stage_progress(event.key, p["done"], p["total"], p["text"])
+            self.observer.stage_progress(event.key, p["done"], p["total"], p["text"], p["round"])
             return
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
@@ -212,16 +212,17 @@ class Runner:
     def _flag_masking(self) -> None:
         """Compares the attacks on each model, so it comes last."""
         for scenario in self.plan.facts:
-            own = {r["id"]: r for r in self.records.values() if r["scenario"]["name"] == scenario}
-            for identifier, flags in suspect_masking(own.values()).items():
-                record = own[identifier]
-                if record["flags"] != flags:
-                    record["flags"] = flags
-                    plan = next(
-                        p
-                        for p in self.plan.cells
-                        if p.cell.scenario.name == scenario and p.cell.id == identifier
-                    )
+            plans = {p.cell.id: p for p in self.plan.cells if p.cell.scenario.name == scenario}
+            if not plans:
+                continue
+            mark = next(iter(plans.values())).cell.scenario.hash()
+            # With --select, cells of earlier runs are compared as well.
+            known = {r["id"]: r for r in self.store.records(scenario) if r["scenario"]["hash"] == mark}
+            flags = suspect_masking(known.values())
+            for identifier, plan in plans.items():
+                record = self.records.get(f"{scenario}/{identifier}")
+                if record is not None and record["flags"] != flags.get(identifier, []):
+                    record["flags"] = flags.get(identifier, [])
                     self.store.put_record(record, records.fingerprint(plan))
 
 

@@ -91,7 +91,7 @@ class Scenario(Part):
         description="the adversaries",
     )
     metrics: tuple[Metric, ...] | None = Field(
-        None, strict=False, examples=[["accuracy"]], description="the metrics; default: all"
+        None, strict=False, examples=[["accuracy"]], description="the metrics; default: all built-in ones"
     )
     evaluation: Evaluation = Field(default_factory=default(Evaluation), examples=[{"batch_size": 256}])
     compute: Compute = Field(default_factory=default(Compute), examples=[{"threads": 1}])

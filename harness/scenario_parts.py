@@ -154,7 +154,9 @@ class Federation(Part):
 class Evaluation(Part):
     """How scores are taken."""
 
-    batch_size: int = Field(256, ge=1, description="records per batch; decides no score")
+    batch_size: int = Field(
+        256, ge=1, description="records per batch; attacks draw random starts batch by batch"
+    )
     subset: int | None = Field(
         None, ge=1, description="test records used, seeded and class-stratified; default: all"
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 
     from harness.store import Store
 
-Progress = Callable[[int, int, str], None]
+
+class Progress(Protocol):
+    """Called with what is done of a stage, in words too, and the history entry of a federated round that ended."""
+
+    def __call__(self, done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None: ...
 
 
 def execute(stage: Stage, store: Store, device: str, progress: Progress) -> dict[str, Any]:
@@ -121,7 +125,8 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
 def _rounds(progress: Progress) -> Callable[[int, int, dict[str, Any]], None]:
     def report(done: int, total: int, entry: dict[str, Any]) -> None:
         accuracy = entry.get("val_accuracy")
-        progress(done, total, f"round {done}/{total}" + ("" if accuracy is None else f", val {accuracy:.3f}"))
+        text = f"round {done}/{total}" + ("" if accuracy is None else f", val {accuracy:.3f}")
+        progress(done, total, text, entry)
 
     return report
 

@@ -123,6 +123,10 @@ def test_names_and_labels_of_threats_are_not_in_the_key(tmp_path):
             "fgsm is bounded in linf; the budget of 'e' is in l2",
         ),
         (
+            "threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm: {eps: 0.2}]}]",
+            "fgsm asks for eps = 0.2, more than the budget of 'e', 0.1",
+        ),
+        (
             "compressors: [static-int8: {calibration: public}]",
             "static-int8 needs public data and the scenario declares none; "
             "add `unprotected: [val]` if the validation split may be used freely",

@@ -210,7 +210,7 @@ def test_records_hold_what_is_needed_to_trust_them(tmp_path):
 def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
     from harness.api import Tracker
 
-    seen = []
+    seen, rounds = [], []
 
     class Watcher(Tracker):
         """Writes down what happens, then falls over."""
@@ -219,6 +219,9 @@ def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
 
         def harness_run_started(self, run):
             seen.append("started")
+
+        def harness_round_finished(self, stage, round):
+            rounds.append((stage, round["round"], round["rounds"], "val_accuracy" in round))
 
         def harness_cell_finished(self, cell, record):
             seen.append((cell["aggregator"], record["status"]))
@@ -231,6 +234,8 @@ def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
     scenario = scenario.model_copy(update={"trackers": (Watcher(),)})
     result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
     assert seen == ["started", ("mean", "scored"), ("finished", 2)]
+    labels = ("none · mean · seed 0", "none · median · seed 0")
+    assert rounds == [(label, number, 2, True) for label in labels for number in (1, 2)]
     assert ["watcher fell over" in p for p in result.problems] == [True]
 
 
@@ -243,7 +248,8 @@ def test_two_runs_cannot_write_one_store(tmp_path):
 
 
 PROGRAM = """
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what they run in background
     sys.path.insert(0, {tests!r})
     import engine_plugins, harness
     from harness.registry import registry

@@ -18,7 +18,7 @@ from scenario_plugins import BUILTIN, Digits, Krum, OtherKrum, Pgd, registry_of
 from harness.api import Split, Splits
 from harness.errors import HarnessError, ScenarioError
 from harness.options import SGD, Adam, Constant, Cosine, FedAdagrad, FedAdam, FedAvg, FedYogi, Linear, Step
-from harness.scenario import Federation, Scenario, Threat, check_data, load, load_many, load_text
+from harness.scenario import Federation, Scenario, check_data, load, load_many, load_text
 from harness.yaml_loader import parse
 
 BASE = "schema: 1\nname: x\ndataset: digits\nmodel: small-cnn\n"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """progress: done, total, text · done · failed: type, message, traceback."""
+    """progress: done, total, text, round (its history entry, or None) · done · failed: type, message, traceback."""
 
     kind: str
     key: str

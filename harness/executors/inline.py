@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import describe_error
 from harness.executors import Event
@@ -26,8 +26,9 @@ class InlineExecutor:
     def submit(self, stage: Stage) -> None:
         from harness.stages import execute
 
-        def progress(done: int, total: int, text: str) -> None:
-            self._events.append(Event("progress", stage.key, {"done": done, "total": total, "text": text}))
+        def progress(done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None:
+            payload = {"done": done, "total": total, "text": text, "round": round}
+            self._events.append(Event("progress", stage.key, payload))
 
         try:
             execute(stage, self._store, self._device, progress)

@@ -171,10 +171,16 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
         throttle = _Throttle(0.2)
 
         def progress(
-            done: int, total: int, text: str, stage: Stage = stage, throttle: _Throttle = throttle
+            done: int,
+            total: int,
+            text: str,
+            round: dict[str, Any] | None = None,
+            stage: Stage = stage,
+            throttle: _Throttle = throttle,
         ) -> None:
-            if throttle.due() or done == total:
-                send(Event("progress", stage.key, {"done": done, "total": total, "text": text}))
+            if round is not None or throttle.due() or done == total:
+                payload = {"done": done, "total": total, "text": text, "round": round}
+                send(Event("progress", stage.key, payload))
 
         try:
             execute(stage, store, device, progress)

@@ -109,9 +109,9 @@ class Federation:
     ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         rules = self.rules
         byzantine = [i for i in ids if i in rules.malicious] if rules.byzantine else []
-        trained = (
-            ids if rules.byzantine is None or self._needs_own() else [i for i in ids if i not in byzantine]
-        )
+        honest = [i for i in ids if i not in byzantine]
+        # Malicious clients need not train where nobody looks at what they would honestly send.
+        trained = ids if not byzantine or self._needs_own() or not honest else honest
         updates: dict[int, Tensor] = {}
         client_buffers: dict[int, dict[str, Tensor]] = {}
         for i in trained:
@@ -235,7 +235,7 @@ class Federation:
         attack = rules.byzantine
         assert attack is not None
         honest_ids = [i for i in ids if i not in byzantine]
-        own = torch.stack([updates[i] for i in byzantine]) if self._needs_own() else None
+        own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
         known = torch.stack([updates[i] for i in honest_ids]) if honest_ids else own
         f = tolerated(len(ids), rules.tolerance)
 
