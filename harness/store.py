@@ -100,7 +100,8 @@ class Store:
         """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
         from safetensors.torch import save
 
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        # The format refuses tensors that share memory: each name gets bytes of its own.
+        data = save({n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()})
         digest = hashlib.sha256(data).hexdigest()
         target = self._artifact(digest)
         if not target.exists():

@@ -130,6 +130,15 @@ def test_weights_that_are_not_finite_are_refused(name, parameters):
 # static-int8 ------------------------------------------------------------------------------------------------
 
 
+def test_a_network_that_diverged_is_refused_in_plain_words():
+    model = residual()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e30)  # finite weights whose outputs are not
+    with pytest.raises(PluginError, match="has diverged"):
+        compressor("static-int8").compress(model, context())
+
+
 class Linear(nn.Module):
     def __init__(self, inputs=16, outputs=4):
         super().__init__()

@@ -77,6 +77,7 @@ class StaticInt8(ModelCompressor):
             prepared = _prepare(model, context.input_shape, self.granularity)
             with torch.no_grad():
                 for batch in images.split(BATCH):
+                    self._check_outputs(model, batch)
                     prepared(batch)
             module = _convert(prepared)
         facts = {**_facts(module), "calibration_samples": len(images)}
@@ -94,6 +95,14 @@ class StaticInt8(ModelCompressor):
             module = _convert(prepared)
             _load(module, state)
         return _compressed(module, dict(state), _facts(module))
+
+    def _check_outputs(self, model: nn.Module, batch: Tensor) -> None:
+        device = next((p.device for p in model.parameters()), batch.device)
+        if not model(batch.to(device)).isfinite().all():
+            raise PluginError(
+                "static-int8: the network's outputs on the calibration images are not finite: its training "
+                "has diverged, so there are no ranges to quantise"
+            )
 
     def _draw(self, context: CompressionContext) -> Tensor:
         import torch

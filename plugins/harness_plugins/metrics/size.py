@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api import Metric, MetricContext, PluginError, Score
+from harness.api import Field, Metric, MetricContext, PluginError, Score
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class Macs(Metric):
 class Latency(Metric):
     """latency_ms_1, latency_ms_64: milliseconds of one forward pass of a batch of 1 and of 64 images.
 
-    The median over as many passes as fit into 0.15 s (at least three), after a warm-up pass, on the model's
+    The median over as many passes as fit into `budget` (at least three), after a warm-up pass, on the model's
     device with torch's present number of threads; a warm-up pass that takes longer than that is itself the
     measurement. It differs between machines and runs: compare only times of one machine.
     """
@@ -135,6 +135,8 @@ class Latency(Metric):
         f"latency_ms_{n}": Score("lower", "ms", f"forward pass of a batch of {n}", measured=True)
         for n in (1, 64)
     }
+
+    budget: float = Field(0.05, gt=0, description="seconds of measuring for each batch size")
 
     def score(self, context: MetricContext) -> dict[str, float]:
         import torch
@@ -150,12 +152,12 @@ class Latency(Metric):
                     if images.is_cuda:
                         torch.cuda.synchronize(images.device)
 
-                scores[f"latency_ms_{batch}"] = 1e3 * median_seconds(forward)
+                scores[f"latency_ms_{batch}"] = 1e3 * median_seconds(forward, self.budget)
         return scores
 
 
 def median_seconds(
-    run: Callable[[], Any], budget: float = 0.15, clock: Callable[[], float] = time.perf_counter
+    run: Callable[[], Any], budget: float, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """The median time of a call: one for warm-up, then at least three and until `budget` seconds have passed.
 
