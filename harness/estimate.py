@@ -8,7 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import EvasionAttack
-from harness.plan import AttackSpec, CleanSpec, CompressSpec, TrainSpec
+from harness.plan import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
     from harness.plan import DataFacts, Plan, Stage
@@ -25,17 +25,11 @@ def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], floa
         seconds = known.get((stage.kind, stage.signature))
         if seconds is None:
             spec = stage.spec
-            train = _training(spec)
+            train = training_of(spec)
             seconds = OVERHEAD + _seconds(spec, train, facts[id(train.dataset)], plan.device)
         total += seconds
         longest = max(longest, seconds)
     return max(total / max(jobs, 1), longest)
-
-
-def _training(spec: Any) -> TrainSpec:
-    if isinstance(spec, TrainSpec):
-        return spec
-    return spec.train if isinstance(spec, CompressSpec) else spec.model.train
 
 
 def _seconds(spec: Any, train: TrainSpec, facts: DataFacts, device: str) -> float:

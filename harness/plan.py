@@ -93,6 +93,13 @@ class AttackSpec:
 Spec = TrainSpec | CompressSpec | CleanSpec | AttackSpec
 
 
+def training_of(spec: Spec) -> TrainSpec:
+    """The training behind any stage."""
+    if isinstance(spec, TrainSpec):
+        return spec
+    return spec.train if isinstance(spec, CompressSpec) else spec.model.train
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A unit of work. needs: keys of the stages whose results it reads, nearest last."""

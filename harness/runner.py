@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import records
 from harness.evaluation.masking import suspect_masking
+from harness.plan import training_of
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric
@@ -175,7 +176,9 @@ class Runner:
     def _enforce_time_limits(self) -> None:
         now = time.monotonic()
         for key, (stage, started) in self._running.items():
-            limit = self.timeout if self.timeout is not None else _time_limit(stage)
+            limit = (
+                self.timeout if self.timeout is not None else training_of(stage.spec).compute.stage_timeout
+            )
             if limit is not None and now - started > limit:
                 self.executor.cancel(key, f"took longer than the limit of {limit:g} s per stage")
 
@@ -228,14 +231,6 @@ class Runner:
 
 def _cell_facts(plan: CellPlan) -> dict[str, Any]:
     return {"id": plan.cell.id, "scenario": plan.cell.scenario.name, **plan.cell.axes}
-
-
-def _time_limit(stage: Stage) -> float | None:
-    spec: Any = stage.spec
-    while hasattr(spec, "model") and not hasattr(spec, "compute"):
-        spec = spec.model
-    train = getattr(spec, "train", spec)
-    return train.compute.stage_timeout
 
 
 def in_order(plan: Plan, found: dict[str, dict[str, Any]]) -> Iterable[dict[str, Any]]:

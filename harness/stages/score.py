@@ -1,12 +1,10 @@
-"""Executes stages: train, compress, clean, attack. All a worker needs is in the stage and the store."""
+"""The clean and attack stages: the scores of a released model."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,212 +17,25 @@ from harness.contracts.attack import (
     PrivacyContext,
     PrivacyView,
 )
-from harness.contracts.compressor import CompressedModel, CompressionContext
 from harness.contracts.data import hold_out
 from harness.contracts.defence import Guarantee
 from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext
-from harness.devices import PeakMemory
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import evade
 from harness.evaluation.membership import draw_members
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.data import Part
-from harness.plan import AttackSpec, CleanSpec, CompressSpec, Stage, TrainSpec
+from harness.plan import AttackSpec, CleanSpec, Stage
 from harness.privacy.lineage import apply_lineage
 from harness.random import derive, numpy_generator, torch_generator
-from harness.training import Trained, Training
+from harness.stages.compress import load_released
+from harness.stages.train import Progress, load_trained
+from harness.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.store import Store
-
-
-class Progress(Protocol):
-    """Called with what is done of a stage, in words too, and the history entry of a federated round that ended."""
-
-    def __call__(self, done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None: ...
-
-
-def execute(stage: Stage, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    """Compute one stage, write its artifacts and its row, and return the result. Raises what the work raises."""
-    spec = stage.spec
-    compute = (
-        spec
-        if isinstance(spec, TrainSpec)
-        else spec.train
-        if isinstance(spec, CompressSpec)
-        else spec.model.train
-    ).compute
-    memory = PeakMemory(device)
-    started = time.perf_counter()
-    with _numerics(compute.threads, compute.tf32):
-        if isinstance(spec, TrainSpec):
-            result = _train(stage, spec, store, device, progress)
-        elif isinstance(spec, CompressSpec):
-            result = _compress(stage, spec, store, device, progress)
-        elif isinstance(spec, CleanSpec):
-            result = _clean(stage, spec, store, device)
-        else:
-            result = _attack(stage, spec, store, device, progress)
-    result["peak_memory_bytes"] = memory.bytes()
-    seconds = time.perf_counter() - started
-    result["seconds"] = seconds
-    store.put_stage(stage.key, stage.kind, stage.signature, stage.label, "done", result, seconds)
-    return result
-
-
-@contextmanager
-def _numerics(threads: int, tf32: bool) -> Iterator[None]:
-    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    deterministic = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic
-
-
-# train --------------------------------------------------------------------------------------------
-
-
-def _train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    training = Training(spec, stage.key, device)
-    memory = PeakMemory(device)
-    trained = training.run(training.initial_module(), _rounds(progress))
-    digest, _ = store.save_tensors(trained.module.state_dict())
-    guarantee = training.guarantee(trained.prepared)
-    return {
-        "artifacts": [digest],
-        "prepared": trained.prepared,
-        "guarantee": None if guarantee is None else guarantee.model_dump(),
-        "history": trained.outcome.history,
-        "malicious": training.malicious,
-        "client_sizes": [len(c) for c in training.pool.clients],
-        "records": len(training.pool.members),
-        "non_members": len(training.pool.non_members),
-        "dropped_updates": trained.outcome.dropped,
-        "training": _training_facts(trained) | {"peak_memory_bytes": memory.bytes()},
-    }
-
-
-def _training_facts(trained: Trained) -> dict[str, Any]:
-    outcome = trained.outcome
-    return {
-        "train_seconds": outcome.seconds,
-        "uplink_bytes_per_round": outcome.uplink_bytes / max(outcome.messages, 1),
-        "downlink_bytes_per_round": outcome.downlink_bytes / max(outcome.messages, 1),
-        "rounds": len(outcome.history),
-    }
-
-
-def _rounds(progress: Progress) -> Callable[[int, int, dict[str, Any]], None]:
-    def report(done: int, total: int, entry: dict[str, Any]) -> None:
-        accuracy = entry.get("val_accuracy")
-        text = f"round {done}/{total}" + ("" if accuracy is None else f", val {accuracy:.3f}")
-        progress(done, total, text, entry)
-
-    return report
-
-
-# compress -----------------------------------------------------------------------------------------
-
-
-def _compress(
-    stage: Stage, spec: CompressSpec, store: Store, device: str, progress: Progress
-) -> dict[str, Any]:
-    base = store.stage_result(stage.needs[-1])
-    assert base is not None
-    training = Training(spec.train, stage.key, device)
-    module = load_trained(training, store, base)
-    prepared = base["prepared"]
-    links: list[dict[str, Any]] = []
-    fine_tuned: list[dict[str, Any]] = []
-    compressed = CompressedModel(module, module.state_dict())
-    for position, compressor in enumerate(spec.compressors):
-
-        def fine_tune(target: nn.Module, rounds: int, position: int = position) -> nn.Module:
-            nonlocal prepared
-            target.train()
-            purpose = f"fine-tune {position}.{len(fine_tuned)}"
-            trained = training.run(
-                target, _rounds(progress), rounds=rounds, purpose=purpose, history=prepared
-            )
-            prepared = trained.prepared
-            fine_tuned.append(
-                {"rounds": rounds, "history": trained.outcome.history, **_training_facts(trained)}
-            )
-            return target
-
-        context = CompressionContext(
-            input_shape=training.data.input_shape,
-            num_classes=training.data.num_classes,
-            generator=torch_generator(spec.train.seed, "compress", position),
-            data=_data_for(compressor.name, compressor.data_access, spec.unprotected, training.data.val),
-            fine_tune=fine_tune,
-        )
-        source = compressed.module.to("cpu") if compressed.device == "cpu" else compressed.module
-        compressed = compressor.compress(source.eval(), context)
-        digest, size = store.save_tensors(compressed.state)
-        links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
-    guarantee = training.guarantee(prepared)
-    return {
-        "artifacts": [link["artifact"] for link in links],
-        "links": links,
-        "prepared": prepared,
-        "guarantee": None if guarantee is None else guarantee.model_dump(),
-        "fine_tuning": fine_tuned,
-    }
-
-
-def _data_for(
-    name: str, access: str, unprotected: tuple[str, ...], val: Part
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What a compressor may see: nothing, or the validation split, as public data only where it is declared so."""
-
-    def data() -> tuple[Tensor, Tensor]:
-        if access == "none":
-            raise PluginError(f"{name} declares no data access")
-        if access == "public" and "val" not in unprotected:
-            raise PluginError(f"{name} needs public data and the scenario declares none")
-        return to_pixels(val.images), val.labels
-
-    return data
-
-
-def load_trained(training: Training, store: Store, result: dict[str, Any]) -> nn.Module:
-    """The trained module, from its artifact."""
-    module = training.initial_module()
-    module.load_state_dict(store.load_tensors(result["artifacts"][0], training.device))
-    return module.eval()
-
-
-@torch.no_grad()
-def load_released(
-    training: Training,
-    spec: CompressSpec,
-    store: Store,
-    base: dict[str, Any],
-    compressed: dict[str, Any] | None,
-) -> CompressedModel:
-    """The model as released: trained, then every link of the compressor chain restored from its file."""
-    module = load_trained(training, store, base)
-    released = CompressedModel(module, module.state_dict())
-    if compressed is not None:
-        for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
-            state = store.load_tensors(link["artifact"])
-            released = compressor.restore(released.module, state, training.data.input_shape)
-    released.module.to(released.device or training.device).eval()
-    for defence in spec.train.defences:
-        released.module = defence.inference(released.module)
-    return released
-
-
-# scores -------------------------------------------------------------------------------------------
 
 
 class _Scoring:
@@ -299,7 +110,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
     return scores
 
 
-def _clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str, Any]:
+def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str, Any]:
     scoring = _Scoring(stage, spec, store, device)
     test = scoring.test()
     context = scoring.context(
@@ -317,16 +128,16 @@ def _clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str
     }
 
 
-def _attack(stage: Stage, spec: AttackSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
+def attack(stage: Stage, spec: AttackSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
     scoring = _Scoring(stage, spec, store, device)
-    attack = spec.attack
-    if isinstance(attack, EvasionAttack):
-        return _evasion(scoring, spec, attack, progress)
-    if isinstance(attack, PoisoningAttack):
-        return _backdoor(scoring, spec, attack)
-    if isinstance(attack, PrivacyAttack):
-        return _privacy(scoring, spec, attack)
-    raise PluginError(f"{attack.name}: the {attack.family} family has no scores of its own")
+    plugin = spec.attack
+    if isinstance(plugin, EvasionAttack):
+        return _evasion(scoring, spec, plugin, progress)
+    if isinstance(plugin, PoisoningAttack):
+        return _backdoor(scoring, spec, plugin)
+    if isinstance(plugin, PrivacyAttack):
+        return _privacy(scoring, spec, plugin)
+    raise PluginError(f"{plugin.name}: the {plugin.family} family has no scores of its own")
 
 
 def _evasion(

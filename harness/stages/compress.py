@@ -1,0 +1,105 @@
+"""The compress stage: a chain of model compressors, and the model as released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.contracts.compressor import CompressedModel, CompressionContext
+from harness.errors import PluginError
+from harness.evaluation.predict import to_pixels
+from harness.federation.data import Part
+from harness.plan import CompressSpec, Stage
+from harness.random import torch_generator
+from harness.stages.train import Progress, load_trained, report_rounds, training_facts
+from harness.training import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.store import Store
+
+
+def compress(
+    stage: Stage, spec: CompressSpec, store: Store, device: str, progress: Progress
+) -> dict[str, Any]:
+    base = store.stage_result(stage.needs[-1])
+    assert base is not None
+    training = Training(spec.train, stage.key, device)
+    module = load_trained(training, store, base)
+    prepared = base["prepared"]
+    links: list[dict[str, Any]] = []
+    fine_tuned: list[dict[str, Any]] = []
+    compressed = CompressedModel(module, module.state_dict())
+    for position, compressor in enumerate(spec.compressors):
+
+        def fine_tune(target: nn.Module, rounds: int, position: int = position) -> nn.Module:
+            nonlocal prepared
+            target.train()
+            purpose = f"fine-tune {position}.{len(fine_tuned)}"
+            trained = training.run(
+                target, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared
+            )
+            prepared = trained.prepared
+            fine_tuned.append(
+                {"rounds": rounds, "history": trained.outcome.history, **training_facts(trained)}
+            )
+            return target
+
+        context = CompressionContext(
+            input_shape=training.data.input_shape,
+            num_classes=training.data.num_classes,
+            generator=torch_generator(spec.train.seed, "compress", position),
+            data=_data_for(compressor.name, compressor.data_access, spec.unprotected, training.data.val),
+            fine_tune=fine_tune,
+        )
+        source = compressed.module.to("cpu") if compressed.device == "cpu" else compressed.module
+        compressed = compressor.compress(source.eval(), context)
+        digest, size = store.save_tensors(compressed.state)
+        links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
+    guarantee = training.guarantee(prepared)
+    return {
+        "artifacts": [link["artifact"] for link in links],
+        "links": links,
+        "prepared": prepared,
+        "guarantee": None if guarantee is None else guarantee.model_dump(),
+        "fine_tuning": fine_tuned,
+    }
+
+
+def _data_for(
+    name: str, access: str, unprotected: tuple[str, ...], val: Part
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What a compressor may see: nothing, or the validation split, as public data only where it is declared so."""
+
+    def data() -> tuple[Tensor, Tensor]:
+        if access == "none":
+            raise PluginError(f"{name} declares no data access")
+        if access == "public" and "val" not in unprotected:
+            raise PluginError(f"{name} needs public data and the scenario declares none")
+        return to_pixels(val.images), val.labels
+
+    return data
+
+
+@torch.no_grad()
+def load_released(
+    training: Training,
+    spec: CompressSpec,
+    store: Store,
+    base: dict[str, Any],
+    compressed: dict[str, Any] | None,
+) -> CompressedModel:
+    """The model as released: trained, then every link of the compressor chain restored from its file."""
+    module = load_trained(training, store, base)
+    released = CompressedModel(module, module.state_dict())
+    if compressed is not None:
+        for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
+            state = store.load_tensors(link["artifact"])
+            released = compressor.restore(released.module, state, training.data.input_shape)
+    released.module.to(released.device or training.device).eval()
+    for defence in spec.train.defences:
+        released.module = defence.inference(released.module)
+    return released

@@ -1,0 +1,67 @@
+"""The train stage: a federation, run once, and what later stages need of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.devices import PeakMemory
+from harness.plan import Stage, TrainSpec
+from harness.training import Trained, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.store import Store
+
+
+class Progress(Protocol):
+    """Called with what is done of a stage, in words too, and the history entry of a federated round that ended."""
+
+    def __call__(self, done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None: ...
+
+
+def train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
+    training = Training(spec, stage.key, device)
+    memory = PeakMemory(device)
+    trained = training.run(training.initial_module(), report_rounds(progress))
+    digest, _ = store.save_tensors(trained.module.state_dict())
+    guarantee = training.guarantee(trained.prepared)
+    return {
+        "artifacts": [digest],
+        "prepared": trained.prepared,
+        "guarantee": None if guarantee is None else guarantee.model_dump(),
+        "history": trained.outcome.history,
+        "malicious": training.malicious,
+        "client_sizes": [len(c) for c in training.pool.clients],
+        "records": len(training.pool.members),
+        "non_members": len(training.pool.non_members),
+        "dropped_updates": trained.outcome.dropped,
+        "training": training_facts(trained) | {"peak_memory_bytes": memory.bytes()},
+    }
+
+
+def training_facts(trained: Trained) -> dict[str, Any]:
+    outcome = trained.outcome
+    return {
+        "train_seconds": outcome.seconds,
+        "uplink_bytes_per_round": outcome.uplink_bytes / max(outcome.messages, 1),
+        "downlink_bytes_per_round": outcome.downlink_bytes / max(outcome.messages, 1),
+        "rounds": len(outcome.history),
+    }
+
+
+def report_rounds(progress: Progress) -> Callable[[int, int, dict[str, Any]], None]:
+    def report(done: int, total: int, entry: dict[str, Any]) -> None:
+        accuracy = entry.get("val_accuracy")
+        text = f"round {done}/{total}" + ("" if accuracy is None else f", val {accuracy:.3f}")
+        progress(done, total, text, entry)
+
+    return report
+
+
+def load_trained(training: Training, store: Store, result: dict[str, Any]) -> nn.Module:
+    """The trained module, from its artifact."""
+    module = training.initial_module()
+    module.load_state_dict(store.load_tensors(result["artifacts"][0], training.device))
+    return module.eval()
