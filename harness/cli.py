@@ -177,7 +177,7 @@ def validate(
         try:
             check_data(scenario)
         except HarnessError as error:
-            mistakes.append(str(error))
+            mistakes.append(f"{scenario.path}: {error}")
     if mistakes:
         raise ScenarioError("\n".join(mistakes))
     if as_json:
