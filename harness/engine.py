@@ -161,7 +161,8 @@ def job_count(jobs: str | int, device: str) -> int:
             import torch
 
             return torch.cuda.device_count() if device == "cuda" else 1
-        return len(os.sched_getaffinity(0))
+        usable = getattr(os, "sched_getaffinity", None)  # not on every system
+        return len(usable(0)) if usable else os.cpu_count() or 1
     try:
         count = int(jobs)
     except ValueError:
