@@ -313,6 +313,21 @@ def test_batch_norm_models_train_and_keep_their_statistics(tmp_path):
         assert record["scores"]["accuracy"] > 0.5
 
 
+def test_uplink_is_what_one_client_sends_in_a_round(tmp_path):
+    text = """
+compressors: [none, top-k: {ratio: 0.1}]
+threats: [{name: none}, {name: b, malicious: 0.25, attacks: [sign-flip]}]
+"""
+    parameters = 64 * 16 + 16 + 16 * 10 + 10
+    sent = {
+        (r["cell"]["compressor"], r["cell"]["threat"]): r["scores"]["uplink_bytes_per_round"]
+        for r in run(text, tmp_path).records
+    }
+    kept = round(0.1 * parameters)
+    assert sent["none", "none"] == sent["none", "b"] == 4 * parameters
+    assert sent["top-k(ratio=0.1)", "none"] == sent["top-k(ratio=0.1)", "b"] == 8 * kept  # values and indices
+
+
 def test_history_is_kept_every_k_rounds(tmp_path):
     text = BASE.replace("rounds: 3", "rounds: 5, evaluate_every: 2")
     scenario = load_text(text, tmp_path / "x.yaml")

@@ -58,7 +58,7 @@ QUANTITIES = (
     Quantity("size", "size kB", "serialized_bytes", "clean", "lower", 1 / KB),
     Quantity(
         "uplink", "uplink kB", "uplink_bytes_per_round", "clean", "lower", 1 / KB,
-        legend="uplink: sent to the server per round",
+        legend="uplink: what a client sends in a round",
     ),
 )  # fmt: skip
 

@@ -20,12 +20,18 @@ class TrainingFacts(Metric):
 
 
 class Uplink(TrainingFacts):
-    """Bytes sent in a round by all its clients together, and to them: encoded payloads, without transport."""
+    """Bytes that one client sends and receives in a round, mean over clients and rounds.
+
+    Encoded payloads, indices included, and float buffers; without what transport adds. A crafted update of
+    a malicious client is not counted.
+    """
 
     name = "uplink"
     scores: ClassVar[dict[str, Score]] = {
-        "uplink_bytes_per_round": Score("lower", "bytes", "sent by the clients of a round, as encoded"),
-        "downlink_bytes_per_round": Score("lower", "bytes", "sent to the clients of a round"),
+        "uplink_bytes_per_round": Score(
+            "lower", "bytes per client", "sent by a client in a round, as encoded"
+        ),
+        "downlink_bytes_per_round": Score("lower", "bytes per client", "sent to a client in a round"),
     }
 
 
