@@ -22,7 +22,7 @@ from harness.errors import PluginError
 from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer
 from harness.federation.server import Server
-from harness.federation.vector import flatten, float_buffers, layout, load_buffers, load_vector
+from harness.federation.vector import buffer_names, flatten, float_buffers, layout, load_buffers, load_vector
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Federation:
         self.noise_seed = noise_seed
         self.device = trainer.device
         self.layout = layout(module)
+        self._buffer_names = buffer_names(module)
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
         self._wire_state: dict[tuple[int, int], dict[str, Any]] = {}
@@ -90,7 +91,7 @@ class Federation:
     ) -> Outcome:
         """Train in place. schedule: the clients of each round. evaluate(round) -> scores, or {} to skip."""
         weights = flatten(self.module)
-        buffers = float_buffers(self.module)
+        buffers = float_buffers(self.module, self._buffer_names)
         server = Server(self.rules.server)
         for round, ids in enumerate(schedule):
             started = time.perf_counter()
@@ -118,7 +119,7 @@ class Federation:
             client = self.clients[i]
             load_buffers(self.module, client.buffers if client.buffers is not None else buffers)
             delta = self.trainer.train(client, round, multiplier, weights)
-            client_buffers[i] = float_buffers(self.module)
+            client_buffers[i] = float_buffers(self.module, self._buffer_names)
             if rules.buffers == "local":
                 client.buffers = client_buffers[i]
             updates[i] = self._wire(i, delta, weights.numel() + _size(buffers))

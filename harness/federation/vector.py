@@ -38,15 +38,22 @@ def load_vector(module: nn.Module, vector: Tensor) -> None:
         start += parameter.numel()
 
 
-def float_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of the persistent floating-point buffers (batch-norm statistics)."""
-    kept = set(module.state_dict(keep_vars=True))
-    return {n: b.detach().clone() for n, b in module.named_buffers() if n in kept and b.is_floating_point()}
+def buffer_names(module: nn.Module) -> frozenset[str]:
+    """The persistent floating-point buffers (batch-norm statistics), which travel with an update."""
+    kept = module.state_dict(keep_vars=True)
+    return frozenset(n for n, b in module.named_buffers() if n in kept and b.is_floating_point())
+
+
+def float_buffers(module: nn.Module, names: frozenset[str]) -> dict[str, Tensor]:
+    """Copies of these buffers."""
+    if not names:
+        return {}
+    return {n: b.detach().clone() for n, b in module.named_buffers() if n in names}
 
 
 @torch.no_grad()
 def load_buffers(module: nn.Module, values: dict[str, Tensor]) -> None:
     """Write buffers back, in place. Integer buffers (batch counters) are left alone: they never travel."""
-    own = dict(module.named_buffers())
+    own = dict(module.named_buffers()) if values else {}
     for name, value in values.items():
         own[name].copy_(value)
