@@ -86,15 +86,14 @@ def run(
     of cells are in the records.
     """
     started = time.monotonic()
-    loaded, skipped = _load(scenarios)
+    loaded = _load(scenarios)
     device = resolve_device(device)
     workers = job_count(jobs, device)
     if timeout is not None and workers == 0:
         raise HarnessError("a time limit needs worker processes: use jobs >= 1")
     folder = Path(store)
     with Store(folder) as opened, opened.lock():
-        planned, metrics, more = _plan(loaded, device, opened, _expressions(select))
-        skipped += more
+        planned, metrics, skipped = _plan(loaded, device, opened, _expressions(select))
         executor = _executor(planned, folder, device, workers)
         observers = Observers(observer, [t for s in loaded for t in s.trackers])
         facts = {
@@ -145,12 +144,12 @@ def plan(
     select: str | Sequence[str] | None = None,
 ) -> PlanResult:
     """What `run` would do: cells, unique stages, what is cached, an estimate of the time. Writes no store."""
-    loaded, skipped = _load(scenarios)
+    loaded = _load(scenarios)
     device = resolve_device(device)
     with _existing(Path(store)) as opened:
-        planned, _, more = _plan(loaded, device, opened, _expressions(select))
+        planned, _, skipped = _plan(loaded, device, opened, _expressions(select))
         description = _describe(planned, opened, job_count(jobs, device))
-    description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped + more]
+    description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped]
     return PlanResult(description)
 
 
@@ -175,13 +174,13 @@ def job_count(jobs: str | int, device: str) -> int:
 # parts --------------------------------------------------------------------------------------------
 
 
-def _load(scenarios: ScenarioArgument) -> tuple[list[Scenario], list[tuple[str, str]]]:
+def _load(scenarios: ScenarioArgument) -> list[Scenario]:
     given = [scenarios] if isinstance(scenarios, str | Path | Scenario) else list(scenarios)
     if not given:
         raise HarnessError("no scenario given")
     files = [Path(s) for s in given if not isinstance(s, Scenario)]
     ready = [s for s in given if isinstance(s, Scenario)]
-    return [*load_many(files), *ready] if files else ready, []
+    return [*load_many(files), *ready] if files else ready
 
 
 def _expressions(select: str | Sequence[str] | None) -> list[str]:

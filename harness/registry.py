@@ -295,6 +295,3 @@ def _say(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:299] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-RegisterFn = Callable[[type[Plugin]], None]

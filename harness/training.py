@@ -19,7 +19,7 @@ from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.local import Client, LocalTrainer, seeded_modules
 from harness.federation.rounds import Federation, Outcome, Rules
-from harness.random import torch_generator
+from harness.random import derive, torch_generator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ class Training:
         schedule = participants(settings.clients, settings.participation, rounds, spec.seed, purpose)
         history = history or []
         prepared = self._prepare(schedule, history)
-        seed = spec.seed if purpose == "train" else hash_seed(spec.seed, purpose)
+        seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
         federation = Federation(module, self._clients(prepared), trainer, self._rules(), seed, noise_seed)
@@ -191,10 +191,3 @@ class Training:
             knowledge=spec.threat.knowledge if spec.threat is not None else None,
             malicious=tuple(self.malicious),
         )
-
-
-def hash_seed(seed: int, purpose: str) -> int:
-    """Another seed for a further training of the same weights."""
-    from harness.random import derive
-
-    return derive(seed, purpose)

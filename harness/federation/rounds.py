@@ -22,7 +22,7 @@ from harness.errors import PluginError
 from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer
 from harness.federation.server import Server
-from harness.federation.vector import buffer_names, flatten, float_buffers, layout, load_buffers, load_vector
+from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Federation:
         self.seed = seed
         self.noise_seed = noise_seed
         self.device = trainer.device
-        self.layout = layout(module)
+        self.layout = trainer.layout
         self._buffer_names = buffer_names(module)
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]

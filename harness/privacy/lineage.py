@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.contracts.compressor import ModelCompressor
+from harness.contracts.compressor import DATA_ACCESS, ModelCompressor
 from harness.errors import PluginError
 
 if TYPE_CHECKING:
@@ -60,6 +60,6 @@ def _reasons(
 
 
 def _known(name: str, access: str) -> str:
-    if access not in ("none", "public", "private"):
+    if access not in DATA_ACCESS:
         raise PluginError(f"{name}: data access is none, public or private, not {access!r}")
     return access
