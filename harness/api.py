@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from harness.contracts.aggregator import AggregationContext, Aggregator, PreAggregator
+from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, PreAggregator
 from harness.contracts.attack import (
     Attack,
     ByzantineAttack,
@@ -60,9 +60,11 @@ from harness.random import (
 )
 
 if TYPE_CHECKING:
-    from harness.contracts.defence import Batch, GradientFn, LossFn, Params  # noqa: F401  names for annotations
+    # Names for annotations.
+    from harness.contracts.defence import Batch, GradientFn, LogitsFn, LossFn, Params  # noqa: F401
 
 __all__ = [
+    "MERGED",
     "AggregationContext",
     "Aggregator",
     "Attack",

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.attack import Attack, EvasionAttack
+from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
 from harness.contracts.defence import StackContext
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
@@ -172,15 +172,22 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     f = tolerated(n, cell.scenario.tolerance)
     for rule in cell.aggregators:
         n, f = rule.check(n, f)
+        if rule.data_access == "public":
+            _check_public(rule.name, cell)
 
 
 def _check_compression(cell: Cell) -> None:
     for compressor in cell.model_compressors:
-        if compressor.data_access == "public" and "val" not in cell.scenario.unprotected:
-            raise NotApplicable(
-                f"{compressor.name} needs public data and the scenario declares none; "
-                "add `unprotected: [val]` if the validation split may be used freely"
-            )
+        if compressor.data_access == "public":
+            _check_public(compressor.name, cell)
+
+
+def _check_public(name: str, cell: Cell) -> None:
+    if "val" not in cell.scenario.unprotected:
+        raise NotApplicable(
+            f"{name} needs public data and the scenario declares none; "
+            "add `unprotected: [val]` if the validation split may be used freely"
+        )
 
 
 def _check_attack(cell: Cell, facts: DataFacts) -> None:
@@ -188,6 +195,13 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
     if attack is None:
         return
     attack.check(facts.num_classes, facts.input_shape)
+    if isinstance(attack, ByzantineAttack):
+        levels = KNOWLEDGE["training"]  # from the most to the least
+        if levels.index(threat.knowledge) > levels.index(attack.knowledge):
+            raise NotApplicable(
+                f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
+                f"{threat.knowledge}"
+            )
     if isinstance(attack, EvasionAttack):
         if attack.access == "gradients" and threat.knowledge == "black-box":
             raise NotApplicable(f"{attack.name} needs gradients; the threat {threat.name!r} is black-box")

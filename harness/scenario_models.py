@@ -19,7 +19,7 @@ from harness.contracts.defence import Defence
 from harness.contracts.metric import Metric
 from harness.contracts.model import Model, Normalization
 from harness.contracts.tracker import Tracker
-from harness.federation.counts import malicious_count
+from harness.federation.counts import clients_per_round, malicious_count
 from harness.scenario_parts import (
     Axis,
     Compute,
@@ -145,6 +145,7 @@ class Scenario(Part):
                     f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "
                     f"at least {1 / clients:.3g} makes one",
                 )
+            yield from _round_problems(i, threat, values.get("federation"))
             if values.get("holdout") == 0 and "holdout" in given:
                 for attack in getattr(threat, "attacks", ()):
                     if getattr(attack, "needs_non_members", False):
@@ -177,6 +178,22 @@ class Scenario(Part):
         plain["compute"].pop("stage_timeout")
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _round_problems(index: int, threat: Any, federation: Any) -> Found:
+    rounds, clients = getattr(federation, "rounds", None), getattr(federation, "clients", None)
+    for field in ("start_round", "stop_round"):
+        value = getattr(threat, field, None)
+        if value is not None and rounds is not None and value > rounds:
+            yield ("threats", index, field), f"{field} is {value}, but there are only {rounds} rounds"
+    if getattr(threat, "participation", "sampled") == "always" and clients:
+        count = clients_per_round(clients, federation.participation)
+        malicious = malicious_count(clients, threat.malicious)
+        if malicious > count:
+            yield (
+                ("threats", index, "participation"),
+                f"{malicious} malicious clients cannot take part in every round of {count} clients",
+            )
 
 
 def _chain_problems(index: int, chain: tuple[Aggregator, ...]) -> Found:

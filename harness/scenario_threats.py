@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts.attack import Attack
+from harness.contracts.attack import KNOWLEDGE, Attack
 from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 
-KNOWLEDGE = {  # by phase; the first is the default
-    "training": ("omniscient", "updates", "own"),
-    "inference": ("white-box", "black-box"),
-    "privacy": ("black-box", "white-box"),
-}
+TRAINING_FIELDS = {"participation": "sampled", "start_round": 1, "stop_round": None}  # and their defaults
 
 
 class Budget(Part):
@@ -34,6 +31,12 @@ class Threat(Part):
     malicious: float = Field(
         0.0, ge=0, le=1, description="share of malicious clients (training-time threats)"
     )
+    participation: Literal["sampled", "always"] = Field(
+        "sampled",
+        description="malicious clients are drawn for a round like any other, or take part in every round",
+    )
+    start_round: int = Field(1, ge=1, description="first round attacked, from 1 (training)")
+    stop_round: int | None = Field(None, ge=1, description="last round attacked; default: to the end")
     knowledge: str | None = Field(
         None,
         examples=["white-box"],
@@ -68,8 +71,8 @@ class Threat(Part):
                 yield ("name",), "the threat named none has no attacks; give this one another name"
             elif declared not in (None, "none"):
                 yield ("phase",), f"the threat named none has no phase, not {declared}"
-            for field in ("malicious", "knowledge", "budget", "surrogate", "subset"):
-                if values.get(field) and not known:
+            for field in ("malicious", "knowledge", "budget", "surrogate", "subset", *TRAINING_FIELDS):
+                if values.get(field) not in (None, 0, TRAINING_FIELDS.get(field)) and not known:
                     yield (field,), f"the threat named none takes no {field}"
             return
         if attacks == ():
@@ -101,6 +104,13 @@ class Threat(Part):
             return
         if phase != "training" and malicious:
             yield ("malicious",), f"malicious clients act in training; this threat is of phase {phase}"
+        if phase != "training":
+            for field, default in TRAINING_FIELDS.items():
+                if values.get(field, default) != default:
+                    yield (field,), f"{field} is for threats of phase training; this one is of phase {phase}"
+        start, stop = values.get("start_round"), values.get("stop_round")
+        if start is not None and stop is not None and stop < start:
+            yield ("stop_round",), f"stop_round {stop} comes before start_round {start}"
         if knowledge is not None and knowledge not in KNOWLEDGE[phase]:
             choices = " or ".join(repr(k) for k in sorted(KNOWLEDGE[phase]))
             yield ("knowledge",), f"knowledge of a threat of phase {phase} is {choices}, not {knowledge!r}"
@@ -108,6 +118,11 @@ class Threat(Part):
             for field in ("budget", "surrogate"):
                 if values.get(field) is not None:
                     yield (field,), f"{field} is for threats of phase inference; this one is of phase {phase}"
+
+    def active(self, done: int = 0) -> range:
+        """The rounds attacked, from 0, of a training that goes on after `done` rounds."""
+        stop = sys.maxsize if self.stop_round is None else self.stop_round - done
+        return range(self.start_round - 1 - done, stop)
 
     def _settle(self) -> None:
         if self.attacks:

@@ -19,7 +19,7 @@ from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.local import Client, LocalTrainer, seeded_modules
 from harness.federation.rounds import Federation, Outcome, Rules
-from harness.random import derive, torch_generator
+from harness.random import derive, numpy_generator, torch_generator
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from harness.plan import TrainSpec
 
 Report = Callable[[int, int, dict[str, Any]], None]
+ROOT = -1  # the root dataset's number among clients
 
 
 @dataclass
@@ -72,13 +73,15 @@ class Training:
         """Train `module` in place. A later purpose ("fine-tune") draws other batches, coins and noise."""
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
-        schedule = participants(settings.clients, settings.participation, rounds, spec.seed, purpose)
+        always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
+        schedule = participants(settings.clients, settings.participation, rounds, spec.seed, purpose, always)
         history = history or []
         prepared = self._prepare(schedule, history)
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
-        federation = Federation(module, self._clients(prepared), trainer, self._rules(), seed, noise_seed)
+        rules = self._rules(0 if purpose == "train" else settings.rounds)
+        federation = Federation(module, self._clients(prepared), trainer, rules, seed, noise_seed)
         every = settings.evaluate_every
 
         def evaluate(round: int) -> dict[str, float]:
@@ -149,20 +152,44 @@ class Training:
         clients = []
         for i, positions in enumerate(self.pool.clients):
             images, labels = self.data.train.take(positions)
-            hooks: tuple[ClientHooks, ...] = self.spec.defences
-            own = list(prepared)
+            client = self._client(i, images, labels, self.spec.defences, prepared)
             if poisoning is not None and i in self.malicious:
-                images, labels = self._poison(poisoning, i, images, labels)
-                hooks, own = (*hooks, poisoning), [*own, {}]
-            size = len(labels)
-            clients.append(Client(i, images, labels, self._steps(size), self._sampling(size), hooks, own))
+                poisoned = self._poison(poisoning, i, images, labels)
+                hooks: tuple[ClientHooks, ...] = (*self.spec.defences, poisoning)
+                client.attacking = self._client(i, *poisoned, hooks, [*prepared, {}])
+            clients.append(client)
         return clients
+
+    def _client(
+        self,
+        number: int,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        hooks: tuple[ClientHooks, ...],
+        prepared: list[dict[str, Any]],
+    ) -> Client:
+        size = len(labels)
+        return Client(number, images, labels, self._steps(size), self._sampling(size), hooks, list(prepared))
+
+    def _root(self) -> Client | None:
+        """The root dataset of the rule that has one: a seeded draw from the validation split, trained plainly."""
+        for rule in self.spec.aggregators:
+            if rule.root_records:
+                val = self.data.val
+                rng = numpy_generator(self.spec.seed, "root dataset")
+                drawn = np.sort(rng.permutation(len(val))[: rule.root_records])
+                images, labels = val.take(drawn)
+                steps = self._steps(len(labels))
+                return Client(ROOT, images, labels, steps, Sampling())
+        return None
 
     def _poison(
         self, attack: PoisoningAttack, client: int, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch_generator(self.spec.seed, "poison", client, device=self.device)
-        context = PoisonContext(client, self.data.num_classes, generator, tuple(self.malicious))
+        context = PoisonContext(
+            client, self.data.num_classes, generator, tuple(self.malicious), self.spec.root
+        )
         poisoned = attack.poison(ClientData(images, labels), context)
         n, classes = len(poisoned.labels), self.data.num_classes
         if poisoned.images.shape[1:] != images.shape[1:] or len(poisoned.images) != n or n == 0:
@@ -175,7 +202,8 @@ class Training:
             raise PluginError(f"{attack.name} must keep the image type and give labels in [0, {classes})")
         return poisoned.images, poisoned.labels
 
-    def _rules(self) -> Rules:
+    def _rules(self, done: int) -> Rules:
+        """done: rounds trained before."""
         spec, settings = self.spec, self.spec.federation
         aggregators = list(spec.aggregators)
         for defence in spec.defences:
@@ -190,4 +218,7 @@ class Training:
             byzantine=spec.attack if isinstance(spec.attack, ByzantineAttack) else None,
             knowledge=spec.threat.knowledge if spec.threat is not None else None,
             malicious=tuple(self.malicious),
+            active=spec.threat.active(done) if spec.threat is not None else None,
+            root=self._root(),
+            input_shape=self.data.input_shape,
         )

@@ -5,22 +5,30 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from harness.contracts.base import Plugin
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
+
+MERGED = -1  # the client id of a row that several clients share
 
 
 @dataclass
 class AggregationContext:
     """What the server knows in a round.
 
-    f: Byzantine clients to tolerate among these rows. weights: (n,), sum 1. generator: on the updates' device.
-    state: this rule's own dictionary, kept between rounds. layout: parameter name -> slice of d.
-    root_data: only for rules that declare access to a root dataset, else None.
+    round: from 0; rounds: how many there will be, 0 where nobody knows. f: Byzantine clients to tolerate among
+    these rows. weights: (n,), sum 1. client_ids: whose row it is; MERGED for a row made of several clients.
+    layout: parameter name -> slice of d, in the network's order. generator: on the updates' device.
+    global_weights (d,): what the clients started from; a rule may aim at weights by returning aim - global_weights
+    (the default server optimiser, fedavg with lr 1, then arrives there).
+    state: this rule's own dictionary, kept between rounds.
+    logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
+    root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
+    dataset would honestly send this round.
     """
 
     round: int
@@ -30,13 +38,29 @@ class AggregationContext:
     layout: dict[str, slice]
     generator: torch.Generator
     global_weights: Tensor | None = None
-    root_data: Any = None
+    rounds: int = 0
+    input_shape: tuple[int, int, int] | None = None
+    logits: Callable[[Tensor, Tensor], Tensor] | None = None
+    root_update: Callable[[], Tensor] | None = None
     state: dict[str, Any] = field(default_factory=dict)
     reporter: Callable[[dict[str, Any]], None] | None = None
 
-    def report(self, *, kept: Sequence[int] | Tensor | None = None, **facts: Any) -> None:
-        """Tell the engine what was decided: `kept` is the rows kept, as positions or a boolean mask."""
+    def report(
+        self,
+        *,
+        kept: Sequence[int] | Tensor | None = None,
+        weights: Sequence[float] | Tensor | None = None,
+        **facts: Any,
+    ) -> None:
+        """Tell the engine what was decided, for the detection scores.
+
+        kept: the rows that entered the result, as positions or a boolean mask. weights: (n,) non-negative, for
+        rules that weigh rows instead: a row below half of an equal share counts as found malicious.
+        """
         if self.reporter is not None:
+            if kept is None and weights is not None:
+                given = [float(w) for w in weights]
+                kept = [i for i, w in enumerate(given) if w >= sum(given) / (2 * len(given))]
             self.reporter({"kept": kept, **facts})
 
     def with_rows(self, weights: Tensor, client_ids: list[int], f: int | None = None) -> AggregationContext:
@@ -49,7 +73,16 @@ class Aggregator(Plugin):
 
     kind: ClassVar[str] = "aggregator"
     pre: ClassVar[bool] = False
-    data_access: ClassVar[str] = "none"  # none | public | private: a root dataset, if it needs one
+
+    @property
+    def data_access(self) -> str:
+        """none, public (data the scenario declares unprotected) or private: where a root dataset comes from."""
+        return "none"
+
+    @property
+    def root_records(self) -> int:
+        """Records in the root dataset behind `context.root_update`; 0: there is none."""
+        return 0
 
     def check(self, n: int, f: int) -> tuple[int, int]:
         """Raises PluginError where the rule's conditions on n and f fail; returns (n, f) for what follows."""
@@ -59,9 +92,14 @@ class Aggregator(Plugin):
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         """updates (n, d), never mutated; returns (d,)."""
 
+    def inference(self, model: nn.Module) -> nn.Module:
+        """The model as deployed, for rules that are part of a certified or smoothed classifier."""
+        return model
+
     def __call__(self, updates: Tensor, f: int | None = None, **context: Any) -> Tensor:
-        """updates (n, d) -> (d,) (or (n', d) for a pre-aggregator) in a default context. Raises PluginError."""
-        return self.aggregate(updates, default_context(self, updates, f, **context))
+        """updates (n, d) -> (d,) in a default context, rows that are not finite dropped. Raises PluginError."""
+        rule, rows, known = finite_rows(self, updates, default_context(self, updates, f, **context))
+        return rule.aggregate(rows, known)
 
 
 class PreAggregator(Aggregator):
@@ -79,7 +117,41 @@ class PreAggregator(Aggregator):
         return after.weights.to(rows.dtype) @ rows
 
     def __call__(self, updates: Tensor, f: int | None = None, **context: Any) -> Tensor:
-        return self.transform(updates, default_context(self, updates, f, **context))[0]
+        """updates (n, d) -> (n', d) in a default context, rows that are not finite dropped. Raises PluginError."""
+        rule, rows, known = finite_rows(self, updates, default_context(self, updates, f, **context))
+        return rule.transform(rows, known)[0]
+
+
+RuleT = TypeVar("RuleT", bound=Aggregator)
+
+
+def finite_rows(
+    rule: RuleT, updates: Tensor, context: AggregationContext
+) -> tuple[RuleT, Tensor, AggregationContext]:
+    """Without the rows that hold NaN or infinity: f falls by as many, the remaining weights sum to 1.
+
+    The rule comes back with its own f lowered too, where it has one. Raises PluginError where no row is finite.
+    """
+    from harness.errors import PluginError
+
+    finite = updates.isfinite().all(dim=1)
+    left = int(finite.sum())
+    if left == len(updates):
+        return rule, updates, context
+    if not left:
+        raise PluginError(f"{rule.name}: none of the {len(updates)} updates is finite")
+    weights = context.weights[finite.to(context.weights.device)]
+    total = weights.sum()
+    weights = weights / total if total > 0 else weights.new_full((left,), 1 / left)
+    ids = [i for i, ok in zip(context.client_ids, finite.tolist(), strict=True) if ok]
+    lost = len(updates) - left
+    return with_fewer(rule, lost), updates[finite], context.with_rows(weights, ids, max(0, context.f - lost))
+
+
+def with_fewer(rule: RuleT, dropped: int) -> RuleT:
+    """A rule with an f of its own is told, like the others, that dropped rows need no tolerating any more."""
+    own = getattr(rule, "f", None)
+    return rule.model_copy(update={"f": max(0, own - dropped)}) if own is not None and dropped else rule
 
 
 def default_context(

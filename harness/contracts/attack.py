@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts.base import Plugin
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+KNOWLEDGE = {  # by phase, from the most an attacker may know to the least; the first is the default
+    "training": ("omniscient", "updates", "own"),
+    "inference": ("white-box", "black-box"),
+    "privacy": ("black-box", "white-box"),
+}
 PHASES = {"evasion": "inference", "poisoning": "training", "byzantine": "training", "privacy": "privacy"}
 
 
@@ -91,12 +97,17 @@ class ClientData:
 
 @dataclass(frozen=True)
 class PoisonContext:
-    """For `poison`: the client, how many classes there are, and a seeded generator on the data's device."""
+    """For `poison`: the client, how many classes there are, and a seeded generator on the data's device.
+
+    malicious: all malicious clients, in order (distributed triggers split by rank). root: the scenario's
+    folder, for a dataset of the attack's own.
+    """
 
     client: int
     num_classes: int
     generator: torch.Generator
-    malicious: tuple[int, ...] = ()  # all malicious clients, in order: distributed triggers split by rank
+    malicious: tuple[int, ...] = ()
+    root: Path | None = None
 
 
 class PoisoningAttack(ClientHooks, Attack):
@@ -120,14 +131,22 @@ class PoisoningAttack(ClientHooks, Attack):
         """x (b, c, h, w) float in [0, 1] with the trigger at full strength, as used at inference."""
         raise NotImplementedError
 
+    def success_records(self, input_shape: tuple[int, int, int], root: Path | None) -> ClientData | None:
+        """Records of the attack's own on which its success is scored, instead of triggered test images.
+
+        Labels are the true ones, where they have any among the classes, else -1.
+        """
+        return None
+
 
 @dataclass
 class ByzantineContext:
     """What the attackers know. Enforced: what the threat does not grant is None.
 
-    m: malicious clients this round. own (m, d): what they would honestly send. aggregator: a fresh copy of the
-    server's rule with its real state, called as aggregator(updates (n, d)) -> (d,), only for an
-    omniscient threat. Rows are stacked honest first in that call, as in `weights`, if given.
+    m: malicious clients this round. round: from 0. own (m, d): what they would honestly send. ids: the clients
+    whose updates `honest` holds, row by row. aggregator: the server's chain of rules, run on a fresh copy of
+    its real state: aggregator(updates (n, d)) -> (d,), the n - m honest rows first, then the m crafted
+    ones; only for an omniscient threat. state: the attackers' own memory between rounds.
     """
 
     m: int
@@ -139,7 +158,8 @@ class ByzantineContext:
     global_weights: Tensor | None = None
     layout: dict[str, slice] = field(default_factory=dict)
     aggregator: Callable[[Tensor], Tensor] | None = None
-    state: dict[str, Any] = field(default_factory=dict)  # the attackers' own memory between rounds
+    ids: list[int] = field(default_factory=list)
+    state: dict[str, Any] = field(default_factory=dict)
 
 
 class ByzantineAttack(Attack):
@@ -147,6 +167,9 @@ class ByzantineAttack(Attack):
 
     family: ClassVar[str] = "byzantine"
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
+    knowledge: ClassVar[str] = (
+        "own"  # the least it needs: own | updates (the others') | omniscient (the rule too)
+    )
 
     @abstractmethod
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
@@ -160,6 +183,8 @@ class ByzantineAttack(Attack):
         context.setdefault("n", len(honest) + m)
         context.setdefault("f", m)
         context.setdefault("generator", torch.Generator(honest.device).manual_seed(0))
+        context.setdefault("ids", list(range(len(honest))))
+        context.setdefault("layout", {"all": slice(0, honest.shape[1])})
         return self.craft(honest, ByzantineContext(m=m, **context))
 
 

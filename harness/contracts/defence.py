@@ -6,6 +6,7 @@ The types here are what those functions take and return:
     Batch        (x (b, c, h, w) float in [0, 1], y (b,) int64)
     Key          int64 scalar tensor: counter-based randomness, see harness.random
     LossFn       loss(params, batch, key) -> (b,) losses, one a record
+    LogitsFn     logits(params, x (b, c, h, w)) -> (b, k), the network with these parameters
     GradientFn   gradient(params, batch, key) -> dict name -> tensor, what the optimiser steps along
 """
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Params = dict[str, Tensor]
     Batch = tuple[Tensor, Tensor]
     LossFn = Callable[[Params, Batch, Tensor], Tensor]
+    LogitsFn = Callable[[Params, Tensor], Tensor]
     GradientFn = Callable[[Params, Batch, Tensor], Params]
 
 
@@ -97,6 +99,8 @@ class Local:
     loss: the composed per-sample loss. gradient: what the defences so far would step along.
     module: the client's network when one client runs alone, else None (vectorised clients); its own
     parameters are used where loss or gradient are called with `dict(module.named_parameters())`.
+    start (d,): the global weights training started from. moved (d,): how they moved in the last round, which
+    every client that keeps what it receives can see; None in the first. layout: name -> slice of d.
     """
 
     loss: LossFn
@@ -107,17 +111,26 @@ class Local:
     prepared: dict[str, Any]  # what this defence's `prepare` returned
     module: nn.Module | None
     generator: torch.Generator  # mechanism noise: seeded by stage, client and round; on the data's device
+    logits: LogitsFn | None = None
+    start: Tensor | None = None
+    moved: Tensor | None = None
+    layout: dict[str, slice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class UpdateContext:
-    """For `update`: the round, the client and a seeded generator on the update's device."""
+    """For `update`: the round, the client and a seeded generator on the update's device.
+
+    clients: how many take part in the round; malicious: how many of them attack, 0 for a defence.
+    """
 
     round: int
     client: int
     generator: torch.Generator
     layout: dict[str, slice] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)
+    clients: int = 1
+    malicious: int = 0
 
 
 class ClientHooks:
@@ -127,8 +140,8 @@ class ClientHooks:
         """The batch to train on: x (b, c, h, w) in [0, 1], y (b,). Pure; randomness from `key` only."""
         return x, y
 
-    def loss(self, loss: LossFn) -> LossFn:
-        """A per-sample loss built on the one so far."""
+    def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
+        """A per-sample loss built on the one so far, or on the network's logits."""
         return loss
 
     def gradient(self, local: Local) -> GradientFn | None:

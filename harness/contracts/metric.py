@@ -31,7 +31,7 @@ class MetricContext:
     """Everything a score may be computed from; what a cell does not have is None.
 
     labels (n,), logits (n, k): clean test predictions. adversarial_logits (n, k): under the attack, row by row.
-    triggered_logits (n, k): with the backdoor's trigger. module: the model as released; state: its file's tensors.
+    triggered_logits (t, k): with the backdoor's trigger; triggered_labels (t,): the true labels of these. module: the model as released; state: its file's tensors.
     """
 
     num_classes: int
@@ -40,11 +40,12 @@ class MetricContext:
     logits: np.ndarray | None = None
     adversarial_logits: np.ndarray | None = None
     triggered_logits: np.ndarray | None = None
+    triggered_labels: np.ndarray | None = None
     backdoor_target: int | None = None
     membership: Membership | None = None
     module: nn.Module | None = None
     state: dict[str, Tensor] | None = None
-    training: dict[str, Any] | None = None  # uplink_bytes_per_round, train_seconds, peak_memory_bytes, ...
+    training: dict[str, Any] | None = None  # uplink_bytes_per_round, train_seconds, detection, ...
     guarantee: Guarantee | None = None
 
     def has(self, names: tuple[str, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from harness.random import numpy_generator
 
@@ -12,17 +13,27 @@ def clients_per_round(clients: int, participation: float) -> int:
     return max(1, round(participation * clients))
 
 
-def participants(clients: int, participation: float, rounds: int, seed: int, purpose: str) -> list[list[int]]:
-    """The clients of each round, sorted; the same for every cell of a seed."""
+def participants(
+    clients: int,
+    participation: float,
+    rounds: int,
+    seed: int,
+    purpose: str,
+    always: Sequence[int] = (),
+) -> list[list[int]]:
+    """The clients of each round, sorted; the same for every cell of a seed.
+
+    always: clients that take part in every round, in the place of the last ones drawn.
+    """
     count = clients_per_round(clients, participation)
     if count == clients:
         return [list(range(clients))] * rounds
-    return [
-        sorted(
-            numpy_generator(seed, "participants", purpose, r).choice(clients, count, replace=False).tolist()
-        )
-        for r in range(rounds)
-    ]
+    schedule = []
+    for r in range(rounds):
+        drawn = numpy_generator(seed, "participants", purpose, r).choice(clients, count, replace=False)
+        others = [i for i in drawn.tolist() if i not in always]
+        schedule.append(sorted([*always[:count], *others[: count - len(always[:count])]]))
+    return schedule
 
 
 def malicious_count(clients: int, share: float) -> int:

@@ -39,10 +39,27 @@ class Client:
     hooks: tuple[ClientHooks, ...] = ()
     prepared: list[dict[str, Any]] = field(default_factory=list)
     buffers: dict[str, Tensor] | None = None  # its own, where buffers stay local
+    attacking: Client | None = None  # the same client while a poisoning attack is on
 
     @property
     def size(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a round starts from: the same for all its clients.
+
+    round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
+    first. multiplier: on the local learning rate. clients, malicious: how many take part, and attack.
+    """
+
+    round: int
+    weights: Tensor
+    moved: Tensor | None = None
+    multiplier: float = 1.0
+    clients: int = 1
+    malicious: int = 0
 
 
 class LocalTrainer:
@@ -68,16 +85,16 @@ class LocalTrainer:
         with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16):
             return self.apply(params, x).float()
 
-    def train(self, client: Client, round: int, multiplier: float, weights: Tensor) -> Tensor:
+    def train(self, client: Client, at: Start) -> Tensor:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
-        s = self.settings
-        load_vector(self.module, weights)
+        s, round = self.settings, at.round
+        load_vector(self.module, at.weights)
         self.module.train()
         params: Params = dict(trainable(self.module))
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
-        optimizer = local_optimizer(s.optimizer, list(params.values()), multiplier)
+        optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)
         noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
-        gradient = self._compose(client, noise)
+        gradient = self._compose(client, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         keys = split(
             make_key(self.seed, "local", client.id, round, device=self.device),
@@ -98,16 +115,16 @@ class LocalTrainer:
                 optimizer.step()
         for parameter in params.values():
             parameter.grad = None
-        delta = flatten(self.module) - weights
+        delta = flatten(self.module) - at.weights
         for hook, prepared in zip(client.hooks, client.prepared, strict=True):
-            context = UpdateContext(round, client.id, noise, self.layout, prepared)
+            context = UpdateContext(round, client.id, noise, self.layout, prepared, at.clients, at.malicious)
             delta = hook.update(delta, context)
         return delta
 
-    def _compose(self, client: Client, noise: torch.Generator) -> GradientFn:
+    def _compose(self, client: Client, noise: torch.Generator, at: Start) -> GradientFn:
         loss = cross_entropy(self._logits)
         for hook in client.hooks:
-            loss = hook.loss(loss)
+            loss = hook.loss(loss, self._logits)
         gradient = mean_gradient(loss)
         for hook, prepared in zip(client.hooks, client.prepared, strict=True):
             local = Local(
@@ -119,6 +136,10 @@ class LocalTrainer:
                 prepared=prepared,
                 module=self.module,
                 generator=noise,
+                logits=self._logits,
+                start=at.weights,
+                moved=at.moved,
+                layout=self.layout,
             )
             gradient = hook.gradient(local) or gradient
         return gradient

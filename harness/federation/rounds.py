@@ -15,14 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.contracts.aggregator import AggregationContext, Aggregator
+from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, finite_rows, with_fewer
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
 from harness.contracts.compressor import UpdateCompressor
 from harness.errors import PluginError
+from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
-from harness.federation.local import Client, LocalTrainer
+from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.server import Server
-from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
+from harness.federation.vector import (
+    buffer_names,
+    flatten,
+    float_buffers,
+    load_buffers,
+    load_vector,
+    trainable,
+)
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -31,7 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rules:
-    """How the server turns updates into a step, and who attacks it."""
+    """How the server turns updates into a step, and who attacks it.
+
+    active: the rounds, from 0, in which malicious clients attack; in others they are honest. root: the root
+    dataset as a client, for a rule that has one.
+    """
 
     aggregators: tuple[Aggregator, ...]
     tolerance: float
@@ -42,6 +54,35 @@ class Rules:
     byzantine: ByzantineAttack | None = None
     knowledge: str | None = None
     malicious: tuple[int, ...] = ()
+    active: range | None = None  # None: all
+    root: Client | None = None
+    input_shape: tuple[int, int, int] | None = None
+
+    def attackers(self, round: int, ids: list[int]) -> list[int]:
+        """The clients among these that attack in a round."""
+        if self.active is not None and round not in self.active:
+            return []
+        return [i for i in ids if i in self.malicious]
+
+
+@dataclass
+class Detection:
+    """Over all rounds in which the server's rule excluded or down-weighted rows: who was found, and who not."""
+
+    flagged_malicious: int = 0
+    flagged_honest: int = 0
+    kept_malicious: int = 0
+    kept_honest: int = 0
+
+    def count(self, ids: list[int], kept: set[int], malicious: list[int]) -> None:
+        """One round: ids took part, `kept` of them entered the result, `malicious` of them attacked."""
+        for i in ids:
+            if i in kept:
+                self.kept_malicious += i in malicious
+                self.kept_honest += i not in malicious
+            else:
+                self.flagged_malicious += i in malicious
+                self.flagged_honest += i not in malicious
 
 
 @dataclass
@@ -54,6 +95,7 @@ class Outcome:
     messages: int = 0
     dropped: int = 0  # updates dropped as not finite
     seconds: float = 0.0  # training alone, without evaluation
+    detection: Detection | None = None  # None: the rules treat all rows alike
 
 
 class Federation:
@@ -81,6 +123,8 @@ class Federation:
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
         self._wire_state: dict[tuple[int, int], dict[str, Any]] = {}
         self._attack_state: dict[str, Any] = {}
+        self._moved: Tensor | None = None
+        self._root: tuple[int, Tensor] | None = None  # the round and its root update
 
     def run(
         self,
@@ -95,8 +139,11 @@ class Federation:
         server = Server(self.rules.server)
         for round, ids in enumerate(schedule):
             started = time.perf_counter()
-            update, facts, buffers = self._round(round, ids, weights, buffers, multiplier(round))
-            weights = server.step(weights, update)
+            attackers = self.rules.attackers(round, ids)
+            start = Start(round, weights, self._moved, multiplier(round), len(ids), len(attackers))
+            update, facts, buffers = self._round(start, ids, attackers, buffers, len(schedule))
+            before, weights = weights, server.step(weights, update)
+            self._moved = weights - before
             self.outcome.seconds += time.perf_counter() - started
             load_vector(self.module, weights)
             load_buffers(self.module, buffers)
@@ -106,10 +153,15 @@ class Federation:
         return self.outcome
 
     def _round(
-        self, round: int, ids: list[int], weights: Tensor, buffers: dict[str, Tensor], multiplier: float
+        self,
+        start: Start,
+        ids: list[int],
+        attackers: list[int],
+        buffers: dict[str, Tensor],
+        rounds: int,
     ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
-        rules = self.rules
-        byzantine = [i for i in ids if i in rules.malicious] if rules.byzantine else []
+        rules, weights = self.rules, start.weights
+        byzantine = attackers if rules.byzantine else []
         honest = [i for i in ids if i not in byzantine]
         # Malicious clients need not train where nobody looks at what they would honestly send.
         trained = ids if not byzantine or self._needs_own() or not honest else honest
@@ -118,29 +170,28 @@ class Federation:
         for i in trained:
             client = self.clients[i]
             load_buffers(self.module, client.buffers if client.buffers is not None else buffers)
-            delta = self.trainer.train(client, round, multiplier, weights)
+            attacks = client.attacking is not None and i in attackers
+            delta = self.trainer.train(client.attacking if attacks else client, start)  # type: ignore[arg-type]
             client_buffers[i] = float_buffers(self.module, self._buffer_names)
             if rules.buffers == "local":
                 client.buffers = client_buffers[i]
             updates[i] = self._wire(i, delta, weights.numel() + _size(buffers))
         if byzantine:
-            self._craft(round, ids, byzantine, updates, weights)
+            self._craft(start, ids, byzantine, updates, buffers, rounds)
         rows = torch.stack([updates[i] for i in ids])
-        finite = rows.isfinite().all(dim=1)
-        kept = [i for i, ok in zip(ids, finite.tolist(), strict=True) if ok]
+        finite = rows.isfinite().all(dim=1).tolist()
+        usable = [i for i, ok in zip(ids, finite, strict=True) if ok]
         facts: dict[str, Any] = {"clients": len(ids)}
-        if len(kept) < len(ids):
-            facts["dropped"] = len(ids) - len(kept)
-            self.outcome.dropped += len(ids) - len(kept)
-        f = max(0, tolerated(len(ids), rules.tolerance) - (len(ids) - len(kept)))
-        if not kept:
+        if len(usable) < len(ids):
+            facts["dropped"] = len(ids) - len(usable)
+            self.outcome.dropped += len(ids) - len(usable)
+        if not usable:
             return torch.zeros_like(weights), facts, buffers
-        if len(kept) < len(ids):
-            rows = rows[finite]
-        update = self._aggregate(
-            round, rows, kept, f, weights, self._chain_state, facts, len(ids) - len(kept)
-        )
-        return update, facts, self._merge_buffers(client_buffers, kept, buffers)
+        update = self._aggregate(start, rows, ids, buffers, rounds, self._chain_state, facts)
+        if "kept" in facts or len(usable) < len(ids):
+            self.outcome.detection = self.outcome.detection or Detection()
+            self.outcome.detection.count(ids, set(facts.get("kept", usable)), attackers)
+        return update, facts, self._merge_buffers(client_buffers, usable, buffers)
 
     # server -------------------------------------------------------------------------------------
 
@@ -151,38 +202,49 @@ class Federation:
 
     def _aggregate(
         self,
-        round: int,
+        start: Start,
         rows: Tensor,
         ids: list[int],
-        f: int,
-        weights: Tensor,
+        buffers: dict[str, Tensor],
+        rounds: int,
         states: list[dict[str, Any]],
         facts: dict[str, Any] | None = None,
-        dropped: int = 0,
     ) -> Tensor:
+        """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept."""
+        weights = start.weights
+
         def record(decision: dict[str, Any]) -> None:
             chosen = decision.get("kept")
             if facts is not None and chosen is not None:
                 positions = torch.as_tensor(chosen)
                 if positions.dtype == torch.bool:
                     positions = positions.nonzero().squeeze(1)
-                facts["kept"] = [context.client_ids[p] for p in positions.tolist()]
+                chosen_ids = [context.client_ids[p] for p in positions.tolist()]
+                if MERGED not in context.client_ids:  # several clients share a row: nobody is singled out
+                    facts["kept"] = chosen_ids
 
         context = AggregationContext(
-            round=round,
-            f=f,
+            round=start.round,
+            f=tolerated(len(ids), self.rules.tolerance),
             weights=self._weights(ids, rows),
             client_ids=ids,
             layout=self.layout,
-            generator=torch_generator(self.seed, "aggregator", round, device=self.device),
+            generator=torch_generator(self.seed, "aggregator", start.round, device=self.device),
             global_weights=weights,
+            rounds=rounds,
+            input_shape=self.rules.input_shape,
+            logits=self._logits(buffers),
+            root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
         )
-        *pre, last = [_with_fewer(rule, dropped) for rule in self.rules.aggregators]
-        for link, rule in enumerate(pre):
+        given, *rules = self.rules.aggregators
+        first, rows, context = finite_rows(given, rows, context)
+        chain = [first, *(with_fewer(rule, len(ids) - len(rows)) for rule in rules)]
+        for link, rule in enumerate(chain[:-1]):
             context.state = states[link]
             rule.check(len(rows), context.f)
             rows, context = rule.transform(rows, context)  # type: ignore[attr-defined]
+        last = chain[-1]
         context.state = states[-1]
         last.check(len(rows), context.f)
         update = last.aggregate(rows, context)
@@ -191,6 +253,30 @@ class Federation:
         if not update.isfinite().all():
             raise PluginError(f"{last.name} returned values that are not finite")
         return update
+
+    def _logits(self, buffers: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """(weights (d,), x) -> (b, k) in eval mode, on the global buffers; the module is left as it was."""
+
+        @torch.no_grad()
+        def logits(weights: Tensor, x: Tensor) -> Tensor:
+            shapes = trainable(self.module)
+            values = {
+                name: weights[part].view_as(shapes[name]).to(shapes[name])
+                for name, part in self.layout.items()
+            }
+            with modes_restored(self.module):
+                self.module.eval()
+                return torch.func.functional_call(self.module, {**values, **buffers}, (x.to(self.device),))
+
+        return logits
+
+    def _root_update(self, start: Start, buffers: dict[str, Tensor]) -> Tensor:
+        """What a client that holds the root dataset would honestly send; trained once a round."""
+        assert self.rules.root is not None
+        if self._root is None or self._root[0] != start.round:
+            load_buffers(self.module, buffers)
+            self._root = (start.round, self.trainer.train(self.rules.root, start))
+        return self._root[1].clone()
 
     def _merge_buffers(
         self, values: dict[int, dict[str, Tensor]], ids: list[int], before: dict[str, Tensor]
@@ -229,21 +315,25 @@ class Federation:
         )
 
     def _craft(
-        self, round: int, ids: list[int], byzantine: list[int], updates: dict[int, Tensor], weights: Tensor
+        self,
+        start: Start,
+        ids: list[int],
+        byzantine: list[int],
+        updates: dict[int, Tensor],
+        buffers: dict[str, Tensor],
+        rounds: int,
     ) -> None:
         """Replace the malicious clients' updates by crafted ones; what the threat does not grant is withheld."""
-        rules = self.rules
+        rules, weights, round = self.rules, start.weights, start.round
         attack = rules.byzantine
         assert attack is not None
         honest_ids = [i for i in ids if i not in byzantine]
         own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
         known = torch.stack([updates[i] for i in honest_ids]) if honest_ids else own
-        f = tolerated(len(ids), rules.tolerance)
 
         def probe(rows: Tensor) -> Tensor:
-            return self._aggregate(
-                round, rows, honest_ids + byzantine, f, weights, copy.deepcopy(self._chain_state)
-            )
+            states = copy.deepcopy(self._chain_state)
+            return self._aggregate(start, rows, honest_ids + byzantine, buffers, rounds, states)
 
         context = ByzantineContext(
             m=len(byzantine),
@@ -251,9 +341,10 @@ class Federation:
             generator=torch_generator(self.seed, "byzantine", round, device=self.device),
             own=own,
             n=len(ids),
-            f=f,
+            f=tolerated(len(ids), rules.tolerance),
             global_weights=weights,
             layout=self.layout,
+            ids=byzantine if rules.knowledge == "own" or not honest_ids else honest_ids,
             aggregator=probe if rules.knowledge == "omniscient" else None,
             state=self._attack_state,
         )
@@ -266,12 +357,6 @@ class Federation:
                 f"{attack.name} crafted {tuple(crafted.shape)}, not {(len(byzantine), weights.numel())}"
             )
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
-
-
-def _with_fewer(rule: Aggregator, dropped: int) -> Aggregator:
-    """A rule with an f of its own is told, like the others, that dropped rows need no tolerating any more."""
-    own = getattr(rule, "f", None)
-    return rule.model_copy(update={"f": max(0, own - dropped)}) if own is not None and dropped else rule
 
 
 def _size(buffers: dict[str, Tensor]) -> int:

@@ -30,8 +30,8 @@ def apply_lineage(
 
     Model compressors calibrate on the validation split, so those that need data break the guarantee unless
     "val" is unprotected; their fine-tuning is accounted by the training's own history. Update compressors see
-    updates after the noise: post-processing. Aggregators with private root data break it; public root
-    data are the unprotected validation split. Raises PluginError for a data access that is not known.
+    updates after the noise: post-processing. An aggregator's root dataset is drawn from the validation split
+    too, so it breaks the guarantee unless "val" is unprotected. Raises PluginError for a data access that is not known.
     """
     if guarantee is None:
         return None
@@ -53,9 +53,7 @@ def _reasons(
                 yield f"{compressor.name} reads the validation split, which is protected, without accounting"
     for aggregator in aggregators:
         access = _known(aggregator.name, aggregator.data_access)
-        if access == "private":
-            yield f"{aggregator.name} uses private root data without accounting"
-        elif access == "public" and val_protected:
+        if access != "none" and val_protected:
             yield f"{aggregator.name} takes root data from the validation split, which is protected"
 
 

@@ -100,6 +100,8 @@ def load_released(
             state = store.load_tensors(link["artifact"])
             released = compressor.restore(released.module, state, training.data.input_shape)
     released.module.to(released.device or training.device).eval()
+    for rule in spec.train.aggregators:
+        released.module = rule.inference(released.module)
     for defence in spec.train.defences:
         released.module = defence.inference(released.module)
     return released

@@ -182,25 +182,46 @@ def _evasion(
 
 def _backdoor(scoring: _Scoring, spec: AttackSpec, attack: PoisoningAttack) -> dict[str, Any]:
     test = scoring.test()
-    batch = spec.evaluation.batch_size
-    triggered = []
-    for start in range(0, len(test), batch):
-        x = attack.trigger(to_pixels(test.images[start : start + batch]))
-        if not (x.isfinite().all() and x.min() >= 0 and x.max() <= 1):
-            raise PluginError(f"{attack.name}: a triggered image leaves [0, 1]")
-        triggered.append(scoring.predict(x))
+    images, labels = triggered_records(attack, test, scoring.training, spec.evaluation.batch_size)
     context = scoring.context(
         labels=test.labels.cpu().numpy(),
         logits=scoring.predict(test.images),
-        triggered_logits=np.concatenate(triggered),
+        triggered_logits=scoring.predict(images),
+        triggered_labels=labels,
         backdoor_target=attack.backdoor_target,
     )
     description = {
         "target": attack.backdoor_target,
-        "samples": len(test),
+        "samples": len(labels),
         "malicious": scoring.base["malicious"],
     }
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
+
+
+def triggered_records(
+    attack: PoisoningAttack, test: Part, training: Training, batch_size: int
+) -> tuple[Tensor, np.ndarray]:
+    """What a backdoor's success is scored on: images (t, c, h, w) in [0, 1] and their true labels (t,).
+
+    The attack's own test records where it has some, else the test split with the trigger. Raises PluginError.
+    """
+    own = attack.success_records(training.data.input_shape, training.spec.root)
+    if own is not None:
+        images, labels = to_pixels(own.images).to(training.device), own.labels
+    else:
+        triggered = [
+            attack.trigger(to_pixels(test.images[start : start + batch_size]))
+            for start in range(0, len(test), batch_size)
+        ]
+        images, labels = torch.cat(triggered), test.labels
+    if images.shape[1:] != training.data.input_shape or len(images) != len(labels) or not len(images):
+        raise PluginError(
+            f"{attack.name}: success is scored on images (t, {', '.join(map(str, training.data.input_shape))}) "
+            f"with a label each, not {tuple(images.shape)} and {tuple(labels.shape)}"
+        )
+    if not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
+        raise PluginError(f"{attack.name}: a triggered image leaves [0, 1]")
+    return images, labels.cpu().numpy()
 
 
 def _privacy(scoring: _Scoring, spec: AttackSpec, attack: PrivacyAttack) -> dict[str, Any]:

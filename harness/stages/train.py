@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.devices import PeakMemory
@@ -48,6 +49,7 @@ def training_facts(trained: Trained) -> dict[str, Any]:
         "uplink_bytes_per_round": outcome.uplink_bytes / max(outcome.messages, 1),
         "downlink_bytes_per_round": outcome.downlink_bytes / max(outcome.messages, 1),
         "rounds": len(outcome.history),
+        "detection": None if outcome.detection is None else asdict(outcome.detection),
     }
 
 

@@ -176,7 +176,7 @@ def test_a_record_more_or_less_moves_the_sum_by_its_clipped_gradient(path, fract
     module, (x, y) = network(), records(10)
     loss = cross_entropy(Apply(module))
     if fraction is not None:
-        loss = AdversarialTraining(attack=Sign(eps=0.2), fraction=fraction).loss(loss)
+        loss = AdversarialTraining(attack=Sign(eps=0.2), fraction=fraction).loss(loss, None)
     params, c = parameters_of(module), 0.05  # below every norm, so each record counts with just C
     gradient = dp(c, per_sample=path).gradient(make_local(module, loss))
     whole = flat(gradient(params, (x, y), KEY))

@@ -149,12 +149,12 @@ def test_robust_accuracy_counts_what_is_right_both_times():
 def test_attack_success_leaves_the_target_class_out():
     labels = np.array([1, 1, 1, 1, 0, 0, 2, 2])
     triggered = np.eye(3)[[1, 1, 1, 1, 1, 0, 2, 1]]
-    given = {"labels": labels, "triggered_logits": triggered, "backdoor_target": 1}
+    given = {"triggered_labels": labels, "triggered_logits": triggered, "backdoor_target": 1}
     assert score("attack-success-rate", **given) == {"attack_success_rate": 0.5}  # counted with them: 0.75
     # A model without backdoor that is always right has no success, though half the samples are its target's.
     perfect = {**given, "triggered_logits": np.eye(3)[labels]}
     assert score("attack-success-rate", **perfect) == {"attack_success_rate": 0.0}
-    only = {**given, "labels": np.ones(8, dtype=int)}
+    only = {**given, "triggered_labels": np.ones(8, dtype=int)}
     assert score("attack-success-rate", **only) == {}
     with pytest.raises(PluginError, match="target"):
         score("attack-success-rate", **{**given, "backdoor_target": 3})
@@ -257,9 +257,21 @@ def test_facts_of_the_training_are_taken_over_by_name():
     assert score("peak-memory", training={"peak_memory_bytes": 7}) == {"peak_memory_bytes": 7.0}
 
 
+def test_detection_is_precision_recall_and_false_positive_rate():
+    counts = {"flagged_malicious": 6, "flagged_honest": 2, "kept_malicious": 3, "kept_honest": 14}
+    assert score("detection", training={"detection": counts}) == {
+        "detection_precision": 6 / 8,
+        "detection_recall": 6 / 9,
+        "detection_false_positive_rate": 2 / 16,
+    }
+    benign = {"flagged_malicious": 0, "flagged_honest": 0, "kept_malicious": 0, "kept_honest": 5}
+    assert score("detection", training={"detection": benign}) == {"detection_false_positive_rate": 0.0}
+    assert score("detection", training={"detection": None}) == {}
+
+
 NAMES = [
     *("accuracy", "balanced-accuracy", "macro-f1", "auroc", "loss", "robust-accuracy", "attack-success-rate"),
-    *("epsilon", "mia", "uplink", "train-time", "peak-memory"),
+    *("epsilon", "mia", "uplink", "train-time", "peak-memory", "detection"),
 ]
 
 
@@ -268,10 +280,11 @@ def test_what_is_scored_is_declared_and_what_is_missing_is_said(name):
     metric = harness.create("metric", name)
     labels, logits = predictions(3)
     full = MetricContext(
-        3, (1, 8, 8), labels=labels, logits=logits, adversarial_logits=logits, triggered_logits=logits,
+        3, (1, 8, 8), labels=labels, logits=logits, adversarial_logits=logits, triggered_logits=logits, triggered_labels=labels,
         backdoor_target=0, membership=membership(20, 10_000, ties=False), guarantee=guarantee(),
         training={"uplink_bytes_per_round": 1, "downlink_bytes_per_round": 2, "train_seconds": 3,
-                  "peak_memory_bytes": 4},
+                  "peak_memory_bytes": 4,
+                  "detection": {"flagged_malicious": 1, "flagged_honest": 1, "kept_malicious": 1, "kept_honest": 1}},
     )  # fmt: skip
     assert full.has(metric.needs)
     scores = metric.score(full)
@@ -285,4 +298,5 @@ def test_only_times_and_memory_are_measured():
     declared = {n: s for name in NAMES for n, s in harness.create("metric", name).scores.items()}
     assert {n for n, s in declared.items() if s.measured} == {"train_seconds", "peak_memory_bytes"}
     higher = {n for n, s in declared.items() if s.direction == "higher"}
-    assert higher == {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "robust_accuracy"}
+    quality = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "robust_accuracy"}
+    assert higher == quality | {"detection_precision", "detection_recall"}

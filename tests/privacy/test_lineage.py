@@ -25,7 +25,10 @@ def compressor(access):
 def aggregator(access):
     class Rooted(Aggregator):
         name = f"rooted-{access}"
-        data_access = access
+
+        @property
+        def data_access(self):
+            return access
 
         def aggregate(self, updates, context):
             raise AssertionError
@@ -57,7 +60,7 @@ TABLE = [
     (("public",), (), ("val",), []),
     (("none", "private"), ("none",), (), ["calibrated-private"]),
     ((), ("private",), (), ["rooted-private"]),
-    ((), ("private",), ("val",), ["rooted-private"]),
+    ((), ("private",), ("val",), []),
     ((), ("public",), (), ["rooted-public"]),
     ((), ("public",), ("val",), []),
     (("private",), ("none", "private"), (), ["calibrated-private", "rooted-private"]),

@@ -11,7 +11,7 @@ from harness.api import Defence, EvasionAttack, Field, Reference, detached, reco
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.api import Batch, LossFn, Params
+    from harness.api import Batch, LogitsFn, LossFn, Params
 
 
 class AdversarialTraining(Defence):
@@ -50,7 +50,7 @@ class AdversarialTraining(Defence):
     def cost(self) -> float:
         return 1.0 if self.fraction == 0 else 1.0 + self.attack.effort
 
-    def loss(self, loss: LossFn) -> LossFn:
+    def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
         if self.fraction == 0:
             return loss
         attack = self.attack.functional(self.attack.radius())

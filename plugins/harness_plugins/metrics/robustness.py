@@ -40,7 +40,7 @@ class AttackSuccessRate(Metric):
     """Share of the test samples of other classes that the trigger sends to the backdoor's target class.
 
     Samples of the target class do not count: to predict it for them is no success. Left out where there are
-    no others. Source: Gu et al. (2017).
+    no others. An attack with test records of its own (edge cases) is scored on these. Source: Gu et al. (2017).
     """
 
     name = "attack-success-rate"
@@ -50,7 +50,7 @@ class AttackSuccessRate(Metric):
         year=2017,
         url="https://arxiv.org/abs/1708.06733",
     )
-    needs: ClassVar[tuple[str, ...]] = ("labels", "triggered_logits", "backdoor_target")
+    needs: ClassVar[tuple[str, ...]] = ("triggered_labels", "triggered_logits", "backdoor_target")
     scores: ClassVar[dict[str, Score]] = {
         "attack_success_rate": Score(
             "lower", "share", "test samples of other classes that the trigger sends to the target class"
@@ -58,7 +58,7 @@ class AttackSuccessRate(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
-        labels, triggered = checked(context.labels, context.triggered_logits)
+        labels, triggered = checked(context.triggered_labels, context.triggered_logits)
         target = context.backdoor_target
         if target is None or not 0 <= target < triggered.shape[1]:
             raise PluginError(f"the backdoor's target must lie in [0, {triggered.shape[1]}), not {target}")
