@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import pytest
@@ -211,7 +212,7 @@ def test_hooks_are_told_the_start_and_the_last_move_of_the_global_weights(tmp_pa
     weights, starts, moved = of("weights"), of("start")[::2], of("moved")[::2]
     torch.testing.assert_close(starts, weights, rtol=0, atol=0)
     assert moved[0] is None
-    torch.testing.assert_close(moved[1:], [b - a for a, b in zip(weights, weights[1:], strict=False)])
+    torch.testing.assert_close(moved[1:], [b - a for a, b in itertools.pairwise(weights)])
     assert of("counts") == [(6, 2)] * 8
     assert all(callable(logits) for logits in of("logits") if not torch.is_tensor(logits))
 
@@ -242,7 +243,8 @@ def test_the_schedule_changes_only_as_far_as_it_must():
     plain = participants(20, 0.5, 30, 0, "train")
     forced = participants(20, 0.5, 30, 0, "train", always=(3, 7))
     for a, b in zip(plain, forced, strict=True):
-        assert {3, 7} <= set(b) and len(b) == 10
+        assert {3, 7} <= set(b)
+        assert len(b) == 10
         assert len(set(a) - set(b)) <= 2
     assert participants(20, 0.1, 3, 0, "train", always=(1, 2, 3)) == [[1, 2]] * 3
 

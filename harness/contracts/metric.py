@@ -31,7 +31,8 @@ class MetricContext:
     """Everything a score may be computed from; what a cell does not have is None.
 
     labels (n,), logits (n, k): clean test predictions. adversarial_logits (n, k): under the attack, row by row.
-    triggered_logits (t, k): with the backdoor's trigger; triggered_labels (t,): the true labels of these. module: the model as released; state: its file's tensors.
+    triggered_logits (t, k): with the backdoor's trigger; triggered_labels (t,): the true labels of these.
+    module: the model as released; state: its file's tensors.
     """
 
     num_classes: int
