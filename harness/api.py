@@ -29,6 +29,7 @@ from harness.contracts.compressor import (
     Compressor,
     ModelCompressor,
     Payload,
+    UpdateCompressionContext,
     UpdateCompressor,
 )
 from harness.contracts.data import Dataset, Partitioner, Split, Splits, find_file, hash_file, hold_out
@@ -109,6 +110,7 @@ __all__ = [
     "StackContext",
     "Tracker",
     "TrainingVariant",
+    "UpdateCompressionContext",
     "UpdateCompressor",
     "UpdateContext",
     "accounting",

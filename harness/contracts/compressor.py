@@ -97,15 +97,32 @@ class Payload:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
+@dataclass(frozen=True)
+class UpdateCompressionContext:
+    """What encoder and decoder know beside the update.
+
+    round: from 0. generator: the client's own. shared: the same stream for the server and all clients of a
+    round, fresh for each call, so what is drawn from it need not be sent. Both on the update's device.
+    layout: parameter name -> slice of d; shapes: parameter name -> its shape.
+    """
+
+    round: int
+    client: int
+    generator: torch.Generator
+    shared: torch.Generator
+    layout: dict[str, slice] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 class UpdateCompressor(Compressor):
-    """Makes an update (d,) cheaper to send. state: one client's dictionary, kept between its rounds."""
+    """Makes an update (d,) cheaper to send."""
 
     acts_on: ClassVar[str] = "update"
 
     @abstractmethod
-    def encode(self, update: Tensor, state: dict[str, Any]) -> Payload:
-        """update (d,), not mutated."""
+    def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
+        """update (d,), not mutated. state: this client's dictionary, kept between its rounds."""
 
     @abstractmethod
-    def decode(self, payload: Payload) -> Tensor:
+    def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         """The server's view of the update, (d,)."""

@@ -17,7 +17,7 @@ import torch
 
 from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, finite_rows, with_fewer
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
-from harness.contracts.compressor import UpdateCompressor
+from harness.contracts.compressor import UpdateCompressionContext, UpdateCompressor
 from harness.errors import PluginError
 from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
@@ -175,7 +175,7 @@ class Federation:
             client_buffers[i] = float_buffers(self.module, self._buffer_names)
             if rules.buffers == "local":
                 client.buffers = client_buffers[i]
-            updates[i] = self._wire(i, delta, weights.numel() + _size(buffers))
+            updates[i] = self._wire(start.round, i, delta, weights.numel() + _size(buffers))
         if byzantine:
             self._craft(start, ids, byzantine, updates, buffers, rounds)
         rows = torch.stack([updates[i] for i in ids])
@@ -293,7 +293,7 @@ class Federation:
 
     # clients ------------------------------------------------------------------------------------
 
-    def _wire(self, client: int, update: Tensor, plain: int) -> Tensor:
+    def _wire(self, round: int, client: int, update: Tensor, plain: int) -> Tensor:
         """The update as the server receives it, and its bytes counted."""
         self.outcome.messages += 1
         self.outcome.downlink_bytes += plain * 4
@@ -302,12 +302,19 @@ class Federation:
             return update
         size = update.numel()
         for link, compressor in enumerate(self.rules.compressors):
-            payload = compressor.encode(update, self._wire_state.setdefault((client, link), {}))
-            update = compressor.decode(payload)
+            state = self._wire_state.setdefault((client, link), {})
+            payload = compressor.encode(update, state, self._wire_context(round, client, link))
+            update = compressor.decode(payload, self._wire_context(round, client, link))
         if update.shape != (size,):
             raise PluginError(f"{compressor.name} decoded {tuple(update.shape)}, not ({size},)")
         self.outcome.uplink_bytes += payload.nbytes + (plain - size) * 4
         return update
+
+    def _wire_context(self, round: int, client: int, link: int) -> UpdateCompressionContext:
+        shapes = {name: tuple(p.shape) for name, p in trainable(self.module).items()}
+        own = torch_generator(self.seed, "compressor", link, client, round, device=self.device)
+        shared = torch_generator(self.seed, "shared compressor", link, round, device=self.device)
+        return UpdateCompressionContext(round, client, own, shared, self.layout, shapes)
 
     def _needs_own(self) -> bool:
         return self.rules.knowledge == "own" or (

@@ -320,11 +320,11 @@ def test_bytes_are_those_of_the_payload():
 
         name = "test-half"
 
-        def encode(self, update, state):
+        def encode(self, update, state, context):
             state["calls"] = state.get("calls", 0) + 1
             return Payload({"v": update.half()})
 
-        def decode(self, payload):
+        def decode(self, payload, context):
             return payload.tensors["v"].float()
 
     module = network()

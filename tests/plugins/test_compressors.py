@@ -575,7 +575,7 @@ def test_top_k_conserves_the_update_exactly(dtype):
     for _ in range(5):
         update = torch.randn(200, generator=generator, dtype=dtype)
         copied = update.clone()
-        decoded = method.decode(method.encode(update, state))
+        decoded = method.decode(method.encode(update, state, None), None)
         assert torch.equal(decoded.to(dtype) + state["residual"], update + residual_before)
         assert torch.equal(update, copied)
         assert decoded.dtype == torch.float32
@@ -585,12 +585,12 @@ def test_top_k_conserves_the_update_exactly(dtype):
 
 def test_top_k_sends_the_largest_magnitudes_of_update_and_residual():
     method, state = compressor("top-k", ratio=0.4), {}
-    payload = method.encode(torch.tensor([1.0, -5.0, 0.5, 4.0, -2.0]), state)
+    payload = method.encode(torch.tensor([1.0, -5.0, 0.5, 4.0, -2.0]), state, None)
     assert payload.tensors["indices"].tolist() == [1, 3]
     assert payload.tensors["values"].tolist() == [-5.0, 4.0]
     assert state["residual"].tolist() == [1.0, 0.0, 0.5, 0.0, -2.0]
-    payload = method.encode(torch.tensor([1.5, 0.0, 0.0, 0.25, -1.0]), state)
-    assert method.decode(payload).tolist() == [2.5, 0.0, 0.0, 0.0, -3.0]
+    payload = method.encode(torch.tensor([1.5, 0.0, 0.0, 0.25, -1.0]), state, None)
+    assert method.decode(payload, None).tolist() == [2.5, 0.0, 0.0, 0.0, -3.0]
     assert state["residual"].tolist() == [0.0, 0.0, 0.5, 0.25, 0.0]
 
 
@@ -598,14 +598,14 @@ def test_top_k_sends_everything_in_the_end():
     """With a constant update the mean of what was sent tends to it: nothing is lost, only late."""
     method, state = compressor("top-k", ratio=0.1), {}
     update = torch.linspace(-1, 1, 50)
-    sent = sum(method.decode(method.encode(update, state)) for _ in range(400)) / 400
+    sent = sum(method.decode(method.encode(update, state, None), None) for _ in range(400)) / 400
     assert (sent - update).abs().max() < 0.05
 
 
 def test_top_k_without_error_feedback_forgets():
     method, state = compressor("top-k", ratio=0.2, error_feedback=False), {}
     for _ in range(2):
-        decoded = method.decode(method.encode(torch.tensor([1.0, -5.0, 0.5, 4.0, -2.0]), state))
+        decoded = method.decode(method.encode(torch.tensor([1.0, -5.0, 0.5, 4.0, -2.0]), state, None), None)
         assert decoded.tolist() == [0.0, -5.0, 0.0, 0.0, 0.0]
     assert state == {}
 
@@ -614,7 +614,7 @@ def test_top_k_without_error_feedback_forgets():
     ("ratio", "d", "k"), [(0.01, 1000, 10), (0.29, 100, 29), (0.001, 10, 1), (1.0, 7, 7)]
 )
 def test_top_k_bytes(ratio, d, k):
-    payload = compressor("top-k", ratio=ratio).encode(torch.arange(1.0, d + 1), {})
+    payload = compressor("top-k", ratio=ratio).encode(torch.arange(1.0, d + 1), {}, None)
     assert payload.nbytes == 8 * k
     assert payload.facts == {"d": d}
     assert payload.tensors["values"].tolist() == [float(v) for v in range(d - k + 1, d + 1)]
@@ -631,7 +631,7 @@ def test_top_k_sends_what_is_not_finite_and_keeps_its_residual():
     method = compressor("top-k", ratio=0.2)
     state = {"residual": torch.tensor([0.5, 0, 0, 0, 0])}
     update = torch.tensor([1.0, 2.0, float("nan"), 3.0, 1e30])
-    assert not method.decode(method.encode(update, state)).isfinite().all()
+    assert not method.decode(method.encode(update, state, None), None).isfinite().all()
     assert state["residual"].tolist() == [0.5, 0, 0, 0, 0]
 
 
@@ -639,12 +639,12 @@ def test_top_k_bad_input():
     method = compressor("top-k")
     for bad in (torch.zeros(2, 3), torch.zeros(0), torch.zeros(3, dtype=torch.int64)):
         with pytest.raises(PluginError, match="top-k needs"):
-            method.encode(bad, {})
+            method.encode(bad, {}, None)
     with pytest.raises(PluginError, match="residual"):
-        method.encode(torch.ones(4), {"residual": torch.ones(3)})
-    payload = method.encode(torch.ones(4), {})
+        method.encode(torch.ones(4), {"residual": torch.ones(3)}, None)
+    payload = method.encode(torch.ones(4), {}, None)
     payload.tensors["indices"] = torch.tensor([4], dtype=torch.int32)
     with pytest.raises(PluginError, match="positions"):
-        method.decode(payload)
+        method.decode(payload, None)
     with pytest.raises(PluginError, match="ratio"):
         compressor("top-k", ratio=0.0)

@@ -39,10 +39,10 @@ def aggregator(access):
 class Sparse(UpdateCompressor):
     name = "sparse"
 
-    def encode(self, update, state):
+    def encode(self, update, state, context):
         raise AssertionError
 
-    def decode(self, payload):
+    def decode(self, payload, context):
         raise AssertionError
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api import Field, Payload, PluginError, Reference, UpdateCompressor
+from harness.api import (
+    Field,
+    Payload,
+    PluginError,
+    Reference,
+    UpdateCompressionContext,
+    UpdateCompressor,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +57,7 @@ class TopK(UpdateCompressor):
     ratio: float = Field(0.01, gt=0, le=1, description="share k/d of the coordinates sent, in (0, 1]")
     error_feedback: bool = Field(True, description="add what was not sent to the client's next update")
 
-    def encode(self, update: Tensor, state: dict[str, Any]) -> Payload:
+    def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         import torch
 
         if update.ndim != 1 or not len(update) or not update.is_floating_point():
@@ -71,7 +78,7 @@ class TopK(UpdateCompressor):
             state["residual"] = rest
         return Payload({"values": values, "indices": positions.to(index_dtype(d))}, {"d": d})
 
-    def decode(self, payload: Payload) -> Tensor:
+    def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         import torch
 
         values, positions = payload.tensors["values"], payload.tensors["indices"].to(torch.int64)
