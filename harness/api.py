@@ -20,6 +20,7 @@ from harness.contracts.attack import (
     PrivacyAttack,
     PrivacyContext,
     PrivacyView,
+    Surrogate,
     TrainingVariant,
 )
 from harness.contracts.base import Plugin, Reference
@@ -43,7 +44,7 @@ from harness.contracts.defence import (
     StackContext,
     UpdateContext,
 )
-from harness.contracts.metric import Metric, MetricContext, Score
+from harness.contracts.metric import Certificate, Metric, MetricContext, Score
 from harness.contracts.model import Model, Normalization
 from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError
@@ -70,6 +71,7 @@ __all__ = [
     "Aggregator",
     "Attack",
     "ByzantineAttack",
+    "Certificate",
     "ByzantineContext",
     "ClientData",
     "ClientHooks",
@@ -107,6 +109,7 @@ __all__ = [
     "Score",
     "Split",
     "Splits",
+    "Surrogate",
     "StackContext",
     "Tracker",
     "TrainingVariant",

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack
+from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
 from harness.contracts.defence import StackContext
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
@@ -83,13 +83,32 @@ class Cell:
         return self.attack is not None and self.attack.phase == "training"
 
     @property
-    def transfers(self) -> bool:
-        """Whether a gradient attack has to be crafted on the surrogate, since the released model has no gradient."""
-        return (
-            isinstance(self.attack, EvasionAttack)
-            and self.attack.access == "gradients"
-            and not all(c.differentiable for c in self.model_compressors)
-        )
+    def ways(self) -> tuple[str, ...]:
+        """How an evasion attack reaches the released model: on itself (`direct`), on its straight-through `twin`,
+        by `transfer` from a surrogate, or by several of these, of which the worst counts.
+        """
+        attack = self.attack
+        if not isinstance(attack, EvasionAttack):
+            return ()
+        if attack.surrogate is not None:
+            return ("transfer",)
+        chain = self.model_compressors
+        if attack.access != "gradients" or all(c.differentiable for c in chain):
+            return ("direct",)
+        twin = chain[-1].straight_through and all(c.differentiable for c in chain[:-1])
+        ways = {"twin": twin, "transfer": self.threat.surrogate is not None}
+        return tuple(way for way, possible in ways.items() if possible)
+
+    @property
+    def surrogate(self) -> Surrogate | None:
+        """The model behind the way `transfer`."""
+        if "transfer" not in self.ways:
+            return None
+        own = self.attack.surrogate if isinstance(self.attack, EvasionAttack) else None
+        if own is not None:
+            return own
+        kept = tuple(c for c in self.compressors if not isinstance(c, ModelCompressor))
+        return Surrogate("uncompressed", compressors=kept)
 
 
 def stack_label(plugins: Sequence[Plugin]) -> str:
@@ -203,7 +222,7 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
                 f"{threat.knowledge}"
             )
     if isinstance(attack, EvasionAttack):
-        if attack.access == "gradients" and threat.knowledge == "black-box":
+        if attack.access == "gradients" and threat.knowledge == "black-box" and attack.surrogate is None:
             raise NotApplicable(f"{attack.name} needs gradients; the threat {threat.name!r} is black-box")
         if threat.budget is not None and attack.norm != threat.budget.norm:
             bounded = f"bounded in {attack.norm}" if attack.norm else "not bounded by a norm"
@@ -216,7 +235,7 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
                 f"{attack.name} asks for eps = {radius:g}, more than the budget of {threat.name!r}, "
                 f"{threat.budget.eps:g}"
             )
-        if cell.transfers and threat.surrogate is None:
+        if not cell.ways:
             names = ", ".join(c.name for c in cell.model_compressors if not c.differentiable)
             raise NotApplicable(
                 f"{attack.name} needs gradients; {names} is not differentiable — add `surrogate: uncompressed`"

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import PrivacyAttack, TrainingVariant
 from harness.contracts.base import Plugin
+from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.grid import Cell, DataFacts, stack_label
 from harness.registry import registry, source_hash
 
 if TYPE_CHECKING:
     from harness.contracts.aggregator import Aggregator
     from harness.contracts.attack import Attack
-    from harness.contracts.compressor import ModelCompressor, UpdateCompressor
     from harness.contracts.data import Dataset
     from harness.contracts.defence import Defence
     from harness.contracts.metric import Metric
@@ -86,8 +86,13 @@ class AttackSpec:
     evaluation: Evaluation
     threat: Threat
     attack: Attack
-    transfer: bool
+    released: tuple[str, ...]  # keys of the stages behind the model
+    ways: tuple[str, ...] = ()  # see Cell.ways
+    surrogate: CompressSpec | None = None
+    surrogate_name: str = ""
+    surrogate_needs: tuple[str, ...] = ()
     variants: tuple[TrainingVariant, ...] = ()
+    variant_needs: tuple[str, ...] = ()
 
 
 Spec = TrainSpec | CompressSpec | CleanSpec | AttackSpec
@@ -169,12 +174,9 @@ class Planner:
         trained = self._train(train, facts, environment)
         plan.stages["train"] = trained
         model = CompressSpec(train, cell.model_compressors, scenario.unprotected)
-        released: tuple[str, ...] = (trained,)
+        released = self._released(model, trained, environment)
         if model.compressors:
-            chain = {"compressors": identities(model.compressors), "unprotected": model.unprotected}
-            label = f"{stack_label(model.compressors)} on {training_label(train)}"
-            plan.stages["compress"] = self._stage("compress", label, model, chain, (trained,), environment)
-            released = (trained, plan.stages["compress"])
+            plan.stages["compress"] = released[-1]
         scoring: dict[str, Any] = {
             "metrics": identities(metrics),
             "evaluation": scenario.evaluation.model_dump(mode="json"),
@@ -190,18 +192,57 @@ class Planner:
                 variants.append(self._train(replace(train, variant=variant), facts, environment))
                 plan.stages[f"variant:{variant.name}"] = variants[-1]
             spec = AttackSpec(
-                model, metrics, scenario.evaluation, cell.threat, cell.attack, cell.transfers, wanted
+                model,
+                metrics,
+                scenario.evaluation,
+                cell.threat,
+                cell.attack,
+                released,
+                ways=cell.ways,
+                variants=wanted,
+                variant_needs=tuple(variants),
             )
+            spec = self._with_surrogate(spec, cell, facts, environment)
             identity = {
                 **scoring,
                 "threat": _threat_identity(cell.threat),
                 "attack": identity_of(cell.attack),
-                "transfer": spec.transfer,
+                "ways": spec.ways,
+                "surrogate": spec.surrogate_needs,
             }
             label = f"{cell.attack.label()} on {released_label(model)}"
-            needs = (*variants, *released)
+            needs = tuple(dict.fromkeys((*spec.variant_needs, *spec.surrogate_needs, *released)))
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)
         return plan
+
+    def _released(
+        self, model: CompressSpec, trained: str, environment: dict[str, Any]
+    ) -> tuple[str, ...]:
+        """Keys of the stages that make a model: its training, and its compression if there is any."""
+        if not model.compressors:
+            return (trained,)
+        chain = {"compressors": identities(model.compressors), "unprotected": model.unprotected}
+        label = f"{stack_label(model.compressors)} on {training_label(model.train)}"
+        return trained, self._stage("compress", label, model, chain, (trained,), environment)
+
+    def _with_surrogate(
+        self, spec: AttackSpec, cell: Cell, facts: DataFacts, environment: dict[str, Any]
+    ) -> AttackSpec:
+        """The surrogate of a transfer attack is a model like any other: trained, compressed and shared as such."""
+        wanted, train = cell.surrogate, spec.model.train
+        if wanted is None:
+            return spec
+        compressors = cell.compressors if wanted.compressors is None else wanted.compressors
+        other = replace(
+            train,
+            defences=train.defences if wanted.defences is None else wanted.defences,
+            aggregators=train.aggregators if wanted.aggregators is None else wanted.aggregators,
+            compressors=tuple(c for c in compressors if isinstance(c, UpdateCompressor)),
+        )
+        chain = tuple(c for c in compressors if isinstance(c, ModelCompressor))
+        model = CompressSpec(other, chain, spec.model.unprotected)
+        needs = self._released(model, self._train(other, facts, environment), environment)
+        return replace(spec, surrogate=model, surrogate_name=wanted.name, surrogate_needs=needs)
 
     @staticmethod
     def _scores_attack(cell: Cell) -> bool:
@@ -276,9 +317,9 @@ def library_versions() -> dict[str, str]:
 def identity_of(plugin: Plugin) -> dict[str, Any]:
     """What decides a plugin's behaviour: name, parameters, package, version, source; nested plugins' too."""
     entry = registry().entry_of(plugin)
-    nested = [
-        identity_of(v) for f in type(plugin).model_fields if isinstance(v := getattr(plugin, f), Plugin)
-    ]
+    values = [getattr(plugin, f) for f in type(plugin).model_fields]
+    flat = [item for v in values for item in (v if isinstance(v, tuple | list) else (v,))]
+    nested = [identity_of(item) for item in flat if isinstance(item, Plugin)]
     return {
         "kind": plugin.kind,
         "name": plugin.name,

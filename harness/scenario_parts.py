@@ -160,6 +160,12 @@ class Evaluation(Part):
     subset: int | None = Field(
         None, ge=1, description="test records used, seeded and class-stratified; default: all"
     )
+    eot: int = Field(
+        10, ge=1, description="draws averaged by gradient attacks on a model that answers at random"
+    )
+    certified: int = Field(
+        200, ge=1, description="test records certified, seeded and class-stratified, where a defence can"
+    )
 
 
 class Compute(Part):

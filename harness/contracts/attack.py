@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from harness.contracts.aggregator import Aggregator
+    from harness.contracts.compressor import Compressor
+    from harness.contracts.defence import Defence
+
 
 KNOWLEDGE = {  # by phase, from the most an attacker may know to the least; the first is the default
     "training": ("omniscient", "updates", "own"),
@@ -41,6 +45,16 @@ class Attack(Plugin):
 
 
 @dataclass(frozen=True)
+class Surrogate:
+    """Another model of the scenario, on which examples are made: the target's own parts where None."""
+
+    name: str
+    defences: tuple[Defence, ...] | None = None
+    aggregators: tuple[Aggregator, ...] | None = None
+    compressors: tuple[Compressor, ...] | None = None
+
+
+@dataclass(frozen=True)
 class EvasionContext:
     """eps and norm: the budget in [0, 1] pixels (None: not bounded). generator: on x's device."""
 
@@ -54,9 +68,15 @@ class EvasionAttack(Attack):
     """Changes inputs at inference. The engine enforces range and norm ball and seeds every global RNG around it."""
 
     family: ClassVar[str] = "evasion"
-    access: ClassVar[str] = "gradients"  # gradients | logits | labels: what it asks of the model
+    # Both may be a property instead, where they follow from a parameter.
+    access: ClassVar[str] = "gradients"  # gradients | logits | labels | none: what it asks of the model
     norm: ClassVar[str | None] = None  # linf | l2 | l0; None: not bounded by a norm
     default_eps: ClassVar[float | None] = None  # radius where neither the attack nor the threat says one
+
+    @property
+    def surrogate(self) -> Surrogate | None:
+        """The model that examples are made on, for attacks by transfer; None: the target itself."""
+        return None
 
     @property
     def effort(self) -> int:

@@ -136,4 +136,6 @@ def _short(value: Any) -> str:
         return value.label()
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_short, value))}]"
     return str(value).replace(" ", "")

@@ -63,6 +63,7 @@ class ModelCompressor(Compressor):
 
     acts_on: ClassVar[str] = "model"
     differentiable: ClassVar[bool] = True  # False: white-box gradient attacks need a surrogate or a twin
+    straight_through: ClassVar[bool] = False  # True: what it returns has a `twin`
 
     @property
     def data_access(self) -> str:

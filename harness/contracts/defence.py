@@ -189,6 +189,21 @@ class Defence(ClientHooks, Plugin):
         """The model as deployed."""
         return model
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether `inference` answers at random: gradient attacks then average over draws (EOT)."""
+        return False
+
+    def certify(
+        self, model: nn.Module, x: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor] | None:
+        """What the deployed model provably answers around x (b, c, h, w), given the network without this defence.
+
+        Returns labels (b,) int64, -1 where it abstains, and L2 radii (b,) in [0, 1] pixels within which the
+        label cannot change; None: no certificate.
+        """
+        return None
+
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
         """What the trainings whose `prepare` results are listed guarantee together."""
         return None

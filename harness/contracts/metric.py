@@ -27,6 +27,18 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """What is proven of a model on some test records: labels, predicted (n,) int64, -1 for abstained; radii (n,).
+
+    radii: L2 in [0, 1] pixels, within which the prediction cannot change.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    radii: np.ndarray
+
+
+@dataclass(frozen=True)
 class MetricContext:
     """Everything a score may be computed from; what a cell does not have is None.
 
@@ -48,6 +60,8 @@ class MetricContext:
     state: dict[str, Tensor] | None = None
     training: dict[str, Any] | None = None  # uplink_bytes_per_round, train_seconds, detection, ...
     guarantee: Guarantee | None = None
+    uncompressed_logits: np.ndarray | None = None  # (n, k) of the model before its compressors
+    certificate: Certificate | None = None
 
     def has(self, names: tuple[str, ...]) -> bool:
         """Whether all of these are known."""

@@ -132,24 +132,26 @@ def evade(
     budget: float | None,
     num_classes: int,
     device: torch.device | str,
-    surrogate: nn.Module | None = None,
+    source: nn.Module | None = None,
+    clean: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The model's logits under attack, (n, k) float32, row by row over all images, and facts for the record.
 
-    images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a surrogate the examples are made on it
-    and scored on `model` (transfer); both are on `device`. Robust accuracy counts what is right on the clean
+    images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a source the examples are made on it (a
+    surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. clean (n, k):
+    the model's clean logits, where they are known. Robust accuracy counts what is right on the clean
     *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep their
     clean logits. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
     mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked).
     """
     import torch
 
-    source = model if surrogate is None else surrogate
+    source = model if source is None else source
     truth = torch.as_tensor(labels).to("cpu", torch.int64).numpy()
     if truth.shape != (len(images),):
         raise HarnessError(f"{len(images)} images need labels ({len(images)},), not {truth.shape}")
-    clean = predict(model, images, batch_size, device)
+    clean = predict(model, images, batch_size, device) if clean is None else clean
     targets = np.flatnonzero((clean.argmax(1) == truth) & ~np.isnan(clean).any(1))
     adversarial = clean.copy()
     moved = {"linf": 0.0, "l2": 0.0}
@@ -169,7 +171,8 @@ def evade(
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
         if changed.any():
-            adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
+            with _seeded(derive("evasion-answer", seed, number), x.device):  # a model may answer at random
+                adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
         if progress is not None:
             progress(start + len(batch), len(targets))
     facts: dict[str, Any] = {"attacked": len(targets)}

@@ -50,6 +50,8 @@ def _group(record: Mapping[str, Any]) -> str | None:
     accuracy = (record.get("scores") or {}).get("robust_accuracy")
     if attack.get("mode") != "white-box" or accuracy is None or not math.isfinite(accuracy):
         return None
+    if attack.get("norm") is None:  # corruptions and minimal-distance attacks: not rivals in one ball
+        return None
     cell = {axis: value for axis, value in record["cell"].items() if axis != "attack"}
     return json.dumps([cell, attack.get("norm"), attack.get("eps")], sort_keys=True, default=str)
 

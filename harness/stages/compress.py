@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from harness.contracts.compressor import CompressedModel, CompressionContext
+from harness.contracts.defence import Defence
 from harness.errors import PluginError
 from harness.evaluation.predict import to_pixels
 from harness.federation.data import Part
@@ -84,6 +87,22 @@ def _data_for(
     return data
 
 
+Certify = Callable[["Tensor", torch.Generator], "tuple[Tensor, Tensor] | None"]
+
+
+@dataclass
+class Released:
+    """A model as it is deployed. certify: the defences' certificate for a batch of pixels, if they give one."""
+
+    module: nn.Module
+    state: dict[str, Tensor]
+    differentiable: bool
+    twin: nn.Module | None
+    device: str
+    stochastic: bool
+    certify: Certify | None
+
+
 @torch.no_grad()
 def load_released(
     training: Training,
@@ -91,17 +110,29 @@ def load_released(
     store: Store,
     base: dict[str, Any],
     compressed: dict[str, Any] | None,
-) -> CompressedModel:
-    """The model as released: trained, then every link of the compressor chain restored from its file."""
+) -> Released:
+    """The model as released: trained, every link of the compressor chain restored from its file, deployed."""
     module = load_trained(training, store, base)
     released = CompressedModel(module, module.state_dict())
     if compressed is not None:
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])
             released = compressor.restore(released.module, state, training.data.input_shape)
-    released.module.to(released.device or training.device).eval()
-    for rule in spec.train.aggregators:
-        released.module = rule.inference(released.module)
-    for defence in spec.train.defences:
-        released.module = defence.inference(released.module)
-    return released
+    device = released.device or training.device
+    deploy = [*spec.train.aggregators, *spec.train.defences]
+    certify: Certify | None = None
+    for part in deploy:
+        if isinstance(part, Defence) and type(part).certify is not Defence.certify:
+            certify = partial(part.certify, released.module)
+        released.module = part.inference(released.module)
+        if released.twin is not None:
+            released.twin = part.inference(released.twin)
+    return Released(
+        module=released.module.to(device).eval(),
+        state=released.state,
+        differentiable=released.differentiable,
+        twin=None if released.twin is None else released.twin.to(device).eval(),
+        device=device,
+        stochastic=any(defence.stochastic for defence in spec.train.defences),
+        certify=certify,
+    )

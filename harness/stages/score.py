@@ -19,12 +19,14 @@ from harness.contracts.attack import (
 )
 from harness.contracts.data import hold_out
 from harness.contracts.defence import Guarantee
-from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext
+from harness.contracts.metric import CONTEXT_FIELDS, Certificate, Metric, MetricContext
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import evade
+from harness.evaluation.expectation import Expectation
 from harness.evaluation.membership import draw_members
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.data import Part
+from harness.federation.local import seeded_modules
 from harness.plan import AttackSpec, CleanSpec, Stage
 from harness.privacy.lineage import apply_lineage
 from harness.random import derive, numpy_generator, torch_generator
@@ -42,19 +44,15 @@ class _Scoring:
     """What clean and attack stages share: the released model, the test split, the training's facts."""
 
     def __init__(self, stage: Stage, spec: CleanSpec | AttackSpec, store: Store, device: str) -> None:
-        results = [store.stage_result(key) for key in stage.needs]
-        if any(r is None for r in results):
-            raise HarnessError("a result that this stage needs is gone from the store; run again")
         model = spec.model
-        compressed = results[-1] if model.compressors else None
-        self.base: dict[str, Any] = results[-2 if model.compressors else -1]  # type: ignore[assignment]
-        self.variants = results[: -2 if model.compressors else -1]
-        self.training = Training(model.train, stage.needs[-1], device)
+        keys = spec.released if isinstance(spec, AttackSpec) else stage.needs
         self.store = store
         self.spec = spec
-        with torch.no_grad():
-            self.released = load_released(self.training, model, store, self.base, compressed)
-        self.device = self.released.device or device
+        self.base = self.result(keys[0])
+        compressed = self.result(keys[1]) if model.compressors else None
+        self.training = Training(model.train, keys[-1], device)
+        self.released = load_released(self.training, model, store, self.base, compressed)
+        self.device = self.released.device
         source = compressed or self.base
         guarantee = None if source["guarantee"] is None else Guarantee.model_validate(source["guarantee"])
         self.guarantee = apply_lineage(
@@ -68,25 +66,57 @@ class _Scoring:
             self.facts["train_seconds"] += sum(f["train_seconds"] for f in compressed["fine_tuning"])
 
     def test(self) -> Part:
-        """The whole test split, or its declared, seeded, class-stratified subset."""
-        part, subset = self.training.data.test, self.subset()
-        if subset is None or subset >= len(part):
-            return part
-        labels = part.labels.cpu().numpy()
-        _, chosen = hold_out(labels, None, subset / len(labels), numpy_generator("test subset", subset))
-        images, chosen_labels = part.take(chosen)
-        return Part(images, chosen_labels, None)
-
-    def subset(self) -> int | None:
+        """The whole test split, or its declared subset."""
         own = self.spec.threat.subset if isinstance(self.spec, AttackSpec) else None
-        return own if own is not None else self.spec.evaluation.subset
+        subset = own if own is not None else self.spec.evaluation.subset
+        part = self.training.data.test
+        return part if subset is None else stratified(part, subset)
+
+    def certificate(self) -> Certificate | None:
+        """What the defences prove about some test records, if they prove anything."""
+        certify = self.released.certify
+        if certify is None:
+            return None
+        part = stratified(self.test(), self.spec.evaluation.certified)
+        generator = torch_generator(self.spec.model.train.seed, "certificate", device=self.device)
+        predicted, radii = [], []
+        with torch.no_grad():
+            for start in range(0, len(part), self.spec.evaluation.batch_size):
+                x = to_pixels(part.images[start : start + self.spec.evaluation.batch_size]).to(self.device)
+                found = certify(x, generator)
+                if found is None:
+                    return None
+                predicted.append(found[0].cpu().numpy())
+                radii.append(found[1].double().cpu().numpy())
+        return Certificate(part.labels.cpu().numpy(), np.concatenate(predicted), np.concatenate(radii))
 
     def context(self, **known: Any) -> MetricContext:
         data = self.training.data
         return MetricContext(num_classes=data.num_classes, input_shape=data.input_shape, **known)
 
-    def predict(self, images: Tensor) -> np.ndarray:
-        return predict(self.released.module, images, self.spec.evaluation.batch_size, self.device)
+    def result(self, key: str) -> dict[str, Any]:
+        found = self.store.stage_result(key)
+        if found is None:
+            raise HarnessError("a result that this stage needs is gone from the store; run again")
+        return found
+
+    def predict(self, images: Tensor, module: nn.Module | None = None) -> np.ndarray:
+        """Logits of the released model, or of another; one that answers at random draws from the seed."""
+        seed = derive(self.spec.model.train.seed, "inference")
+        with seeded_modules(self.device, seed):
+            chosen = self.released.module if module is None else module
+            return predict(chosen, images, self.spec.evaluation.batch_size, self.device)
+
+
+
+def stratified(part: Part, size: int) -> Part:
+    """At most about `size` records, a seeded draw in which classes keep their shares."""
+    if size >= len(part):
+        return part
+    labels = part.labels.cpu().numpy()
+    _, chosen = hold_out(labels, None, size / len(labels), numpy_generator("test subset", size))
+    images, chosen_labels = part.take(chosen)
+    return Part(images, chosen_labels, None)
 
 
 ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership")
@@ -113,9 +143,16 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
 def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str, Any]:
     scoring = _Scoring(stage, spec, store, device)
     test = scoring.test()
+    before = None
+    if spec.model.compressors:
+        original = replace(spec.model, compressors=())
+        module = load_released(scoring.training, original, store, scoring.base, None).module
+        before = scoring.predict(test.images, module.to(scoring.device))
     context = scoring.context(
         labels=test.labels.cpu().numpy(),
         logits=scoring.predict(test.images),
+        uncompressed_logits=before,
+        certificate=scoring.certificate(),
         module=scoring.released.module,
         state=scoring.released.state,
         training=scoring.facts,
@@ -144,40 +181,72 @@ def _evasion(
     scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, progress: Progress
 ) -> dict[str, Any]:
     test = scoring.test()
-    transfer = attack.access == "gradients" and not scoring.released.differentiable
-    if transfer and spec.threat.surrogate is None:
-        raise PluginError(f"{attack.name} needs gradients and the compressed model has none")
-    surrogate = None
-    if transfer:
-        surrogate = load_trained(scoring.training, scoring.store, scoring.base).to(scoring.device)
+    labels, clean = test.labels.cpu().numpy(), scoring.predict(test.images)
     budget = None if spec.threat.budget is None else spec.threat.budget.eps
-    data = scoring.training.data
-    logits, facts = evade(
-        attack,
-        scoring.released.module,
-        test.images,
-        test.labels,
-        batch_size=spec.evaluation.batch_size,
-        seed=derive(spec.model.train.seed, "attack"),
-        budget=budget,
-        num_classes=data.num_classes,
-        device=scoring.device,
-        surrogate=surrogate,
-        progress=lambda done, total: progress(done, total, f"{done}/{total} images"),
-    )
-    context = scoring.context(
-        labels=test.labels.cpu().numpy(), logits=scoring.predict(test.images), adversarial_logits=logits
-    )
+    logits: np.ndarray | None = None
+    by_way: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    for number, way in enumerate(spec.ways):
+        source, mode = _source(scoring, spec, attack, way)
+        found, facts = evade(
+            attack,
+            scoring.released.module,
+            test.images,
+            test.labels,
+            batch_size=spec.evaluation.batch_size,
+            seed=derive(spec.model.train.seed, "attack"),
+            budget=budget,
+            num_classes=scoring.training.data.num_classes,
+            device=scoring.device,
+            source=source,
+            clean=clean,
+            progress=lambda done, total, number=number: progress(  # type: ignore[misc]
+                number * total + done, len(spec.ways) * total, f"{done}/{total} images"
+            ),
+        )
+        right = (clean.argmax(1) == labels) & (found.argmax(1) == labels)
+        by_way[mode] = {"robust_accuracy": float(right.mean()), **facts}
+        # The worst of several ways counts, sample by sample.
+        logits = found if logits is None else np.where((found.argmax(1) != labels)[:, None], found, logits)
+    context = scoring.context(labels=labels, logits=clean, adversarial_logits=logits)
     description = {
         "access": attack.access,
         "effort": attack.effort,
-        "mode": f"transfer from {spec.threat.surrogate}" if transfer else spec.threat.knowledge,
+        "mode": " and ".join(by_way),
         "norm": attack.norm,
         "eps": attack.radius(budget),
         "samples": len(test),
-        **facts,
+        **(facts if len(by_way) == 1 else {"ways": by_way}),
     }
+    if scoring.released.stochastic and attack.access == "gradients":
+        description["eot"] = spec.evaluation.eot
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
+
+
+def _source(
+    scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, way: str
+) -> tuple[nn.Module, str]:
+    """The model that examples are made on, and how to call that in the record."""
+    released = scoring.released
+    if way == "transfer":
+        assert spec.surrogate is not None
+        training = Training(spec.surrogate.train, spec.surrogate_needs[-1], scoring.training.device)
+        base = scoring.result(spec.surrogate_needs[0])
+        compressed = scoring.result(spec.surrogate_needs[1]) if spec.surrogate.compressors else None
+        released = load_released(training, spec.surrogate, scoring.store, base, compressed)
+        if attack.access == "gradients" and not released.differentiable and released.twin is None:
+            raise PluginError(f"{attack.name} needs gradients and its surrogate has none")
+        module = released.module if released.differentiable else released.twin or released.module
+        module, mode = module.to(scoring.device), f"transfer from {spec.surrogate_name}"
+    elif way == "twin":
+        if released.twin is None:
+            raise PluginError("the compressor declares a straight-through twin and returned none")
+        module, mode = released.twin, "straight-through twin"
+    else:
+        module, mode = released.module, spec.threat.knowledge or "white-box"
+    if released.stochastic and attack.access == "gradients":
+        module = Expectation(module, spec.evaluation.eot)
+    return module, mode
 
 
 def _backdoor(scoring: _Scoring, spec: AttackSpec, attack: PoisoningAttack) -> dict[str, Any]:
@@ -241,9 +310,9 @@ def _privacy(scoring: _Scoring, spec: AttackSpec, attack: PrivacyAttack) -> dict
         return to_pixels(images).to(scoring.device), labels.to(scoring.device)
 
     variants = {}
-    for variant, result in zip(spec.variants, scoring.variants, strict=True):
+    for variant, key in zip(spec.variants, spec.variant_needs, strict=True):
         other = Training(replace(spec.model.train, variant=variant), "", training.device)
-        module = load_trained(other, scoring.store, result)  # type: ignore[arg-type]
+        module = load_trained(other, scoring.store, scoring.result(key))
         mask = np.isin(np.concatenate([members, non_members]), other.pool.members)
         variants[variant.name] = (logits_of(module, training.device), mask)
     view = PrivacyView(

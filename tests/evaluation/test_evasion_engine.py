@@ -296,7 +296,7 @@ def test_no_radius_means_the_clean_logits_bit_for_bit():
 def test_transfer_makes_on_the_surrogate_and_scores_on_the_model():
     model, surrogate, (x, _) = network(), network(seed=1), data()
     y = _learned_labels(model, x)
-    adversarial, facts = _evade(FGSM(eps=EPS), model, x, y, surrogate=surrogate)
+    adversarial, facts = _evade(FGSM(eps=EPS), model, x, y, source=surrogate)
     moved = attack_batch(FGSM(eps=EPS), surrogate, x[6:], y[6:])
     np.testing.assert_allclose(adversarial[6:], predict(model, moved, 64, "cpu"), atol=1e-5)
     assert facts["attacked"] == 18  # those the model, not the surrogate, has right
