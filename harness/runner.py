@@ -144,8 +144,11 @@ class Runner:
             self.tally.executed[stage.kind] += 1
             self.observer.stage_finished(stage.key, stage.kind, stage.label, "done", seconds, None)
             for plan in self._open.pop(event.key, []):
-                self._missing[id(plan)].discard(event.key)
-                if not self._missing[id(plan)]:
+                missing = self._missing[id(plan)]
+                if not missing:  # another of its stages has failed, and so has the cell
+                    continue
+                missing.discard(event.key)
+                if not missing:
                     self._finish(plan)
         else:
             self._fail(stage, event.payload, seconds)

@@ -62,12 +62,59 @@ def middle(ordered: Tensor) -> Tensor:
     return ordered[:, (n - 1) // 2].double() / 2 + ordered[:, n // 2].double() / 2
 
 
+def nearest_to_median(ordered: Tensor, k: int) -> Tensor:
+    """ordered (c, n) ascending -> (c,) float64: the mean of the k values nearest the median, n/2 <= k <= n.
+
+    These are neighbours in the order: of the n - k values that may go at either end, as many go at the low
+    end as lie farther from the median than the value that would come in for them at the high end. Of two that
+    are equally far the lower one stays.
+    """
+    import torch
+
+    n = ordered.shape[1]
+    spare = n - k
+    core = ordered[:, spare:k].sum(1, dtype=torch.float64)  # these are always among the nearest
+    if not spare:
+        return core / k
+    centre = middle(ordered)[:, None]
+    low, high = ordered[:, :spare].double(), ordered[:, k:].double()
+    swapped = (centre - low) > (high - centre)
+    outer = torch.where(swapped, high, low).sum(1)
+    return (core + outer) / k
+
+
 def combine(weights: Tensor, updates: Tensor) -> Tensor:
     """weights (k, n) @ updates (n, d) -> (k, d) in the updates' dtype and device, summed in float64."""
     result = updates.new_empty((len(weights), updates.shape[1]))
     for columns, block in blocks(updates):
         result[:, columns] = (weights.to(block.device).double() @ block.double()).to(result)
     return result
+
+
+def mean_of(updates: Tensor, rows: list[int], factors: Tensor | None = None) -> Tensor:
+    """The mean (d,) of some rows, each first multiplied by its factor, factors (n,) over all rows, if given."""
+    import torch
+
+    weights = torch.zeros((1, len(updates)), dtype=torch.float64)
+    weights[0, rows] = 1 / len(rows)
+    if factors is not None:
+        weights *= factors.cpu().double()
+    return combine(weights, updates)[0]
+
+
+def clip_factors(norms: Tensor, radius: float | Tensor) -> Tensor:
+    """min(1, radius / norm) for norms (n,); 1 for a row that is zero."""
+    return (radius / norms).nan_to_num(nan=1.0).clamp(max=1)
+
+
+def inner_products(updates: Tensor, vector: Tensor) -> Tensor:
+    """(n,) float64 on the CPU: the inner product of each row with a vector (d,)."""
+    import torch
+
+    total = torch.zeros(len(updates), dtype=torch.float64)
+    for columns, block in blocks(updates):
+        total += (block.double() @ vector[columns].to(block.device).double()).cpu()
+    return total
 
 
 def squared_norms(updates: Tensor) -> Tensor:

@@ -42,6 +42,15 @@ def squared_distances(updates: Tensor) -> Tensor:
     return distances
 
 
+def gram_about(distances: Tensor, weights: Tensor) -> Tensor:
+    """Inner products <x_i - v, x_j - v> (n, n) about v = sum_i weights_i x_i, weights of sum 1, from distances.
+
+    distances (n, n) squared, as from `squared_distances`; finite ones only.
+    """
+    towards = distances @ weights
+    return (towards[:, None] + towards[None, :] - weights @ towards - distances) / 2
+
+
 def krum_order(updates: Tensor, neighbours: int) -> list[int]:
     """Rows from the best Krum score to the worst; ties go to the lower row.
 

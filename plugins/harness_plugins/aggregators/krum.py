@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine, tolerated
+from harness_plugins.aggregators._columns import mean_of, tolerated
 from harness_plugins.aggregators._distances import krum_order
 
 if TYPE_CHECKING:
@@ -85,13 +85,11 @@ class MultiKrum(Aggregator):
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
-        import torch
-
         f = tolerated(self, updates, context)
         m = self.m or len(updates) - f
         kept = sorted(krum_order(updates, self.neighbours or len(updates) - f - 2)[:m])
         context.report(kept=kept)
-        return combine(torch.full((1, m), 1 / m, dtype=torch.float64), updates[kept])[0]
+        return mean_of(updates, kept)
 
 
 PLUGINS = (Krum, MultiKrum)

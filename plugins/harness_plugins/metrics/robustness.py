@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import checked, predicted
 
@@ -58,7 +60,11 @@ class AttackSuccessRate(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
-        labels, triggered = checked(context.triggered_labels, context.triggered_logits)
+        if context.triggered_labels is None or context.triggered_logits is None:
+            raise PluginError("the triggered samples' labels and logits are needed")
+        labels, triggered = np.asarray(context.triggered_labels), np.asarray(context.triggered_logits)
+        if triggered.ndim != 2 or labels.shape != triggered.shape[:1] or not len(labels):
+            raise PluginError(f"triggered logits must be (t, classes) with t labels, not {triggered.shape}")
         target = context.backdoor_target
         if target is None or not 0 <= target < triggered.shape[1]:
             raise PluginError(f"the backdoor's target must lie in [0, {triggered.shape[1]}), not {target}")

@@ -1,0 +1,63 @@
+"""Clipped clustering."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import AggregationContext, Aggregator, Reference
+from harness_plugins.aggregators._columns import clip_factors, mean_of, squared_norms, tolerated
+from harness_plugins.aggregators._cosines import cosines, gram_matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ClippedClustering(Aggregator):
+    """Clips to the median of all norms seen so far, then averages the larger of two clusters by cosine.
+
+    Average-linkage agglomerative clustering into two clusters on 1 - cos(x_i, x_j); of equally large ones the
+    one with the lowest row. Clipping does not change a cosine. f and the weights are not used.
+
+    updates (n, d) -> (d,). Costs O(n^2 d). Keeps every norm it has seen. Reports the rows kept.
+    """
+
+    name: ClassVar[str] = "clipped-clustering"
+    requires: ClassVar[tuple[str, ...]] = ("scipy.cluster.hierarchy",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="An Experimental Study of Byzantine-Robust Aggregation Schemes in Federated Learning",
+        authors="Li, Ngai, Voigt",
+        venue="IEEE Transactions on Big Data 10",
+        year=2024,
+        url="https://arxiv.org/abs/2302.07173",
+    )
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        tolerated(self, updates, context)
+        norms = squared_norms(updates).sqrt()
+        seen: list[float] = context.state.setdefault("norms", [])
+        seen += norms.tolist()
+        radius = torch.tensor(seen, dtype=torch.float64).quantile(0.5)
+        kept = self._larger(updates)
+        context.report(kept=kept)
+        return mean_of(updates, kept, clip_factors(norms, radius))
+
+    @staticmethod
+    def _larger(updates: Tensor) -> list[int]:
+        import numpy as np
+        from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import squareform
+
+        n = len(updates)
+        if n < 3:
+            return list(range(n))
+        distances = (1 - cosines(gram_matrix(updates))).fill_diagonal_(0).clamp(min=0).numpy()
+        tree = linkage(squareform(distances, checks=False), method="average")
+        labels = fcluster(tree, 2, criterion="maxclust")
+        first = labels[0]
+        larger = first if 2 * (labels == first).sum() >= n else 3 - first
+        return [int(i) for i in np.flatnonzero(labels == larger)]
+
+
+PLUGINS = (ClippedClustering,)

@@ -1,0 +1,86 @@
+"""MoNNA: the neighbours of a vector that is trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import blocks, mean_of, tolerated
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NearestNeighborAveraging(Aggregator):
+    """The mean of the n - f updates nearest to a trusted one (nearest-neighbour averaging).
+
+    Published for peers, each of which trusts itself. A server has to trust somebody: the client `trusted`,
+    whose own row counts among the nearest, or with `root` the update that the server computes on a root
+    dataset (which does not enter the mean). A trusted client that is malicious leaves no protection. Ties go
+    to the lower row. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f, else PluginError, as where the trusted client is not in the round.
+    Costs O(n d). Reports the rows kept.
+    """
+
+    name: ClassVar[str] = "monna"
+    reference: ClassVar[Reference | None] = Reference(
+        title="Robust Collaborative Learning with Linear Gradient Overhead",
+        authors="Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan",
+        venue="ICML",
+        year=2023,
+        url="https://arxiv.org/abs/2209.10931",
+    )
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+    trusted: int | Literal["root"] = Field(
+        0, description="number of the trusted client, or root: the server's own update on a root dataset"
+    )
+    root_size: int = Field(100, ge=1, description="records in the root dataset")
+    root: Literal["private", "public"] = Field(
+        "private", description="where the root dataset comes from: the validation split, or public data"
+    )
+
+    @property
+    def root_records(self) -> int:
+        return self.root_size if self.trusted == "root" else 0
+
+    @property
+    def data_access(self) -> str:
+        return self.root if self.trusted == "root" else "none"
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        own = f if self.f is None else self.f
+        if n <= 2 * own:
+            raise PluginError(f"monna needs n > 2f updates: n = {n}, f = {own}")
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        f = tolerated(self, updates, context)
+        pivot = self._pivot(updates, context)
+        distances = torch.zeros(len(updates), dtype=torch.float64)
+        for columns, block in blocks(updates):
+            difference = block.double() - pivot[columns].to(block.device).double()
+            distances += difference.square().sum(1).cpu()
+        kept = sorted(distances.sort(stable=True).indices[: len(updates) - f].tolist())
+        context.report(kept=kept)
+        return mean_of(updates, kept)
+
+    def _pivot(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        if self.trusted == "root":
+            if context.root_update is None:
+                raise PluginError("monna: there is no root dataset in this context")
+            return context.root_update()
+        if self.trusted not in context.client_ids:
+            raise PluginError(
+                f"monna trusts client {self.trusted}, which takes no part in this round of "
+                f"{len(updates)} clients: use participation 1 or trusted: root"
+            )
+        return updates[context.client_ids.index(self.trusted)]
+
+
+PLUGINS = (NearestNeighborAveraging,)

@@ -1,0 +1,81 @@
+"""SignGuard: norms and signs that stand out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import AggregationContext, Aggregator, Field, Reference
+from harness_plugins.aggregators._columns import clip_factors, mean_of, squared_norms, tolerated
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class SignGuard(Aggregator):
+    """Keeps updates of plausible norm whose share of signs is that of the largest cluster (plain SignGuard).
+
+    A row passes the norm filter where lower <= ||x_i|| / median <= upper. It passes the sign filter where its
+    shares of positive, zero and negative values, over a random `share` of the coordinates, lie in the largest
+    cluster found by mean shift (bandwidth: scikit-learn's estimate at quantile 0.5). Those that pass both are
+    clipped to the median norm and averaged. f and the weights are not used. Without any such row all rows
+    that pass the norm filter count.
+
+    updates (n, d) -> (d,). Costs O(n d + n^2). Draws from the context's generator. Reports the rows kept.
+    """
+
+    name: ClassVar[str] = "signguard"
+    requires: ClassVar[tuple[str, ...]] = ("sklearn.cluster",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="Byzantine-robust Federated Learning through Collaborative Malicious Gradient Filtering",
+        authors="Xu, Huang, Song, Lan",
+        venue="ICDCS",
+        year=2022,
+        url="https://arxiv.org/abs/2109.05872",
+    )
+
+    lower: float = Field(0.1, ge=0, le=1, description="least norm, as a share of the median one (L)")
+    upper: float = Field(
+        3.0, ge=1, allow_inf_nan=False, description="largest norm, as a multiple of the median one (R)"
+    )
+    share: float = Field(0.1, gt=0, le=1, description="coordinates whose signs are looked at, of all")
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        tolerated(self, updates, context)
+        norms = squared_norms(updates).sqrt()
+        median = norms.quantile(0.5)
+        plausible = (norms >= self.lower * median) & (norms <= self.upper * median)
+        alike = torch.from_numpy(self._largest_cluster(self._signs(updates, context)))
+        kept = (plausible & alike).nonzero().flatten().tolist()
+        if not kept:
+            kept = plausible.nonzero().flatten().tolist()
+        context.report(kept=kept)
+        return mean_of(updates, kept, clip_factors(norms, median))
+
+    def _signs(self, updates: Tensor, context: AggregationContext) -> np.ndarray:
+        """(n, 3): shares of positive, zero and negative values."""
+        import torch
+
+        d = updates.shape[1]
+        looked = max(1, round(self.share * d))
+        generator = context.generator
+        drawn = torch.randperm(d, generator=generator, device=generator.device)[:looked]
+        signs = updates[:, drawn.to(updates.device)].sign()
+        return torch.stack([(signs == s).double().mean(1) for s in (1, 0, -1)], dim=1).cpu().numpy()
+
+    @staticmethod
+    def _largest_cluster(features: np.ndarray) -> np.ndarray:
+        import numpy as np
+        from sklearn.cluster import MeanShift, estimate_bandwidth
+
+        bandwidth = estimate_bandwidth(features, quantile=0.5)
+        if bandwidth <= 0:  # half of the rows or more are equal: these are the cluster
+            _, inverse, counts = np.unique(features, axis=0, return_inverse=True, return_counts=True)
+            return np.asarray(inverse.reshape(-1) == counts.argmax())
+        labels = MeanShift(bandwidth=bandwidth).fit(features).labels_
+        return np.asarray(labels == np.bincount(labels).argmax())
+
+
+PLUGINS = (SignGuard,)

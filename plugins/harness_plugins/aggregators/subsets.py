@@ -1,0 +1,232 @@
+"""Rules that look for the best n - f updates: least diameter, least spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import combine, mean_of, tolerated
+from harness_plugins.aggregators._distances import gram_about, squared_distances
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH = 4096  # subsets looked at together
+
+
+def _check(rule: Aggregator, n: int, f: int, limit: int) -> None:
+    if n <= 2 * f:
+        raise PluginError(f"{rule.name} needs n > 2f updates: n = {n}, f = {f}")
+    if math.comb(n, f) > limit:
+        raise PluginError(
+            f"{rule.name} would look at {math.comb(n, f):.3g} subsets of n - f = {n - f} of n = {n} updates, "
+            f"more than its limit of {limit:.3g}; use fewer clients or raise `limit`"
+        )
+
+
+class MinimumDiameterAveraging(Aggregator):
+    """The mean of the n - f updates of least diameter: the subset whose two farthest rows are closest.
+
+    Of several such subsets the first in lexicographic order. The least diameter is found by bisection over
+    the distances; whether n - f rows fit within one is whether f rows can be left out so that no two that are
+    farther apart remain (a vertex cover). The work grows with C(n, f) in the worst case, as the problem is
+    hard, and is refused beyond `limit`. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n^2 d) and up to C(n, f) steps of O(n^2).
+    Reports the rows kept.
+    """
+
+    name: ClassVar[str] = "mda"
+    reference: ClassVar[Reference | None] = Reference(
+        title="Genuinely Distributed Byzantine Machine Learning",
+        authors="El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault",
+        venue="PODC",
+        year=2020,
+        url="https://arxiv.org/abs/1905.03853",
+    )
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+    limit: int = Field(10**6, ge=1, description="most subsets C(n, f) it may have to look at")
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        _check(self, n, f if self.f is None else self.f, self.limit)
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        f = tolerated(self, updates, context)
+        distances = squared_distances(updates).numpy()
+        values = sorted({float(v) for v in distances.flatten()})
+        low, high = 0, len(values) - 1
+        while low < high:  # the least value within which n - f rows fit
+            half = (low + high) // 2
+            if _covers(distances > values[half], f):
+                high = half
+            else:
+                low = half + 1
+        kept = self._first(distances > values[low], f)
+        context.report(kept=kept)
+        return mean_of(updates, kept)
+
+    @staticmethod
+    def _first(apart, f: int) -> list[int]:  # type: ignore[no-untyped-def]
+        """The first n - f rows, in lexicographic order, of which no two are too far apart."""
+        n = len(apart)
+        kept: list[int] = []
+        out: set[int] = set()
+        for row in range(n):
+            if row in out or len(kept) == n - f:
+                continue
+            gone = out | {j for j in range(n) if apart[row, j]}
+            if gone & set(kept) or len(gone) > f:
+                continue
+            rest = [j for j in range(n) if j not in gone]
+            if _covers(apart[rest][:, rest], f - len(gone)):
+                kept.append(row)
+                out = gone
+            else:
+                out = out | {row}
+        return kept
+
+
+def _covers(apart, budget: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether at most `budget` rows can be left out so that no two remaining ones are too far apart.
+
+    apart (m, m) bool, symmetric. Branches on the row with most conflicts: it goes, or all that it conflicts
+    with.
+    """
+    conflicts = apart.sum(1)
+    worst = int(conflicts.argmax()) if len(conflicts) else 0
+    if not len(conflicts) or conflicts[worst] == 0:
+        return True
+    if budget <= 0 or conflicts.sum() > 2 * budget * conflicts[worst]:
+        return False
+    import numpy as np
+
+    others = np.arange(len(apart)) != worst
+    if _covers(apart[others][:, others], budget - 1):
+        return True
+    if conflicts[worst] > budget:
+        return False
+    left = others & ~apart[worst]
+    return _covers(apart[left][:, left], budget - int(conflicts[worst]))
+
+
+class SmallestMaximumEigenvalue(Aggregator):
+    """The mean of the n - f updates whose covariance has the least largest eigenvalue.
+
+    Exact eigenvalues of each subset's centred Gram matrix, (n - f) x (n - f), in float64; ByzFL takes one
+    step of power iteration from a random vector. The first subset in lexicographic order wins a tie. All C(n,
+    f) subsets are looked at; more than `limit` are refused. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n^2 d + C(n, f) n^3). Reports the rows
+    kept.
+    """
+
+    name: ClassVar[str] = "smea"
+    reference: ClassVar[Reference | None] = Reference(
+        title="On the Privacy-Robustness-Utility Trilemma in Distributed Learning",
+        authors="Allouah, Guerraoui, Gupta, Pinot, Stephan",
+        venue="ICML",
+        year=2023,
+        url="https://arxiv.org/abs/2302.04787",
+    )
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+    limit: int = Field(10**5, ge=1, description="most subsets C(n, f) it may look at")
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        _check(self, n, f if self.f is None else self.f, self.limit)
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        f = tolerated(self, updates, context)
+        n = len(updates)
+        size = n - f
+        distances = squared_distances(updates)
+        best, least = list(range(size)), math.inf
+        for subsets in _batches(combinations(range(n), size), max(1, BATCH * 64 // size**2)):
+            index = torch.tensor(subsets)
+            inner = distances[index[:, :, None], index[:, None, :]]  # (b, size, size)
+            rows = inner.mean(2, keepdim=True)
+            # Double centring: inner products about the subset's own mean.
+            gram = (rows + rows.transpose(1, 2) - rows.mean(1, keepdim=True) - inner) / 2
+            largest = torch.linalg.eigvalsh(gram)[:, -1] / size
+            first = int(largest.argmin())
+            if float(largest[first]) < least:
+                best, least = list(subsets[first]), float(largest[first])
+        context.report(kept=best)
+        return mean_of(updates, best)
+
+
+def _batches(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+class CovarianceFilter(Aggregator):
+    """Covariance-bound-agnostic filter (CAF): down-weighs rows along the direction of most variance.
+
+    Starting from weights c = 1: v is the top eigenvector of the covariance about the weighted mean mu, with
+    eigenvalue lambda; c_i <- c_i (1 - t_i / max t) with t_i = <x_i - mu, v>^2; while sum c > n - 2f. The mean
+    with the least lambda seen is the result; with f = 0 it is the plain mean. Eigenvectors are exact, through
+    the n x n Gram matrix in float64: ByzFL takes one step of power iteration from a random vector, and
+    returns nothing where all rows are equal. Weights are ignored.
+
+    updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n^2 d + f n^3). Reports the weights.
+    """
+
+    name: ClassVar[str] = "caf"
+    reference: ClassVar[Reference | None] = Reference(
+        title="Towards Trustworthy Federated Learning with Untrusted Participants",
+        authors="Allouah, Guerraoui, Stephan",
+        venue="ICML",
+        year=2025,
+        url="https://arxiv.org/abs/2505.01874",
+    )
+
+    f: int | None = Field(
+        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
+    )
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        own = f if self.f is None else self.f
+        if n <= 2 * own:
+            raise PluginError(f"caf needs n > 2f updates: n = {n}, f = {own}")
+        return n, f
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        import torch
+
+        f = tolerated(self, updates, context)
+        n = len(updates)
+        distances = squared_distances(updates)
+        c = torch.ones(n, dtype=torch.float64)
+        best, least = c / n, math.inf
+        while float(c.sum()) > n - 2 * f:
+            share = c / c.sum()
+            gram = gram_about(distances, share)
+            root = share.sqrt()
+            values, vectors = torch.linalg.eigh(root[:, None] * gram * root[None, :])
+            largest = float(values[-1])
+            if largest < least:
+                best, least = share, largest
+            # <x_i - mu, v> up to the eigenvector's length, the same for all i.
+            spread = (gram @ (root * vectors[:, -1])).square()
+            top = float(spread[c > 0].max())
+            if top <= 0:  # all rows that count are equal
+                break
+            c = (c * (1 - spread / top)).clamp(min=0)
+        context.report(weights=best)
+        return combine(best[None], updates)[0]
+
+
+PLUGINS = (MinimumDiameterAveraging, SmallestMaximumEigenvalue, CovarianceFilter)
