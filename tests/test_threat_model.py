@@ -373,3 +373,28 @@ def test_more_attackers_than_places_is_an_error():
         ScenarioError, match="3 malicious clients cannot take part in every round of 1 clients"
     ):
         load_text(base + "threats: [{name: b, malicious: 0.5, participation: always, attacks: [ones]}]")
+
+
+class Blowup(Aggregator):
+    """Sends the weights beyond what a network can compute with."""
+
+    name = "blowup"
+
+    def aggregate(self, updates, context):
+        return torch.full_like(updates[0], 1e38)
+
+
+def test_a_model_that_has_diverged_is_scored_as_it_is(tmp_path):
+    if "blowup" not in registry().names("aggregator"):
+        registry().add(_Blowup(), "threat-model-blowup", "threat-model-tests")
+    threat = "threats: [{name: b, malicious: 0.34, attacks: [needs-rule, min-max, fang: {target: krum}, mimic]}]"
+    for record in run("aggregators: [blowup]\n" + threat, tmp_path):
+        assert record["status"] == "scored"
+        assert record["training"]["dropped_updates"] > 0
+
+
+class _Blowup:
+    @staticmethod
+    @hookimpl
+    def harness_register(register):
+        register(Blowup)

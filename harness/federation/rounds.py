@@ -185,8 +185,6 @@ class Federation:
         if len(usable) < len(ids):
             facts["dropped"] = len(ids) - len(usable)
             self.outcome.dropped += len(ids) - len(usable)
-        if not usable:
-            return torch.zeros_like(weights), facts, buffers
         update = self._aggregate(start, rows, ids, buffers, rounds, self._chain_state, facts)
         if "kept" in facts or len(usable) < len(ids):
             self.outcome.detection = self.outcome.detection or Detection()
@@ -237,6 +235,8 @@ class Federation:
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
         )
+        if not rows.isfinite().all(dim=1).any():
+            return torch.zeros_like(weights)
         given, *rules = self.rules.aggregators
         first, rows, context = finite_rows(given, rows, context)
         chain = [first, *(with_fewer(rule, len(ids) - len(rows)) for rule in rules)]
@@ -358,6 +358,13 @@ class Federation:
         honest = own if rules.knowledge == "own" else known
         if honest is None:
             raise PluginError(f"{attack.name}: no update to learn from in round {round + 1}")
+        finite = honest.isfinite().all(dim=1)
+        if not finite.all():  # a model that has diverged: there is nothing to learn from such updates
+            context.ids = [i for i, ok in zip(context.ids, finite.tolist(), strict=True) if ok]
+            honest = honest[finite]
+        if not len(honest):
+            updates.update({i: torch.zeros_like(weights) for i in byzantine})
+            return
         crafted = attack.craft(honest, context)
         if crafted.shape != (len(byzantine), weights.numel()):
             raise PluginError(
