@@ -63,7 +63,7 @@ def middle(ordered: Tensor) -> Tensor:
 
 
 def nearest_to_median(ordered: Tensor, k: int) -> Tensor:
-    """ordered (c, n) ascending -> (c,) float64: the mean of the k values nearest the median, n/2 <= k <= n.
+    """ordered (c, n) ascending -> (c,) float64: the mean of the k values nearest the median, 1 <= k <= n.
 
     These are neighbours in the order: of the n - k values that may go at either end, as many go at the low
     end as lie farther from the median than the value that would come in for them at the high end. Of two that
@@ -73,14 +73,16 @@ def nearest_to_median(ordered: Tensor, k: int) -> Tensor:
 
     n = ordered.shape[1]
     spare = n - k
-    core = ordered[:, spare:k].sum(1, dtype=torch.float64)  # these are always among the nearest
     if not spare:
-        return core / k
+        return ordered.mean(1, dtype=torch.float64)
     centre = middle(ordered)[:, None]
     low, high = ordered[:, :spare].double(), ordered[:, k:].double()
     swapped = (centre - low) > (high - centre)
-    outer = torch.where(swapped, high, low).sum(1)
-    return (core + outer) / k
+    if k < spare:  # the two ends overlap: as many values as are swapped is where the k start
+        index = swapped.sum(1, keepdim=True) + torch.arange(k, device=ordered.device)
+        return ordered.gather(1, index).mean(1, dtype=torch.float64)
+    core = ordered[:, spare:k].sum(1, dtype=torch.float64)  # these are always among the nearest
+    return (core + torch.where(swapped, high, low).sum(1)) / k
 
 
 def combine(weights: Tensor, updates: Tensor) -> Tensor:

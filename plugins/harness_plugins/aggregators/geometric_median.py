@@ -20,10 +20,10 @@ class GeometricMedian(Aggregator):
     Correct up to f < n/2 malicious clients; f itself is not used.
 
     Every iterate is a combination of the rows, v = sum_i w_i x_i with sum_i w_i = 1, so its distances
-    follow from those between rows: ||v - x_i||^2 = (D w)_i - w'Dw / 2. An iteration costs O(n^2) and the
-    whole rule O(n^2 d), however many iterations it takes.
+    follow from those between rows: ||v - x_i||^2 = (D w)_i - w'Dw / 2. An iteration costs
+    O(n^2).
 
-    updates (n, d) -> (d,).
+    updates (n, d) -> (d,). Costs O(n^2 d), however many iterations it takes.
     """
 
     name: ClassVar[str] = "geometric-median"

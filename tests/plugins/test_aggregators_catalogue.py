@@ -1,0 +1,583 @@
+"""The catalogue of robust rules: slow references from the papers' formulas, a peer library, planted attackers."""
+
+from __future__ import annotations
+
+import copy
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from test_aggregators import close, create, normal, slow_distances
+
+import harness
+from harness.api import MERGED, PluginError
+from harness.contracts.aggregator import default_context
+from harness_plugins.aggregators.auror import split_in_two
+from harness_plugins.aggregators.fldetector import hessian_product, number_of_groups
+
+CASES = [(7, 1, 0.0), (11, 2, 0.0), (24, 5, 0.0), (60, 12, 1e4)]
+
+
+# References: one client and one coordinate at a time, in float64 ---------------------------------------------------
+
+
+def slow_meamed(x, f):
+    columns = []
+    for values in x.T:
+        centre = np.median(values)
+        nearest = sorted(values, key=lambda v: (abs(v - centre), v))
+        columns.append(np.mean(nearest[: len(x) - f]))
+    return np.array(columns)
+
+
+def slow_bulyan(x, f):
+    distances, left, chosen = slow_distances(x), list(range(len(x))), []
+    theta = len(x) - 2 * f
+    while len(chosen) < theta:
+        k = max(1, len(left) - f - 2)
+        scores = {i: sum(sorted(distances[i][j] for j in left if j != i)[:k]) for i in left}
+        best = min(left, key=lambda i: (scores[i], i))
+        chosen.append(best)
+        left.remove(best)
+    selected = x[sorted(chosen)]
+    return slow_meamed(selected, len(selected) - (theta - 2 * f)), sorted(chosen)
+
+
+def slow_mda(x, f):
+    distances = slow_distances(x)
+    subsets = list(combinations(range(len(x)), len(x) - f))
+    best = min(subsets, key=lambda s: max((distances[i][j] for i, j in combinations(s, 2)), default=0))
+    return x[list(best)].mean(0)
+
+
+def slow_smea(x, f):
+    def largest(subset):
+        rows = x[list(subset)] - x[list(subset)].mean(0)
+        return np.linalg.eigvalsh(rows.T @ rows / len(rows))[-1]
+
+    best = min(combinations(range(len(x)), len(x) - f), key=largest)
+    return x[list(best)].mean(0)
+
+
+def slow_caf(x, f):
+    n = len(x)
+    c, best, least = np.ones(n), x.mean(0), np.inf
+    while c.sum() > n - 2 * f:
+        mean = (c[:, None] * x).sum(0) / c.sum()
+        rows = x - mean
+        values, vectors = np.linalg.eigh((c[:, None] * rows).T @ rows / c.sum())
+        if values[-1] < least:
+            best, least = mean, values[-1]
+        spread = (rows @ vectors[:, -1]) ** 2
+        c = c * (1 - spread / spread[c > 0].max())
+        c = np.maximum(c, 0)
+    return best
+
+
+def slow_clip(x, radius):
+    return np.array([row * min(1, radius / np.linalg.norm(row)) for row in x])
+
+
+def slow_arc(x, f):
+    n = len(x)
+    k = int(2 * f / n * (n - f) + 1e-9)
+    norms = np.linalg.norm(x, axis=1)
+    radius = np.sort(norms)[n - k - 1]
+    return np.array([r * radius / m if m > radius else r for r, m in zip(x, norms, strict=True)])
+
+
+def slow_dnc(x, f, c=1.0):
+    centred = x - x.mean(0)
+    _, _, v = np.linalg.svd(centred, full_matrices=False)
+    scores = (centred @ v[0]) ** 2
+    keep = np.argsort(scores, kind="stable")[: len(x) - int(c * f)]
+    return x[np.sort(keep)].mean(0)
+
+
+def slow_foolsgold(x, kappa=1.0):
+    n = len(x)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cs = unit @ unit.T - np.eye(n)
+    v = cs.max(1)
+    pardoned = cs.copy()
+    for i in range(n):
+        for j in range(n):
+            if i != j and v[j] > v[i]:
+                pardoned[i, j] = cs[i, j] * v[i] / v[j]
+    a = np.clip(1 - pardoned.max(1), 0, 1)
+    a = a / a.max()
+    a[a == 1] = 0.99
+    with np.errstate(divide="ignore"):
+        a = kappa * (np.log(a / (1 - a)) + 0.5)
+    a[np.isinf(a) & (a > 0)] = 1
+    return np.clip(a, 0, 1)
+
+
+def slow_lasa(x, layers, sparsity, magnitude, direction):
+    norms = np.linalg.norm(x, axis=1)
+    rows = slow_clip(x, np.median(norms))
+    for row in rows:
+        keep = int(len(row) * (1 - sparsity) + 1e-9)
+        row[np.argsort(np.abs(row))[: len(row) - keep]] = 0
+    result = np.zeros(x.shape[1])
+    for part in layers:
+        layer = rows[:, part]
+        kept = np.ones(len(x), dtype=bool)
+        purity = [(1 + np.sign(r).sum() / max(np.abs(np.sign(r)).sum(), 1)) / 2 for r in layer]
+        for values, radius in ((np.linalg.norm(layer, axis=1), magnitude), (np.array(purity), direction)):
+            kept &= np.abs(values - np.median(values)) / values.std() < radius
+        result[part] = layer[kept if kept.any() else slice(None)].mean(0)
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "f", "offset"), CASES, ids=str)
+class TestFormulas:
+    def test_meamed(self, n, f, offset, dtype):
+        x = normal(n, 9, dtype=dtype, offset=offset)
+        close(create("meamed", f=f)(x), slow_meamed(x.double().numpy(), f), dtype)
+
+    def test_bulyan(self, n, f, offset, dtype):
+        f = min(f, (n - 3) // 4)
+        x = normal(n, 9, seed=1, dtype=dtype, offset=offset)
+        seen: list = []
+        ours = create("bulyan", f=f)(x, reporter=seen.append)
+        reference, chosen = slow_bulyan(x.double().numpy(), f)
+        assert seen[0]["kept"] == chosen
+        close(ours, reference, dtype)
+
+    def test_caf(self, n, f, offset, dtype):
+        x = normal(n, 5, seed=2, dtype=dtype, offset=offset)
+        x[:f] += 3
+        close(create("caf", f=f)(x), slow_caf(x.double().numpy(), f), dtype)
+
+    def test_monna(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=3, dtype=dtype, offset=offset)
+        exact = x.double().numpy()
+        nearest = np.argsort(((exact - exact[4]) ** 2).sum(1), kind="stable")[: n - f]
+        close(create("monna", f=f, trusted=4)(x), exact[nearest].mean(0), dtype)
+
+    def test_centered_clipping(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=4, dtype=dtype, offset=offset)
+        state: dict = {}
+        rule, v = create("centered-clipping", tau=2.5, iterations=3), np.zeros(9)
+        for step in range(2):  # the second round starts where the first ended
+            rows = x + step
+            for _ in range(3):
+                v = v + slow_clip(rows.double().numpy() - v, 2.5).mean(0)
+            close(rule(rows, state=state), v, dtype)
+
+    def test_dnc(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=5, dtype=dtype, offset=offset)
+        x[-f:] += 2
+        close(create("dnc", f=f)(x), slow_dnc(x.double().numpy(), f), dtype)
+
+    def test_rlr(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=6, dtype=dtype, offset=offset / 1e5)
+        exact = x.double().numpy()
+        sign = np.where(np.abs(np.sign(exact).sum(0)) >= f + 1, 1, -1)
+        close(create("rlr", f=f)(x), sign * exact.mean(0), dtype)
+
+    def test_clipping_and_arc(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=7, dtype=dtype, offset=offset)
+        x[0] *= 10
+        for rule, reference in (
+            (create("clipping", tau=2.0), slow_clip(x.double().numpy(), 2.0)),
+            (create("arc", f=f), slow_arc(x.double().numpy(), f)),
+        ):
+            close(rule(x).flatten(), reference.flatten(), dtype)
+
+    def test_norm_clipping(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=8, dtype=dtype, offset=offset)
+        exact = x.double().numpy()
+        weights = np.arange(1, n + 1) / (n * (n + 1) / 2)
+        radius = np.median(np.linalg.norm(exact, axis=1))
+        reference = (weights[:, None] * slow_clip(exact, radius)).sum(0)
+        close(create("norm-clipping")(x, weights=torch.from_numpy(weights)), reference, dtype)
+        fixed = (weights[:, None] * slow_clip(exact, 1.5)).sum(0)
+        close(create("norm-clipping", threshold=1.5)(x, weights=torch.from_numpy(weights)), fixed, dtype)
+
+    def test_fltrust(self, n, f, offset, dtype):
+        x, own = normal(n, 9, seed=9, dtype=dtype, offset=offset), normal(1, 9, seed=10, dtype=dtype)[0] + 1
+        exact, g = x.double().numpy(), own.double().numpy()
+        trust = np.maximum(0, exact @ g / np.linalg.norm(exact, axis=1) / np.linalg.norm(g))
+        rescaled = exact / np.linalg.norm(exact, axis=1, keepdims=True) * np.linalg.norm(g)
+        reference = (trust[:, None] * rescaled).sum(0) / trust.sum()
+        close(create("fltrust")(x, root_update=lambda: own), reference, dtype)
+
+    def test_foolsgold(self, n, f, offset, dtype):
+        x = normal(n, 9, seed=11, dtype=dtype, offset=offset / 1e5)
+        exact = x.double().numpy()
+        reference = (slow_foolsgold(exact)[:, None] * exact).sum(0) / n
+        close(create("foolsgold")(x), reference, dtype)
+
+    def test_lasa(self, n, f, offset, dtype):
+        x = normal(n, 30, seed=12, dtype=dtype, offset=offset / 1e5)
+        layers = {"a": slice(0, 20), "b": slice(20, 30)}
+        reference = slow_lasa(x.double().numpy().copy(), layers.values(), 0.3, 2.0, 1.0)
+        close(create("lasa")(x, layout=layers), reference, dtype)
+
+    def test_clipped_clustering(self, n, f, offset, dtype):
+        from sklearn.cluster import AgglomerativeClustering
+
+        x = normal(n, 9, seed=13, dtype=dtype) + 1
+        x[-f:] = -2 * x[-f:]
+        exact = x.double().numpy()
+        unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
+        labels = AgglomerativeClustering(2, metric="precomputed", linkage="average").fit_predict(1 - unit @ unit.T)
+        larger = labels == np.bincount(labels).argmax()
+        clipped = slow_clip(exact, np.median(np.linalg.norm(exact, axis=1)))
+        close(create("clipped-clustering")(x), clipped[larger].mean(0), dtype)
+
+
+@pytest.mark.parametrize(("n", "f"), [(5, 1), (7, 2), (9, 3), (9, 4), (8, 0)])
+def test_best_subsets(n, f):
+    for seed in range(6):
+        x = normal(n, 4, seed=seed)
+        close(create("mda", f=f)(x), slow_mda(x.numpy(), f), torch.float64)
+        close(create("smea", f=f)(x), slow_smea(x.numpy(), f), torch.float64)
+
+
+def test_least_diameter_where_subsets_are_many():
+    x = normal(60, 3, seed=3)
+    x[50:] += 100
+    close(create("mda", f=10, limit=10**12)(x), x[:50].mean(0).numpy(), torch.float64)
+
+
+def test_bucketing_takes_means_of_a_seeded_permutation():
+    x = normal(7, 4)
+    context = default_context(create("bucketing"), x, 1, generator=torch.Generator().manual_seed(3))
+    rows, after = create("bucketing", s=3).transform(x, context)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(3))
+    expected = torch.stack([x[order[:3]].mean(0), x[order[3:6]].mean(0), x[order[6:]].mean(0)])
+    torch.testing.assert_close(rows, expected)
+    assert after.client_ids == [MERGED] * 3
+    assert after.f == 1
+    torch.testing.assert_close(after.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_bucketing_raises_the_share_of_malicious_rows_for_what_follows():
+    assert create("bucketing", s=2).check(20, 4) == (10, 4)
+    with pytest.raises(PluginError, match="n = 10, f = 4"):
+        create("krum").check(*create("bucketing", s=2).check(20, 4))
+    with pytest.raises(PluginError, match="all spoilt"):
+        create("bucketing", s=5).check(20, 4)
+
+
+# A peer library, where definitions are the same ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "f"), [(7, 1), (9, 0), (11, 2), (15, 3), (25, 6)])
+def test_same_numbers_as_byzfl(n, f, dtype):
+    byzfl = pytest.importorskip("byzfl")
+    x = normal(n, 40, seed=n, dtype=dtype)
+    pairs = [
+        (create("meamed", f=f), byzfl.Meamed(f)),
+        (create("monna", f=f, trusted=2), byzfl.MoNNA(f, 2)),
+        (create("centered-clipping", tau=3.0, iterations=4), byzfl.CenteredClipping(None, 4, 3.0)),
+        (create("clipping", tau=3.0), byzfl.Clipping(3.0)),
+        (create("arc", f=f), byzfl.ARC(f)),
+    ]
+    if n <= 11:
+        pairs.append((create("mda", f=f), byzfl.MDA(f)))
+    for ours, theirs in pairs:
+        before = x.clone()
+        torch.testing.assert_close(ours(x).float(), theirs(x.clone()).float(), rtol=1e-4, atol=1e-5)
+        assert torch.equal(x, before)
+
+
+# Planted attackers ---------------------------------------------------------------------------------------------------
+
+
+def planted(n=20, m=4, d=300, seed=0, scale=-2.0):
+    x = normal(n, d, seed=seed) * 0.5 + 1
+    x[-m:] = scale * x[-m:]
+    return x
+
+
+@pytest.mark.parametrize(
+    "name", ["bulyan", "mda", "dnc", "signguard", "clipped-clustering", "flame", "auror", "fltrust", "monna", "caf"]
+)
+def test_planted_attackers_are_left_out_and_reported(name):
+    x = planted(n=23 if name == "bulyan" else 20)
+    honest, seen = len(x) - 4, []
+    given = {"reporter": seen.append, "global_weights": normal(1, 300, seed=9)[0]}
+    given["root_update"] = lambda: torch.ones(300, dtype=torch.float64)
+    result = create(name)(x, f=4, **given)
+    assert set(seen[-1]["kept"]) <= set(range(honest))
+    assert len(seen[-1]["kept"]) >= honest // 2
+    assert (result - x[:honest].mean(0)).norm() < 0.2 * x[:honest].mean(0).norm()
+
+
+def test_foolsgold_gives_sybils_nothing_and_follows_clients_by_number():
+    rule, state = create("foolsgold"), {}
+    honest, sybil = normal(6, 200, seed=1), normal(1, 200, seed=2)[0]
+    for round in range(3):
+        ids = [0, 1, 2, 3, 10, 11] if round != 1 else [4, 5, 0, 1, 11, 10]  # they come and go, in any order
+        rows = torch.stack([sybil if i >= 10 else honest[i] for i in ids])
+        seen: list = []
+        rule(rows, client_ids=ids, state=state, reporter=seen.append)
+        assert {ids[i] for i in seen[0]["kept"]} == {i for i in ids if i < 10}
+    torch.testing.assert_close(state["sums"][10], 3 * sybil)
+    torch.testing.assert_close(state["sums"][4], honest[4])
+    assert not create("foolsgold")(torch.stack([sybil] * 4)).any()
+
+
+def test_clipped_clustering_clips_to_all_norms_seen():
+    rule, state = create("clipped-clustering"), {}
+    first, second = normal(5, 6) + 3, 10 * (normal(5, 6, seed=1) + 3)
+    rule(first, state=state)
+    norms = torch.cat([first.norm(dim=1), second.norm(dim=1)])
+    radius = norms.quantile(0.5)
+    seen: list = []
+    result = rule(second, state=state, reporter=seen.append)
+    rows = second[seen[0]["kept"]]
+    torch.testing.assert_close(result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0))
+
+
+def test_without_any_trust_nothing_moves():
+    x = -planted(m=1)[:5].abs()
+    assert not create("fltrust")(x, root_update=lambda: torch.ones(300, dtype=torch.float64)).any()
+    with pytest.raises(PluginError, match="no root dataset"):
+        create("fltrust")(x)
+    assert create("fltrust").data_access == "private"
+    assert create("fltrust", root="public", root_size=30).root_records == 30
+    assert create("monna").root_records == 0
+    assert create("monna", trusted="root").root_records == 100
+
+
+def test_signguard_filters_norms_and_clips_to_the_median():
+    x = planted(m=0, n=9)
+    x[0] *= 100
+    x[1] *= 0.01
+    seen: list = []
+    result = create("signguard", share=1.0)(x, reporter=seen.append)
+    kept = seen[0]["kept"]
+    assert not {0, 1} & set(kept)
+    radius = x.norm(dim=1).quantile(0.5)
+    rows = x[kept]
+    torch.testing.assert_close(result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0))
+
+
+def test_flame_is_a_clipped_mean_of_the_admitted_models_plus_noise():
+    from sklearn.cluster import HDBSCAN
+
+    x, w = planted(n=15, m=4, seed=2), normal(1, 300, seed=3)[0]
+    models = (w + x).numpy()
+    unit = models / np.linalg.norm(models, axis=1, keepdims=True)
+    options = {"min_cluster_size": 8, "min_samples": 1, "allow_single_cluster": True, "copy": True}
+    labels = HDBSCAN(metric="precomputed", **options).fit_predict(np.clip(1 - unit @ unit.T, 0, None))
+    median = float(x.norm(dim=1).quantile(0.5))
+    reference = slow_clip(x.numpy(), median)[labels == 0].mean(0)
+    close(create("flame", noise=0.0)(x, global_weights=w), reference, torch.float64)
+    noisy = create("flame", noise=0.1)(x, global_weights=w) - torch.from_numpy(reference)
+    assert 0.8 < noisy.std() / (0.1 * median) < 1.2
+
+
+def test_crfl_clips_the_model_and_adds_noise_except_in_the_last_round():
+    x, w = normal(4, 5000, seed=1), normal(1, 5000, seed=2)[0]
+    aim = w + x.mean(0)
+    for round, rounds, expected in ((2, 3, 0.0), (1, 3, 0.05)):
+        rule = create("crfl", rho=2.0, growth=0.5, sigma=0.05)
+        reached = w + rule(x, global_weights=w, round=round, rounds=rounds)
+        clipped = aim * (2.0 + 0.5 * round) / aim.norm()
+        noise = (reached - clipped).std()
+        assert abs(float(noise) - expected) < 0.005
+    plain = create("crfl", rho=1e6, sigma=0.0)(x, global_weights=w)
+    torch.testing.assert_close(plain, x.mean(0))
+
+
+def test_crfl_votes():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    sure = create("crfl", sigma_test=0.0, copies=10).inference(network)(x)
+    torch.testing.assert_close(sure.exp().sum(1), torch.ones(5))
+    assert torch.equal(sure.argmax(1), network(x).argmax(1))
+    torch.testing.assert_close(sure.exp().amax(1), torch.full((5,), 11 / 13))
+    module = create("crfl", sigma_test=0.5, copies=200).inference(network)
+    voted = module(x)
+    assert torch.equal(voted, module(x))
+    assert set(module.state_dict()) == {f"model.{name}" for name in network.state_dict()}
+    shares = (voted.exp() * 203 - 1).round()
+    assert shares.sum() == 5 * 200
+    # Each logit's noise is normal: the vote share of a pair of classes has a closed form; here by plain sampling.
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.zeros(5, 3)
+    for _ in range(2000):
+        weight = network[1].weight + 0.5 * torch.randn(3, 16, generator=generator)
+        bias = network[1].bias + 0.5 * torch.randn(3, generator=generator)
+        counts += torch.nn.functional.one_hot((x.flatten(1) @ weight.T + bias).argmax(1), 3)
+    torch.testing.assert_close(shares.detach() / 200, counts / 2000, atol=0.12, rtol=0)
+    assert torch.autograd.grad(voted.logsumexp(1).sum() + voted[:, 0].sum(), x)[0].abs().sum() > 0
+
+
+def test_auror_splits_each_coordinate_as_two_means_would():
+    x = normal(9, 12, seed=4)
+    x[:3, :6] += 4
+    ordered = x.T.sort(dim=1).values
+    edge, apart, low = split_in_two(ordered)
+    for j in range(12):
+        values = ordered[j].numpy()
+        best = min(range(1, 9), key=lambda k: values[:k].var() * k + values[k:].var() * (9 - k))  # noqa: B023
+        assert int(low[j]) == best
+        assert edge[j] == values[best - 1]
+        assert float(apart[j]) == pytest.approx(values[best:].mean() - values[:best].mean())
+    seen: list = []
+    create("auror", alpha=2.5)(x, reporter=seen.append)
+    assert seen[0]["kept"] == [3, 4, 5, 6, 7, 8]
+
+
+# DeepSight and FLDetector ---------------------------------------------------------------------------------------------
+
+
+def linear_context(n, classes=4, pixels=9, seed=0):
+    """Updates of linear networks, and a context that can run them."""
+    d = classes * pixels + classes
+    layout = {"weight": slice(0, classes * pixels), "bias": slice(classes * pixels, d)}
+
+    def logits(weights, x):
+        return x.flatten(1).to(weights) @ weights[: classes * pixels].view(classes, pixels).T + weights[-classes:]
+
+    base = normal(1, d, seed=99)[0] * 0.1
+    given = {"layout": layout, "logits": logits, "input_shape": (1, 3, 3), "global_weights": base}
+    return normal(n, d, seed=seed) * 0.05 + 0.2, given
+
+
+def test_deepsight_drops_the_cluster_trained_for_one_class():
+    x, given = linear_context(20)
+    x[-6:] = normal(6, 40, seed=5) * 0.001  # all they change is what feeds class 2
+    x[-6:, 18:27] += 1.0
+    x[-6:, 38] += 1.0
+    seen: list = []
+    result = create("deepsight", samples=50)(x, reporter=seen.append, **given)
+    kept = seen[0]["kept"]
+    assert set(kept) <= set(range(14))
+    assert len(kept) >= 10
+    rows = x[kept]
+    factors = (x.norm(dim=1).quantile(0.5) / rows.norm(dim=1, keepdim=True)).clamp(max=1)
+    torch.testing.assert_close(result, (rows * factors).mean(0))
+
+
+def test_deepsight_needs_the_network():
+    with pytest.raises(PluginError, match="needs the network"):
+        create("deepsight")(normal(8, 10))
+    with pytest.raises(PluginError, match="n >= 5"):
+        create("deepsight").check(4, 0)
+
+
+def test_the_compact_lbfgs_product_is_that_of_the_recursion():
+    d, m = 12, 5
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    hessian = a @ a.T / d + torch.eye(d, dtype=torch.float64)
+    moves = [torch.randn(d, generator=generator, dtype=torch.float64) for _ in range(m)]
+    changes = [hessian @ s for s in moves]
+    b = float(changes[-1] @ moves[-1] / (moves[-1] @ moves[-1])) * torch.eye(d, dtype=torch.float64)
+    for s, y in zip(moves, changes, strict=True):  # the BFGS update, from the oldest pair to the newest
+        b = b - torch.outer(b @ s, b @ s) / (s @ b @ s) + torch.outer(y, y) / (y @ s)
+    v = torch.randn(d, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(hessian_product(moves, changes, v), b @ v, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(hessian_product(moves, changes, moves[-1]), changes[-1], rtol=1e-8, atol=1e-8)
+
+
+def test_the_gap_statistic_counts_groups():
+    rng = np.random.default_rng(0)
+    references = rng.uniform(size=(20, 40))
+    two = np.clip(np.concatenate([rng.normal(0.1, 0.02, 30), rng.normal(0.9, 0.02, 10)]), 0, 1)
+    assert number_of_groups(two, references, 7) == 2
+    assert number_of_groups(rng.uniform(size=40), references, 7) == 1
+
+
+def quadratic_rounds(rule, rounds, malicious, seed=0, n=12, d=20):
+    """Gradient descent on a quadratic: honest updates follow from the weights, malicious ones are noise."""
+    generator = torch.Generator().manual_seed(seed)
+    eigenvalues = torch.linspace(0.5, 1.5, d, dtype=torch.float64)
+    offsets = 0.1 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+    weights = initial = 3 * torch.ones(d, dtype=torch.float64)
+    state: dict = {}
+    history = []
+    for round in range(rounds):
+        rows = -0.1 * (eigenvalues * weights + offsets)
+        rows[malicious] = torch.randn(len(malicious), d, generator=generator, dtype=torch.float64)
+        seen: list = []
+        step = rule(rows, state=state, global_weights=weights, round=round, rounds=rounds, reporter=seen.append)
+        weights = weights + step
+        history.append((seen[0]["kept"], weights.clone()))
+    return initial, history
+
+
+def test_fldetector_finds_whom_it_cannot_predict_and_starts_again():
+    initial, history = quadratic_rounds(create("fldetector", window=3), 12, [2, 7])
+    found = [i for i, (kept, _) in enumerate(history) if len(kept) < 12]
+    assert found
+    first = found[0]
+    assert all(kept == [i for i in range(12) if i not in (2, 7)] for kept, _ in history[first:])
+    torch.testing.assert_close(history[first][1], initial)
+    assert history[-1][1].norm() < initial.norm()
+
+
+# Conditions and state -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "n", "f", "message"),
+    [
+        ("meamed", {}, 6, 3, "n > 2f"),
+        ("bulyan", {}, 10, 2, r"n >= 4f \+ 3"),
+        ("mda", {}, 4, 2, "n > 2f"),
+        ("mda", {}, 60, 20, "subsets"),
+        ("smea", {}, 40, 10, "more than its limit"),
+        ("caf", {}, 4, 2, "n > 2f"),
+        ("monna", {}, 4, 2, "n > 2f"),
+        ("arc", {}, 4, 2, "n > 2f"),
+        ("dnc", {"c": 2.0}, 8, 4, "n > c f"),
+        ("rlr", {"threshold": 9}, 8, 2, "threshold 9"),
+    ],
+)
+def test_conditions_on_n_and_f(name, parameters, n, f, message):
+    with pytest.raises(PluginError, match=message):
+        create(name, **parameters).check(n, f)
+
+
+def test_a_trusted_client_must_take_part():
+    with pytest.raises(PluginError, match="trusts client 9, which takes no part"):
+        create("monna", trusted=9)(normal(5, 3), f=1)
+    x = normal(5, 3)
+    own = create("monna", trusted="root")(x, f=2, root_update=lambda: x[3] + 1e-9)
+    torch.testing.assert_close(own, create("monna", trusted=3)(x, f=2))
+
+
+def test_dnc_says_when_nobody_is_left():
+    x = normal(4, 200)
+    with pytest.raises(PluginError, match="left none"):
+        create("dnc", iterations=60, coordinates=1)(x, f=2)
+
+
+@pytest.mark.parametrize("name", ["caf", "krum", "mda", "smea", "bulyan", "geometric-median", "signguard", "dnc"])
+def test_equal_rows_are_their_own_aggregate(name):
+    row = normal(1, 8)[0]
+    torch.testing.assert_close(create(name)(row.expand(11, -1).clone(), f=2), row)
+
+
+def test_state_can_be_copied_for_a_probe():
+    x = planted(d=40)
+    for name in ("centered-clipping", "foolsgold", "clipped-clustering", "fldetector"):
+        state: dict = {}
+        given = {"global_weights": torch.zeros(40, dtype=torch.float64)}
+        create(name)(x, state=state, **given)
+        probe = copy.deepcopy(state)
+        before = create(name)(x, state=copy.deepcopy(state), **given)
+        create(name)(5 * x, state=probe, **given)
+        torch.testing.assert_close(create(name)(x, state=state, **given), before)
+
+
+def test_every_rule_documents_formula_source_and_cost():
+    for name, plugin in harness.plugins("aggregator").items():
+        text = plugin.__doc__ or ""
+        if plugin.__module__.startswith("harness_plugins"):
+            assert "Costs O(" in text, name
+            assert "(n, d) ->" in text, name
+            assert plugin.reference is not None, name
+            assert plugin.reference.url, name
