@@ -204,7 +204,7 @@ class ByzantineAttack(Attack):
         context.setdefault("f", m)
         context.setdefault("generator", torch.Generator(honest.device).manual_seed(0))
         context.setdefault("ids", list(range(len(honest))))
-        context.setdefault("layout", {"all": slice(0, honest.shape[1])})
+        context.setdefault("layout", {"all": slice(0, honest.shape[-1])})
         return self.craft(honest, ByzantineContext(m=m, **context))
 
 
