@@ -116,6 +116,12 @@ class FedAdam(ServerOptimizer):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="degree of adaptivity: added to sqrt(v)")
+    initial: float | None = Field(
+        None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
+    )
+    bias_correction: bool = Field(
+        False, description="scale lr in round t by sqrt(1 - beta2^t) / (1 - beta1^t), as Adam and Flower do"
+    )
 
 
 class FedYogi(ServerOptimizer):
@@ -126,6 +132,9 @@ class FedYogi(ServerOptimizer):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
     tau: float = Field(1e-3, gt=0, description="degree of adaptivity: added to sqrt(v)")
+    initial: float | None = Field(
+        None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
+    )
 
 
 class FedAdagrad(ServerOptimizer):
@@ -135,6 +144,9 @@ class FedAdagrad(ServerOptimizer):
     lr: float = Field(0.1, gt=0, description="server learning rate")
     beta1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment; 0: no momentum")
     tau: float = Field(1e-3, gt=0, description="degree of adaptivity: added to sqrt(v)")
+    initial: float | None = Field(
+        None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
+    )
 
 
 # How clients step ----------------------------------------------------------------------------------

@@ -532,7 +532,7 @@ BAD = {
     ),
     "hidden field": (
         "evaluation: {path: x}\n",
-        ["5:14: unknown key 'path' in evaluation; valid: batch_size, subset"],
+        ["5:14: unknown key 'path' in evaluation; valid: batch_size, certified, eot, subset"],
     ),
     "mapping expected": (
         "federation: 3\n",

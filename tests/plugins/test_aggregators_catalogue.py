@@ -225,7 +225,9 @@ class TestFormulas:
         x[-f:] = -2 * x[-f:]
         exact = x.double().numpy()
         unit = exact / np.linalg.norm(exact, axis=1, keepdims=True)
-        labels = AgglomerativeClustering(2, metric="precomputed", linkage="average").fit_predict(1 - unit @ unit.T)
+        labels = AgglomerativeClustering(2, metric="precomputed", linkage="average").fit_predict(
+            1 - unit @ unit.T
+        )
         larger = labels == np.bincount(labels).argmax()
         clipped = slow_clip(exact, np.median(np.linalg.norm(exact, axis=1)))
         close(create("clipped-clustering")(x), clipped[larger].mean(0), dtype)
@@ -298,7 +300,8 @@ def planted(n=20, m=4, d=300, seed=0, scale=-2.0):
 
 
 @pytest.mark.parametrize(
-    "name", ["bulyan", "mda", "dnc", "signguard", "clipped-clustering", "flame", "auror", "fltrust", "monna", "caf"]
+    "name",
+    ["bulyan", "mda", "dnc", "signguard", "clipped-clustering", "flame", "auror", "fltrust", "monna", "caf"],
 )
 def test_planted_attackers_are_left_out_and_reported(name):
     x = planted(n=23 if name == "bulyan" else 20)
@@ -334,7 +337,9 @@ def test_clipped_clustering_clips_to_all_norms_seen():
     seen: list = []
     result = rule(second, state=state, reporter=seen.append)
     rows = second[seen[0]["kept"]]
-    torch.testing.assert_close(result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0))
+    torch.testing.assert_close(
+        result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0)
+    )
 
 
 def test_without_any_trust_nothing_moves():
@@ -358,7 +363,9 @@ def test_signguard_filters_norms_and_clips_to_the_median():
     assert not {0, 1} & set(kept)
     radius = x.norm(dim=1).quantile(0.5)
     rows = x[kept]
-    torch.testing.assert_close(result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0))
+    torch.testing.assert_close(
+        result, (rows * (radius / rows.norm(dim=1, keepdim=True)).clamp(max=1)).mean(0)
+    )
 
 
 def test_flame_is_a_clipped_mean_of_the_admitted_models_plus_noise():
@@ -438,7 +445,10 @@ def linear_context(n, classes=4, pixels=9, seed=0):
     layout = {"weight": slice(0, classes * pixels), "bias": slice(classes * pixels, d)}
 
     def logits(weights, x):
-        return x.flatten(1).to(weights) @ weights[: classes * pixels].view(classes, pixels).T + weights[-classes:]
+        return (
+            x.flatten(1).to(weights) @ weights[: classes * pixels].view(classes, pixels).T
+            + weights[-classes:]
+        )
 
     base = normal(1, d, seed=99)[0] * 0.1
     given = {"layout": layout, "logits": logits, "input_shape": (1, 3, 3), "global_weights": base}
@@ -502,7 +512,9 @@ def quadratic_rounds(rule, rounds, malicious, seed=0, n=12, d=20):
         rows = -0.1 * (eigenvalues * weights + offsets)
         rows[malicious] = torch.randn(len(malicious), d, generator=generator, dtype=torch.float64)
         seen: list = []
-        step = rule(rows, state=state, global_weights=weights, round=round, rounds=rounds, reporter=seen.append)
+        step = rule(
+            rows, state=state, global_weights=weights, round=round, rounds=rounds, reporter=seen.append
+        )
         weights = weights + step
         history.append((seen[0]["kept"], weights.clone()))
     return initial, history
@@ -555,7 +567,9 @@ def test_dnc_says_when_nobody_is_left():
         create("dnc", iterations=60, coordinates=1)(x, f=2)
 
 
-@pytest.mark.parametrize("name", ["caf", "krum", "mda", "smea", "bulyan", "geometric-median", "signguard", "dnc"])
+@pytest.mark.parametrize(
+    "name", ["caf", "krum", "mda", "smea", "bulyan", "geometric-median", "signguard", "dnc"]
+)
 def test_equal_rows_are_their_own_aggregate(name):
     row = normal(1, 8)[0]
     torch.testing.assert_close(create(name)(row.expand(11, -1).clone(), f=2), row)

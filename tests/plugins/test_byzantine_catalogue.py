@@ -13,7 +13,18 @@ import harness
 from harness.api import PluginError
 from harness_plugins.attacks.byzantine.optimal import line_search
 
-NAMES = ("gaussian", "inf", "zero", "optimal-ipm", "optimal-alie", "min-max", "min-sum", "fang", "mimic", "free-rider")
+NAMES = (
+    "gaussian",
+    "inf",
+    "zero",
+    "optimal-ipm",
+    "optimal-alie",
+    "min-max",
+    "min-sum",
+    "fang",
+    "mimic",
+    "free-rider",
+)
 
 
 def rule(name="trimmed-mean", **parameters):
@@ -60,7 +71,9 @@ def test_what_each_needs_to_know():
     known = {name: harness.plugins("attack")[name].knowledge for name in NAMES}
     assert known["optimal-ipm"] == known["optimal-alie"] == "omniscient"
     assert known["mimic"] == "updates"
-    assert {known[n] for n in ("gaussian", "inf", "zero", "min-max", "min-sum", "fang", "free-rider")} == {"own"}
+    assert {known[n] for n in ("gaussian", "inf", "zero", "min-max", "min-sum", "fang", "free-rider")} == {
+        "own"
+    }
 
 
 def test_gaussian_moments():
@@ -96,7 +109,9 @@ def test_the_optimal_factor_is_byzfl_s(h, chain):
         ("optimal-alie", byzfl.Optimal_ALittleIsEnough),
     ):
         expected = peer(theirs, pre, f=m)(honest)
-        torch.testing.assert_close(craft(name, honest, m=m, aggregator=ours)[0], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            craft(name, honest, m=m, aggregator=ours)[0], expected, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_line_search_expands_and_shrinks():
@@ -191,7 +206,9 @@ def test_fang_is_picked_by_krum_and_points_the_wrong_way():
     factor = float(rows[0].abs().max())
     twice = torch.cat([honest, 2 * rows])
     assert factor > 1e-5
-    assert not torch.equal(rule("krum", f=4)(twice), twice[-1])  # the largest of the halved factors that works
+    assert not torch.equal(
+        rule("krum", f=4)(twice), twice[-1]
+    )  # the largest of the halved factors that works
 
 
 # Mimic ----------------------------------------------------------------------------------------------------------------

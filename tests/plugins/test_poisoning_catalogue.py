@@ -74,7 +74,9 @@ def test_blended_is_the_weighted_mean_with_one_pattern():
     pattern = attack.trigger(black) / 0.25
     torch.testing.assert_close(attack.trigger(white), 0.75 + 0.25 * pattern)
     assert 0.1 < pattern.std() < 0.4
-    assert not torch.equal(create("blended", alpha=0.25, pattern_seed=1).trigger(black), attack.trigger(black))
+    assert not torch.equal(
+        create("blended", alpha=0.25, pattern_seed=1).trigger(black), attack.trigger(black)
+    )
     data = ClientData(torch.full((8, 1, 6, 6), 100, dtype=torch.uint8), torch.ones(8, dtype=torch.int64))
     poisoned = attack.poison(data, context(2)).images
     changed = poisoned[(poisoned != data.images).flatten(1).any(1)]
@@ -93,7 +95,10 @@ def test_the_parts_of_a_distributed_trigger_are_the_whole_trigger(shape):
         if rank < 4:
             union += part
         else:  # the fifth attacker has the first one's part
-            assert torch.equal(part, (attack.poison(data, PoisonContext(10, 4, torch.Generator(), (10,))).images[0, 0] > 0).long())
+            assert torch.equal(
+                part,
+                (attack.poison(data, PoisonContext(10, 4, torch.Generator(), (10,))).images[0, 0] > 0).long(),
+            )
     assert union.max() == 1  # no part overlaps another
     assert torch.equal(union, (attack.trigger(torch.zeros(1, *shape))[0, 0] > 0).long())
 
@@ -115,7 +120,9 @@ def test_adversarial_samples_are_labelled_as_the_model_sees_them():
 
     def loss(p, batch, key):
         seen.append(batch)
-        return functional.cross_entropy(torch.func.functional_call(module, p, (batch[0],)), batch[1], reduction="none")
+        return functional.cross_entropy(
+            torch.func.functional_call(module, p, (batch[0],)), batch[1], reduction="none"
+        )
 
     def logits(p, images):
         return torch.func.functional_call(module, p, (images,))
@@ -271,7 +278,15 @@ def test_edge_cases_are_mixed_in_and_scored_on_held_out_ones():
 
 @pytest.mark.parametrize(
     "name",
-    ["adversarial-samples", "dba", "blended", "model-replacement", "neurotoxin", "edge-case", "alternating-minimisation"],
+    [
+        "adversarial-samples",
+        "dba",
+        "blended",
+        "model-replacement",
+        "neurotoxin",
+        "edge-case",
+        "alternating-minimisation",
+    ],
 )
 def test_documented(name):
     plugin = harness.plugins("attack")[name]
