@@ -427,7 +427,7 @@ def test_auror_splits_each_coordinate_as_two_means_would():
     edge, apart, low = split_in_two(ordered)
     for j in range(12):
         values = ordered[j].numpy()
-        best = min(range(1, 9), key=lambda k: values[:k].var() * k + values[k:].var() * (9 - k))  # noqa: B023
+        best = min(range(1, 9), key=lambda k: values[:k].var() * k + values[k:].var() * (9 - k))
         assert int(low[j]) == best
         assert edge[j] == values[best - 1]
         assert float(apart[j]) == pytest.approx(values[best:].mean() - values[:best].mean())

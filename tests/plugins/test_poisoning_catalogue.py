@@ -63,7 +63,7 @@ def test_backdoors_work_at_any_size_and_channel_count(name, shape):
     assert triggered.max() <= 1
     assert (triggered != x).flatten(1).any(1).all()
     attack.check(10, shape)
-    with pytest.raises(NotApplicable, match="target = 0|classes run"):
+    with pytest.raises(NotApplicable, match="classes run"):
         create(name, **({"backdoor": {"badnets": {"target": 12}}} if "backdoor" in type(attack).model_fields
                         else {"target": 12})).check(10, shape)  # fmt: skip
 

@@ -280,7 +280,8 @@ def test_what_is_scored_is_declared_and_what_is_missing_is_said(name):
     metric = harness.create("metric", name)
     labels, logits = predictions(3)
     full = MetricContext(
-        3, (1, 8, 8), labels=labels, logits=logits, adversarial_logits=logits, triggered_logits=logits, triggered_labels=labels,
+        3, (1, 8, 8), labels=labels, logits=logits, adversarial_logits=logits, triggered_logits=logits,
+        triggered_labels=labels,
         backdoor_target=0, membership=membership(20, 10_000, ties=False), guarantee=guarantee(),
         training={"uplink_bytes_per_round": 1, "downlink_bytes_per_round": 2, "train_seconds": 3,
                   "peak_memory_bytes": 4,
