@@ -215,9 +215,7 @@ class Planner:
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)
         return plan
 
-    def _released(
-        self, model: CompressSpec, trained: str, environment: dict[str, Any]
-    ) -> tuple[str, ...]:
+    def _released(self, model: CompressSpec, trained: str, environment: dict[str, Any]) -> tuple[str, ...]:
         """Keys of the stages that make a model: its training, and its compression if there is any."""
         if not model.compressors:
             return (trained,)

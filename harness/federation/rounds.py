@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, finite_rows, with_fewer
+from harness.contracts.aggregator import (
+    MERGED,
+    AggregationContext,
+    Aggregator,
+    finite_rows,
+    rows_finite,
+    with_fewer,
+)
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
 from harness.contracts.compressor import UpdateCompressionContext, UpdateCompressor
 from harness.errors import PluginError
@@ -179,7 +186,7 @@ class Federation:
         if byzantine:
             self._craft(start, ids, byzantine, updates, buffers, rounds)
         rows = torch.stack([updates[i] for i in ids])
-        finite = rows.isfinite().all(dim=1).tolist()
+        finite = rows_finite(rows).tolist()
         usable = [i for i, ok in zip(ids, finite, strict=True) if ok]
         facts: dict[str, Any] = {"clients": len(ids)}
         if len(usable) < len(ids):
@@ -235,7 +242,7 @@ class Federation:
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
         )
-        if not rows.isfinite().all(dim=1).any():
+        if not rows_finite(rows).any():
             return torch.zeros_like(weights)
         given, *rules = self.rules.aggregators
         first, rows, context = finite_rows(given, rows, context)
@@ -358,7 +365,7 @@ class Federation:
         honest = own if rules.knowledge == "own" else known
         if honest is None:
             raise PluginError(f"{attack.name}: no update to learn from in round {round + 1}")
-        finite = honest.isfinite().all(dim=1)
+        finite = rows_finite(honest)
         if not finite.all():  # a model that has diverged: there is nothing to learn from such updates
             context.ids = [i for i, ok in zip(context.ids, finite.tolist(), strict=True) if ok]
             honest = honest[finite]

@@ -108,7 +108,6 @@ class _Scoring:
             return predict(chosen, images, self.spec.evaluation.batch_size, self.device)
 
 
-
 def stratified(part: Part, size: int) -> Part:
     """At most about `size` records, a seeded draw in which classes keep their shares."""
     if size >= len(part):
@@ -223,9 +222,7 @@ def _evasion(
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
 
 
-def _source(
-    scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, way: str
-) -> tuple[nn.Module, str]:
+def _source(scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, way: str) -> tuple[nn.Module, str]:
     """The model that examples are made on, and how to call that in the record."""
     released = scoring.released
     if way == "transfer":

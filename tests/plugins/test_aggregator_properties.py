@@ -16,8 +16,13 @@ from harness.api import PluginError
 NAMES = sorted(
     n for n, p in harness.plugins("aggregator").items() if p.__module__.startswith("harness_plugins")
 )
-PARAMETERS = {"deepsight": {"samples": 8}, "flame": {"noise": 0.0}, "crfl": {"sigma": 0.0}, "centered-clipping": {"tau": 3.0},
-              "monna": {"trusted": 10}}  # fmt: skip
+PARAMETERS = {
+    "deepsight": {"samples": 8},
+    "flame": {"noise": 0.0},
+    "crfl": {"sigma": 0.0},
+    "centered-clipping": {"tau": 3.0},
+    "monna": {"trusted": 10},
+}
 LAYOUT = {
     "hidden": slice(0, 10),
     "weight": slice(10, 22),

@@ -7,39 +7,60 @@ from typing import TYPE_CHECKING
 from harness_plugins.aggregators._columns import blocks, middle, sort_clients
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-FAR = 1e6  # squared norms this many times the median one lose too many digits in a shared Gram matrix
+SHARED = 100  # pairs whose squared distance is this much less than their squared norms share an offset
+FAR = 100  # squared norms this many times the median one lose too many digits in a shared Gram matrix
 
 
-def squared_distances(updates: Tensor) -> Tensor:
+def squared_distances(updates: Tensor, exact: bool = False) -> Tensor:
     """updates (n, d) -> (n, n) float64 on the CPU: ||x_i - x_j||^2, symmetric, zero on the diagonal.
 
-    From the Gram matrix of the updates minus their coordinate-wise median, accumulated in float64:
-    ||x_i||^2 + ||x_j||^2 - 2 <x_i, x_j>. The median removes a common offset and, unlike the mean, is
-    not moved by outliers, so distances between the other rows keep their digits. Outliers that
-    may be near one another are measured again about a median of their own.
-    Rows that are not finite are infinitely far from all others. Costs O(n^2 d).
+    From the Gram matrix, blocks of it in the updates' own precision (`exact`: in float64) and their sum in
+    float64: ||x_i||^2 + ||x_j||^2 - 2 <x_i, x_j>. A distance loses digits where its two rows are long beside it.
+    Where that is so for most pairs, they share an offset, which is taken off: the coordinate-wise median, which
+    unlike the mean is not moved by outliers. Outliers that may be near one another are measured again among
+    themselves. Rows that are not finite are infinitely far from all others. Costs O(n^2 d).
     """
+    import numpy as np
+    import torch
+
+    exact = exact or updates.dtype != torch.float32
+    norms, distances = _from_gram(updates, exact)
+    n = len(updates)
+    if n > 1 and (distances < (norms[:, None] + norms) / SHARED).mean() > 0.5:
+        norms, distances = _from_gram(updates, True, centred=True)
+    finite = np.isfinite(norms)
+    if finite.any():
+        far = np.flatnonzero(finite & (norms > FAR * np.median(norms[finite])))
+        if 1 < len(far) < n:
+            index = torch.from_numpy(far).to(updates.device)
+            distances[np.ix_(far, far)] = squared_distances(updates[index], exact).numpy()
+    return torch.from_numpy(distances)
+
+
+def _from_gram(updates: Tensor, exact: bool, centred: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Squared norms (n,) and squared distances (n, n) of the rows, or of the rows minus their median."""
+    import numpy as np
     import torch
 
     n = len(updates)
-    gram = torch.zeros((n, n), dtype=torch.float64, device=updates.device if updates.is_cuda else "cpu")
+    total = torch.zeros((n, n), dtype=torch.float64, device=updates.device if updates.is_cuda else "cpu")
     for _, block in blocks(updates):
-        centred = block.double() - middle(sort_clients(block))
-        gram += centred @ centred.T
-    gram = gram.cpu()
+        rows = block.double() if exact else block
+        if centred:
+            rows = rows - middle(sort_clients(block))
+        total += rows @ rows.T
+    gram = total.cpu().numpy()  # small matrices from here on, where NumPy's calls cost less
     gram = (gram + gram.T) / 2
-    norms = gram.diagonal()
-    distances = (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
-    distances = torch.where(distances.isfinite(), distances, torch.inf).fill_diagonal_(0)
-
-    finite = norms.isfinite()
-    if finite.any():
-        far = torch.nonzero(finite & (norms > FAR * norms[finite].median())).flatten()
-        if 1 < len(far) < n:
-            distances[far[:, None], far] = squared_distances(updates[far.to(updates.device)])
-    return distances
+    norms = gram.diagonal().copy()
+    with np.errstate(invalid="ignore"):
+        distances = np.maximum(norms[:, None] + norms - 2 * gram, 0)
+    if not np.isfinite(distances).all():
+        distances[~np.isfinite(distances)] = np.inf
+    np.fill_diagonal(distances, 0)
+    return norms, distances
 
 
 def gram_about(distances: Tensor, weights: Tensor) -> Tensor:
@@ -56,8 +77,10 @@ def krum_order(updates: Tensor, neighbours: int) -> list[int]:
 
     The score of a row is the sum of its squared distances to its `neighbours` nearest other rows.
     """
-    import torch
+    import numpy as np
 
-    distances = squared_distances(updates).fill_diagonal_(torch.inf)
-    scores = distances.sort(dim=1).values[:, :neighbours].sum(1)
-    return scores.sort(stable=True).indices.tolist()
+    distances = squared_distances(updates).numpy()
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.partition(distances, min(neighbours, len(distances)) - 1, axis=1)[:, :neighbours]
+    order: list[int] = np.sort(nearest, axis=1).sum(1).argsort(kind="stable").tolist()
+    return order

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import MERGED, AggregationContext, Field, PluginError, PreAggregator, Reference
-from harness_plugins.aggregators._columns import combine, tolerated
+from harness_plugins.aggregators._columns import tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,16 +43,19 @@ class Bucketing(PreAggregator):
 
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:
         import torch
+        from torch.nn import functional
 
         tolerated(self, updates, context)
         n = len(updates)
         order = torch.randperm(n, generator=context.generator, device=context.generator.device).cpu()
         buckets = math.ceil(n / self.s)
-        mixing = torch.zeros((buckets, n), dtype=torch.float64)
-        bucket = torch.arange(n) // self.s
-        mixing[bucket, order] = 1 / torch.bincount(bucket)[bucket].double()
+        starts = torch.arange(0, n, self.s, device=updates.device)
+        order = order.to(updates.device)
+        rows = functional.embedding_bag(
+            order, updates.detach(), starts, mode="mean"
+        )  # gathers and averages at once
         weights = context.weights.new_full((buckets,), 1 / buckets)
-        return combine(mixing, updates), context.with_rows(weights, [MERGED] * buckets)
+        return rows, context.with_rows(weights, [MERGED] * buckets)
 
 
 PLUGINS = (Bucketing,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import blocks, combine, tolerated
+from harness_plugins.aggregators._columns import clip_factors, combine, squared_distances_to, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +42,7 @@ class CenteredClipping(Aggregator):
         guess = context.state.get("centre")
         guess = torch.zeros_like(updates[0]) if guess is None else guess.to(updates)
         for _ in range(self.iterations):
-            squared = torch.zeros(n, dtype=torch.float64)
-            for columns, block in blocks(updates):
-                centre = guess[columns].to(block.device).double()
-                squared += (block.double() - centre).square().sum(1).cpu()
-            scale = (self.tau / squared.sqrt()).clamp(max=1)  # 0 / 0 cannot be: tau > 0, so inf is clamped
-            share = scale / n
+            share = clip_factors(squared_distances_to(updates, guess).sqrt(), self.tau) / n
             guess = guess * float(1 - share.sum()) + combine(share[None], updates)[0]
         context.state["centre"] = guess.clone()
         return guess

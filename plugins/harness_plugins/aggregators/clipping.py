@@ -6,18 +6,10 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, PreAggregator, Reference
-from harness_plugins.aggregators._columns import blocks, clip_factors, squared_norms, tolerated
+from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def scaled(updates: Tensor, factors: Tensor) -> Tensor:
-    """updates (n, d) with row i multiplied by factors (n,) float64, in blocks; a new tensor."""
-    result = updates.new_empty(updates.shape)
-    for columns, block in blocks(updates):
-        result[:, columns] = (block * factors[:, None].to(block.device)).to(result)
-    return result
 
 
 class Clipping(PreAggregator):

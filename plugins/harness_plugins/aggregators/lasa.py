@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import clip_factors, squared_norms, tolerated
-from harness_plugins.aggregators.clipping import scaled
+from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor

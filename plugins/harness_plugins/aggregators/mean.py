@@ -36,7 +36,10 @@ class Mean(Aggregator):
             raise PluginError(
                 f"mean: weights must be ({len(updates)},), one a row, not {tuple(context.weights.shape)}"
             )
-        return context.weights.to(updates) @ updates
+        weights = context.weights.to(updates)
+        if bool((weights == 1 / len(updates)).all()):
+            return updates.mean(0)  # up to twice as fast as the product with weights
+        return weights @ updates
 
 
 PLUGINS = (Mean,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, mean_of, tolerated
+from harness_plugins.aggregators._columns import mean_of, squared_distances_to, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,14 +58,9 @@ class NearestNeighborAveraging(Aggregator):
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
-        import torch
-
         f = tolerated(self, updates, context)
         pivot = self._pivot(updates, context)
-        distances = torch.zeros(len(updates), dtype=torch.float64)
-        for columns, block in blocks(updates):
-            difference = block.double() - pivot[columns].to(block.device).double()
-            distances += difference.square().sum(1).cpu()
+        distances = squared_distances_to(updates, pivot)
         kept = sorted(distances.sort(stable=True).indices[: len(updates) - f].tolist())
         context.report(kept=kept)
         return mean_of(updates, kept)

@@ -46,7 +46,7 @@ class WithinSpread(ByzantineAttack):
                 difference = mean.double() - row.double()
                 to_mean[i] = float(difference.square().sum())
                 along[i] = float(difference @ direction.double())
-            gamma = max(0.0, self.largest(squared_distances(honest), to_mean, along, length))
+            gamma = max(0.0, self.largest(squared_distances(honest, exact=True), to_mean, along, length))
         return repeat(mean + gamma * (1 - MARGIN) * direction, context.m)
 
     def _direction(self, mean: Tensor, std: Tensor) -> Tensor:
