@@ -210,6 +210,24 @@ def schema(
     typer.echo(f"wrote {out}")
 
 
+@app.command()
+def picture(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file with a backdoor threat.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The image to write.")] = Path("triggers.png"),
+    count: Annotated[int, typer.Option(min=1, max=100, help="Test images per attack.")] = 8,
+) -> None:
+    """Draw a scenario's backdoors: test images as they are, with the trigger, and the difference.
+
+    Example: harness picture scenarios/byzantine-fashion.yaml --out triggers.png
+    """
+    from harness.console.picture import draw, strips
+    from harness.scenario import load
+
+    found = strips(load(scenario), count)
+    draw(found, out)
+    typer.echo(f"wrote {out}: {len(found)} backdoor{'s' if len(found) > 1 else ''}")
+
+
 @app.command("list")
 def list_plugins(
     kind: OptionalKind = None,

@@ -312,3 +312,37 @@ def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
     after = dict(counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall())
     for key, finished in before:
         assert after[key] == finished  # not done a second time
+
+
+class Backwards:
+    """Runs stages in this process, two at a time, and tells of the later one first."""
+
+    capacity = 2
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.told: list = []
+
+    def submit(self, stage):
+        self.inner.submit(stage)
+        self.told = [*self.inner.events(0), *self.told]
+
+    def events(self, timeout):
+        told, self.told = self.told, []
+        yield from told
+
+    def cancel(self, key, reason):
+        self.inner.cancel(key, reason)
+
+    def close(self):
+        self.inner.close()
+
+
+def test_a_cell_fails_once_whatever_order_its_stages_end_in(tmp_path, monkeypatch):
+    from harness import engine
+
+    made = engine._executor
+    monkeypatch.setattr(engine, "_executor", lambda *a: Backwards(made(*a)))
+    text = "threats: [{name: e, attacks: [too-far: {eps: 0.1}]}, {name: none}]"
+    result = run(text, tmp_path)
+    assert [r["status"] for r in result.records] == ["failed", "scored"]
