@@ -51,10 +51,28 @@ def test_the_quick_start_is_two_whole_commands():
 def test_the_readme_scenario_is_valid():
     from harness.scenario import load_text
 
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    text, threats = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     scenario = load_text(text)
     assert len(scenario.defences) == 5  # none, three of the sweep, the stack
     assert scenario.threats[1].budget.eps == 8 / 255
+    head = "schema: 1\nname: t\ndataset: digits\nmodel: {mlp: {hidden: [8]}}\nfederation: {rounds: 20}\n"
+    assert load_text(head + threats).threats[0].stop_round == 20
+
+
+def test_the_readme_lists_the_catalogue():
+    import harness
+    from harness.api import ByzantineAttack, PoisoningAttack
+
+    def built_in(kind, chosen):
+        plugins = harness.plugins(kind).items()
+        return {name for name, p in plugins if p.__module__.startswith("harness_plugins") and chosen(p)}
+
+    rows = dict(re.findall(r"^\| ([a-z -]+) \| ([a-z0-9, -]+) \|$", README, flags=re.MULTILINE))
+    told = {row: set(names.split(", ")) for row, names in rows.items()}
+    assert told["rules"] == built_in("aggregator", lambda p: not p.pre)
+    assert told["pre-aggregators"] == built_in("aggregator", lambda p: p.pre)
+    assert told["crafted updates"] == built_in("attack", lambda p: issubclass(p, ByzantineAttack))
+    assert told["poisoned data"] == built_in("attack", lambda p: issubclass(p, PoisoningAttack))
 
 
 def test_the_readme_plugin_works():
