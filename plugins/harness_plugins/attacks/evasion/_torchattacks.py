@@ -6,7 +6,7 @@ from abc import abstractmethod
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api import EvasionAttack, EvasionContext
+from harness.api import EvasionAttack, EvasionContext, NotApplicable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,12 +24,38 @@ class TorchattacksAttack(EvasionAttack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         """x (b, c, h, w) in [0, 1], y (b,) -> x_adv like x. Draws from torch's global generators."""
+        if context.eps == 0:  # some divide by it, others start at random even so
+            return x
+        return self.build(self.implementation, model, x, self.arguments(context))(x, y)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def build(implementation: str, model: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Any:
+        """torchattacks' attack object on [0, 1] pixels: call it with x and y."""
         import torchattacks
 
-        attack = getattr(torchattacks, self.implementation)(
-            _pixel_model_class()(model, x.device), **self.arguments(context)
-        )
-        return attack(x, y)
+        return getattr(torchattacks, implementation)(_pixel_model_class()(model, x.device), **arguments)
+
+
+def check_square(name: str, input_shape: tuple[int, int, int]) -> None:
+    """Raises NotApplicable for images that are not as wide as high: some of torchattacks' take them to be."""
+    if input_shape[1] != input_shape[2]:
+        raise NotApplicable(f"{name} takes square images, not {input_shape[1]}x{input_shape[2]}")
+
+
+def three_channels(model: nn.Module) -> nn.Module:
+    """A model of grey images as one of three channels: their mean. Each channel's gradient has the same sign."""
+    import torch
+
+    class Grey(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+            self.training = model.training
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x.mean(1, keepdim=True))
+
+    return Grey()
 
 
 @cache

@@ -1,0 +1,143 @@
+"""Attacks that look for a small change instead of the worst one in a ball, by torchattacks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from harness.api import EvasionContext, Field, Reference
+from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+
+
+class CarliniWagner(TorchattacksAttack):
+    """Carlini and Wagner's L2 attack: minimises ||x' - x||^2 + c max(z_y - max other z, -kappa) by Adam.
+
+    In tanh space, so that x' stays in [0, 1]. Not bounded by a radius: the change that fools is as small as
+    it finds. torchattacks keeps c fixed, where the paper searches for it. x (b, c, h, w) in [0, 1]. One
+    gradient a step.
+    """
+
+    name = "cw"
+    reference = Reference(
+        title="Towards Evaluating the Robustness of Neural Networks", authors="Carlini, Wagner",
+        venue="IEEE S&P", year=2017, url="https://arxiv.org/abs/1608.04644",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "CW"
+    c: float = Field(1.0, gt=0, description="weight of the misclassification term")
+    kappa: float = Field(0.0, ge=0, description="margin wanted, in logits")
+    steps: int = Field(100, ge=1, description="Adam steps")
+    lr: float = Field(0.01, gt=0, description="Adam's learning rate")
+
+    @property
+    def effort(self) -> int:
+        return self.steps
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        return {"c": self.c, "kappa": self.kappa, "steps": self.steps, "lr": self.lr}
+
+
+class DeepFool(TorchattacksAttack):
+    """DeepFool: steps to the nearest boundary of the linearised model until the label changes.
+
+    Not bounded by a radius. One image at a time: k gradients a step for k classes.
+    """
+
+    name = "deepfool"
+    reference = Reference(
+        title="DeepFool: a simple and accurate method to fool deep neural networks",
+        authors="Moosavi-Dezfooli, Fawzi, Frossard", venue="CVPR", year=2016, url="https://arxiv.org/abs/1511.04599",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "DeepFool"
+    steps: int = Field(50, ge=1, description="steps at most")
+    overshoot: float = Field(0.02, ge=0, description="how far beyond the boundary, as a share")
+
+    @property
+    def effort(self) -> int:
+        return self.steps
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        return {"steps": self.steps, "overshoot": self.overshoot}
+
+
+class SparseFool(TorchattacksAttack):
+    """SparseFool: few coordinates, by DeepFool's boundary and a sparse linear solver. Not bounded by a radius."""
+
+    name = "sparsefool"
+    reference = Reference(
+        title="SparseFool: a few pixels make a big difference", authors="Modas, Moosavi-Dezfooli, Frossard",
+        venue="CVPR", year=2019, url="https://arxiv.org/abs/1811.02248",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "SparseFool"
+    steps: int = Field(10, ge=1, description="steps at most")
+    lam: float = Field(3.0, gt=0, description="how far beyond the boundary the sparse step aims")
+    overshoot: float = Field(0.02, ge=0, description="how far beyond the boundary, as a share")
+
+    @property
+    def effort(self) -> int:
+        return self.steps
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        return {"steps": self.steps, "lam": self.lam, "overshoot": self.overshoot}
+
+
+class OnePixel(TorchattacksAttack):
+    """The one-pixel attack: differential evolution over positions and colours of `pixels` pixels.
+
+    Bounded in L0: `pixels` positions change. Queries probabilities only.
+    """
+
+    name = "one-pixel"
+    reference = Reference(
+        title="One Pixel Attack for Fooling Deep Neural Networks", authors="Su, Vargas, Sakurai",
+        venue="IEEE Transactions on Evolutionary Computation", year=2019, url="https://arxiv.org/abs/1710.08864",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "OnePixel"
+    access: ClassVar[str] = "logits"
+    norm: ClassVar[str | None] = "l0"
+    pixels: int = Field(1, ge=1, description="pixels changed at most")
+    steps: int = Field(10, ge=1, description="generations")
+    population: int = Field(10, ge=4, description="candidates in a generation, per pixel and value")
+
+    @property
+    def effort(self) -> int:
+        return self.steps * self.population
+
+    def radius(self, budget: float | None = None) -> float | None:
+        return float(self.pixels)
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        return {"pixels": self.pixels, "steps": self.steps, "popsize": self.population}
+
+
+class PGDL2(TorchattacksAttack):
+    """Projected gradient ascent in an L2 ball: normalised gradient steps, projected to the ball and [0, 1].
+
+    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps.
+    """
+
+    name = "pgd-l2"
+    reference = Reference(
+        title="Towards deep learning models resistant to adversarial attacks",
+        authors="Madry, Makelov, Schmidt, Tsipras, Vladu", venue="ICLR", year=2018,
+        url="https://arxiv.org/abs/1706.06083",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "PGDL2"
+    norm: ClassVar[str | None] = "l2"
+    default_eps: ClassVar[float | None] = 1.0
+    eps: float | None = Field(
+        None, ge=0, description="L2 radius in [0, 1] pixels; None: the threat's budget, else 1"
+    )
+    alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; None: 2.5 eps / steps")
+    steps: int = Field(20, ge=1, description="gradient steps")
+    random_start: bool = Field(True, description="start at a random point of the ball, else at x")
+
+    @property
+    def effort(self) -> int:
+        return self.steps
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        assert context.eps is not None
+        alpha = 2.5 * context.eps / self.steps if self.alpha is None else self.alpha
+        return {"eps": context.eps, "alpha": alpha, "steps": self.steps, "random_start": self.random_start}
+
+
+PLUGINS = (CarliniWagner, DeepFool, SparseFool, OnePixel, PGDL2)

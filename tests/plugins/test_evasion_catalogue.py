@@ -1,0 +1,270 @@
+"""The catalogue of evasion attacks: closed forms on linear models, budgets, AutoAttack's parts, transfer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import harness
+from harness.api import NotApplicable, PluginError
+from harness.scenario import load_text
+
+BOUNDED = [
+    ("bim", {}), ("mi-fgsm", {}), ("ni-fgsm", {}), ("vmi-fgsm", {"samples": 2}), ("di-fgsm", {}),
+    ("ti-fgsm", {"kernel": 3}),
+    ("jitter", {}), ("eot-pgd", {}), ("pgd-l2", {}), ("apgd", {"steps": 10}), ("apgd", {"steps": 10, "loss": "dlr"}),
+    ("apgd", {"steps": 5, "loss": "targeted"}), ("apgd", {"steps": 10, "ball": "l2"}), ("apgd-ce", {"steps": 10}),
+    ("fab", {"steps": 10}), ("fab", {"steps": 10, "ball": "l2"}), ("square", {"queries": 50}),
+    ("square", {"queries": 50, "ball": "l2"}), ("autoattack-fast", {}),
+    ("multi-attack", {"attacks": ["fgsm", {"bim": {"steps": 3}}]}), ("transfer", {"attack": "fgsm"}),
+]  # fmt: skip
+UNBOUNDED = [
+    ("cw", {"steps": 20}),
+    ("deepfool", {"steps": 5}),
+    ("sparsefool", {"steps": 2}),
+    ("one-pixel", {"steps": 1}),
+]
+
+
+def create(name, **parameters):
+    return harness.create("attack", name, **parameters)
+
+
+class Linear(nn.Module):
+    """Logits W (x - 1/2), with as many classes as rows of W; every class's margin has a closed form."""
+
+    def __init__(self, classes=4, shape=(1, 8, 8), seed=0, scale=1.0):
+        super().__init__()
+        size = int(np.prod(shape))
+        weight = torch.randn(classes, size, generator=torch.Generator().manual_seed(seed)) * scale
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+def images(n=24, shape=(1, 8, 8), seed=1, low=0.3, high=0.7):
+    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return low + (high - low) * x  # away from 0 and 1: the box does not bind
+
+
+def robust(model, x, y, eps, dual):
+    """(b,) bool: right, and no change within eps can make another class win. dual: 1 for linf, 2 for l2."""
+    logits, w = model(x), model.weight
+    result = logits.argmax(1) == y
+    for k in range(len(w)):
+        gap = logits[torch.arange(len(x)), y] - logits[:, k]
+        needed = eps * (w[y] - w[k]).norm(p=dual, dim=1)
+        result &= (gap > needed) | (y == k)
+    return result
+
+
+@pytest.mark.parametrize(("name", "parameters"), BOUNDED, ids=lambda v: str(v))
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16)], ids=str)
+def test_budgets_are_kept_and_zero_moves_nothing(name, parameters, shape):
+    model, x = Linear(5, shape).eval(), images(6, shape, low=0, high=1)
+    y = model(x).argmax(1)
+    attack = create(name, **parameters)
+    try:
+        attack.check(5, shape)
+    except NotApplicable as reason:
+        assert "16 pixels" in str(reason)  # noqa: PT017  what is refused is not run
+        return
+    before = torch.get_rng_state()
+    adversarial = attack(model, x, y, budget=0.05)  # the engine raises where the ball or the range is left
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (adversarial != x).any()
+    assert torch.equal(attack(model, x, y, budget=0.05), adversarial)
+    assert torch.equal(attack(model, x, y, budget=0.0), x)
+    assert attack.effort >= 1
+    assert attack.reference.url
+
+
+@pytest.mark.parametrize(("name", "parameters"), UNBOUNDED)
+def test_attacks_without_a_radius_stay_in_range(name, parameters):
+    model, x = Linear(3).eval(), images(4)
+    y = model(x).argmax(1)
+    adversarial = create(name, **parameters)(model, x, y)
+    assert adversarial.shape == x.shape
+    if name == "one-pixel":
+        assert ((adversarial != x).any(1).flatten(1).sum(1) <= 1).all()
+    if name in ("cw", "deepfool"):
+        assert (model(adversarial).argmax(1) != y).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["bim", "mi-fgsm", "ni-fgsm", "vmi-fgsm", "jitter", "eot-pgd"])
+def test_the_default_step_reaches_the_radius(name):
+    model, x = Linear(2).eval(), images(5)
+    y = model(x).argmax(1)
+    for eps in (0.02, 0.2):  # torchattacks' own step of 2/255 would stop at 0.08
+        adversarial = create(name, eps=eps)(model, x, y)
+        wrong = model.weight[1 - y] - model.weight[y]
+        expected = x + eps * wrong.sign().view_as(x)
+        if name == "jitter":
+            assert float((adversarial - x).abs().max()) == pytest.approx(eps, rel=1e-4)
+        else:
+            torch.testing.assert_close(adversarial, expected.clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_pgd_l2_ends_on_the_ball_in_the_worst_direction():
+    model, x = Linear(2, scale=0.2).eval(), images(5)
+    y = model(x).argmax(1)
+    adversarial = create("pgd-l2", eps=0.3, random_start=False)(model, x, y)
+    wrong = model.weight[1 - y] - model.weight[y]
+    expected = x + 0.3 * (wrong / wrong.norm(dim=1, keepdim=True)).view_as(x)
+    torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-4)
+
+
+def test_deepfool_finds_the_distance_to_the_boundary():
+    model, x = Linear(3).eval(), images(8)
+    y = model(x).argmax(1)
+    adversarial = create("deepfool", overshoot=0.0)(model, x, y)
+    logits = model(x)
+    distances = []
+    for i in range(8):
+        gaps = [
+            float((logits[i, y[i]] - logits[i, k]) / (model.weight[y[i]] - model.weight[k]).norm())
+            for k in range(3)
+            if k != y[i]
+        ]
+        distances.append(min(gaps))
+    moved = (adversarial - x).flatten(1).norm(dim=1)
+    torch.testing.assert_close(moved, torch.tensor(distances), rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(("ball", "dual", "eps"), [("linf", 1, 0.008), ("l2", 2, 0.07)])
+def test_autoattack_s_robust_accuracy_is_the_closed_form(classes, ball, dual, eps):
+    model, x = Linear(classes, scale=0.3).eval(), images(60, seed=classes)
+    y = model(x).argmax(1)
+    expected = robust(model, x, y, eps, dual)
+    assert 0.1 < expected.float().mean() < 0.95
+    adversarial = create("autoattack-fast", ball=ball, eps=eps)(model, x, y)
+    found = model(adversarial).argmax(1) == y
+    assert not (expected & ~found).any()  # what is provably robust is not broken
+    assert (found & ~expected).sum() <= 1  # and all but what lies at the boundary is
+
+
+def test_the_parts_are_the_published_ones():
+    def names(classes):
+        return [f"{p.name}:{getattr(p, 'loss', '')}" for p in create("autoattack").parts(classes)]
+
+    assert names(10) == ["apgd:ce", "apgd:targeted", "fab:", "square:"]
+    assert names(3) == ["apgd:ce", "apgd:dlr", "fab:", "square:"]
+    assert names(2) == ["apgd:ce", "fab:", "square:"]
+    first, second, third, fourth = create("autoattack").parts(10)
+    assert (first.steps, second.steps, third.steps, fourth.queries) == (100, 100, 100, 5000)
+    with pytest.raises(NotApplicable, match="needs 4 classes"):
+        create("apgd", loss="targeted").check(3, (1, 8, 8))
+
+
+def digits_model():
+    data = harness.create("dataset", "digits").load()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    x = torch.from_numpy(data.train.images).float() / (255 if data.train.images.dtype == np.uint8 else 1)
+    y = torch.from_numpy(data.train.labels)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    test = torch.from_numpy(data.test.images[:200]).float() / (
+        255 if data.test.images.dtype == np.uint8 else 1
+    )
+    return model.eval(), test, torch.from_numpy(data.test.labels[:200])
+
+
+def test_strength_is_monotone():
+    model, x, y = digits_model()
+    eps, right = 0.08, {}
+    clean = model(x).argmax(1) == y
+    for name, parameters in (
+        ("fgsm", {}), ("pgd", {"steps": 10}), ("pgd", {"steps": 50}), ("autoattack-fast", {}),
+        ("square", {"queries": 500}), ("multi-attack", {"attacks": ["fgsm", {"pgd": {"steps": 50}}]}),
+    ):  # fmt: skip
+        adversarial = create(name, **parameters)(model, x, y, budget=eps)
+        right[name + str(parameters.get("steps", ""))] = float(
+            (clean & (model(adversarial).argmax(1) == y)).double().mean()
+        )
+    assert right["autoattack-fast"] <= right["pgd50"] + 0.005
+    assert right["pgd50"] <= right["pgd10"] + 0.005
+    assert right["pgd10"] <= right["fgsm"] + 0.005
+    assert right["fgsm"] < float(clean.double().mean())
+    assert right["autoattack-fast"] <= right["square"]
+    assert right["multi-attack"] <= min(right["fgsm"], right["pgd50"]) + 0.015  # another random start
+
+
+def test_a_multi_attack_keeps_for_each_sample_what_fools():
+    model, x, y = digits_model()
+    single = create("fgsm")(model, x, y, budget=0.05)
+    both = create("multi-attack", attacks=["fgsm", {"pgd": {"steps": 20}}])(model, x, y, budget=0.05)
+    fooled = (model(single).argmax(1) != y) & (model(x).argmax(1) == y)
+    torch.testing.assert_close(both[fooled], single[fooled])
+    assert (model(both).argmax(1) != y).sum() >= (model(single).argmax(1) != y).sum()
+
+
+def test_what_only_takes_square_images_says_so():
+    for name, parameters in (
+        ("di-fgsm", {}),
+        ("ti-fgsm", {}),
+        ("square", {"ball": "l2"}),
+        ("autoattack", {"ball": "l2"}),
+    ):
+        with pytest.raises(NotApplicable, match="takes square images, not 12x10"):
+            create(name, **parameters).check(5, (3, 12, 10))
+    for name in ("square", "autoattack", "bim"):
+        create(name).check(5, (3, 12, 10))
+    with pytest.raises(NotApplicable, match="16 pixels a side or more, not 8"):
+        create("autoattack", ball="l2").check(5, (1, 8, 8))
+    with pytest.raises(NotApplicable, match="1 or 3 channels"):
+        create("ti-fgsm").check(5, (2, 8, 8))
+
+
+def test_bad_combinations_are_refused():
+    with pytest.raises(PluginError, match="attacks of one norm"):
+        create("multi-attack", attacks=["fgsm", "pgd-l2"])
+    with pytest.raises(PluginError, match="transfer cannot be one of several"):
+        create("multi-attack", attacks=["fgsm", "transfer"])
+    with pytest.raises(PluginError, match="source: other, which needs one"):
+        create("transfer", source="other")
+    with pytest.raises(PluginError, match="source: other, which needs one"):
+        create("transfer", defences=[{"gradient-clipping": {"max_norm": 1.0}}])
+    attack = create("transfer", source="other", defences=[], aggregators=["krum"])
+    assert attack.surrogate.name == "defences none, aggregators krum"
+    assert attack.norm == "linf"
+    assert create("multi-attack", attacks=["square"]).access == "logits"
+
+
+SCENARIO = """
+schema: 1
+name: transfer
+dataset: digits
+model: {mlp: {hidden: [16]}}
+federation: {clients: 3, rounds: 4, local: {epochs: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
+defences: [none, gradient-clipping: {max_norm: 0.5}]
+compressors: [none, static-int8]
+threats:
+  - {name: none}
+  - {name: evasion, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed,
+     attacks: [fgsm, transfer: {attack: fgsm}, transfer: {attack: fgsm, source: uncompressed}, square: {queries: 20}]}
+"""
+
+
+def test_transfer_shares_the_surrogate_s_training(tmp_path):
+    result = harness.run(
+        load_text(SCENARIO, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs"
+    )
+    assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
+    assert result.executed["train"] == 2
+    by = {(r["cell"]["defence"], r["cell"]["compressor"], r["cell"]["attack"]): r for r in result.records}
+    clipped = "gradient-clipping(max_norm=0.5)"
+    other = by[clipped, "none", "transfer(attack=fgsm)"]
+    assert other["attack"]["mode"] == "transfer from undefended"
+    assert by[clipped, "static-int8", "transfer(attack=fgsm)"]["attack"]["mode"] == "transfer from undefended"
+    assert by[clipped, "static-int8", "fgsm"]["attack"]["mode"] == "transfer from uncompressed"
+    own = by["none", "none", "transfer(attack=fgsm)"]["scores"]["robust_accuracy"]
+    assert own == by["none", "none", "fgsm"]["scores"]["robust_accuracy"]  # its surrogate is the model itself
+    assert by["none", "static-int8", "square(queries=20)"]["attack"]["mode"] == "white-box"
