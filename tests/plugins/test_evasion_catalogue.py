@@ -268,3 +268,58 @@ def test_transfer_shares_the_surrogate_s_training(tmp_path):
     own = by["none", "none", "transfer(attack=fgsm)"]["scores"]["robust_accuracy"]
     assert own == by["none", "none", "fgsm"]["scores"]["robust_accuracy"]  # its surrogate is the model itself
     assert by["none", "static-int8", "square(queries=20)"]["attack"]["mode"] == "white-box"
+
+
+# Corruptions and the library's other attacks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 17, 23), (2, 16, 16)], ids=str)
+@pytest.mark.parametrize("name", ["gaussian-noise", "gaussian-blur", "contrast", "jpeg"])
+def test_corruptions_grow_with_severity(name, shape):
+    x = images(4, shape, low=0, high=1)
+    x = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)  # some structure
+    moved = []
+    for severity in range(1, 6):
+        attack = create(name, severity=severity)
+        corrupted = attack(Linear(3, shape).eval(), x, torch.zeros(4, dtype=torch.int64))
+        assert corrupted.shape == x.shape
+        moved.append(float((corrupted - x).square().mean()))
+        assert torch.equal(attack(Linear(3, shape).eval(), x, torch.zeros(4, dtype=torch.int64)), corrupted)
+    assert moved == sorted(moved)
+    assert moved[0] > 0
+    assert attack.norm is None
+    assert attack.access == "none"
+
+
+def test_corruptions_by_their_formulas():
+    x = images(2, (1, 16, 16), low=0.4, high=0.6)
+    y = torch.zeros(2, dtype=torch.int64)
+    model = Linear(3, (1, 16, 16)).eval()
+    noise = create("gaussian-noise", severity=5)(model, x, y) - x
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(create("contrast", severity=2)(model, x, y), mean + 0.5 * (x - mean))
+
+
+def test_any_attack_of_the_library_is_one_line():
+    model, x = Linear(4, (1, 16, 16)).eval(), images(5, (1, 16, 16))
+    y = model(x).argmax(1)
+    attack = create("torchattack", attack="VNIFGSM", settings={"steps": 4, "N": 2})
+    adversarial = attack(model, x, y, budget=0.1)
+    assert float((adversarial - x).abs().max()) == pytest.approx(0.1, rel=1e-4)
+    assert attack.effort == 4
+    assert torch.equal(attack(model, x, y, budget=0.0), x)
+    assert create("torchattack", attack="CW", ball="none")(model, x, y).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"attack": "PDG"}, "no attack 'PDG'; did you mean 'PGD'"),
+        ({"attack": "VNIFGSM", "settings": {"stesp": 3}}, "no parameter 'stesp'; did you mean 'steps'"),
+        ({}, "needs the parameter 'attack'"),
+    ],
+)
+def test_unknown_names_get_the_nearest(parameters, message):
+    with pytest.raises(PluginError, match=message):
+        create("torchattack", **parameters)

@@ -1,0 +1,94 @@
+"""Any attack of torchattacks, by its class name."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from harness.api import EvasionContext, Field, Reference
+from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+
+# What an attack object is given by the engine, or what this plugin has a parameter for.
+OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
+
+
+class AnyTorchattack(TorchattacksAttack):
+    """An attack of torchattacks under its own class name, such as PIFGSM or VNIFGSM, with its own parameters.
+
+    `settings` are checked against the class's signature. Where it takes eps, the radius is passed on, and
+    where it takes alpha, 2.5 eps / steps unless given: the library's own alpha may never reach a larger eps.
+    The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
+    radius.
+    """
+
+    name = "torchattack"
+    reference = Reference(
+        title="Torchattacks: A PyTorch Repository for Adversarial Attacks", authors="Kim",
+        venue="arXiv 2010.01950", year=2020, url="https://arxiv.org/abs/2010.01950",
+    )  # fmt: skip
+    default_eps: ClassVar[float | None] = 8 / 255
+
+    attack: str = Field(description="name of a class in torchattacks", examples=["VNIFGSM"])
+    settings: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="its parameters, beside eps and alpha", examples=[{"steps": 20}]
+    )
+    ball: Literal["linf", "l2", "none"] = Field("linf", description="norm that bounds it; none: no radius")
+    eps: float | None = Field(
+        None, ge=0, description="radius in [0, 1] pixels; None: the threat's budget, else 8/255"
+    )
+    alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; None: 2.5 eps / steps")
+
+    @property
+    def norm(self) -> str | None:  # type: ignore[override]
+        return None if self.ball == "none" else self.ball
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        from harness.errors import did_you_mean
+
+        names = self._signature()
+        unknown = sorted(set(self.settings) - set(names))
+        if unknown:
+            raise ValueError(
+                f"{self.attack} has no parameter {unknown[0]!r}; {did_you_mean(unknown[0], names)}"
+            )
+        return self
+
+    def _signature(self) -> dict[str, Any]:
+        """Parameter -> default of the class, without those given by the engine."""
+        import inspect
+
+        import torchattacks
+        from torchattacks.attack import Attack
+
+        from harness.errors import did_you_mean
+
+        found = {n: c for n, c in vars(torchattacks).items() if inspect.isclass(c) and issubclass(c, Attack)}
+        if self.attack not in found:
+            raise ValueError(
+                f"torchattacks has no attack {self.attack!r}; {did_you_mean(self.attack, found)}"
+            )
+        signature = inspect.signature(found[self.attack]).parameters
+        return {n: p.default for n, p in signature.items() if n not in OURS or n in ("eps", "alpha")}
+
+    @property
+    def effort(self) -> int:
+        steps = self.settings.get("steps", self._signature().get("steps", 1))
+        return steps if isinstance(steps, int) else 1
+
+    def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
+        if context.eps == 0:
+            return x
+        return self.build(self.attack, model, x, self.arguments(context))(x, y)
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        names, given = self._signature(), dict(self.settings)
+        if "eps" in names and context.eps is not None:
+            given["eps"] = context.eps
+            if "alpha" in names:
+                given["alpha"] = self.alpha if self.alpha is not None else 2.5 * context.eps / self.effort
+        return given
+
+
+PLUGINS = (AnyTorchattack,)

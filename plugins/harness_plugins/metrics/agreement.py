@@ -1,0 +1,70 @@
+"""What compression changed of a model's answers, and what is proven of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from harness.api import Metric, MetricContext, PluginError, Reference, Score
+from harness_plugins.metrics.classification import predicted
+
+RADII = (0.25, 0.5, 1.0)
+
+
+class Agreement(Metric):
+    """Share of test samples to which the compressed model gives the class that it gave before compression."""
+
+    name = "agreement"
+    needs: ClassVar[tuple[str, ...]] = ("logits", "uncompressed_logits")
+    scores: ClassVar[dict[str, Score]] = {
+        "agreement": Score("higher", "share", "test samples predicted as before compression")
+    }
+
+    def score(self, context: MetricContext) -> dict[str, float]:
+        before, after = context.uncompressed_logits, context.logits
+        if before is None or after is None or before.shape != after.shape or not len(after):
+            raise PluginError("agreement needs logits of the same samples before and after compression")
+        return {"agreement": float((predicted(before) == predicted(after)).mean())}
+
+
+class CertifiedAccuracy(Metric):
+    """Share of test samples predicted right with a certified L2 radius of at least r, and the mean radius.
+
+    r in [0, 1] pixels, over the samples that were certified; a wrong or withheld prediction counts as radius 0.
+    """
+
+    name = "certified-accuracy"
+    reference = Reference(
+        title="Certified Adversarial Robustness via Randomized Smoothing", authors="Cohen, Rosenfeld, Kolter",
+        venue="ICML", year=2019, url="https://arxiv.org/abs/1902.02918",
+    )  # fmt: skip
+    needs: ClassVar[tuple[str, ...]] = ("certificate",)
+    scores: ClassVar[dict[str, Score]] = {
+        "certified_accuracy": Score("higher", "share", "test samples right with any certified L2 radius"),
+        **{
+            f"certified_accuracy_{r:g}": Score(
+                "higher", "share", f"test samples right with an L2 radius >= {r:g}"
+            )
+            for r in RADII
+        },
+        "mean_certified_radius": Score(
+            "higher", "[0, 1] pixels", "mean certified L2 radius, 0 where not right"
+        ),
+    }
+
+    def score(self, context: MetricContext) -> dict[str, float]:
+        found = context.certificate
+        if found is None or not len(found.labels):
+            raise PluginError("certified-accuracy needs a certificate of some test samples")
+        radii = np.where(found.predicted == found.labels, found.radii, 0.0)
+        right = found.predicted == found.labels
+        at = {f"certified_accuracy_{r:g}": float((right & (radii >= r)).mean()) for r in RADII}
+        return {
+            "certified_accuracy": float(right.mean()),
+            **at,
+            "mean_certified_radius": float(radii.mean()),
+        }
+
+
+PLUGINS = (Agreement, CertifiedAccuracy)

@@ -1,0 +1,167 @@
+"""Losses on pairs and smoothed labels: the papers' formulas in float64, and what one record can change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_defences import KEY, dp, flat, make_local, network, parameters_of, records
+from torch.nn import functional
+
+import harness
+from harness.api import PluginError, record_keys, split, uniform
+from harness.federation.apply import Apply
+from harness.functional import cross_entropy
+
+PAIRED = ("trades", "mart", "logit-pairing")
+
+
+def create(name, **parameters):
+    return harness.create("defence", name, **parameters)
+
+
+def losses(defence, module, batch):
+    apply = Apply(module)
+    return defence.loss(cross_entropy(apply), apply)(parameters_of(module), batch, KEY)
+
+
+def kl(p_logits, q_logits):
+    p = p_logits.softmax(1)
+    return (p * (p_logits.log_softmax(1) - q_logits.log_softmax(1))).sum(1)
+
+
+def slow_steps(error, x, start, eps, alpha, steps):
+    moved = start
+    for _ in range(steps):
+        leaf = moved.clone().requires_grad_()
+        gradient = torch.autograd.grad(error(leaf).sum(), leaf)[0]
+        moved = (x + (moved + alpha * gradient.sign() - x).clamp(-eps, eps)).clamp(0, 1).detach()
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_trades_is_the_loss_plus_the_divergence(dtype):
+    module, (x, y) = network(dtype).eval(), records(6, dtype)
+    keys = split(record_keys(KEY, x), 0)
+    half = 0.001 * 3**0.5
+    clean = module(x).detach()
+    start = (x + uniform(keys, x.shape, -half, half)).clamp(0, 1)
+    moved = slow_steps(lambda images: kl(clean, module(images)), x, start, 0.1, 0.025, 10)
+    expected = functional.cross_entropy(module(x), y, reduction="none") + 3 * kl(module(x), module(moved))
+    torch.testing.assert_close(losses(create("trades", eps=0.1, beta=3.0), module, (x, y)), expected)
+
+
+@pytest.mark.parametrize("name", ["mart", "logit-pairing"])
+def test_mart_and_logit_pairing_follow_their_papers(name):
+    module, (x, y) = network(torch.float64).eval(), records(6, torch.float64)
+    keys = split(record_keys(KEY, x), 0)
+    start = (x + uniform(keys, x.shape, -0.1, 0.1)).clamp(0, 1)
+    error = lambda images: functional.cross_entropy(module(images), y, reduction="none")  # noqa: E731
+    moved = slow_steps(error, x, start, 0.1, 0.05, 5)
+    clean, adversarial = module(x), module(moved)
+    if name == "logit-pairing":
+        expected = error(moved) + 0.7 * ((clean - adversarial) ** 2).mean(1)
+        found = losses(create(name, eps=0.1, steps=5, weight=0.7), module, (x, y))
+    else:
+        p, q = clean.softmax(1), adversarial.softmax(1)
+        rows = torch.arange(6)
+        others = q.clone()
+        others[rows, y] = -1
+        boosted = -q[rows, y].log() - (1 - others.max(1).values).log()
+        expected = boosted + 2 * kl(clean, adversarial) * (1 - p[rows, y])
+        found = losses(create(name, eps=0.1, steps=5, beta=2.0), module, (x, y))
+    torch.testing.assert_close(found, expected)
+
+
+def test_label_smoothing_mixes_the_label_with_all_classes():
+    module, (x, y) = network(torch.float64).eval(), records(6, torch.float64)
+    target = 0.8 * functional.one_hot(y, 3) + 0.2 / 3
+    expected = -(target * module(x).log_softmax(1)).sum(1)
+    torch.testing.assert_close(losses(create("label-smoothing", smoothing=0.2), module, (x, y)), expected)
+    plain = functional.cross_entropy(module(x), y, reduction="none")
+    torch.testing.assert_close(losses(create("label-smoothing", smoothing=0.0), module, (x, y)), plain)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_without_a_radius_the_pair_is_the_record_itself(name):
+    module, (x, y) = network(torch.float64).eval(), records(5, torch.float64)
+    plain = functional.cross_entropy(module(x), y, reduction="none")
+    found = losses(create(name, eps=0.0), module, (x, y))
+    if name == "mart":
+        p = module(x).softmax(1)
+        others = p.clone()
+        others[torch.arange(5), y] = -1
+        plain = plain - (1 - others.max(1).values).log()
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)  # trades starts a thousandth away
+
+
+@pytest.mark.parametrize("name", [*PAIRED, "label-smoothing"])
+def test_a_record_s_loss_is_its_own(name):
+    module, (x, y) = network(torch.float64).eval(), records(8, torch.float64)
+    defence = create(name)
+    whole = losses(defence, module, (x, y))
+    order = torch.tensor([5, 2, 7])
+    torch.testing.assert_close(losses(defence, module, (x[order], y[order])), whole[order])
+    assert not defence.couples_samples
+    assert losses(defence, module, (x[:0], y[:0])).shape == (0,)
+
+
+@pytest.mark.parametrize("path", ["auto", "ghost", "vmap"])
+@pytest.mark.parametrize("name", [*PAIRED, "label-smoothing"])
+def test_with_dp_sgd_a_record_more_or_less_moves_the_sum_by_its_clipped_gradient(name, path):
+    module, (x, y) = network(), records(8)
+    parameters = {} if name == "label-smoothing" else {"steps": 2, "eps": 0.1}
+    apply = Apply(module)
+    loss = create(name, **parameters).loss(cross_entropy(apply), apply)
+    params, c = parameters_of(module), 0.05  # below every norm, so each record counts with just C
+    gradient = dp(c, per_sample=path).gradient(make_local(module, loss))
+    if path == "ghost" and name != "label-smoothing":  # several forward passes: only `auto` finds another way
+        with pytest.raises(PluginError, match="times in the loss"):
+            gradient(params, (x, y), KEY)
+        return
+    whole = flat(gradient(params, (x, y), KEY))
+    for i in (0, 5):
+        kept = [j for j in range(8) if j != i]
+        moved = (whole - flat(gradient(params, (x[kept], y[kept]), KEY))).norm()
+        assert 0.99 * c <= moved <= c * (1 + 1e-4)
+
+
+def test_paths_of_dp_sgd_agree_on_two_forward_passes():
+    module, batch = network(), records(6)
+    apply = Apply(module)
+    loss = create("trades", steps=2, eps=0.1).loss(cross_entropy(apply), apply)
+    params = parameters_of(module)
+    one, other = (
+        flat(dp(0.3, per_sample=path).gradient(make_local(module, loss))(params, batch, KEY))
+        for path in ("auto", "vmap")
+    )
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("trades", {"beta": -1.0}), ("mart", {"steps": 0}), ("label-smoothing", {"smoothing": 1.0}),
+     ("logit-pairing", {"eps": 2.0})],
+)  # fmt: skip
+def test_bad_parameters_are_named(name, parameters):
+    with pytest.raises(PluginError, match=next(iter(parameters))):
+        create(name, **parameters)
+
+
+def test_trades_trains_a_more_robust_model(tmp_path):
+    from harness.scenario import load_text
+
+    text = """
+schema: 1
+name: trades
+dataset: digits
+model: {mlp: {hidden: [32]}}
+federation: {clients: 2, rounds: 12, local: {epochs: 2, batch_size: 32, optimizer: {sgd: {lr: 0.3}}}}
+defences: [none, trades: {eps: 0.1, steps: 3}, [label-smoothing, dp-sgd: {epsilon: 8}]]
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [pgd: {steps: 10}]}]
+"""
+    result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
+    plain, trades, private = (r["scores"]["robust_accuracy"] for r in result.records)
+    assert trades > plain + 0.05
+    assert result.records[2]["guarantee"]["epsilon"] <= 8
+    assert private > 0
