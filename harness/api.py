@@ -47,7 +47,7 @@ from harness.contracts.defence import (
 from harness.contracts.metric import Certificate, Metric, MetricContext, Score
 from harness.contracts.model import Model, Normalization
 from harness.contracts.tracker import Tracker
-from harness.errors import HarnessError, NotApplicable, PluginError
+from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
 from harness.hookspecs import hookimpl
 from harness.privacy import accounting
@@ -120,6 +120,7 @@ __all__ = [
     "batch_norms",
     "derive",
     "detached",
+    "did_you_mean",
     "fgsm",
     "find_file",
     "hash_file",

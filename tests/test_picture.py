@@ -47,7 +47,11 @@ def test_the_file_is_an_image(tmp_path, capsys):
         ("  - {name: none}\n", "t.png", "no threat has a backdoor"),
         (ATTACKS, "t.nonsense", "ends in .png"),
         (ATTACKS, "nowhere/t.png", "--out"),
-        ("  - {name: b, malicious: 0.2, attacks: [badnets: {target: 12}]}\n", "t.png", "classes run from 0 to 9"),
+        (
+            "  - {name: b, malicious: 0.2, attacks: [badnets: {target: 12}]}\n",
+            "t.png",
+            "classes run from 0 to 9",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(threat, out, message, tmp_path, capsys):

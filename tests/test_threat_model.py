@@ -387,7 +387,9 @@ class Blowup(Aggregator):
 def test_a_model_that_has_diverged_is_scored_as_it_is(tmp_path):
     if "blowup" not in registry().names("aggregator"):
         registry().add(_Blowup(), "threat-model-blowup", "threat-model-tests")
-    threat = "threats: [{name: b, malicious: 0.34, attacks: [needs-rule, min-max, fang: {target: krum}, mimic]}]"
+    threat = (
+        "threats: [{name: b, malicious: 0.34, attacks: [needs-rule, min-max, fang: {target: krum}, mimic]}]"
+    )
     for record in run("aggregators: [blowup]\n" + threat, tmp_path):
         assert record["status"] == "scored"
         assert record["training"]["dropped_updates"] > 0

@@ -45,7 +45,9 @@ def strips(scenario: Scenario, count: int) -> list[Strip]:
 
     found = backdoors(scenario)
     if not found:
-        raise HarnessError(f"{scenario.path or scenario.name}: no threat has a backdoor, so there is nothing to draw")
+        raise HarnessError(
+            f"{scenario.path or scenario.name}: no threat has a backdoor, so there is nothing to draw"
+        )
     data = check_data(scenario)
     result = []
     for attack in found:

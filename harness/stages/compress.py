@@ -22,6 +22,7 @@ from harness.training import Training
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.contracts.aggregator import Aggregator
     from harness.store import Store
 
 
@@ -119,7 +120,7 @@ def load_released(
             state = store.load_tensors(link["artifact"])
             released = compressor.restore(released.module, state, training.data.input_shape)
     device = released.device or training.device
-    deploy = [*spec.train.aggregators, *spec.train.defences]
+    deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
     certify: Certify | None = None
     for part in deploy:
         if isinstance(part, Defence) and type(part).certify is not Defence.certify:

@@ -189,7 +189,9 @@ def test_a_record_more_or_less_moves_the_sum_by_its_clipped_gradient(path, fract
 @pytest.mark.parametrize("fraction", [0.5, 1.0])
 def test_paths_agree_on_random_losses(fraction):
     module, batch = network(torch.float64), records(12, torch.float64)
-    loss = AdversarialTraining(attack=Sign(), fraction=fraction).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(), fraction=fraction).loss(
+        cross_entropy(Apply(module)), Apply(module)
+    )
     results = [
         flat(dp(0.5, per_sample=path).gradient(make_local(module, loss))(parameters_of(module), batch, KEY))
         for path in ("ghost", "vmap")
@@ -199,7 +201,7 @@ def test_paths_agree_on_random_losses(fraction):
 
 def test_vmap_runs_in_pieces(monkeypatch):
     module, batch = network(torch.float64), records(7, torch.float64)
-    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)), Apply(module))
     gradient = dp(per_sample="vmap").gradient(make_local(module, loss))
     whole = flat(gradient(parameters_of(module), batch, KEY))
     size = sum(p.numel() for p in module.parameters())
@@ -258,7 +260,7 @@ def test_gradient_leaves_everything_as_it_was():
     module, (x, y) = network(), records()
     before = copy.deepcopy(module.state_dict())
     batch, state = (x.clone(), y.clone()), torch.get_rng_state()
-    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)), Apply(module))
     for path in PATHS:
         defence = DPSGD(noise_multiplier=1.0, per_sample=path)
         defence.gradient(make_local(module, loss, 1.0))(parameters_of(module), (x, y), KEY)
@@ -611,7 +613,7 @@ def test_no_budget_or_no_fraction_is_plain_training():
         AdversarialTraining(attack=Sign(eps=0.0)),
         AdversarialTraining(attack=Sign(eps=0.3), fraction=0.0),
     ):
-        assert torch.equal(defence.loss(plain)(parameters_of(module), batch, KEY), expected)
+        assert torch.equal(defence.loss(plain, None)(parameters_of(module), batch, KEY), expected)
 
 
 def test_adversarial_loss_is_the_loss_at_the_attacked_images():
@@ -624,7 +626,7 @@ def test_adversarial_loss_is_the_loss_at_the_attacked_images():
         (g,) = torch.autograd.grad(functional.cross_entropy(module(moved), y, reduction="sum"), moved)
         moved = (x + (moved.detach() + 0.05 * g.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
     params = parameters_of(module)
-    losses = AdversarialTraining(attack=attack).loss(plain)(params, (x, y), KEY)
+    losses = AdversarialTraining(attack=attack).loss(plain, None)(params, (x, y), KEY)
     torch.testing.assert_close(losses, plain(params, (moved, y), KEY))
     clean = plain(params, (x, y), KEY)
     assert float(losses.mean().detach()) > float(clean.mean().detach())
@@ -639,7 +641,8 @@ def test_the_default_radius_is_the_attacks():
     module, batch = network(), records()
     plain, params = cross_entropy(Apply(module)), parameters_of(module)
     default, given, other = (
-        AdversarialTraining(attack=Sign(eps=eps)).loss(plain)(params, batch, KEY) for eps in (None, 0.1, 0.2)
+        AdversarialTraining(attack=Sign(eps=eps)).loss(plain, None)(params, batch, KEY)
+        for eps in (None, 0.1, 0.2)
     )
     assert torch.equal(default, given)
     assert not torch.allclose(default, other)
@@ -647,7 +650,7 @@ def test_the_default_radius_is_the_attacks():
 
 def test_a_records_loss_depends_on_no_other_record():
     module, (x, y) = network(torch.float64), records(8, torch.float64)
-    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)), Apply(module))
     params = parameters_of(module)
     whole = loss(params, (x, y), KEY)
     other, labels = records(8, torch.float64, seed=5)
@@ -661,7 +664,7 @@ def test_a_records_loss_depends_on_no_other_record():
 
 def test_the_coin_has_its_probability_and_no_favourite_position():
     loss = AdversarialTraining(attack=Sign(eps=0.5, random_start=False), fraction=0.3).loss(
-        lambda params, batch, key: batch[0].flatten(1).sum(1)
+        lambda params, batch, key: batch[0].flatten(1).sum(1), None
     )
     hits = torch.zeros(8)
     rounds = 400
@@ -677,7 +680,7 @@ def test_the_coin_has_its_probability_and_no_favourite_position():
 
 def test_it_runs_under_vmap_over_clients_and_on_empty_batches():
     module, (x, y) = network(torch.float64), records(6, torch.float64)
-    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(), fraction=0.5).loss(cross_entropy(Apply(module)), Apply(module))
     params = parameters_of(module)
     stacked = {n: torch.stack([p.detach(), p.detach() * 1.1]) for n, p in params.items()}
     keys = split(KEY, torch.arange(2))
@@ -690,7 +693,7 @@ def test_it_runs_under_vmap_over_clients_and_on_empty_batches():
 def test_batch_normalisation_sees_the_attack_but_does_not_keep_it():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
     batch = records()
-    loss = AdversarialTraining(attack=Sign(steps=4)).loss(cross_entropy(Apply(module)))
+    loss = AdversarialTraining(attack=Sign(steps=4)).loss(cross_entropy(Apply(module)), Apply(module))
     losses = loss(parameters_of(module), batch, KEY)
     assert int(module[1].num_batches_tracked) == 1  # the training pass alone, none of the attack's four
     losses.sum().backward()

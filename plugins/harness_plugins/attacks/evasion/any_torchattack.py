@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from harness.api import EvasionContext, Field, Reference
+from harness.api import EvasionContext, Field, Reference, did_you_mean
 from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
@@ -45,8 +45,6 @@ class AnyTorchattack(TorchattacksAttack):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        from harness.errors import did_you_mean
-
         names = self._signature()
         unknown = sorted(set(self.settings) - set(names))
         if unknown:
@@ -61,8 +59,6 @@ class AnyTorchattack(TorchattacksAttack):
 
         import torchattacks
         from torchattacks.attack import Attack
-
-        from harness.errors import did_you_mean
 
         found = {n: c for n, c in vars(torchattacks).items() if inspect.isclass(c) and issubclass(c, Attack)}
         if self.attack not in found:
