@@ -345,9 +345,16 @@ class Federation:
         own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
         known = torch.stack([updates[i] for i in honest_ids]) if honest_ids else own
 
+        everyone = [*honest_ids, *byzantine]
+
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
-            return self._aggregate(start, rows, honest_ids + byzantine, buffers, rounds, states)
+            if len(rows) < len(everyone):  # without the updates that are not finite: the server gets these too
+                lost = [updates[i] for i in honest_ids if i not in context.ids]
+                order = [*context.ids, *(i for i in honest_ids if i not in context.ids), *byzantine]
+                rows = torch.cat([rows[: -len(byzantine)], *[u[None] for u in lost], rows[-len(byzantine) :]])
+                return self._aggregate(start, rows, order, buffers, rounds, states)
+            return self._aggregate(start, rows, everyone, buffers, rounds, states)
 
         context = ByzantineContext(
             m=len(byzantine),

@@ -248,6 +248,39 @@ def test_an_omniscient_attacker_probes_a_copy_of_the_real_state():
     assert SEEN_STATE == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
+class SendsNaN(Defence):
+    """Client 0 sends NaN."""
+
+    name = "test-sends-nan"
+
+    def update(self, delta, context):
+        return delta * math.nan if context.client == 0 else delta
+
+
+def test_a_probe_is_the_server_s_answer_also_where_some_updates_are_not_finite():
+    class Prober(Attacker):
+        """Asks what the server would make of what it then sends."""
+
+        name = "test-nan-prober"
+
+        def craft(self, honest, context):
+            assert honest.isfinite().all()
+            sent = torch.full((context.m, honest.shape[1]), 0.5)
+            SEEN.append(("asked", context.aggregator(torch.cat([honest, sent])), context.ids))
+            return sent
+
+    rules = {"byzantine": Prober(), "knowledge": "omniscient", "malicious": (2,), "aggregators": (Spy(),)}
+    module = network()
+    start = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    run(federation(module, clients([8, 8, 8, 8], hooks=(SendsNaN(),)), tolerance=0.25, **rules))
+    (_, probed, ids), (rows, f, real_ids, _) = SEEN[-2], SEEN[-1]
+    assert ids == [1, 3]
+    assert real_ids == [1, 2, 3]
+    assert f == SEEN[-3][1] == 0  # told of one, and one row was dropped
+    reached = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    torch.testing.assert_close(reached - start, probed, rtol=1e-4, atol=1e-6)
+
+
 def test_the_server_cannot_tell_attackers_by_their_place():
     rules = {
         "byzantine": Attacker(value=7.0),

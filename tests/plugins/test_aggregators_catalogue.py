@@ -521,13 +521,16 @@ def quadratic_rounds(rule, rounds, malicious, seed=0, n=12, d=20):
 
 
 def test_fldetector_finds_whom_it_cannot_predict_and_starts_again():
-    initial, history = quadratic_rounds(create("fldetector", window=3), 12, [2, 7])
+    initial, history = quadratic_rounds(create("fldetector", window=3), 24, [2, 7])
     found = [i for i, (kept, _) in enumerate(history) if len(kept) < 12]
     assert found
     first = found[0]
     assert all(kept == [i for i in range(12) if i not in (2, 7)] for kept, _ in history[first:])
     torch.testing.assert_close(history[first][1], initial)
     assert history[-1][1].norm() < initial.norm()
+    late = quadratic_rounds(create("fldetector", window=3), 2 * first, [2, 7])[1]  # too late to start again
+    assert late[first][0] == history[first][0]
+    assert (late[first][1] - initial).norm() > 0.1
 
 
 # Conditions and state -----------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ class FLDetector(Aggregator):
     of the round's, averaged over its last `window` rounds. Once there are `window` of them, the gap statistic
     decides whether the scores form more than one group; if so, 2-means tells the group with the larger
     scores: malicious (Algorithms 1 and 2). They are excluded from then on, training starts again from the
-    initial weights (`restart`), and detection is over, as published. Until then all updates are averaged by
-    weight, as the paper's server averages with FedAvg. A client that was absent has no prediction in its next
+    initial weights (`restart`), and detection is over, as published; in the second half of the rounds nothing
+    starts again, as the paper restarts with all its rounds and here they are given. Until then all updates
+    are averaged by weight, as the paper's server averages with FedAvg. A client that was absent has no prediction in its next
     round. f is not used.
 
     updates (n, d) -> (d,). Needs the global weights, else PluginError. Costs O((n + window) d) and keeps
@@ -44,7 +45,9 @@ class FLDetector(Aggregator):
     start: int = Field(0, ge=0, description="rounds before the first score; the authors' code waits for 50")
     groups: int = Field(7, ge=2, description="most groups that the gap statistic tries")
     references: int = Field(20, ge=1, description="uniform samples the gap statistic compares with")
-    restart: bool = Field(True, description="go back to the initial weights when clients were found")
+    restart: bool = Field(
+        True, description="go back to the initial weights when clients were found in the first half of the rounds"
+    )
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         import torch
@@ -63,7 +66,7 @@ class FLDetector(Aggregator):
                 excluded |= found
                 for name in ("last", "weights", "aggregate", "moves", "changes", "errors"):
                     state.pop(name, None)
-                if self.restart:
+                if self.restart and not 0 < context.rounds < 2 * (context.round + 1):
                     context.report(kept=[i for i, c in enumerate(ids) if c not in excluded])
                     return state["initial"].to(updates) - now
         kept = [i for i, c in enumerate(ids) if c not in excluded]
