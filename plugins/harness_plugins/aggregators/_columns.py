@@ -1,7 +1,7 @@
 """Walks over the coordinates of updates (n, d) in blocks, so that extra memory stays small.
 
-Arithmetic inside a block is float64: it costs little beside reading the updates and makes sums exact to
-the last bits of a float32 result, whatever the device or the library behind a matrix product.
+Sorting and sums along clients are float64 inside a block: that costs little beside reading the updates. Products
+with a matrix of weights stay in the updates' own precision, see `combine`.
 """
 
 from __future__ import annotations
@@ -137,6 +137,9 @@ def squared_distances_to(updates: Tensor, vector: Tensor | None) -> Tensor:
     """(n,) float64 on the CPU: ||x_i - vector||^2, vector (d,) or None for zero."""
     import torch
 
+    if updates.numel() <= CPU_BLOCK and not updates.is_cuda:
+        rows = updates.detach() if vector is None else updates.detach() - vector
+        return torch.linalg.vector_norm(rows, dim=1).double().square_().cpu()
     total = torch.zeros(len(updates), dtype=torch.float64)
     for columns, block in blocks(updates):
         # Within a block in the updates' own precision: three times as fast, and a block is short.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import clip_factors, combine, squared_distances_to, tolerated
+from harness_plugins.aggregators._columns import squared_distances_to, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +42,9 @@ class CenteredClipping(Aggregator):
         guess = context.state.get("centre")
         guess = torch.zeros_like(updates[0]) if guess is None else guess.to(updates)
         for _ in range(self.iterations):
-            share = clip_factors(squared_distances_to(updates, guess).sqrt(), self.tau) / n
-            guess = guess * float(1 - share.sum()) + combine(share[None], updates)[0]
+            norms = squared_distances_to(updates, guess).sqrt_().clamp_(min=self.tau)
+            share = (self.tau / n / norms).to(guess)
+            guess = torch.addmv(guess * (1 - share.sum()), updates.detach().T, share)
         context.state["centre"] = guess.clone()
         return guess
 

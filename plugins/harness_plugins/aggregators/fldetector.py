@@ -22,8 +22,8 @@ class FLDetector(Aggregator):
     scores: malicious (Algorithms 1 and 2). They are excluded from then on, training starts again from the
     initial weights (`restart`), and detection is over, as published; in the second half of the rounds nothing
     starts again, as the paper restarts with all its rounds and here they are given. Until then all updates
-    are averaged by weight, as the paper's server averages with FedAvg. A client that was absent has no prediction in its next
-    round. f is not used.
+    are averaged by weight, as the paper's server averages with FedAvg. A client that was absent has no
+    prediction in its next round. f is not used.
 
     updates (n, d) -> (d,). Needs the global weights, else PluginError. Costs O((n + window) d) and keeps
     n + 2 window + 3 vectors (d,). The gap statistic draws from the context's generator. Reports the rows
@@ -46,7 +46,8 @@ class FLDetector(Aggregator):
     groups: int = Field(7, ge=2, description="most groups that the gap statistic tries")
     references: int = Field(20, ge=1, description="uniform samples the gap statistic compares with")
     restart: bool = Field(
-        True, description="go back to the initial weights when clients were found in the first half of the rounds"
+        True,
+        description="go back to the initial weights when clients were found in the first half of the rounds",
     )
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:

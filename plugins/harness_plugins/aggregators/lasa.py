@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms, tolerated
+from harness_plugins.aggregators._columns import clip_factors, mean_of, scaled, squared_norms, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,16 +58,16 @@ class Lasa(Aggregator):
             kept &= self._near(self._purity(layer), self.direction)
             if not kept.any():
                 kept = torch.ones_like(kept)
-            result[part] = layer[kept.to(layer.device)].double().mean(0).to(result)
+            result[part] = mean_of(layer, kept.nonzero().flatten().tolist())
             shares += kept * (layer.shape[1] / int(kept.sum()))
         context.report(weights=shares)
         return result
 
     @staticmethod
     def _purity(layer: Tensor) -> Tensor:
-        signs = layer.sign()
-        ratio = signs.sum(1).double() / signs.abs().sum(1).double()
-        return ((1 + ratio.nan_to_num(nan=0.0)) / 2).cpu()
+        # (1 + sum sign / sum |sign|) / 2 is the share of positive values among those that are not zero.
+        positive, negative = (layer > 0).sum(1).double(), (layer < 0).sum(1).double()
+        return (positive / (positive + negative)).nan_to_num(nan=0.5).cpu()
 
     @staticmethod
     def _near(values: Tensor, radius: float) -> Tensor:
