@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import clip_factors, mean_of, scaled, squared_norms, tolerated
+from harness_plugins.aggregators._columns import (
+    blocks,
+    clip_factors,
+    mean_of,
+    scaled,
+    squared_norms,
+    tolerated,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,8 +73,14 @@ class Lasa(Aggregator):
     @staticmethod
     def _purity(layer: Tensor) -> Tensor:
         # (1 + sum sign / sum |sign|) / 2 is the share of positive values among those that are not zero.
-        positive, negative = (layer > 0).sum(1).double(), (layer < 0).sum(1).double()
-        return (positive / (positive + negative)).nan_to_num(nan=0.5).cpu()
+        import torch
+
+        positive = torch.zeros(len(layer), dtype=torch.float64)
+        counted = torch.zeros(len(layer), dtype=torch.float64)
+        for _, block in blocks(layer):
+            positive += (block > 0).sum(1).cpu()
+            counted += (block != 0).sum(1).cpu()
+        return (positive / counted).nan_to_num(nan=0.5)
 
     @staticmethod
     def _near(values: Tensor, radius: float) -> Tensor:

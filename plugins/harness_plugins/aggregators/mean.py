@@ -31,15 +31,22 @@ class Mean(Aggregator):
     )
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
-        tolerated(self, updates, context)
-        if context.weights.shape != (len(updates),):
+        weights = context.weights
+        if updates.ndim != 2 or weights.shape != updates.shape[:1] or not updates.is_floating_point():
+            tolerated(self, updates, context)  # says what is wrong with the updates, if anything
             raise PluginError(
-                f"mean: weights must be ({len(updates)},), one a row, not {tuple(context.weights.shape)}"
+                f"mean: weights must be ({len(updates)},), one a row, not {tuple(weights.shape)}"
             )
-        weights = context.weights.to(updates)
-        if bool((weights == 1 / len(updates)).all()):
-            return updates.mean(0)  # up to twice as fast as the product with weights
-        return weights @ updates
+        share = None if weights.is_cuda else _common(weights)
+        if share is not None:
+            return updates.sum(0).mul_(share)  # half the time of the product with weights
+        return weights.to(updates) @ updates
+
+
+def _common(weights: Tensor) -> float | None:
+    """The weight that all rows have, or None."""
+    values = weights.detach().cpu().numpy()  # on a few numbers NumPy's calls cost less than torch's
+    return float(values[0]) if len(values) and values.min() == values.max() else None
 
 
 PLUGINS = (Mean,)
