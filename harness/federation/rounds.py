@@ -349,7 +349,9 @@ class Federation:
 
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
-            if len(rows) < len(everyone):  # without the updates that are not finite: the server gets these too
+            if len(rows) < len(
+                everyone
+            ):  # without the updates that are not finite: the server gets these too
                 lost = [updates[i] for i in honest_ids if i not in context.ids]
                 order = [*context.ids, *(i for i in honest_ids if i not in context.ids), *byzantine]
                 rows = torch.cat([rows[: -len(byzantine)], *[u[None] for u in lost], rows[-len(byzantine) :]])

@@ -273,7 +273,7 @@ def test_a_probe_is_the_server_s_answer_also_where_some_updates_are_not_finite()
     module = network()
     start = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
     run(federation(module, clients([8, 8, 8, 8], hooks=(SendsNaN(),)), tolerance=0.25, **rules))
-    (_, probed, ids), (rows, f, real_ids, _) = SEEN[-2], SEEN[-1]
+    (_, probed, ids), (_, f, real_ids, _) = SEEN[-2], SEEN[-1]
     assert ids == [1, 3]
     assert real_ids == [1, 2, 3]
     assert f == SEEN[-3][1] == 0  # told of one, and one row was dropped
