@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import ByzantineAttack, ByzantineContext, Field, Reference
+from harness_plugins.aggregators.krum import BLANCHARD
 from harness_plugins.attacks.byzantine._moments import check_honest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLANCHARD = Reference(
-    title="Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent",
-    authors="Blanchard, El Mhamdi, Guerraoui, Stainer",
-    venue="NeurIPS",
-    year=2017,
-    url="https://arxiv.org/abs/1703.02757",
-)
 LI = Reference(
     title="RSA: Byzantine-Robust Stochastic Aggregation Methods for Distributed Learning from Heterogeneous Datasets",
     authors="Li, Xu, Chen, Giannakis, Ling",
