@@ -30,6 +30,7 @@ from harness.contracts.compressor import (
     Compressor,
     ModelCompressor,
     Payload,
+    Surroundings,
     UpdateCompressionContext,
     UpdateCompressor,
 )
@@ -111,6 +112,7 @@ __all__ = [
     "Splits",
     "StackContext",
     "Surrogate",
+    "Surroundings",
     "Tracker",
     "TrainingVariant",
     "UpdateCompressionContext",

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
-from harness.contracts.defence import ClientHooks, PrepareContext, Sampling
+from harness.contracts.defence import ClientHooks, PrepareContext, Sampling, StackContext
 from harness.errors import PluginError
 from harness.evaluation.predict import predict
 from harness.federation.batches import steps_per_round
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.contracts.defence import Guarantee
+    from harness.contracts.model import Model
     from harness.plan import TrainSpec
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -54,12 +55,21 @@ class Training:
 
     def initial_module(self) -> nn.Module:
         """The architecture with the seed's initial weights, the same for every cell of a seed."""
+        return self.build(self.spec.model)
+
+    def build(self, model: Model) -> nn.Module:
+        """An untrained network for this data, with the seed's weights and what the defences make of it."""
         spec = self.spec
         with seeded_modules("cpu", spec.seed, "initial weights"):
-            module = spec.model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
+            module = model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
         for defence in spec.defences:
             module = defence.model(module)
         return module.to(self.device)
+
+    def check(self, module: nn.Module) -> None:
+        """Raises NotApplicable where a defence cannot train this network."""
+        for position, defence in enumerate(self.spec.defences):
+            defence.check(StackContext(self.spec.defences, position, module))
 
     def run(
         self,
@@ -69,8 +79,12 @@ class Training:
         rounds: int | None = None,
         purpose: str = "train",
         history: list[list[dict[str, Any]]] | None = None,
+        hooks: tuple[ClientHooks, ...] = (),
     ) -> Trained:
-        """Train `module` in place. A later purpose ("fine-tune") draws other batches, coins and noise."""
+        """Train `module` in place. A later purpose ("fine-tune") draws other batches, coins and noise.
+
+        hooks: run at every client before the defences'.
+        """
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
@@ -81,7 +95,7 @@ class Training:
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
         rules = self._rules(0 if purpose == "train" else settings.rounds)
-        federation = Federation(module, self._clients(prepared), trainer, rules, seed, noise_seed)
+        federation = Federation(module, self._clients(prepared, hooks), trainer, rules, seed, noise_seed)
         every = settings.evaluate_every
 
         def evaluate(round: int) -> dict[str, float]:
@@ -146,16 +160,18 @@ class Training:
             for position, defence in enumerate(self.spec.defences)
         ]
 
-    def _clients(self, prepared: list[dict[str, Any]]) -> list[Client]:
+    def _clients(self, prepared: list[dict[str, Any]], first: tuple[ClientHooks, ...] = ()) -> list[Client]:
+        honest = (*first, *self.spec.defences)
+        prepared = [*({} for _ in first), *prepared]
         attack = self.spec.attack
         poisoning = attack if isinstance(attack, PoisoningAttack) else None
         clients = []
         for i, positions in enumerate(self.pool.clients):
             images, labels = self.data.train.take(positions)
-            client = self._client(i, images, labels, self.spec.defences, prepared)
+            client = self._client(i, images, labels, honest, prepared)
             if poisoning is not None and i in self.malicious:
                 poisoned = self._poison(poisoning, i, images, labels)
-                hooks: tuple[ClientHooks, ...] = (*self.spec.defences, poisoning)
+                hooks: tuple[ClientHooks, ...] = (*honest, poisoning)
                 client.attacking = self._client(i, *poisoned, hooks, [*prepared, {}])
             clients.append(client)
         return clients
@@ -218,6 +234,7 @@ class Training:
             byzantine=spec.attack if isinstance(spec.attack, ByzantineAttack) else None,
             knowledge=spec.threat.knowledge if spec.threat is not None else None,
             malicious=tuple(self.malicious),
+            done=done,
             active=spec.threat.active(done) if spec.threat is not None else None,
             root=self._root(),
             input_shape=self.data.input_shape,

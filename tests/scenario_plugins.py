@@ -136,7 +136,7 @@ class StaticInt8(ModelCompressor):
     def compress(self, model, context):
         raise NotImplementedError
 
-    def restore(self, model, state, input_shape):
+    def restore(self, model, state, surroundings):
         raise NotImplementedError
 
 

@@ -44,7 +44,7 @@ class Peek(ModelCompressor):
         SEEN["images"], SEEN["labels"] = context.data()
         return CompressedModel(model, model.state_dict())
 
-    def restore(self, model, state, input_shape):
+    def restore(self, model, state, surroundings):
         model.load_state_dict(state)
         return CompressedModel(model, state)
 
@@ -197,15 +197,21 @@ threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm, pgd: {steps:
     assert fgsm < clean - 0.05
 
 
-def test_transfer_says_so_and_uses_the_float_model(tmp_path):
+def test_a_quantised_model_is_attacked_in_every_way_there_is_and_the_worst_counts(tmp_path):
     text = """
 compressors: [none, static-int8]
-threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 5}]}]
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 5}, square: {queries: 50}]}]
 """
-    white, transfer = run(text, tmp_path).records
+    white, both, black, direct = run(text, tmp_path).records
     assert white["attack"]["mode"] == "white-box"
-    assert transfer["attack"]["mode"] == "transfer from uncompressed"
-    assert abs(white["scores"]["robust_accuracy"] - transfer["scores"]["robust_accuracy"]) < 0.1
+    assert both["attack"]["mode"] == "straight-through twin and transfer from uncompressed"
+    ways = both["attack"]["ways"]
+    assert list(ways) == ["straight-through twin", "transfer from uncompressed"]
+    robust = both["scores"]["robust_accuracy"]
+    assert robust <= min(way["robust_accuracy"] for way in ways.values())  # sample by sample, so perhaps less
+    assert abs(white["scores"]["robust_accuracy"] - robust) < 0.1
+    assert black["attack"]["access"] == direct["attack"]["access"] == "logits"  # square asks the model itself
+    assert direct["attack"]["mode"] == "white-box"
 
 
 def test_a_subset_is_seeded_stratified_and_in_the_record(tmp_path):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from harness.contracts.base import Plugin
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from harness.contracts.defence import ClientHooks
+    from harness.contracts.model import Model
 
 DATA_ACCESS = ("none", "public", "private")
 
@@ -36,19 +39,38 @@ class CompressedModel:
 
 
 @dataclass
-class CompressionContext:
-    """What a model compressor may use.
+class Surroundings:
+    """What the network lives in.
 
-    data(): the images (n, c, h, w) in [0, 1] and labels (n,) of the access declared; raises PluginError for more.
-    fine_tune(module, rounds): the same federation, defences and attackers go on training `module`
-    in place for some rounds; what that costs in privacy is accounted.
+    build(model): an untrained network of another architecture for the same data, with the scenario's
+    normalisation, the defences' changes and seeded weights.
     """
 
     input_shape: tuple[int, int, int]
     num_classes: int
+    build: Callable[[Model], nn.Module]
+
+
+class FineTune(Protocol):
+    """fine_tune(module, rounds, hooks): the same federation, defences and attackers train `module` in place.
+
+    It may have other parameters than the network it comes from. hooks come before the defences at every
+    client. What the rounds cost in privacy is accounted.
+    """
+
+    def __call__(self, module: nn.Module, rounds: int, *hooks: ClientHooks) -> nn.Module: ...
+
+
+@dataclass
+class CompressionContext(Surroundings):
+    """What a model compressor may use.
+
+    data(): the images (n, c, h, w) in [0, 1] and labels (n,) of the access declared; raises PluginError for more.
+    """
+
     generator: torch.Generator
     data: Callable[[], tuple[Tensor, Tensor]]
-    fine_tune: Callable[[nn.Module, int], nn.Module]
+    fine_tune: FineTune
 
 
 class Compressor(Plugin):
@@ -81,7 +103,7 @@ class ModelCompressor(Compressor):
 
     @abstractmethod
     def restore(
-        self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
         """The compressed network again, from the uncompressed architecture and the tensors of its file."""
 
@@ -127,3 +149,23 @@ class UpdateCompressor(Compressor):
     @abstractmethod
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         """The server's view of the update, (d,)."""
+
+
+    def exchange(
+        self,
+        updates: list[Tensor],
+        states: list[dict[str, Any]],
+        server: dict[str, Any],
+        contexts: list[Callable[[], UpdateCompressionContext]],
+    ) -> tuple[list[Tensor], list[int], list[int]]:
+        """All messages of a round: updates (d,), one a client, with each one's state and the server's.
+
+        Returns the server's view of each update, and the bytes each client sent and, beside the model,
+        received. As it is, every client encodes by itself; for methods in which the server answers in the
+        middle of a round it can be overridden. A context's random streams begin anew with every call of it.
+        """
+        payloads = [
+            self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)
+        ]
+        received = [self.decode(payload, at()) for payload, at in zip(payloads, contexts, strict=True)]
+        return received, [payload.nbytes for payload in payloads], [0] * len(payloads)

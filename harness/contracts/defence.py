@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -135,6 +135,10 @@ class UpdateContext:
 
 class ClientHooks:
     """What happens at a client. All hooks are optional; the defaults change nothing."""
+
+    def at(self, round: int, rounds: int) -> Self:
+        """These hooks as they are in a round (from 0) of `rounds`: a schedule returns a changed copy."""
+        return self
 
     def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The batch to train on: x (b, c, h, w) in [0, 1], y (b,). Pure; randomness from `key` only."""

@@ -51,13 +51,16 @@ class Start:
     """What a round starts from: the same for all its clients.
 
     round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
-    first. multiplier: on the local learning rate. clients, malicious: how many take part, and attack.
+    first. multiplier: on the local learning rate. rounds: of the
+    whole training, of which `done` came before this one's (fine-tuning goes on). clients, malicious: how many take part, and attack.
     """
 
     round: int
     weights: Tensor
     moved: Tensor | None = None
     multiplier: float = 1.0
+    rounds: int = 1
+    done: int = 0
     clients: int = 1
     malicious: int = 0
 
@@ -88,19 +91,20 @@ class LocalTrainer:
     def train(self, client: Client, at: Start) -> Tensor:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
         s, round = self.settings, at.round
+        hooks = tuple(hook.at(at.done + round, at.rounds) for hook in client.hooks)
         load_vector(self.module, at.weights)
         self.module.train()
         params: Params = dict(trainable(self.module))
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)
         noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
-        gradient = self._compose(client, noise, at)
+        gradient = self._compose(client, hooks, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         keys = split(
             make_key(self.seed, "local", client.id, round, device=self.device),
             torch.arange(max(client.steps, 1), device=self.device),
         ).unbind()
-        changing = [(i, h) for i, h in enumerate(client.hooks) if type(h).batch is not ClientHooks.batch]
+        changing = [(i, h) for i, h in enumerate(hooks) if type(h).batch is not ClientHooks.batch]
         with seeded_modules(self.device, self.seed, client.id, round):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, keys, strict=False):
@@ -116,17 +120,19 @@ class LocalTrainer:
         for parameter in params.values():
             parameter.grad = None
         delta = flatten(self.module) - at.weights
-        for hook, prepared in zip(client.hooks, client.prepared, strict=True):
+        for hook, prepared in zip(hooks, client.prepared, strict=True):
             context = UpdateContext(round, client.id, noise, self.layout, prepared, at.clients, at.malicious)
             delta = hook.update(delta, context)
         return delta
 
-    def _compose(self, client: Client, noise: torch.Generator, at: Start) -> GradientFn:
+    def _compose(
+        self, client: Client, hooks: tuple[ClientHooks, ...], noise: torch.Generator, at: Start
+    ) -> GradientFn:
         loss = cross_entropy(self._logits)
-        for hook in client.hooks:
+        for hook in hooks:
             loss = hook.loss(loss, self._logits)
         gradient = mean_gradient(loss)
-        for hook, prepared in zip(client.hooks, client.prepared, strict=True):
+        for hook, prepared in zip(hooks, client.prepared, strict=True):
             local = Local(
                 loss=loss,
                 gradient=gradient,

@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,8 @@ from harness.random import torch_generator
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+SERVER = -1  # the server's number among those who keep state of the wire
+
 
 @dataclass
 class Rules:
@@ -62,6 +65,7 @@ class Rules:
     knowledge: str | None = None
     malicious: tuple[int, ...] = ()
     active: range | None = None  # None: all
+    done: int = 0  # rounds trained before
     root: Client | None = None
     input_shape: tuple[int, int, int] | None = None
 
@@ -144,10 +148,13 @@ class Federation:
         weights = flatten(self.module)
         buffers = float_buffers(self.module, self._buffer_names)
         server = Server(self.rules.server)
+        done = self.rules.done
         for round, ids in enumerate(schedule):
             started = time.perf_counter()
             attackers = self.rules.attackers(round, ids)
-            start = Start(round, weights, self._moved, multiplier(round), len(ids), len(attackers))
+            start = Start(
+                round, weights, self._moved, multiplier(round), done + len(schedule), done, len(ids), len(attackers)
+            )
             update, facts, buffers = self._round(start, ids, attackers, buffers, len(schedule))
             before, weights = weights, server.step(weights, update)
             self._moved = weights - before
@@ -182,7 +189,8 @@ class Federation:
             client_buffers[i] = float_buffers(self.module, self._buffer_names)
             if rules.buffers == "local":
                 client.buffers = client_buffers[i]
-            updates[i] = self._wire(start.round, i, delta, weights.numel() + _size(buffers))
+            updates[i] = delta
+        updates = self._wire(start.round, updates, _size(buffers))
         if byzantine:
             self._craft(start, ids, byzantine, updates, buffers, rounds)
         rows = torch.stack([updates[i] for i in ids])
@@ -300,22 +308,27 @@ class Federation:
 
     # clients ------------------------------------------------------------------------------------
 
-    def _wire(self, round: int, client: int, update: Tensor, plain: int) -> Tensor:
-        """The update as the server receives it, and its bytes counted."""
-        self.outcome.messages += 1
-        self.outcome.downlink_bytes += plain * 4
-        if not self.rules.compressors:
-            self.outcome.uplink_bytes += plain * 4
-            return update
-        size = update.numel()
+    def _wire(self, round: int, updates: dict[int, Tensor], extra: int) -> dict[int, Tensor]:
+        """The updates as the server receives them, and their bytes counted. extra: buffers' numbers."""
+        if not updates:
+            return updates
+        ids, rows = list(updates), list(updates.values())
+        size = rows[0].numel()
+        sent, answered = [4 * size] * len(ids), [0] * len(ids)
         for link, compressor in enumerate(self.rules.compressors):
-            state = self._wire_state.setdefault((client, link), {})
-            payload = compressor.encode(update, state, self._wire_context(round, client, link))
-            update = compressor.decode(payload, self._wire_context(round, client, link))
-        if update.shape != (size,):
-            raise PluginError(f"{compressor.name} decoded {tuple(update.shape)}, not ({size},)")
-        self.outcome.uplink_bytes += payload.nbytes + (plain - size) * 4
-        return update
+            states = [self._wire_state.setdefault((i, link), {}) for i in ids]
+            server = self._wire_state.setdefault((SERVER, link), {})
+            contexts = [partial(self._wire_context, round, i, link) for i in ids]
+            rows, sent, more = compressor.exchange(rows, states, server, contexts)
+            answered = [a + b for a, b in zip(answered, more, strict=True)]
+            wrong = next((row for row in rows if row.shape != (size,)), None)
+            if len(rows) != len(ids) or wrong is not None:
+                shape = "other rows" if wrong is None else tuple(wrong.shape)
+                raise PluginError(f"{compressor.name} decoded {shape}, not {len(ids)} of ({size},)")
+        self.outcome.messages += len(ids)
+        self.outcome.uplink_bytes += sum(sent) + len(ids) * extra * 4
+        self.outcome.downlink_bytes += sum(answered) + len(ids) * (size + extra) * 4
+        return dict(zip(ids, rows, strict=True))
 
     def _wire_context(self, round: int, client: int, link: int) -> UpdateCompressionContext:
         shapes = {name: tuple(p.shape) for name, p in trainable(self.module).items()}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.contracts.compressor import CompressedModel, CompressionContext
-from harness.contracts.defence import Defence
+from harness.contracts.compressor import CompressedModel, CompressionContext, Surroundings
+from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError
 from harness.evaluation.predict import to_pixels
 from harness.federation.data import Part
@@ -39,12 +39,15 @@ def compress(
     compressed = CompressedModel(module, module.state_dict())
     for position, compressor in enumerate(spec.compressors):
 
-        def fine_tune(target: nn.Module, rounds: int, position: int = position) -> nn.Module:
+        def fine_tune(
+            target: nn.Module, rounds: int, *hooks: ClientHooks, position: int = position
+        ) -> nn.Module:
             nonlocal prepared
+            training.check(target)
             target.train()
             purpose = f"fine-tune {position}.{len(fine_tuned)}"
             trained = training.run(
-                target, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared
+                target, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared, hooks=hooks
             )
             prepared = trained.prepared
             fine_tuned.append(
@@ -55,6 +58,7 @@ def compress(
         context = CompressionContext(
             input_shape=training.data.input_shape,
             num_classes=training.data.num_classes,
+            build=training.build,
             generator=torch_generator(spec.train.seed, "compress", position),
             data=_data_for(compressor.name, compressor.data_access, spec.unprotected, training.data.val),
             fine_tune=fine_tune,
@@ -116,9 +120,10 @@ def load_released(
     module = load_trained(training, store, base)
     released = CompressedModel(module, module.state_dict())
     if compressed is not None:
+        surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])
-            released = compressor.restore(released.module, state, training.data.input_shape)
+            released = compressor.restore(released.module, state, surroundings)
     device = released.device or training.device
     deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
     certify: Certify | None = None

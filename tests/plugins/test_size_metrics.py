@@ -44,6 +44,7 @@ def int8(module):
         num_classes=CLASSES,
         generator=torch.Generator().manual_seed(0),
         data=lambda: (torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(1)), torch.zeros(16)),
+        build=lambda model: module,
         fine_tune=lambda module, rounds: module,
     )
     return harness.create("compressor", "static-int8").compress(module, context)

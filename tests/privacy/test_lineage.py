@@ -16,7 +16,7 @@ def compressor(access):
         def compress(self, model, context):
             raise AssertionError
 
-        def restore(self, model, state, input_shape):
+        def restore(self, model, state, surroundings):
             raise AssertionError
 
     return Calibrated()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.api import PluginError, UpdateCompressor
+from harness.api import Payload, PluginError, UpdateCompressor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,11 @@ def check_update(compressor: UpdateCompressor, update: Tensor) -> None:
         raise PluginError(
             f"{compressor.name} needs an update (d,) of floats, d >= 1, not {tuple(update.shape)} {update.dtype}"
         )
+
+
+def raw_update(update: Tensor) -> Payload | None:
+    """An update that is not finite is sent as such, for the server to see and drop."""
+    return None if bool(update.isfinite().all()) else Payload({"raw": update.detach().float()})
 
 
 def with_residual(update: Tensor, state: dict[str, Any], wanted: bool) -> Tensor:

@@ -9,6 +9,7 @@ from harness_plugins.compressors._updates import (
     check_update,
     keep_residual,
     pack,
+    raw_update,
     unpack,
     width_for,
     with_residual,
@@ -16,11 +17,6 @@ from harness_plugins.compressors._updates import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def _raw(update: Tensor) -> Payload | None:
-    """An update that is not finite is sent as such, for the server to see and drop."""
-    return None if bool(update.isfinite().all()) else Payload({"raw": update.detach().float()})
 
 
 class QSGD(UpdateCompressor):
@@ -46,7 +42,7 @@ class QSGD(UpdateCompressor):
         import torch
 
         check_update(self, update)
-        if (raw := _raw(update)) is not None:
+        if (raw := raw_update(update)) is not None:
             return raw
         d, generator = len(update), context.generator
         rows = torch.nn.functional.pad(update.detach().float(), (0, -d % self.bucket)).view(-1, self.bucket)
@@ -97,7 +93,7 @@ class TernGrad(UpdateCompressor):
         import torch
 
         check_update(self, update)
-        if (raw := _raw(update)) is not None:
+        if (raw := raw_update(update)) is not None:
             return raw
         values, generator = update.detach().float().clone(), context.generator
         largest = []
@@ -147,7 +143,7 @@ class SignSGD(UpdateCompressor):
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
-        if (raw := _raw(carried)) is not None:
+        if (raw := raw_update(carried)) is not None:
             return raw
         scale = carried.abs().mean().float() if self.scaled else carried.new_ones(()).float()
         payload = Payload({"signs": pack(carried >= 0, 1), "scale": scale[None]}, {"d": len(update)})

@@ -41,3 +41,13 @@ def check_finite(module: nn.Module, what: str) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
             raise PluginError(f"{what}: the weights of {name!r} are not all finite")
+
+
+def load_dense(module: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The module, in eval mode, with a file's tensors. Raises PluginError where they do not fit."""
+    check_names(module.state_dict(), state, what)
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise PluginError(f"{what}: the file does not fit this architecture: {error}") from None
+    return module.eval()

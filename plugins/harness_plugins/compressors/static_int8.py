@@ -12,7 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.api import CompressedModel, CompressionContext, Field, ModelCompressor, PluginError, Reference
+from harness.api import (
+    CompressedModel,
+    CompressionContext,
+    Field,
+    ModelCompressor,
+    PluginError,
+    Reference,
+    Surroundings,
+)
 from harness_plugins.compressors.state import check_finite, check_names
 
 if TYPE_CHECKING:
@@ -33,7 +41,8 @@ class StaticInt8(ModelCompressor):
     activations use 7 of the 8 bits, as the kernels' 16-bit accumulators require without VNNI.
 
     Calibration draws `samples` images without replacement from `context.data()`, with the context's
-    generator. The result runs on the CPU only and has no gradients. The file holds, for each quantised
+    generator. The result runs on the CPU only and has no gradients; its twin computes the same in float, each
+    8-bit value rounded with a straight-through gradient. The file holds, for each quantised
     layer, `weight` (int8), `weight.scale` (float32), `weight.zero_point` (int8), `bias` (float32), its
     output's `scale` and `zero_point`, and all other tensors in float. `restore` rebuilds it from the
     architecture with equal outputs.
@@ -47,6 +56,7 @@ class StaticInt8(ModelCompressor):
     name: ClassVar[str] = "static-int8"
     requires: ClassVar[tuple[str, ...]] = ("torch.ao.quantization.quantize_fx",)
     differentiable: ClassVar[bool] = False
+    straight_through: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         authors="Benoit Jacob, Skirmantas Kligys, Bo Chen, Menglong Zhu, Matthew Tang, Andrew Howard, "
@@ -81,20 +91,20 @@ class StaticInt8(ModelCompressor):
                     prepared(batch)
             module = _convert(prepared)
         facts = {**_facts(module), "calibration_samples": len(images)}
-        return _compressed(module, _to_file(module), facts)
+        return _compressed(module, _to_file(module), facts, context.input_shape)
 
     def restore(
-        self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
         import torch
 
         with _quietly():
-            prepared = _prepare(model, input_shape, self.granularity)
+            prepared = _prepare(model, surroundings.input_shape, self.granularity)
             with torch.no_grad():
-                prepared(torch.zeros(1, *input_shape))  # any ranges: the file's replace them
+                prepared(torch.zeros(1, *surroundings.input_shape))  # any ranges: the file's replace them
             module = _convert(prepared)
             _load(module, state)
-        return _compressed(module, dict(state), _facts(module))
+        return _compressed(module, dict(state), _facts(module), surroundings.input_shape)
 
     def _check_outputs(self, model: nn.Module, batch: Tensor) -> None:
         device = next((p.device for p in model.parameters()), batch.device)
@@ -109,10 +119,10 @@ class StaticInt8(ModelCompressor):
 
         images, _ = context.data()
         if not len(images):
-            raise PluginError(f"static-int8: there are no {self.calibration} images to calibrate on")
+            raise PluginError(f"{self.name}: there are no {self.calibration} images to calibrate on")
         if tuple(images.shape[1:]) != tuple(context.input_shape) or not images.is_floating_point():
             raise PluginError(
-                f"static-int8 calibrates on float images {tuple(context.input_shape)}, "
+                f"{self.name} calibrates on float images {tuple(context.input_shape)}, "
                 f"not {tuple(images.shape[1:])} {images.dtype}"
             )
         if len(images) > self.samples:
@@ -184,8 +194,13 @@ def _facts(module: nn.Module) -> dict[str, Any]:
     return {"engine": _engine(), "quantized_layers": len(_quantized_layers(module))}
 
 
-def _compressed(module: nn.Module, state: dict[str, Tensor], facts: dict[str, Any]) -> CompressedModel:
-    return CompressedModel(module, state, differentiable=False, device="cpu", facts=facts)
+def _compressed(
+    module: Any, state: dict[str, Tensor], facts: dict[str, Any], input_shape: tuple[int, int, int]
+) -> CompressedModel:
+    from harness_plugins.compressors._twin import straight_through
+
+    twin = straight_through(module, input_shape)
+    return CompressedModel(module, state, differentiable=False, twin=twin, device="cpu", facts=facts)
 
 
 def _entries(module: nn.Module) -> Iterator[tuple[str, str, Any]]:

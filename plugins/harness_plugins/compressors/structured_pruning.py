@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.api import CompressedModel, CompressionContext, Field, ModelCompressor, PluginError, Reference
+from harness.api import (
+    CompressedModel,
+    CompressionContext,
+    Field,
+    ModelCompressor,
+    PluginError,
+    Reference,
+    Surroundings,
+)
 from harness_plugins.compressors.state import check_finite, check_names, file_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+BATCH = 64  # images of one gradient
 TOLERANCE = 0.25  # relative distance from the ratio asked for, above which a record carries a warning
 
 
 class StructuredPruning(ModelCompressor):
-    """Removes the channels of least group magnitude from every layer, then fine-tunes.
+    """Removes the least important channels from every layer, then fine-tunes.
 
     Layers whose channels depend on each other (the two sides of an addition, a convolution and the
-    normalisation and layers behind it) form a group, pruned as one (DepGraph, section 3). The importance of
-    channel k is sum_w ||w[k]||_2^2 over the group's tensors w, the weights of convolutions and linear
-    layers (by output or input) and the scales of normalisations (section 3.3, without its sparse training).
+    normalisation and layers behind it) form a group, pruned as one (DepGraph, section 3). The importance of a
+    channel k is one of these, over the group's tensors w: the weights of convolutions and linear layers (by
+    output or input) and the scales of normalisations.
+
+      magnitude   sum_w ||w[k]||_2^2 (DepGraph, section 3.3, without its sparse training)
+      scale       sum |scale[k]| of the normalisations (Liu et al. 2017, arXiv 1708.06519, without its sparse
+                  training); groups without one stay whole
+      taylor      (sum_w <grad w[k], w[k]>)^2, the gradient being the cross-entropy's on a batch of images, and
+                  the mean over batches (Molchanov et al. 2019, arXiv 1906.10771, equation 8)
+      random      drawn at random
+
     Of every group's C channels the ceil(ratio · C) of least importance go. Where a group normalisation has
     G groups it keeps them: positions are ranked by their mean over the G groups, and the ceil(ratio · C /
     G) least go from each. The layers that yield the network's output keep all their outputs. A layer is
     left whole where nothing would remain of it. Coupled layers make the share of parameters removed differ
     from `ratio`.
 
-    After pruning, `fine_tune_rounds` rounds of the same federation train the small network.
+    After pruning, `fine_tune_rounds` rounds of the same federation train the small network. With `steps` > 1
+    the ratio is reached in as many equal steps, each followed by these rounds.
 
     facts: channels_removed and parameters_removed, shares in [0, 1] (channels over all convolution and
     linear layers but the output's), and a warning where the first differs from `ratio` by more than 25 % of
@@ -49,24 +69,45 @@ class StructuredPruning(ModelCompressor):
     ratio: float = Field(
         0.5, gt=0, lt=1, description="share of each layer's output channels removed, in (0, 1)"
     )
-    fine_tune_rounds: int = Field(2, ge=0, description="federated rounds of training after pruning")
+    importance: Literal["magnitude", "scale", "taylor", "random"] = Field(
+        "magnitude", description="what a channel is worth, see above"
+    )
+    steps: int = Field(1, ge=1, description="pruning steps; more than one needs fine_tune_rounds")
+    fine_tune_rounds: int = Field(2, ge=0, description="federated rounds of training after each step")
+    calibration: Literal["private", "public"] = Field(
+        "private", description="images for taylor: the validation split, or public data"
+    )
+    samples: int = Field(512, ge=1, description="images for taylor, at most")
+
+    @property
+    def data_access(self) -> str:
+        return self.calibration if self.importance == "taylor" else "none"
 
     @property
     def fine_tuning_rounds(self) -> int:
-        return self.fine_tune_rounds
+        return self.steps * self.fine_tune_rounds
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        if self.steps > 1 and not self.fine_tune_rounds:
+            raise PluginError(
+                f"structured-pruning: {self.steps} steps without fine_tune_rounds are the same as one"
+            )
         module = copy.deepcopy(model).eval()
         check_finite(module, self.name)
         channels, parameters = _channels(module), _parameters(module)
-        outputs = _prune(module, context.input_shape, self.ratio)
-        _check_runs(module, context.input_shape, context.num_classes)
+        importance = Importance(self, module, context)
+        pruner, outputs = _pruner(module, context.input_shape, self.ratio, self.steps, importance)
+        for _ in range(self.steps):
+            _prune(module, pruner, importance)
+            _check_runs(module, context.input_shape, context.num_classes)
+            if self.fine_tune_rounds:
+                module = context.fine_tune(module, self.fine_tune_rounds).eval()
         total = sum(n for name, n in channels.items() if name not in outputs)
         left = sum(n for name, n in _channels(module).items() if name not in outputs)
         if left == total:
             raise PluginError(
-                f"structured-pruning: ratio {self.ratio:g} removed no channel; "
-                "layers before the output's are too narrow or have as many normalisation groups as channels"
+                f"structured-pruning: ratio {self.ratio:g} removed no channel; layers before the output's are too "
+                "narrow, have as many normalisation groups as channels, or (importance: scale) no normalisation"
             )
         facts: dict[str, Any] = {
             "channels_removed": 1 - left / total,
@@ -74,12 +115,10 @@ class StructuredPruning(ModelCompressor):
         }
         if abs(facts["channels_removed"] - self.ratio) > TOLERANCE * self.ratio:
             facts["warning"] = f"removed {facts['channels_removed']:.3f} of the channels, not {self.ratio:g}"
-        if self.fine_tune_rounds:
-            module = context.fine_tune(module, self.fine_tune_rounds).eval()
         return CompressedModel(module, file_tensors(module), facts=facts)
 
     def restore(
-        self, model: nn.Module, state: dict[str, Tensor], input_shape: tuple[int, int, int]
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
         module = copy.deepcopy(model).eval()
         check_names(module.state_dict(), state, "structured-pruning")
@@ -89,24 +128,82 @@ class StructuredPruning(ModelCompressor):
         return CompressedModel(module, dict(state))
 
 
-def _prune(module: nn.Module, input_shape: tuple[int, int, int], ratio: float) -> set[str]:
-    """Prune in place; returns the names of the layers that yield the output."""
+class Importance:
+    """A group -> what its channels (C,) are worth, None where that is not defined for it."""
+
+    def __init__(self, settings: StructuredPruning, module: nn.Module, context: CompressionContext) -> None:
+        self.settings, self.module, self.context = settings, module, context
+        self._gradients: list[dict[int, Tensor]] = []  # for each batch: id of a parameter -> its gradient
+
+    def refresh(self) -> None:
+        """Gradients at the present weights, where they are used."""
+        import torch
+        from torch.nn import functional
+
+        if self.settings.importance != "taylor":
+            return
+        images, labels = self.context.data()
+        generator = self.context.generator
+        order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+        parameters = list(self.module.parameters())
+        self._gradients = []
+        with torch.enable_grad():
+            for batch in order[: self.settings.samples].split(BATCH):
+                x, y = (part[batch].to(parameters[0].device) for part in (images, labels))
+                loss = functional.cross_entropy(self.module(x), y)
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                pairs = zip(parameters, found, strict=True)
+                self._gradients.append({id(p): g for p, g in pairs if g is not None})
+
+    def __call__(self, group: Any) -> Tensor | None:
+        import torch
+
+        kind = self.settings.importance
+        if kind == "magnitude":
+            return summed(group, lambda layer: layer.weight.detach().square())
+        if kind == "scale":
+            return summed(
+                group,
+                lambda layer: None if _is_root(layer) else layer.weight.detach().abs(),
+            )
+        if kind == "random":
+            worth, generator = summed(group, lambda layer: layer.weight.detach()), self.context.generator
+            return None if worth is None else torch.rand(len(worth), generator=generator, device=generator.device)
+        parts = []
+        for gradients in self._gradients:
+            part = summed(
+                group,
+                lambda layer, of=gradients: (
+                    layer.weight.detach() * of[id(layer.weight)] if id(layer.weight) in of else None
+                ),
+            )
+            if part is not None:
+                parts.append(part.square())
+        return torch.stack(parts).mean(0) if parts else None
+
+
+def _pruner(
+    module: nn.Module,
+    input_shape: tuple[int, int, int],
+    ratio: float,
+    steps: int,
+    importance: Importance,
+) -> tuple[Any, set[str]]:
+    """What prunes the module step by step, and the names of the layers that yield the output."""
     import torch
     import torch_pruning
 
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
     example = _example(module, input_shape)
     # Dependencies are read off the autograd graph, so every parameter has to be in it.
-    with torch.inference_mode(False), torch.enable_grad():
+    with _all_trainable(module), torch.inference_mode(False), torch.enable_grad():
         try:
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
             graph = torch_pruning.DependencyGraph().build_dependency(module, example_inputs=example)
             outputs = _output_layers(graph)
             pruner = torch_pruning.pruner.MagnitudePruner(
                 module,
                 example,
-                importance=group_magnitude,
+                importance=importance,
+                iterative_steps=steps,
                 # It keeps int(C * (1 - ratio)) channels: 10 * (1 - 0.8) must not fall below 2.
                 pruning_ratio=ratio - 1e-9,
                 ignored_layers=outputs,
@@ -115,22 +212,47 @@ def _prune(module: nn.Module, input_shape: tuple[int, int, int], ratio: float) -
                 out_channel_groups={},
                 num_heads={},
             )
-            pruner.step()
         except PluginError:
             raise
         except Exception as error:  # whatever the network's own code raises while it is traced
             raise PluginError(f"structured-pruning cannot trace this network: {error}") from error
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-        parameter.grad = None
-    return {name for name, layer in module.named_modules() if any(layer is o for o in outputs)}
+    return pruner, {name for name, layer in module.named_modules() if any(layer is o for o in outputs)}
 
 
-def group_magnitude(group: Any) -> Tensor | None:
-    """The importance (C,) of a group's channels; None where it has no weights.
+def _prune(module: nn.Module, pruner: Any, importance: Importance) -> None:
+    """One step, in place."""
+    import torch
 
-    torch-pruning's own leaves depthwise convolutions out and, where one comes first in a group that ends in
-    a flattened linear layer, returns the linear layer's number of inputs instead of C values.
+    with _all_trainable(module), torch.inference_mode(False):
+        importance.refresh()
+        try:
+            with torch.enable_grad():
+                pruner.step()
+        except PluginError:
+            raise
+        except Exception as error:  # whatever the library raises for layers it does not know
+            raise PluginError(f"structured-pruning cannot prune this network: {error}") from error
+
+
+@contextmanager
+def _all_trainable(module: nn.Module) -> Iterator[None]:
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+            parameter.grad = None
+
+
+def summed(group: Any, values: Callable[[Any], Tensor | None]) -> Tensor | None:
+    """The sum (C,) over a group's layers of values(layer), shaped like their weights, for each channel.
+
+    None where no layer has any. torch-pruning's own importances leave depthwise convolutions out and, where
+    one comes first in a group that ends in a flattened linear layer, return the linear layer's number of inputs
+    instead of C values.
     """
     import torch
     from torch_pruning.pruner import function
@@ -139,36 +261,31 @@ def group_magnitude(group: Any) -> Tensor | None:
     for member in group:
         layer, rows = member.dep.target.module, member.root_idxs
         incoming = member.dep.handler in (function.prune_conv_in_channels, function.prune_linear_in_channels)
-        squares = squared_norms(layer, incoming)
-        if squares is None or any(row is None for row in rows):
+        sums = None if getattr(layer, "weight", None) is None else values(layer)
+        sums = None if sums is None else by_channel(layer, incoming, sums)
+        if sums is None or any(row is None for row in rows):
             continue
         if importance is None:
-            importance = torch.zeros(len(group[0].idxs), device=squares.device)
-        importance.index_add_(
-            0, torch.tensor(rows, device=squares.device), squares[list(member.idxs)].float()
-        )
+            importance = torch.zeros(len(group[0].idxs), device=sums.device)
+        importance.index_add_(0, torch.tensor(rows, device=sums.device), sums[list(member.idxs)].float())
     return importance
 
 
-def squared_norms(layer: nn.Module, incoming: bool) -> Tensor | None:
-    """||w[k]||_2^2 of each output (or input) channel k of a layer; None for layers that are not counted."""
+def by_channel(layer: nn.Module, incoming: bool, values: Tensor) -> Tensor | None:
+    """The sum of values, shaped like the weight, for each output (or input) channel; None: not counted."""
     from torch import nn
     from torch.nn.modules.batchnorm import _NormBase
     from torch.nn.modules.conv import _ConvNd
 
-    weight = getattr(layer, "weight", None)
-    if weight is None:
-        return None
-    squares: Tensor = weight.detach().square()
     if isinstance(layer, _ConvNd):
-        squares = squares.flatten(2).sum(2)
+        values = values.flatten(2).sum(2)
         if incoming != layer.transposed:  # channels of the second dimension, which counts within a group
-            return squares.view(layer.groups, -1, squares.shape[1]).sum(1).flatten()
-        return squares.sum(1)
+            return values.view(layer.groups, -1, values.shape[1]).sum(1).flatten()
+        return values.sum(1)
     if isinstance(layer, nn.Linear):
-        return squares.sum(0 if incoming else 1)
-    if isinstance(layer, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and squares.ndim == 1:
-        return squares
+        return values.sum(0 if incoming else 1)
+    if isinstance(layer, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and values.ndim == 1:
+        return values
     return None
 
 

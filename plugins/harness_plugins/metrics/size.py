@@ -51,7 +51,7 @@ class NonzeroShare(Metric):
         total = sum(t.numel() for t in tensors)
         if not total:
             return {}
-        nonzero = sum(int((t.dequantize() if t.is_quantized else t).count_nonzero()) for t in tensors)
+        nonzero = sum(int(plain(t).count_nonzero()) for t in tensors)
         return {"nonzero_share": nonzero / total}
 
 
@@ -108,9 +108,11 @@ class Macs(Metric):
 
         def count(layer: Any, _: Any, output: Tensor) -> None:
             nonlocal quantized
-            quantized += output.numel() * layer.weight()[0].numel()
+            weight = layer.weight() if is_quantized(layer) else layer.weight
+            quantized += output.numel() * (weight.numel() // len(weight))
 
-        handles = [layer.register_forward_hook(count) for layer in module.modules() if is_quantized(layer)]
+        uncounted = [layer for layer in module.modules() if is_quantized(layer) or is_wrapped(layer)]
+        handles = [layer.register_forward_hook(count) for layer in uncounted]
         try:
             with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
                 module(_images(module, context, 1))
@@ -179,6 +181,22 @@ def is_quantized(layer: Any) -> bool:
     """Whether a layer keeps its weight packed in an 8-bit form, behind a method `weight()`."""
     weight = getattr(layer, "weight", None)
     return callable(weight) and bool(getattr(weight(), "is_quantized", False))
+
+
+def is_wrapped(layer: Any) -> bool:
+    """Whether a linear layer's weight is a quantised tensor of a library's own type, such as torchao's."""
+    from torch import nn
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return isinstance(layer, nn.Linear) and is_traceable_wrapper_subclass(layer.weight)
+
+
+def plain(values: Tensor) -> Tensor:
+    """The float values that a quantised tensor, torch's own or of a library's own type, stands for."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    stands = values.is_quantized or is_traceable_wrapper_subclass(values)
+    return values.dequantize() if stands else values
 
 
 def learned(module: nn.Module) -> Iterator[Tensor]:

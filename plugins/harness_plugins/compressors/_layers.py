@@ -1,0 +1,105 @@
+"""Weights of convolution and linear layers as functions of other tensors, while a network trains. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
+
+from harness.api import PluginError
+
+
+def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Name -> convolution or linear layer, in the module's order; of layers that share a weight the first."""
+    found: dict[int, str] = {}
+    layers = dict(module.named_modules())
+    for name, layer in layers.items():
+        if isinstance(layer, (_ConvNd, nn.Linear)):
+            found.setdefault(id(layer.weight), name)
+    return {name: layers[name] for name in found.values()}
+
+
+@contextmanager
+def with_weights(
+    module: nn.Module, functions: Mapping[str, nn.Module], *, baked: bool
+) -> Iterator[nn.Module]:
+    """In place: inside, the weight of each named layer is functions[name](w), and w is what trains.
+
+    Afterwards the layer has one weight again: functions[name](w) where `baked`, else w. Raises PluginError where
+    layers share a weight: each would then train its own.
+    """
+    layers = dict(module.named_modules())
+    own = {id(layers[name].weight) for name in functions}
+    uses = sum(id(getattr(layer, "weight", None)) in own for layer in layers.values())
+    if uses > len(functions):
+        raise PluginError("layers that share a weight cannot be trained through a function of it")
+    for name, function in functions.items():
+        parametrize.register_parametrization(layers[name], "weight", function, unsafe=True)
+    try:
+        yield module
+    finally:
+        for name in functions:
+            parametrize.remove_parametrizations(layers[name], "weight", leave_parametrized=baked)
+
+
+class Mask(nn.Module):
+    """w -> w where kept, else zero. kept: bool, like w."""
+
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("kept", kept.clone(), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.kept, weight, torch.zeros_like(weight))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.detach().clone()
+
+
+class Codebook(nn.Module):
+    """centroids (k,) -> the weight whose element i is centroids[indices[i]]; their gradients add up by themselves."""
+
+    def __init__(self, indices: Tensor, centroids: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices.long().clone(), persistent=False)
+        self._first = centroids
+
+    def forward(self, centroids: Tensor) -> Tensor:
+        return centroids[self.indices]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return self._first.detach().clone()
+
+
+class FakeInt8(nn.Module):
+    """w -> its symmetric 8-bit rounding, one scale an output channel or one in all, with the gradient of w."""
+
+    def __init__(self, per_channel: bool) -> None:
+        super().__init__()
+        self.per_channel = per_channel
+
+    def forward(self, weight: Tensor) -> Tensor:
+        values = weight.detach()
+        over = tuple(range(1, weight.ndim)) if self.per_channel else tuple(range(weight.ndim))
+        scale = (values.abs().amax(over, keepdim=True) / 127).clamp_min(torch.finfo(values.dtype).eps)
+        rounded = (values / scale).round().clamp(-127, 127) * scale
+        return weight + (rounded - values)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.detach().clone()
+
+
+class Cast(nn.Module):
+    """The module in another number format, from and to float32."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x.to(self.dtype))
+        return out.float()

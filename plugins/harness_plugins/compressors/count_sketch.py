@@ -1,0 +1,85 @@
+"""Count sketches of updates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.api import Field, Payload, Reference, UpdateCompressionContext, UpdateCompressor
+from harness_plugins.compressors._updates import check_update, keep_residual, raw_update, with_residual
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CountSketch(UpdateCompressor):
+    """A table of `rows` hashed sums with random signs; the server reads the largest coordinates off it.
+
+    Coordinate i adds s_j(i) u_i to cell h_j(i) of row j; its estimate is the median over rows of s_j(i) times that
+    cell (Charikar, Chen and Farach-Colton 2002, section 3). Rows have round(ratio d / rows) cells. The server
+    keeps the k = max(1, round(keep d)) estimates of largest magnitude and takes the others for zero. Hashes and
+    signs are fresh for each round and the same for all clients, drawn from a seed that both sides know, so sketches
+    of one round can be added. With error feedback the client adds what the server did not see to its next
+    update. The server-side momentum and error of FetchSGD (Rothchild et al. 2020) are not part of it.
+
+    update (d,) float; 4 rows round(ratio d / rows) bytes. Cost: O(rows d).
+    """
+
+    name: ClassVar[str] = "count-sketch"
+    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="Finding Frequent Items in Data Streams", authors="Charikar, Chen, Farach-Colton",
+        venue="ICALP", year=2002, url="https://doi.org/10.1007/3-540-45465-9_59",
+    )  # fmt: skip
+
+    ratio: float = Field(0.1, gt=0, le=1, description="numbers sent, as a share of d")
+    rows: int = Field(5, ge=1, description="rows of the table, of which estimates take the median")
+    keep: float = Field(0.02, gt=0, le=1, description="share k/d of the coordinates that the server takes")
+    error_feedback: bool = Field(True, description="add what was not seen to the client's next update")
+
+    def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
+        import torch
+
+        check_update(self, update)
+        carried = with_residual(update, state, self.error_feedback)
+        if (raw := raw_update(carried)) is not None:
+            return raw
+        cells, signs = self._hashes(len(update), context)
+        table = torch.zeros(self.rows, self._width(len(update)), device=update.device)
+        for row, cell, sign in zip(table, cells, signs, strict=True):
+            row.index_add_(0, cell, carried.float() * sign)
+        payload = Payload({"table": table}, {"d": len(update)})
+        if self.error_feedback:
+            seen = self._estimate(payload, cells, signs)
+            keep_residual(carried, seen, state, True)
+        return payload
+
+    def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
+        if "raw" in payload.tensors:
+            return payload.tensors["raw"]
+        return self._estimate(payload, *self._hashes(int(payload.facts["d"]), context))
+
+    def _estimate(self, payload: Payload, cells: Tensor, signs: Tensor) -> Tensor:
+        import torch
+
+        estimates = (payload.tensors["table"].gather(1, cells) * signs).quantile(0.5, dim=0)
+        k = max(1, round(self.keep * len(estimates)))
+        largest = estimates.abs().topk(k).indices
+        result = torch.zeros_like(estimates)
+        result[largest] = estimates[largest]
+        return result
+
+    def _width(self, d: int) -> int:
+        return max(1, round(self.ratio * d / self.rows))
+
+    def _hashes(self, d: int, context: UpdateCompressionContext) -> tuple[Tensor, Tensor]:
+        """Cells (rows, d) int64 and signs (rows, d): drawn coordinate by coordinate, so wholly independent."""
+        import torch
+
+        generator = context.shared
+        device = generator.device
+        cells = torch.randint(self._width(d), (self.rows, d), generator=generator, device=device)
+        signs = torch.randint(2, (self.rows, d), generator=generator, device=device) * 2.0 - 1
+        return cells, signs
+
+
+PLUGINS = (CountSketch,)

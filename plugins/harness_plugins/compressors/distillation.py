@@ -1,0 +1,101 @@
+"""Knowledge distillation: a smaller network learns from the answers of the trained one."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.api import (
+    ClientHooks,
+    CompressedModel,
+    CompressionContext,
+    Field,
+    Model,
+    ModelCompressor,
+    PluginError,
+    Reference,
+    Surroundings,
+)
+from harness_plugins.compressors.state import check_finite, file_tensors, load_dense
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.api import Batch, LogitsFn, LossFn, Params
+
+
+class Distillation(ModelCompressor):
+    """A smaller network, trained by the same federation towards the logits z of the trained one.
+
+    Each client minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the
+    student's logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The teacher
+    answers in eval mode for the very images the student sees, so defences that change images or build on the
+    loss hold for the student as for any training, and a record's loss depends on that record alone: a
+    guarantee composes over both trainings.
+
+    facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller one,
+    NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, with one more forward pass of the teacher a step.
+    """
+
+    name: ClassVar[str] = "distillation"
+    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="Distilling the Knowledge in a Neural Network", authors="Hinton, Vinyals, Dean",
+        venue="NIPS Workshop", year=2015, url="https://arxiv.org/abs/1503.02531",
+    )  # fmt: skip
+
+    student: Model = Field("lenet5", description="the smaller network: a model, with its parameters")
+    rounds: int = Field(10, ge=1, description="federated rounds of the student's training")
+    temperature: float = Field(4.0, gt=0, description="T, which softens both networks' answers")
+    weight: float = Field(0.9, ge=0, le=1, description="share of the loss towards the teacher, in [0, 1]")
+
+    @property
+    def fine_tuning_rounds(self) -> int:
+        return self.rounds
+
+    def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        check_finite(model, self.name)
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        student = context.build(self.student)
+        sizes = {
+            f"{who}_parameters": sum(p.numel() for p in net.parameters())
+            for who, net in (("teacher", teacher), ("student", student))
+        }
+        if sizes["student_parameters"] >= sizes["teacher_parameters"]:
+            raise PluginError(
+                f"{self.name}: the student {self.student.label()} has {sizes['student_parameters']:,} parameters, "
+                f"no fewer than the {sizes['teacher_parameters']:,} of the network it is to replace"
+            )
+        hook = TowardsTeacher(teacher, self.temperature, self.weight)
+        module = context.fine_tune(student, self.rounds, hook).eval()
+        return CompressedModel(module, file_tensors(module), facts=sizes)
+
+    def restore(
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
+    ) -> CompressedModel:
+        return CompressedModel(load_dense(surroundings.build(self.student), state, self.name), dict(state))
+
+
+class TowardsTeacher(ClientHooks):
+    """The distillation loss at a client, in place of the loss so far."""
+
+    def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
+        self.teacher, self.temperature, self.weight = teacher, temperature, weight
+
+    def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
+        from torch.nn import functional
+
+        t = self.temperature
+
+        def distilled(params: Params, batch: Batch, key: Tensor) -> Tensor:
+            x, y = batch
+            own = logits(params, x)
+            wanted, given = (self.teacher(x) / t).log_softmax(1), (own / t).log_softmax(1)
+            apart = (wanted.exp() * (wanted - given)).sum(1)
+            truth = functional.cross_entropy(own, y, reduction="none")
+            return (1 - self.weight) * truth + self.weight * t**2 * apart
+
+        return distilled
+
+
+PLUGINS = (Distillation,)

@@ -1,0 +1,134 @@
+"""Low-rank factorisation: one layer becomes two thin ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.api import (
+    CompressedModel,
+    CompressionContext,
+    Field,
+    ModelCompressor,
+    PluginError,
+    Reference,
+    Surroundings,
+)
+from harness_plugins.compressors.state import check_finite, file_tensors, load_dense
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class LowRank(ModelCompressor):
+    """Convolution and linear layers whose weight W is replaced by the best W' of rank r, then fine-tuned.
+
+    W, flattened to (outputs, inputs · kernel), has the truncated singular value decomposition U S V; the layer
+    becomes one with V's r rows as its kernels and, after it, a linear layer or 1x1 convolution with U S and the
+    bias (the output-channel scheme of Zhang et al. 2015, section 2.1, without its non-linear correction, and of
+    Denton et al. 2014 for linear layers). r is the least that keeps `energy` of the sum of squared singular
+    values. A layer where that would not save weights, or that is grouped or transposed, stays as it is.
+
+    facts: layers_factorised, and ranks, name -> r. Raises PluginError where nothing would be saved or a
+    weight is not finite. Cost: one decomposition a layer, then the fine-tuning.
+    """
+
+    name: ClassVar[str] = "low-rank"
+    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="Accelerating Very Deep Convolutional Networks for Classification and Detection",
+        authors="Zhang, Zou, He, Sun", venue="TPAMI", year=2016, url="https://arxiv.org/abs/1505.06798",
+    )  # fmt: skip
+
+    energy: float = Field(
+        0.9, gt=0, le=1, description="share of each weight's squared singular values kept, in (0, 1]"
+    )
+    fine_tune_rounds: int = Field(0, ge=0, description="federated rounds of training afterwards")
+
+    @property
+    def fine_tuning_rounds(self) -> int:
+        return self.fine_tune_rounds
+
+    def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        import torch
+
+        check_finite(model, self.name)
+        module = copy.deepcopy(model).eval()
+        ranks: dict[str, Any] = {}
+        for name, layer in list(module.named_modules()):
+            if not _factorable(layer):
+                continue
+            weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+            matrix = weight.flatten(1).double()
+            u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+            rank = _rank(s, self.energy)
+            if rank * sum(matrix.shape) >= matrix.numel():
+                continue
+            pair = _pair(layer, rank)
+            with torch.no_grad():
+                pair[0].weight.copy_(v[:rank].view_as(pair[0].weight))  # type: ignore[operator]
+                pair[1].weight.copy_((u[:, :rank] * s[:rank]).view_as(pair[1].weight))  # type: ignore[operator]
+                if pair[1].bias is not None:
+                    pair[1].bias.copy_(layer.bias)  # type: ignore[operator]
+            module = _replaced(module, name, pair)
+            ranks[name] = rank
+        if not ranks:
+            raise PluginError(f"{self.name}: keeping {self.energy:g} of the energy saves weights in no layer")
+        if self.fine_tune_rounds:
+            module = context.fine_tune(module, self.fine_tune_rounds).eval()
+        facts = {"layers_factorised": len(ranks), "ranks": ranks}
+        return CompressedModel(module, file_tensors(module), facts=facts)
+
+    def restore(
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
+    ) -> CompressedModel:
+        module = copy.deepcopy(model)
+        for name, layer in list(module.named_modules()):
+            first = state.get(f"{name}.0.weight" if name else "0.weight")
+            if _factorable(layer) and first is not None and first.ndim == layer.weight.ndim:  # type: ignore[union-attr,operator]
+                module = _replaced(module, name, _pair(layer, len(first)))
+        return CompressedModel(load_dense(module, state, self.name), dict(state))
+
+
+def _factorable(layer: nn.Module) -> bool:
+    from torch import nn
+
+    convolution = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1
+    return convolution or type(layer) is nn.Linear
+
+
+def _rank(singular: Tensor, energy: float) -> int:
+    """The least r whose largest singular values hold this share of the sum of squares, at least 1."""
+    squares = singular.square().cumsum(0)
+    return int((squares < energy * squares[-1] * (1 - 1e-12)).sum()) + 1
+
+
+def _pair(layer: Any, rank: int) -> nn.Sequential:
+    """Two layers of the same function class, without the layer's values."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        bias = layer.bias is not None
+        if isinstance(layer, nn.Linear):
+            first: nn.Module = nn.Linear(layer.in_features, rank, bias=False, **like)
+            return nn.Sequential(first, nn.Linear(rank, layer.out_features, bias=bias, **like))
+        kernel = math.prod(layer.kernel_size)
+        assert layer.weight[0].numel() == layer.in_channels * kernel
+        options = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode")}
+        first = type(layer)(layer.in_channels, rank, layer.kernel_size, bias=False, **options, **like)
+        return nn.Sequential(first, type(layer)(rank, layer.out_channels, 1, bias=bias, **like))
+
+
+def _replaced(module: nn.Module, name: str, layer: nn.Module) -> nn.Module:
+    """The module with another layer at a name, in place; the layer itself where the name is empty."""
+    if not name:
+        return layer
+    parent, _, own = name.rpartition(".")
+    setattr(module.get_submodule(parent), own, layer)
+    return module
+
+
+PLUGINS = (LowRank,)

@@ -1,0 +1,138 @@
+"""Weight clustering: every layer's weights share a few values."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.api import (
+    CompressedModel,
+    CompressionContext,
+    Field,
+    ModelCompressor,
+    PluginError,
+    Reference,
+    Surroundings,
+)
+from harness_plugins.compressors._updates import pack, unpack, width_for
+from harness_plugins.compressors.state import check_finite, check_names, file_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class WeightClustering(ModelCompressor):
+    """Each convolution and linear layer keeps `clusters` values, and for every weight which of them it has.
+
+    k-means on a layer's weights, centroids first spread evenly from the least to the greatest, then, over
+    `fine_tune_rounds` of the same federation, training of the centroids: a centroid's gradient is the sum of
+    its weights' (Han et al., section 3). Huffman coding, their last step, is not used. Layers with no more
+    weights than clusters stay as they are. Bytes are saved on disk; in memory the weights are float again.
+
+    The file holds for each such layer `weight.codebook` (float32) and `weight.indices` (1, 2, 4 or 8 bits each,
+    packed into uint8), and all other tensors in float. facts: layers_clustered, and weight_error, ||w - w'|| /
+    ||w|| before training. Raises PluginError where a weight is not finite or no layer has enough of them.
+    """
+
+    name: ClassVar[str] = "weight-clustering"
+    requires: ClassVar[tuple[str, ...]] = ("sklearn.cluster",)
+    reference: ClassVar[Reference | None] = Reference(
+        title="Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and "
+        "Huffman Coding",
+        authors="Han, Mao, Dally", venue="ICLR", year=2016, url="https://arxiv.org/abs/1510.00149",
+    )  # fmt: skip
+
+    clusters: int = Field(16, ge=2, le=256, description="different values of a layer's weights")
+    fine_tune_rounds: int = Field(0, ge=0, description="federated rounds in which the centroids train")
+
+    @property
+    def fine_tuning_rounds(self) -> int:
+        return self.fine_tune_rounds
+
+    def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        from harness_plugins.compressors._layers import Codebook, weight_layers, with_weights
+
+        check_finite(model, self.name)
+        module = copy.deepcopy(model).eval()
+        codebooks: dict[str, Any] = {}
+        indices: dict[str, Tensor] = {}
+        error = total = 0.0
+        for name, layer in weight_layers(module).items():
+            weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+            if weight.numel() <= self.clusters:
+                continue
+            centroids, found = kmeans(weight, self.clusters)
+            indices[name] = found
+            codebooks[name] = Codebook(found, centroids)
+            error += float((centroids[found] - weight).square().sum())
+            total += float(weight.square().sum())
+        if not codebooks:
+            raise PluginError(f"{self.name}: no layer has more than {self.clusters} weights")
+        values: dict[str, Tensor] = {}
+        with with_weights(module, codebooks, baked=True):
+            if self.fine_tune_rounds:
+                context.fine_tune(module, self.fine_tune_rounds)
+            for name in codebooks:
+                own: Any = module.get_submodule(name)
+                values[name] = own.parametrizations.weight.original.detach().clone()
+        state = file_tensors(module)
+        for name, centroids in values.items():
+            key = f"{name}.weight" if name else "weight"
+            del state[key]
+            state[f"{key}.codebook"] = centroids.cpu()
+            state[f"{key}.indices"] = pack(indices[name].flatten().cpu(), width_for(self.clusters))
+        facts = {"layers_clustered": len(values), "weight_error": math.sqrt(error / total) if total else 0.0}
+        return CompressedModel(module.eval(), state, facts=facts)
+
+    def restore(
+        self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
+    ) -> CompressedModel:
+        from harness_plugins.compressors._layers import weight_layers
+
+        module = copy.deepcopy(model)
+        own = module.state_dict()
+        expected = dict(own)
+        values = dict(state)
+        for name, layer in weight_layers(module).items():
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            if weight.numel() <= self.clusters:
+                continue
+            key = f"{name}.weight" if name else "weight"
+            del expected[key]
+            expected |= {f"{key}.codebook": weight, f"{key}.indices": weight}
+        check_names(expected, state, self.name)
+        for key in set(own) - set(expected):
+            codebook, packed = values.pop(f"{key}.codebook"), values.pop(f"{key}.indices")
+            width = width_for(self.clusters)
+            if len(codebook) > self.clusters or len(packed) != math.ceil(own[key].numel() * width / 8):
+                raise PluginError(f"{self.name}: the file's {key!r} has other clusters or another shape")
+            found = unpack(packed, width, own[key].numel()).long()
+            values[key] = codebook[found].view_as(own[key])
+        try:
+            module.load_state_dict(values)
+        except RuntimeError as error:
+            raise PluginError(f"{self.name}: the file does not fit this architecture: {error}") from None
+        return CompressedModel(module.eval(), dict(state))
+
+
+def kmeans(weight: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """(centroids (k,), which one each weight has, int64 like the weight), Lloyd's algorithm from even spacing."""
+    import warnings
+
+    import numpy as np
+    import torch
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    values = weight.detach().cpu().double().numpy().reshape(-1, 1)
+    start = np.linspace(values.min(), values.max(), clusters).reshape(-1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different values than clusters
+        found = KMeans(clusters, init=start, n_init=1, algorithm="lloyd").fit(values)
+    centroids = torch.from_numpy(found.cluster_centers_[:, 0].copy()).to(weight)
+    indices = torch.from_numpy(found.labels_.astype(np.int64)).to(weight.device)
+    return centroids, indices.view(weight.shape)
+
+
+PLUGINS = (WeightClustering,)
