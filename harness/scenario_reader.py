@@ -95,7 +95,13 @@ class Reader(Reporter):
         if inner is not None and many:
             if not isinstance(raw, list):
                 return self.wrong(path, raw, f"a list such as {flow(example)}")
-            items = [self.model(inner, item, (*path, i)) for i, item in enumerate(raw)]
+            items = []
+            for i, item in enumerate(raw):
+                for one in self.by_radius(item, (*path, i)):
+                    self.origins[(*path, len(items), "name")] = (*path, i, "name")
+                    items.append(self.model(inner, one, (*path, i)))
+                    if not items[-1][1]:
+                        break  # the others would say the same again
             return tuple(item for item, _ in items), all(good for _, good in items)
         if inner is not None and not (raw is None and type(None) in get_args(field.annotation)):
             return self.model(inner, raw, path)
@@ -137,6 +143,21 @@ class Reader(Reporter):
                 values.append(chain if axis.stack else chain[0])
         good = len(self.problems) == before
         return (tuple(values) if good or values else None), good
+
+    def by_radius(self, raw: Any, path: Location) -> list[Any]:
+        """A threat whose budget sweeps its radius as one threat for each: `name-eps0.03`; others as they are."""
+        budget = raw.get("budget") if isinstance(raw, dict) else None
+        radius = budget.get("eps") if isinstance(budget, dict) else None
+        if not isinstance(radius, dict) or "sweep" not in radius:
+            return [raw]
+        if not self.sweeps(radius, (*path, "budget", "eps")):
+            return []
+        found = []
+        for value, _ in variants(radius, ()):
+            size = f"{value:.4g}" if isinstance(value, (int, float)) else value
+            name = {"name": f"{raw['name']}-eps{size}"} if "name" in raw else {}
+            found.append({**raw, **name, "budget": {**budget, "eps": value}})
+        return found
 
     def sweeps(self, node: Any, path: Location) -> bool:
         """Whether every sweep below is well-formed and the product small enough."""

@@ -18,7 +18,11 @@ class Budget(Part):
     """How far an input may be moved, in [0, 1] pixels."""
 
     norm: Literal["linf", "l2", "l0"] = Field(description="the norm that bounds the change")
-    eps: float = Field(ge=0, description="radius: in [0, 1] pixels, or the number of pixels for l0")
+    eps: float = Field(
+        ge=0,
+        description="radius: in [0, 1] pixels, or the number of pixels for l0; a sweep makes one threat of each",
+        json_schema_extra={"x-sweep": True},
+    )
 
 
 class Threat(Part):

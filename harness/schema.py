@@ -85,6 +85,8 @@ def _translate(node: Any, sweeps: bool) -> Any:
     if "x-plugin-kind" in node or "x-option" in node:
         rest = {k: v for k, v in node.items() if k in ("title", "description", "examples")}
         return {"$ref": f"#/$defs/{node.get('x-plugin-kind') or node['x-option']}", **rest}
+    if "x-sweep" in node:
+        return _maybe_swept(_translate({k: v for k, v in node.items() if k != "x-sweep"}, False), True)
     result: Schema = {}
     for key, value in node.items():
         if key in ("default", "examples", "enum", "const", "required"):

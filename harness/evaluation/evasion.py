@@ -142,8 +142,10 @@ def evade(
     surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. clean (n, k):
     the model's clean logits, where they are known. Robust accuracy counts what is right on the clean
     *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep their
-    clean logits. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
-    mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked).
+    clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
+    numbers. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
+    mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked); batch_size, where
+    batches had to be halved, the smallest tried.
     """
     import torch
 
@@ -155,27 +157,45 @@ def evade(
     targets = np.flatnonzero((clean.argmax(1) == truth) & ~np.isnan(clean).any(1))
     adversarial = clean.copy()
     moved = {"linf": 0.0, "l2": 0.0}
-    for number, start in enumerate(range(0, len(targets), batch_size)):
-        batch = targets[start : start + batch_size]
+    waiting = [
+        (targets[start : start + batch_size], (number,))
+        for number, start in enumerate(range(0, len(targets), batch_size))
+    ]
+    done, smallest = 0, None
+    while waiting:
+        batch, place = waiting.pop(0)
         x = gather(images, batch, device)
-        x_adv = attack_batch(
-            attack,
-            source,
-            x,
-            torch.from_numpy(truth[batch]).to(device),
-            seed=derive(seed, "evasion-batch", number),
-            budget=budget,
-            num_classes=num_classes,
-        )
+        try:
+            x_adv = attack_batch(
+                attack,
+                source,
+                x,
+                torch.from_numpy(truth[batch]).to(device),
+                seed=derive(seed, "evasion-batch", *place),
+                budget=budget,
+                num_classes=num_classes,
+            )
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            half = (len(batch) + 1) // 2
+            waiting[:0] = [(batch[:half], (*place, 0)), (batch[half:], (*place, 1))]
+            smallest = half if smallest is None else min(smallest, half)
+            if x.is_cuda:
+                torch.cuda.empty_cache()
+            continue
         for norm in moved:
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
         if changed.any():
-            with _seeded(derive("evasion-answer", seed, number), x.device):  # a model may answer at random
+            with _seeded(derive("evasion-answer", seed, *place), x.device):  # a model may answer at random
                 adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
+        done += len(batch)
         if progress is not None:
-            progress(start + len(batch), len(targets))
+            progress(done, len(targets))
     facts: dict[str, Any] = {"attacked": len(targets)}
+    if smallest is not None:
+        facts["batch_size"] = smallest
     if len(targets):
         facts |= {f"mean_{norm}": total / len(targets) for norm, total in moved.items()}
     return adversarial, facts

@@ -2,7 +2,7 @@
 
 After Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018) and
 Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): a black-box attack must not beat
-white-box ones, and more steps must not leave more accuracy.
+white-box ones, and neither more steps nor a larger radius must leave more accuracy.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
     Records are compared where all of `cell` but the attack agrees, and the norm and eps of `attack`; only
     those with attack mode `white-box` and a finite `scores.robust_accuracy` take part. All records of a group
     are flagged where (a) an attack without gradients leaves less robust accuracy than every gradient attack,
-    or (b) a gradient attack leaves more than another of less effort, in both cases by more than `margin`.
+    or (b) a gradient attack leaves more than another of less effort. All records of one gradient attack, at
+    several radii, on one model are flagged where (c) it leaves more at a larger radius than at a smaller one.
+    In each case by more than `margin`.
     """
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    curves: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         key = _group(record)
         if key is not None:
             groups[key].append(record)
-    return {record["id"]: [FLAG] for group in groups.values() if _masked(group) for record in group}
+            if record["attack"]["access"] == "gradients" and "config" in record:
+                curves[_curve(record)].append(record)
+    found = [group for group in groups.values() if _masked(group)]
+    found += [curve for curve in curves.values() if _rises(curve)]
+    return {record["id"]: [FLAG] for group in found for record in group}
 
 
 def margin(first: float, second: float, samples: int) -> float:
@@ -54,6 +61,26 @@ def _group(record: Mapping[str, Any]) -> str | None:
         return None
     cell = {axis: value for axis, value in record["cell"].items() if axis != "attack"}
     return json.dumps([cell, attack.get("norm"), attack.get("eps")], sort_keys=True, default=str)
+
+
+def _curve(record: Mapping[str, Any]) -> str:
+    """What the records of one attack on one model have in common at all radii."""
+    cell = {axis: value for axis, value in record["cell"].items() if axis not in ("attack", "threat")}
+    threat = {k: v for k, v in record["config"]["threat"].items() if k not in ("name", "budget")}
+    attack = _without_eps(record["config"]["attack"])
+    return json.dumps([cell, threat, attack, record["attack"]["norm"]], sort_keys=True, default=str)
+
+
+def _without_eps(spec: Any) -> Any:
+    if isinstance(spec, Mapping):
+        return {key: _without_eps(value) for key, value in spec.items() if key != "eps"}
+    return [_without_eps(value) for value in spec] if isinstance(spec, (list, tuple)) else spec
+
+
+def _rises(curve: list[Mapping[str, Any]]) -> bool:
+    return any(
+        near["attack"]["eps"] < far["attack"]["eps"] and _beats(near, far) for near in curve for far in curve
+    )
 
 
 def _masked(group: list[Mapping[str, Any]]) -> bool:

@@ -22,6 +22,10 @@ class AdversarialTraining(Defence):
     x in [0, 1] pixels; the budget is the attack's own eps or its default. Coins and random starts come from
     the key and the record's own pixels, so a record's loss does not depend on its batch.
 
+    With a `curriculum` c the radius of round t = 1, 2, ... of R is eps min(1, t / (c R)), and the step size with it
+    where the attack sets none: from easy examples to hard ones, as Cai et al. (2018, arXiv 1805.04807) propose,
+    who let the number of steps grow.
+
     Raises PluginError for an attack that has no functional form. Cost: 1 + the attack's gradient
     evaluations, of undefended training, whatever the fraction. Source: Madry et al. (2018), equation 2.1 and
     section 4; fraction below 1 mixes clean records in, as Goodfellow et al. (2015) do.
@@ -40,12 +44,23 @@ class AdversarialTraining(Defence):
         "pgd", description="evasion attack with a functional form, such as pgd or fgsm"
     )
     fraction: float = Field(1.0, ge=0, le=1, description="probability that a record is replaced, in [0, 1]")
+    curriculum: float = Field(
+        0.0, ge=0, le=1, description="share of the rounds over which the radius grows to its full size, in [0, 1]"
+    )
 
     @model_validator(mode="after")
     def _functional(self) -> AdversarialTraining:
         if self.attack.functional() is None:
             raise ValueError(f"{self.attack.name} has no functional form to train with: use pgd or fgsm")
         return self
+
+    def at(self, round: int, rounds: int) -> AdversarialTraining:
+        grown = self.curriculum * rounds
+        radius = self.attack.radius()
+        if round + 1 >= grown or radius is None:
+            return self
+        attack = self.attack.model_copy(update={"eps": radius * (round + 1) / grown})
+        return self.model_copy(update={"attack": attack})
 
     def cost(self) -> float:
         return 1.0 if self.fraction == 0 else 1.0 + self.attack.effort

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from harness.api import EvasionContext, Field, Reference, pgd
 from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class PGD(TorchattacksAttack):
@@ -17,7 +19,8 @@ class PGD(TorchattacksAttack):
 
     x_0 = clip(x + u, 0, 1), u uniform in [-eps, eps] per value (random start) or 0;
     x_{t+1} = clip(x + clip(x_t + alpha sign(grad CE(model(x_t), y)) - x, -eps, eps), 0, 1); returns x_steps.
-    x (b, c, h, w) in [0, 1]. `steps` forward and backward passes a sample. Source: Madry et al. (2018),
+    x (b, c, h, w) in [0, 1]. `steps` forward and backward passes a sample and restart. Inside a training loss (the
+    functional form) there is one run, whatever `restarts`. Source: Madry et al. (2018),
     section 2; the default step 2.5 eps / steps, with which every point of the ball can reach its boundary, is
     the one the paper uses to compare radii.
     """
@@ -40,11 +43,32 @@ class PGD(TorchattacksAttack):
     alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; None: 2.5 eps / steps")
     steps: int = Field(20, ge=1, description="gradient steps")
     random_start: bool = Field(True, description="start at a uniformly random point of the ball, else at x")
+    restarts: int = Field(
+        1, ge=1, description="runs from new random starts, each on the samples that are still right"
+    )
+
+    @model_validator(mode="after")
+    def _random(self) -> PGD:
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts without random_start would all be the same run")
+        return self
 
     @property
     def effort(self) -> int:
-        """Gradient evaluations a sample."""
-        return self.steps
+        """Gradient evaluations a sample, at most."""
+        return self.steps * self.restarts
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
+        import torch
+
+        result = super().perturb(model, x, y, context)
+        for _ in range(self.restarts - 1):
+            with torch.no_grad():
+                left = (model(result).argmax(1) == y).nonzero().squeeze(1)
+            if not len(left) or context.eps == 0:
+                break
+            result = result.index_copy(0, left, super().perturb(model, x[left], y[left], context).detach())
+        return result
 
     def step_size(self, eps: float) -> float:
         """alpha, in [0, 1] pixels, at a radius."""

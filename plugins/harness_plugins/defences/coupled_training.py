@@ -1,0 +1,204 @@
+"""Adversarial defences that couple the records of a batch: free training, weight perturbation, clean logit pairing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import model_validator
+
+from harness.api import (
+    Defence,
+    EvasionAttack,
+    Field,
+    NotApplicable,
+    Reference,
+    StackContext,
+    detached,
+    record_keys,
+    split,
+    uniform,
+)
+from harness_plugins.defences.adversarial_training import AdversarialTraining
+from harness_plugins.defences.trades import PairLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.api import Batch, GradientFn, Local, LogitsFn, LossFn, Params
+
+
+def _check_alone(context: StackContext, name: str) -> None:
+    """Raises NotApplicable in a stack with another defence that makes adversarial examples inside its loss."""
+    for other in context.defences:
+        if isinstance(other, (AdversarialTraining, PairLoss)):
+            raise NotApplicable(f"{name} makes its own adversarial examples: not in a stack with {other.name}")
+
+
+class FreeAdversarialTraining(Defence):
+    """Adversarial training at the price of plain training: one backward pass gives both gradients.
+
+    Every batch is trained on `replays` times in a row. One pass at x + delta gives the weights' gradient, which the
+    optimiser steps along, and the input's, with which delta <- clip(delta + eps sign(grad_x), -eps, eps); delta
+    goes over from step to step and from batch to batch, by position (algorithm 1). The number of steps stays
+    what the federation says, so an epoch looks at one batch in `replays`, as the paper's N / m epochs do.
+
+    x in [0, 1]; x + delta is clipped to it. delta starts at zero in each local training. Replaces the gradient of
+    the stack before it by its own, of the loss so far. A record's loss depends on those that stood in its place
+    before, so no guarantee for single records holds. Cost: that of undefended training.
+    """
+
+    name = "free-adversarial-training"
+    reference = Reference(
+        title="Adversarial Training for Free!",
+        authors="Shafahi, Najibi, Ghiasi, Xu, Dickerson, Studer, Davis, Taylor, Goldstein",
+        venue="NeurIPS", year=2019, url="https://arxiv.org/abs/1904.12843",
+    )  # fmt: skip
+    couples_samples: ClassVar[bool] = True
+    replaces_gradient: ClassVar[bool] = True
+
+    eps: float = Field(8 / 255, ge=0, le=1, description="L-inf radius, in [0, 1] pixels")
+    replays: int = Field(4, ge=1, description="times each batch is trained on in a row (m)")
+
+    def check(self, context: StackContext) -> None:
+        _check_alone(context, self.name)
+
+    def gradient(self, local: Local) -> GradientFn:
+        import torch
+
+        state: dict[str, Any] = {"left": 0, "batch": None, "delta": None}
+
+        def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
+            if not state["left"]:
+                state["left"], state["batch"] = self.replays, batch
+            state["left"] -= 1
+            x, y = state["batch"]
+            if state["delta"] is None:
+                state["delta"] = torch.zeros_like(x)
+            delta = state["delta"][: len(x)]
+            if len(delta) < len(x):  # only where batches grow: the further places start at zero
+                delta = torch.cat([delta, torch.zeros_like(x[len(delta) :])])
+            moved = (x + delta).clamp(0, 1).requires_grad_()
+            with torch.enable_grad():
+                loss = local.loss(params, (moved, y), key).mean()
+                found = torch.autograd.grad(loss, [*params.values(), moved], allow_unused=True)
+            *weights, pixels = found
+            stepped = (delta + self.eps * pixels.sign()).clamp(-self.eps, self.eps).detach()
+            state["delta"] = torch.cat([stepped, state["delta"][len(stepped) :]])
+            return {
+                name: torch.zeros_like(p) if g is None else g
+                for (name, p), g in zip(params.items(), weights, strict=True)
+            }
+
+        return gradient
+
+
+class AdversarialWeightPerturbation(Defence):
+    """Adversarial training at weights moved to where the adversarial loss is higher.
+
+    For adversarial examples x' of the batch at the weights w, each layer's weights move by v = gamma ||w|| g / ||g||,
+    g the gradient of the mean loss at (w, x'); the optimiser steps from w along the gradient at (w + v, x')
+    (equations 7 to 10, one step, as the paper uses). Parameters of one dimension (biases, normalisation) do
+    not move. v depends on all records of the batch, so no guarantee for single records holds.
+
+    Takes the loss so far and makes its own examples of it: not for a stack with adversarial-training. Raises
+    PluginError for an attack without a functional form. Cost: 2 + the attack's gradient evaluations.
+    """
+
+    name = "adversarial-weight-perturbation"
+    reference = Reference(
+        title="Adversarial Weight Perturbation Helps Robust Generalization", authors="Wu, Xia, Wang",
+        venue="NeurIPS", year=2020, url="https://arxiv.org/abs/2004.05884",
+    )  # fmt: skip
+    couples_samples: ClassVar[bool] = True
+    replaces_gradient: ClassVar[bool] = True
+
+    attack: EvasionAttack = Field(
+        "pgd", description="evasion attack with a functional form, such as pgd or fgsm"
+    )
+    gamma: float = Field(5e-3, ge=0, description="size of a layer's move, as a share of its norm")
+
+    @model_validator(mode="after")
+    def _functional(self) -> AdversarialWeightPerturbation:
+        if self.attack.functional() is None:
+            raise ValueError(f"{self.attack.name} has no functional form to train with: use pgd or fgsm")
+        return self
+
+    def check(self, context: StackContext) -> None:
+        _check_alone(context, self.name)
+
+    def cost(self) -> float:
+        return 2.0 + self.attack.effort
+
+    def gradient(self, local: Local) -> GradientFn:
+        import torch
+
+        attack = self.attack.functional(self.attack.radius())
+
+        def mean_gradients(params: Params, batch: Batch, key: Tensor) -> Params:
+            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            with torch.enable_grad():
+                loss = local.loss(leaves, batch, key).mean()
+                found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            return {
+                name: torch.zeros_like(p) if g is None else g
+                for (name, p), g in zip(params.items(), found, strict=True)
+            }
+
+        def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
+            x, y = batch
+            fixed = detached(params)
+            start = split(record_keys(key, x), 0)
+            moved = attack(lambda images: local.loss(fixed, (images, y), key), x.detach(), start).detach()
+            ascent = mean_gradients(fixed, (moved, y), key)
+            there = {
+                name: w + self.gamma * w.norm() * ascent[name] / (ascent[name].norm() + 1e-20)
+                if w.ndim > 1
+                else w
+                for name, w in fixed.items()
+            }
+            return mean_gradients(there, (moved, y), key)
+
+        return gradient
+
+
+class CleanLogitPairing(Defence):
+    """The loss so far on noisy images, plus weight ||z_i - z_j||^2 / k for the logits of two records of a batch.
+
+    Images get Gaussian noise of deviation sigma, clipped to [0, 1]; record i is paired with i + b / 2 of its
+    batch, and both bear the penalty (section 3.2; no attack takes part). The last record of an odd batch is
+    its own partner. The pairing couples records, so no guarantee for single records holds. No further cost.
+    """
+
+    name = "clean-logit-pairing"
+    reference = Reference(
+        title="Adversarial Logit Pairing", authors="Kannan, Kurakin, Goodfellow", venue="arXiv 1803.06373",
+        year=2018, url="https://arxiv.org/abs/1803.06373",
+    )  # fmt: skip
+    couples_samples: ClassVar[bool] = True
+
+    weight: float = Field(0.5, ge=0, description="weight of the squared distance of the logits")
+    sigma: float = Field(0.5, ge=0, description="deviation of the noise, in [0, 1] pixels")
+
+    def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.sigma or not len(y):
+            return x, y
+        # Box and Muller: two uniform numbers make one Gaussian.
+        first, second = (uniform(split(record_keys(key, x), i), x.shape) for i in (0, 1))
+        noise = (-2 * (1 - first).log()).sqrt() * (2 * 3.141592653589793 * second).cos()
+        return (x + self.sigma * noise).clamp(0, 1), y
+
+    def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
+        import torch
+
+        def paired(params: Params, batch: Batch, key: Tensor) -> Tensor:
+            x, y = batch
+            z = logits(params, x)
+            half = len(y) // 2
+            order = torch.arange(len(y), device=y.device)
+            partner = torch.cat([order[half : 2 * half], order[:half], order[2 * half :]])
+            return loss(params, batch, key) + self.weight * (z - z[partner]).square().mean(1)
+
+        return paired
+
+
+PLUGINS = (FreeAdversarialTraining, AdversarialWeightPerturbation, CleanLogitPairing)
