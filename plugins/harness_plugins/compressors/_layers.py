@@ -61,18 +61,27 @@ class Mask(nn.Module):
 
 
 class Codebook(nn.Module):
-    """centroids (k,) -> the weight whose element i is centroids[indices[i]]; their gradients add up by themselves."""
+    """Trains the centroids of a clustered weight: element i of it is centroids[indices[i]].
+
+    What trains is centroids sqrt(n), n (k,) the weights of each: a step of size lr then moves a centroid by lr
+    times the mean of its weights' gradients, as far as it moves a weight, and not by their sum.
+    """
 
     def __init__(self, indices: Tensor, centroids: Tensor) -> None:
         super().__init__()
         self.register_buffer("indices", indices.long().clone(), persistent=False)
+        counts = torch.bincount(indices.flatten(), minlength=len(centroids)).clamp_min(1)
+        self.register_buffer("scale", counts.to(centroids).sqrt(), persistent=False)
         self._first = centroids
 
-    def forward(self, centroids: Tensor) -> Tensor:
-        return centroids[self.indices]
+    def centroids(self, trained: Tensor) -> Tensor:
+        return trained / self.scale
+
+    def forward(self, trained: Tensor) -> Tensor:
+        return self.centroids(trained)[self.indices]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        return self._first.detach().clone()
+        return self._first.detach() * self.scale
 
 
 class FakeInt8(nn.Module):

@@ -122,8 +122,10 @@ def straight_through(module: fx.GraphModule, input_shape: tuple[int, int, int]) 
             operation = FLOAT_OPERATIONS.get(str(node.target).removesuffix(".default"))
             if operation is None:
                 return None
-            without_range = inputs[:-2]  # the last two are the result's scale and zero point
-            new[node] = graph.call_function(operation, without_range)
+            last = node.args[-2:]  # the result's scale and zero point, but not beside a plain number
+            if all(isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in last):
+                inputs = inputs[:-2]
+            new[node] = graph.call_function(operation, inputs)
         elif node.op == "get_attr":
             value: Any = module
             for part in node.target.split("."):

@@ -25,8 +25,8 @@ class LowRank(ModelCompressor):
     """Convolution and linear layers whose weight W is replaced by the best W' of rank r, then fine-tuned.
 
     W, flattened to (outputs, inputs · kernel), has the truncated singular value decomposition U S V; the layer
-    becomes one with V's r rows as its kernels and, after it, a linear layer or 1x1 convolution with U S and the
-    bias (the output-channel scheme of Zhang et al. 2015, section 2.1, without its non-linear correction, and of
+    becomes one with the r rows of S^1/2 V as its kernels and, after it, a linear layer or 1x1 convolution with U S^1/2
+    and the bias: halves of equal size, which train alike (the output-channel scheme of Zhang et al. 2015, section 2.1, without its non-linear correction, and of
     Denton et al. 2014 for linear layers). r is the least that keeps `energy` of the sum of squared singular
     values. A layer where that would not save weights, or that is grouped or transposed, stays as it is.
 
@@ -67,8 +67,9 @@ class LowRank(ModelCompressor):
                 continue
             pair = _pair(layer, rank)
             with torch.no_grad():
-                pair[0].weight.copy_(v[:rank].view_as(pair[0].weight))  # type: ignore[operator]
-                pair[1].weight.copy_((u[:, :rank] * s[:rank]).view_as(pair[1].weight))  # type: ignore[operator]
+                half = s[:rank].sqrt()
+                pair[0].weight.copy_((half[:, None] * v[:rank]).view_as(pair[0].weight))  # type: ignore[operator]
+                pair[1].weight.copy_((u[:, :rank] * half).view_as(pair[1].weight))  # type: ignore[operator]
                 if pair[1].bias is not None:
                     pair[1].bias.copy_(layer.bias)  # type: ignore[operator]
             module = _replaced(module, name, pair)

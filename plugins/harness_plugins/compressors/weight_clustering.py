@@ -26,8 +26,9 @@ class WeightClustering(ModelCompressor):
     """Each convolution and linear layer keeps `clusters` values, and for every weight which of them it has.
 
     k-means on a layer's weights, centroids first spread evenly from the least to the greatest, then, over
-    `fine_tune_rounds` of the same federation, training of the centroids: a centroid's gradient is the sum of
-    its weights' (Han et al., section 3). Huffman coding, their last step, is not used. Layers with no more
+    `fine_tune_rounds` of the same federation, training of the centroids: the gradients of a centroid's weights are
+    added up (Han et al., section 3) and the learning rate divided by their number, so that centroids move as far
+    as weights do (the paper uses a smaller rate for all alike). Huffman coding, their last step, is not used. Layers with no more
     weights than clusters stay as they are. Bytes are saved on disk; in memory the weights are float again.
 
     The file holds for each such layer `weight.codebook` (float32) and `weight.indices` (1, 2, 4 or 8 bits each,
@@ -75,7 +76,8 @@ class WeightClustering(ModelCompressor):
                 context.fine_tune(module, self.fine_tune_rounds)
             for name in codebooks:
                 own: Any = module.get_submodule(name)
-                values[name] = own.parametrizations.weight.original.detach().clone()
+                trained = own.parametrizations.weight.original.detach()
+                values[name] = codebooks[name].centroids(trained).clone()
         state = file_tensors(module)
         for name, centroids in values.items():
             key = f"{name}.weight" if name else "weight"

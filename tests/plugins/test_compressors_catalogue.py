@@ -1,0 +1,444 @@
+"""The further model compressors against closed forms, their libraries and what they claim."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_compressors import CLASSES, SHAPE, compressor, context, images, residual, through_file
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.stateless import functional_call
+
+import harness
+from harness.api import MetricContext, PluginError
+from harness.federation.apply import Apply
+from harness.functional import cross_entropy
+
+
+def macs(module):
+    metric = harness.create("metric", "macs")
+    return metric.score(MetricContext(num_classes=CLASSES, input_shape=SHAPE, module=module))["macs"]
+
+
+def linear_network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES)).eval()
+
+
+def disturb(module, rounds, *hooks):
+    """A stand-in for training that moves every parameter."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+# straight-through twins -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("small-cnn", {}), ("lenet5", {}), ("mlp", {}), ("logistic", {}), ("resnet9", {"width": 4}),
+        ("resnet9", {"width": 4, "norm": "batch"}), ("resnet18", {"width": 4}),
+    ],
+)  # fmt: skip
+def test_the_twin_answers_as_the_int8_network_and_has_gradients(model, parameters):
+    shape = (1, 16, 16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = harness.create("model", model, **parameters).build(shape, CLASSES).eval()
+    method = compressor("static-int8")
+    made = method.compress(net, context(images(40, shape=shape), shape=shape))
+    restored = method.restore(net, through_file(made.state), context(shape=shape))
+    x = images(64, seed=5, shape=shape)
+    answers, twin = restored.module(x), restored.twin(x)
+    apart = (twin - answers).abs().max()
+    assert apart <= 0.1 * answers.std()  # roundings at the edge of a step, at most
+    assert (twin.argmax(1) == answers.argmax(1)).float().mean() >= 0.95
+    assert apart < 0.5 * (net(x) - answers).abs().max()  # much nearer than the float network
+    moved = x.clone().requires_grad_()
+    functional.cross_entropy(restored.twin(moved), answers.argmax(1)).backward()
+    assert moved.grad.flatten(1).abs().amax(1).min() > 0
+
+
+def test_an_attack_through_the_twin_fools_the_quantised_network():
+    model = residual()
+    made = compressor("static-int8").compress(model, context())
+    x = images(60, seed=4)
+    y = made.module(x).argmax(1)
+    attack = harness.create("attack", "pgd", eps=0.1, steps=10)
+    adversarial = attack(made.twin, x, y)
+    assert (made.module(adversarial).argmax(1) == y).float().mean() < 0.5
+    with pytest.raises(RuntimeError):
+        attack(made.module, x, y)  # which has no gradients
+
+
+# quantisation -----------------------------------------------------------------------------------------
+
+
+def test_dynamic_int8_is_integer_arithmetic_row_by_row():
+    model = linear_network()
+    made = compressor("dynamic-int8").compress(model, context())
+    x = images(20, seed=3)
+
+    def layer(values, linear):
+        weight_scale = linear.weight.abs().amax(1, keepdim=True) / 127.5
+        row_scale = values.abs().amax(1, keepdim=True) / 127.5
+        w = (linear.weight / weight_scale).round().clamp(-128, 127).double()
+        v = (values / row_scale).round().clamp(-128, 127).double()
+        return ((v @ w.T) * row_scale * weight_scale.T + linear.bias).float()
+
+    expected = layer(layer(x.flatten(1), model[1]).relu(), model[3])
+    for answers in (made.module(x), made.twin(x)):  # but for roundings at the very edge of a step
+        assert (answers - expected).abs().median() < 1e-6
+        assert (answers - expected).abs().max() < 2e-3
+    alone = torch.cat([made.module(x[i : i + 1]) for i in range(20)])
+    torch.testing.assert_close(made.module(x), alone)  # a prediction does not depend on its batch
+    assert made.state["1.weight"].dtype == torch.int8
+    with pytest.raises(PluginError, match="no linear layer"):
+        compressor("dynamic-int8").compress(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten()), context())
+
+
+def test_weight_only_int8_equals_torchao_on_linear_layers():
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    theirs, x = linear_network(), images(20, seed=3)
+    made = compressor("weight-only").compress(theirs, context())
+    quantize_(theirs, Int8WeightOnlyConfig())
+    torch.testing.assert_close(made.module(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.state["1.weight"], theirs[1].weight.qdata)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 7), (4, None), (4, 32), (4, 5)])
+def test_weight_only_errors_are_half_a_step_and_bytes_are_as_claimed(bits, group):
+    model = residual()
+    made = compressor("weight-only", bits=bits, group=group).compress(model, context())
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+            continue
+        weight = layer.weight.detach().flatten(1)
+        columns = weight.shape[1]
+        size = columns if group is None else min(group, columns)
+        stored, scale = made.state[f"{name}.weight"], made.state[f"{name}.weight.scale"]
+        assert stored.nbytes == -(-weight.numel() * bits // 8)
+        assert scale.shape == (len(weight), -(-columns // size))
+        after = dict(made.module.named_modules())[name].weight.detach().flatten(1)
+        for j in range(scale.shape[1]):
+            part = slice(j * size, (j + 1) * size)
+            wide = weight[:, part].abs().amax(1)
+            torch.testing.assert_close(scale[:, j], wide / (2**bits - 1) * 2)
+            step = scale[:, j, None]
+            assert ((after - weight)[:, part].abs() <= 0.5001 * step).all() or bits == 4
+            assert ((after - weight)[:, part].abs() <= 0.5001 * step).float().mean() > 0.8
+            assert torch.equal((after[:, part] / step).round() * step, after[:, part])
+    assert made.differentiable
+
+
+def test_training_for_quantisation_sees_rounded_weights_and_inputs():
+    seen = {}
+
+    def fine_tune(module, rounds, *hooks):
+        seen["rounds"] = rounds
+        seen["names"] = {name for name, _ in module.named_parameters()}
+        seen["out"] = module.eval()(images(40))
+        loss = module(images(40)).square().sum()
+        seen["grads"] = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+        return module
+
+    model = linear_network()
+    method = compressor("qat-int8", fine_tune_rounds=3)
+    made = method.compress(model, context(fine_tune=fine_tune))
+    assert seen["rounds"] == method.fine_tuning_rounds == 3
+    assert all(g is not None and g.abs().max() > 0 for g in seen["grads"])
+
+    def rounded(values, low, high):
+        scale = (high - low) / 255
+        zero = torch.tensor(-low / scale).round()
+        return ((values / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+    def weight(w):
+        scale = w.abs().amax(1, keepdim=True) / 127
+        return (w / scale).round().clamp(-127, 127) * scale
+
+    x = images(40).flatten(1)
+    hidden = functional.linear(x, model[1].weight, model[1].bias).relu()
+    first = functional.linear(rounded(x, 0.0, float(x.max())), weight(model[1].weight), model[1].bias).relu()
+    expected = functional.linear(
+        rounded(first, 0.0, float(hidden.max())), weight(model[3].weight), model[3].bias
+    )
+    torch.testing.assert_close(seen["out"], expected, rtol=1e-4, atol=1e-5)
+    plain = compressor("static-int8").compress(model, context())
+    assert made.state.keys() == plain.state.keys()  # nothing of the training is left in the file
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("bfloat16", 2)])
+def test_half_precision_is_the_cast_network(dtype, size):
+    model = linear_network()
+    made = compressor("half-precision", dtype=dtype).compress(model, context())
+    x, kind = images(10), getattr(torch, dtype)
+    assert torch.equal(made.module(x), copy.deepcopy(model).to(kind)(x.to(kind)).float())
+    assert all(t.element_size() == size for t in made.state.values())
+    assert made.module(x).dtype == torch.float32
+    with torch.no_grad():
+        model[1].weight[0, 0] = 1e6
+    if dtype == "float16":
+        with pytest.raises(PluginError, match="does not fit float16"):
+            compressor("half-precision", dtype=dtype).compress(model, context())
+
+
+# pruning ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["magnitude-pruning", "random-pruning"])
+def test_what_was_pruned_stays_zero_while_the_rest_trains(name):
+    calls = []
+
+    def fine_tune(module, rounds, *hooks):
+        calls.append(rounds)
+        return disturb(module, rounds)
+
+    model = residual()
+    method = compressor(name, ratio=0.75, steps=2, fine_tune_rounds=3)
+    made = method.compress(model, context(fine_tune=fine_tune))
+    assert calls == [3, 3]
+    assert method.fine_tuning_rounds == 6
+    assert made.facts["sparsity"] == pytest.approx(0.75, abs=1e-3)
+    assert made.state.keys() == model.state_dict().keys()
+    moved = (made.module.conv.weight != model.conv.weight) & (made.module.conv.weight != 0)
+    assert moved.float().mean() > 0.1
+    with pytest.raises(PluginError, match="the same as one"):
+        compressor(name, steps=2).compress(model, context())
+
+
+def test_pruning_by_layer_takes_the_same_share_of_each():
+    made = compressor("magnitude-pruning", ratio=0.6, scope="layer").compress(residual(), context())
+    for layer in made.module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            assert int((layer.weight == 0).sum()) == int(0.6 * layer.weight.numel() + 1e-9)
+
+
+def test_random_pruning_is_seeded_and_blind_to_magnitudes():
+    first, again = (
+        compressor("random-pruning", ratio=0.5).compress(residual(), context()).module.conv.weight == 0
+        for _ in range(2)
+    )
+    other = compressor("random-pruning", ratio=0.5).compress(residual(), context(seed=1)).module
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other.conv.weight == 0)
+    large = residual().conv.weight.abs() > residual().conv.weight.abs().median()
+    assert abs(float(first[large].float().mean()) - 0.5) < 0.05
+
+
+def chain(norm=None):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        middle = [norm] if norm is not None else []
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(288, CLASSES)
+        ).eval()
+
+
+def test_scale_importance_keeps_the_channels_of_the_largest_scales():
+    model = chain(nn.BatchNorm2d(8))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.1, -3.0, 0.2, 2.0, 0.3, 1.0, -4.0, 0.05]))
+    made = compressor("structured-pruning", importance="scale").compress(model, context())
+    assert made.module[1].weight.tolist() == pytest.approx([-3.0, 2.0, 1.0, -4.0])
+    with pytest.raises(PluginError, match="no normalisation"):
+        compressor("structured-pruning", importance="scale").compress(chain(), context())
+
+
+def test_taylor_importance_is_the_squared_sum_of_gradient_times_weight():
+    model, data = chain(), images(40)
+    labels = torch.arange(40) % CLASSES
+    given = context(data)
+    given.data = lambda: (data, labels)
+    method = compressor("structured-pruning", importance="taylor", samples=40)
+    assert method.data_access == "private"
+    assert compressor("structured-pruning").data_access == "none"
+    made = method.compress(model, given)
+    loss = functional.cross_entropy(model(data), labels)
+    kernel, head = torch.autograd.grad(loss, [model[0].weight, model[3].weight])
+    joint = (kernel * model[0].weight).flatten(1).sum(1)
+    joint = joint + (head * model[3].weight).view(CLASSES, 8, 36).sum((0, 2))
+    kept = joint.square().argsort(descending=True)[:4].sort().values
+    assert torch.equal(made.module[0].weight, model[0].weight[kept])
+
+
+def test_iterative_structured_pruning_reaches_the_ratio_and_trains_between():
+    sizes = []
+
+    def fine_tune(module, rounds, *hooks):
+        sizes.append(module[0].out_channels)
+        return disturb(module, rounds)
+
+    method = compressor("structured-pruning", ratio=0.5, steps=2, fine_tune_rounds=1)
+    made = method.compress(chain(), context(fine_tune=fine_tune))
+    assert sizes == [6, 4]
+    assert made.facts["channels_removed"] == pytest.approx(0.5)
+    assert macs(made.module) == macs(chain()) / 2
+
+
+# other ways -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.8, 0.9])
+def test_low_rank_is_the_best_of_its_rank(energy):
+    model = linear_network()
+    made = compressor("low-rank", energy=energy).compress(model, context())
+    for name, rank in made.facts["ranks"].items():
+        weight = model.get_submodule(name).weight.detach().double()
+        first, second = made.module.get_submodule(name)
+        product = (second.weight @ first.weight).double()
+        singular = torch.linalg.svdvals(weight)
+        # Eckart and Young: the error is what the singular values beyond the rank hold.
+        expected = singular[rank:].square().sum().sqrt()
+        torch.testing.assert_close((weight - product).norm(), expected, rtol=1e-3, atol=1e-5)
+        assert singular[:rank].square().sum() >= energy * singular.square().sum() * (1 - 1e-6)
+        assert singular[: rank - 1].square().sum() < energy * singular.square().sum()
+    assert made.facts["layers_factorised"] == len(made.facts["ranks"]) > 0
+
+
+def test_low_rank_layers_lose_nothing_and_cost_less():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.Conv2d(6, 24, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(216, CLASSES)
+        ).eval()
+        thin = torch.randn(24, 3) @ torch.randn(3, 54)
+        with torch.no_grad():
+            model[1].weight.copy_(thin.view_as(model[1].weight))
+    made = compressor("low-rank", energy=1.0).compress(model, context())
+    assert made.facts["ranks"] == {"1": 3}
+    x = images(12)
+    torch.testing.assert_close(made.module(x), model(x), rtol=1e-4, atol=1e-4)
+    before, after = 24 * 54 * 9, 3 * 54 * 9 + 24 * 3 * 9
+    assert macs(model) - macs(made.module) == before - after
+
+
+def test_clusters_of_few_different_weights_lose_nothing():
+    model = linear_network()
+    with torch.no_grad():
+        model[1].weight.copy_((model[1].weight * 20).round() / 20)
+    values = len(model[1].weight.unique())
+    made = compressor("weight-clustering", clusters=16).compress(model, context())
+    assert values <= 16
+    assert torch.allclose(made.module[1].weight, model[1].weight, atol=1e-6)
+    assert made.state["1.weight.indices"].nbytes == 64 * 32 // 2  # four bits each
+    assert made.state["1.weight.codebook"].shape == (16,)
+
+
+def test_centroids_move_by_the_mean_of_their_weights_gradients():
+    seen = {}
+
+    def fine_tune(module, rounds, *hooks):
+        parameters = dict(module.named_parameters())
+        names = [name for name in parameters if name.endswith("original")]
+        x, y = images(30), torch.arange(30) % CLASSES
+        loss = functional.cross_entropy(module(x), y)
+        seen["centroids"] = torch.autograd.grad(loss, [parameters[n] for n in names], retain_graph=True)
+        plain = linear_network()
+        dense = {"1.weight": module[1].weight.detach(), "3.weight": module[3].weight.detach()}
+        leaves = {k: v.clone().requires_grad_() for k, v in dense.items()}
+        loss = functional.cross_entropy(functional_call(plain, leaves, (x,)), y)
+        seen["weights"] = torch.autograd.grad(loss, list(leaves.values()))
+        seen["books"] = [module[i].parametrizations.weight[0] for i in (1, 3)]
+        return disturb(module, rounds)
+
+    made = compressor("weight-clustering", clusters=8, fine_tune_rounds=1).compress(
+        linear_network(), context(fine_tune=fine_tune)
+    )
+    for got, gradient, book in zip(seen["centroids"], seen["weights"], seen["books"], strict=True):
+        indices = book.indices.flatten()
+        sums = torch.zeros(8).index_add_(0, indices, gradient.flatten())
+        counts = torch.bincount(indices, minlength=8).clamp_min(1)
+        torch.testing.assert_close(book.centroids(got), sums / counts, rtol=1e-4, atol=1e-6)
+    assert len(made.module[1].weight.unique()) <= 8  # after the training too
+
+
+def test_the_distillation_loss_is_the_paper_s():
+    from harness_plugins.compressors.distillation import TowardsTeacher
+
+    teacher, student = linear_network(1).double(), linear_network(2).double()
+    x, y = images(12).double(), torch.arange(12) % CLASSES
+    apply = Apply(student)
+    loss = TowardsTeacher(teacher, 3.0, 0.7).loss(cross_entropy(apply), apply)
+    got = loss(dict(student.named_parameters()), (x, y), torch.zeros((), dtype=torch.int64))
+    soft, hard = teacher(x).div(3).softmax(1), student(x).log_softmax(1)
+    kl = functional.kl_div(student(x).div(3).log_softmax(1), soft, reduction="none").sum(1)
+    torch.testing.assert_close(got, 0.3 * -hard[range(12), y] + 0.7 * 9 * kl)
+    same = TowardsTeacher(student, 3.0, 1.0).loss(cross_entropy(apply), apply)
+    assert same(dict(student.named_parameters()), (x, y), None).abs().max() < 1e-12
+
+
+def test_a_student_as_large_as_its_teacher_is_refused():
+    method = compressor("distillation", student={"mlp": {"hidden": [64, 64]}})
+    with pytest.raises(PluginError, match="no fewer than"):
+        method.compress(residual(width=4, groups=2), context())
+
+
+# in a federation ------------------------------------------------------------------------------------------
+
+DIGITS = """
+schema: 1
+name: compressed
+dataset: digits
+model: {small-cnn: {width: 4, hidden: 16}}
+federation:
+  clients: 2
+  rounds: 4
+  local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.1, momentum: 0.9}}}
+"""
+TRAINED = [
+    "qat-int8: {fine_tune_rounds: 1, calibration: public}",
+    "magnitude-pruning: {fine_tune_rounds: 1}",
+    "structured-pruning: {fine_tune_rounds: 1}",
+    "weight-clustering: {fine_tune_rounds: 1}",
+    "low-rank: {fine_tune_rounds: 1, energy: 0.8}",
+    "distillation: {student: logistic, rounds: 2}",
+]
+
+
+def test_compressors_train_in_the_federation_and_privacy_is_accounted(tmp_path):
+    from harness.scenario import load_text
+
+    text = DIGITS + "unprotected: [val]\ndefences: [none, dp-sgd: {epsilon: 8, max_grad_norm: 1.0}]\n"
+    text += f"compressors: [none, {', '.join('{' + c + '}' for c in TRAINED)}]\n"
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    assert [r["status"] for r in result.records] == ["scored"] * 14, [r["error"] for r in result.records]
+    plain = {r["cell"]["compressor"]: r for r in result.records if r["cell"]["defence"] == "none"}
+    private = {r["cell"]["compressor"]: r for r in result.records if r["cell"]["defence"] != "none"}
+    for name, record in plain.items():
+        if name != "none" and not name.startswith("distillation"):
+            assert record["scores"]["accuracy"] > plain["none"]["scores"]["accuracy"] - 0.25, name
+    for name, record in private.items():
+        if name == "none":
+            assert record["guarantee"]["epsilon"] <= 8.001
+        else:  # further training of the same records costs more, and it is in the record
+            assert record["guarantee"]["epsilon"] > 8.1, name
+            assert record["guarantee"]["holds"], record["guarantee"]["broken_by"]
+    unprotected = text.replace("unprotected: [val]\n", "").replace("calibration: public", "samples: 64")
+    result = harness.run(
+        load_text(unprotected, tmp_path / "y.yaml"), device="cpu", jobs=0, store=tmp_path / "runs",
+        select=["compressor=qat-int8(samples=64,fine_tune_rounds=1)"],
+    )  # fmt: skip
+    (broken,) = [r for r in result.records if r["cell"]["defence"] != "none"]
+    assert not broken["guarantee"]["holds"]
+
+
+def test_a_student_that_a_defence_cannot_train_fails_its_cell_with_the_reason(tmp_path):
+    from harness.scenario import load_text
+
+    text = DIGITS.replace("{small-cnn: {width: 4, hidden: 16}}", "small-cnn") + (
+        "defences: [dp-sgd: {epsilon: 8, max_grad_norm: 1.0}]\n"
+        "compressors: [distillation: {student: {resnet9: {width: 4, norm: batch}}, rounds: 1}]\n"
+    )
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    (record,) = result.records
+    assert record["status"] == "failed"
+    assert "batch" in record["error"]["message"]
