@@ -391,8 +391,8 @@ dataset: digits
 model: {small-cnn: {width: 4, hidden: 16}}
 federation:
   clients: 2
-  rounds: 4
-  local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.1, momentum: 0.9}}}
+  rounds: 8
+  local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.03, momentum: 0.9}}}
 """
 TRAINED = [
     "qat-int8: {fine_tune_rounds: 1, calibration: public}",

@@ -1,0 +1,168 @@
+"""PowerSGD and count sketches: the papers' algorithms, bytes, and what is kept for later."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+import harness
+from harness.api import UpdateCompressionContext
+
+SHAPES = {"a.weight": (12, 5, 2), "a.bias": (12,), "b.weight": (9, 12), "small.weight": (3, 2)}
+LAYOUT, D = {}, 0
+for _name, _shape in SHAPES.items():
+    _size = torch.Size(_shape).numel()
+    LAYOUT[_name] = slice(D, D + _size)
+    D += _size
+
+
+def context(client=0, round=0):
+    own = torch.Generator().manual_seed(1000 * round + client)
+    return UpdateCompressionContext(round, client, own, torch.Generator().manual_seed(round), LAYOUT, SHAPES)
+
+
+def create(name, **parameters):
+    return harness.create("compressor", name, **parameters)
+
+
+def updates(n=4, seed=0, rank=None):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, D, generator=generator)
+    if rank is not None:
+        for name, part in LAYOUT.items():
+            if len(SHAPES[name]) > 1:
+                rows_of, columns = SHAPES[name][0], (part.stop - part.start) // SHAPES[name][0]
+                left = torch.randn(rows_of, rank, generator=generator)
+                for row in rows:
+                    row[part] = (left @ torch.randn(rank, columns, generator=generator)).flatten()
+    return list(rows)
+
+
+def exchange(method, rows, states=None, server=None, round=0):
+    states = [{} for _ in rows] if states is None else states
+    contexts = [partial(context, i, round) for i in range(len(rows))]
+    return method.exchange(rows, states, {} if server is None else server, contexts)
+
+
+def test_power_sgd_is_the_paper_s_all_reduce():
+    """Algorithm 1 with its means over workers, and algorithm 2's memory, over three rounds in float64."""
+    method, states, server = create("powersgd", rank=2), [{} for _ in range(3)], {}
+    memory = [torch.zeros(D) for _ in range(3)]
+    q = {}
+    for round in range(3):
+        rows = updates(3, seed=round)
+        received, _, _ = exchange(method, rows, states, server, round)
+        deltas = [u + e for u, e in zip(rows, memory, strict=True)]
+        mean = torch.zeros(D)
+        own = [d.clone() for d in deltas]
+        shared = torch.Generator().manual_seed(round)
+        for name, part in LAYOUT.items():
+            matrices = [d[part].view(SHAPES[name][0], -1).double() for d in deltas]
+            n, m = matrices[0].shape
+            if len(SHAPES[name]) < 2 or 2 * (n + m) >= n * m:
+                mean[part] = torch.stack([d[part] for d in deltas]).mean(0)
+                continue
+            if name not in q:
+                q[name] = torch.randn(m, 2, generator=shared).double()
+            p = torch.linalg.qr(torch.stack([a @ q[name] for a in matrices]).mean(0)).Q
+            each = [a.T @ p for a in matrices]
+            q[name] = torch.stack(each).mean(0)
+            mean[part] = (p @ q[name].T).flatten().float()
+            for value, right in zip(own, each, strict=True):
+                value[part] = (p @ right.T).flatten().float()
+        torch.testing.assert_close(torch.stack(received).mean(0), mean, rtol=1e-4, atol=1e-4)
+        memory = [d - o for d, o in zip(deltas, own, strict=True)]
+        for state, kept in zip(states, memory, strict=True):
+            torch.testing.assert_close(state["residual"], kept, rtol=1e-4, atol=1e-4)
+
+
+def test_power_sgd_loses_nothing_of_updates_of_its_rank():
+    rows = updates(3, rank=2)  # all in one column space, so the agreed P spans it
+    received, sent, answered = exchange(create("powersgd", rank=2), rows)
+    torch.testing.assert_close(torch.stack(received), torch.stack(rows), rtol=1e-3, atol=1e-3)
+    thin = 2 * (12 + 10) + 2 * (9 + 12)
+    assert sent == [4 * (thin + 12 + 6)] * 3  # the bias and the small layer go as they are
+    assert answered == [4 * thin] * 3
+
+
+def test_power_sgd_conserves_what_it_does_not_send_and_drops_what_is_not_finite():
+    method, states = create("powersgd", rank=1), [{} for _ in range(3)]
+    rows = updates(3)
+    received, _, _ = exchange(method, rows, states)
+    for row, got, state in zip(rows, received, states, strict=True):
+        torch.testing.assert_close(got + state["residual"], row)
+    bad = [rows[0].clone(), *rows[1:]]
+    bad[0][3] = float("nan")
+    received, sent, _ = exchange(create("powersgd", rank=1, error_feedback=False), bad)
+    assert received[0].isnan().any()
+    assert sent[0] == 4 * D
+    assert all(r.isfinite().all() for r in received[1:])
+    alone, _, _ = exchange(create("powersgd", rank=1, error_feedback=False), bad[1:])
+    torch.testing.assert_close(received[1:], alone)
+
+
+def test_power_sgd_of_one_client_is_its_encoding():
+    method, rows = create("powersgd", rank=2), updates(1)
+    together, sent, _ = exchange(method, rows)
+    payload = method.encode(rows[0], {}, context())
+    torch.testing.assert_close(method.decode(payload, context()), together[0])
+    assert payload.nbytes == sent[0]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_sketch_finds_what_is_large(rows):
+    method = create("count-sketch", ratio=0.5, rows=rows, keep=4 / 4000, error_feedback=False)
+    generator = torch.Generator().manual_seed(0)
+    update = 0.01 * torch.randn(4000, generator=generator)
+    large = torch.tensor([7, 100, 2000, 3999])
+    update[large] = torch.tensor([5.0, -4.0, 3.0, 6.0])
+    payload = method.encode(update, {}, context())
+    got = method.decode(payload, context())
+    assert set(got.nonzero().flatten().tolist()) == set(large.tolist())
+    torch.testing.assert_close(got[large], update[large], rtol=0.05, atol=0.1)
+    assert payload.nbytes == 4 * rows * round(0.5 * 4000 / rows)
+
+
+def test_a_sketch_is_linear_and_its_estimates_are_unbiased():
+    method = create("count-sketch", ratio=0.2, rows=1, keep=1.0, error_feedback=False)
+    a, b = updates(2)
+    tables = [method.encode(u, {}, context()).tensors["table"] for u in (a, b, a + b)]
+    torch.testing.assert_close(tables[0] + tables[1], tables[2], rtol=1e-4, atol=1e-4)
+    trials = [
+        method.decode(method.encode(a, {}, context(round=r)), context(round=r)) for r in range(3000)
+    ]
+    mean, spread = torch.stack(trials).mean(0), torch.stack(trials).std(0)
+    assert ((mean - a).abs() < 4.5 * spread / 3000**0.5).all()
+
+
+def test_a_sketch_keeps_what_the_server_did_not_see():
+    method, state = create("count-sketch", ratio=0.5, keep=0.05), {}
+    (update,) = updates(1)
+    got = method.decode(method.encode(update, state, context()), context())
+    torch.testing.assert_close(got + state["residual"], update)
+
+
+@pytest.mark.parametrize("name", ["powersgd: {rank: 1}", "count-sketch: {ratio: 0.4, keep: 0.2}"])
+def test_federations_learn_through_them_and_their_bytes_are_counted(name, tmp_path):
+    from harness.scenario import load_text
+
+    text = f"""
+schema: 1
+name: wires
+dataset: digits
+model: {{mlp: {{hidden: [32]}}}}
+federation: {{clients: 4, rounds: 8, local: {{epochs: 1, batch_size: 32, optimizer: {{sgd: {{lr: 0.3}}}}}}}}
+compressors: [none, {{{name}}}]
+aggregators: [mean, trimmed-mean]
+threats: [{{name: none}}, {{name: b, malicious: 0.25, attacks: [sign-flip]}}]
+"""
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    assert all(r["status"] == "scored" for r in result.records)
+    by = {(r["cell"]["aggregator"], r["cell"]["compressor"], r["cell"]["threat"]): r["scores"] for r in result.records}
+    compressed = next(c for _, c, _ in by if c != "none")
+    for rule in ("mean", "trimmed-mean"):
+        plain, small = by[rule, "none", "none"], by[rule, compressed, "none"]
+        assert small["uplink_bytes_per_round"] < 0.5 * plain["uplink_bytes_per_round"]
+        assert small["accuracy"] > 0.6
