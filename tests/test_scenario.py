@@ -258,6 +258,26 @@ threats:
     assert attacks == [("pgd", 1 / 255), ("pgd", 2 / 255), ("fgsm", None), ("pgd", None)]
 
 
+def test_a_swept_radius_makes_a_threat_of_each():
+    text = (
+        BASE + "threats:\n  - {name: curve, budget: {norm: linf, eps: {sweep: [0, 1/256, 0.5]}}, attacks: [fgsm, pgd]}\n"
+        "  - {name: none}\n"
+    )
+    scenario = load_text(text)
+    assert [(t.name, t.budget and t.budget.eps) for t in scenario.threats] == [
+        ("curve-eps0", 0.0), ("curve-eps0.003906", 1 / 256), ("curve-eps0.5", 0.5), ("none", None),
+    ]  # fmt: skip
+    assert all(len(t.attacks) == 2 for t in scenario.threats[:3])
+    assert Scenario.model_validate(scenario) == scenario
+    for wrong, expected in (
+        ("[]", "sweep must be a list such as [1, 4, 8], not an empty list"),
+        ("[0.1, abc]", "eps must be a number"),
+        ("[0.1, 0.1]", "the threat name 'curve-eps0.1' is used twice"),
+    ):
+        (mistake,) = mistakes(text.replace("[0, 1/256, 0.5]", wrong))
+        assert expected in mistake
+
+
 def test_threats_are_resolved():
     scenario = load_text(
         BASE

@@ -330,3 +330,32 @@ def test_progress_counts_attacked_samples():
     assert calls == [(8, 18), (16, 18), (18, 18)]
     with pytest.raises(HarnessError, match="24 images"):
         _evade(FGSM(eps=EPS), model, x, torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_batch_that_does_not_fit_is_attacked_in_halves():
+    sizes = []
+
+    def spy(model, x, y, context):
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("does not fit")
+        sizes.append(len(x))
+
+    attack = scripted(lambda x: (x + 0.05).clamp(0, 1), spy)
+    model, (x, _) = network().eval(), data(24)
+    y = model(x).argmax(1)
+    seen = []
+    settings = {"seed": 0, "budget": EPS, "num_classes": 3, "device": "cpu"}
+    logits, facts = evade(
+        attack, model, x, y, batch_size=16, progress=lambda done, total: seen.append((done, total)), **settings
+    )
+    assert sum(sizes) == 24
+    assert max(sizes) <= 5
+    assert facts["batch_size"] == 4
+    assert seen[-1] == (24, 24)
+    plain = scripted(lambda x: (x + 0.05).clamp(0, 1))
+    whole, facts = evade(plain, model, x, y, batch_size=16, **settings)
+    np.testing.assert_allclose(logits, whole, rtol=1e-5)
+    assert "batch_size" not in facts
+    never = scripted(spy=lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        evade(never, model, x, y, batch_size=16, **settings)

@@ -90,3 +90,28 @@ def test_transfer_failed_and_unscored_records_take_no_part():
         record("undefined", float("nan")),
     ]
     assert not flagged(pgd, record("transfer", 0.1, "logits", mode="transfer"), *nothing)
+
+
+def at_radius(name, accuracy, eps, threat, attack=None, **cell):
+    found = record(name, accuracy, eps=eps, threat=threat, **cell)
+    found["config"] = {
+        "threat": {"name": threat, "knowledge": "white-box", "budget": {"norm": "linf", "eps": eps}},
+        "attack": attack or {"pgd": {"eps": None, "steps": 20}},
+    }
+    return found
+
+
+def test_a_larger_radius_that_leaves_more_accuracy_flags_the_whole_curve():
+    falling = [at_radius(f"e{e}", a, e, f"t{e}") for e, a in ((0.01, 0.8), (0.02, 0.6), (0.04, 0.3))]
+    assert not flagged(*falling)
+    rising = [at_radius(f"e{e}", a, e, f"t{e}") for e, a in ((0.01, 0.8), (0.02, 0.5), (0.04, 0.6))]
+    assert flagged(*rising) == {"e0.01", "e0.02", "e0.04"}
+    # radii may be the attack's own as well
+    own = [
+        at_radius(f"e{e}", a, e, "t", {"pgd": {"eps": e, "steps": 20}}) for e, a in ((0.01, 0.4), (0.02, 0.6))
+    ]
+    assert flagged(*own) == {"e0.01", "e0.02"}
+    # other attacks and other models are other curves
+    other = at_radius("other", 0.9, 0.08, "t", {"fgsm": {"eps": None}})
+    assert not flagged(falling[0], other)
+    assert not flagged(falling[1], at_radius("private", 0.9, 0.04, "t0.04", defence="dp-sgd"))

@@ -165,7 +165,7 @@ def test_a_curriculum_lets_the_radius_grow_to_its_full_size():
 def test_the_engine_asks_each_round_for_its_hooks(tmp_path):
     seen = []
 
-    class Scheduled(harness.api.Defence):
+    class Scheduled(harness.api.ClientHooks):
         def at(self, round, rounds):
             seen.append((round, rounds))
             return self
