@@ -228,6 +228,37 @@ def picture(
     typer.echo(f"wrote {out}: {len(found)} backdoor{'s' if len(found) > 1 else ''}")
 
 
+@app.command()
+def plot(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file that has been run.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The figure to write: .pdf, .png or .svg.")
+    ] = Path("curves.svg"),
+    store: Store = Path("runs"),
+) -> None:
+    """Draw robustness curves: accuracy under attack against the radius, a line a defence, a panel a compressor.
+
+    For attacks that the scenario runs at two or more radii. A band spans the seeds; hollow markers mean that
+    gradient masking is suspected.
+
+    Example: harness plot scenarios/evasion-compression.yaml --out curves.pdf
+    """
+    from harness.console.curves import curves, draw_curves
+    from harness.grid import cells
+    from harness.scenario import load
+    from harness.store import Store as Records
+
+    loaded = load(scenario)
+    if not store.is_dir():
+        raise HarnessError(f"--store {store}: there is no such folder; run the scenario first")
+    known = {cell.id for cell in cells(loaded)}
+    with Records(store) as records:
+        found = [record for record in records.records(loaded.name) if record["id"] in known]
+    panels = curves(found)
+    draw_curves(panels, out, loaded.name)
+    typer.echo(f"wrote {out}: {len(panels)} panel{'s' if len(panels) > 1 else ''}")
+
+
 @app.command("list")
 def list_plugins(
     kind: OptionalKind = None,

@@ -1,0 +1,115 @@
+"""Robustness curves: accuracy under attack against the radius, as a figure for a paper."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, did_you_mean
+from harness.evaluation.masking import FLAG
+
+FORMATS = (".pdf", ".png", ".svg")
+# Okabe and Ito's colours, told apart with any colour vision; the marker tells series apart in black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+
+Point = tuple[float, float, bool]  # radius, robust accuracy in [0, 1], whether masking is suspected
+Panel = dict[str, list[Point]]  # defences -> points
+
+
+def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]:
+    """(attack, compressors) -> defences -> a point for every radius and seed, by radius.
+
+    Of all scored records under a bounded inference-time attack, those of attacks that were run at two or more
+    radii; an attack is told by its name and parameters but for the radius. Aggregators are part of the series'
+    names where there are several.
+    """
+    chosen = [r for r in records if r["status"] == "scored" and (r["attack"] or {}).get("eps") is not None]
+    rules = {r["cell"]["aggregator"] for r in chosen}
+    panels: dict[tuple[str, str], Panel] = defaultdict(lambda: defaultdict(list))
+    for record in chosen:
+        cell = record["cell"]
+        series = cell["defence"] + (f" / {cell['aggregator']}" if len(rules) > 1 else "")
+        point = (
+            float(record["attack"]["eps"]),
+            float(record["scores"]["robust_accuracy"]),
+            FLAG in record["flags"],
+        )
+        panels[_attack(record), cell["compressor"]][series].append(point)
+    return {
+        place: {name: sorted(points) for name, points in panel.items()}
+        for place, panel in panels.items()
+        if len({point[0] for points in panel.values() for point in points}) > 1
+    }
+
+
+def _attack(record: Mapping[str, Any]) -> str:
+    """`pgd(steps=50) in linf`: the attack without its radius."""
+    ((name, parameters),) = record["config"]["attack"].items()
+    told = ",".join(
+        f"{k}={v}" for k, v in parameters.items() if k == "steps" or (k == "queries" and v is not None)
+    )
+    return f"{name}{f'({told})' if told else ''} in {record['attack']['norm']}"
+
+
+def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
+    """Writes a row of panels an attack, a column a compressor. Raises HarnessError where that cannot be."""
+    if out.suffix not in FORMATS:
+        raise HarnessError(f"--out {out}: unknown ending {out.suffix!r}; {did_you_mean(out.suffix, FORMATS)}")
+    if not panels:
+        raise HarnessError(
+            "no attack was scored at two or more radii: sweep one, for example "
+            "`budget: {norm: linf, eps: {sweep: [0, 2/255, 4/255, 8/255]}}`, and run the scenario"
+        )
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    attacks = list(dict.fromkeys(attack for attack, _ in panels))
+    columns = list(dict.fromkeys(compressor for _, compressor in panels))
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "harness"}):
+        figure = Figure(figsize=(0.8 + 2.1 * len(columns), 1.1 + 2.2 * len(attacks)), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
+        for (attack, compressor), panel in panels.items():
+            axes = grid[attacks.index(attack)][columns.index(compressor)]
+            for name, points in panel.items():
+                _series(axes, points, names.index(name), name)
+        for row, attack in enumerate(attacks):
+            grid[row][0].set_ylabel(f"accuracy under\n{attack} (%)")
+        for column, compressor in enumerate(columns):
+            grid[0][column].set_title(compressor.replace(" + ", "\n+ ") if len(columns) > 1 else "", fontsize=8)
+            grid[-1][column].set_xlabel("radius eps (× 1/255)")
+        for axes in grid.flat:
+            axes.set_ylim(0, 100)
+            axes.grid(alpha=0.25, linewidth=0.5)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
+        figure.suptitle(title, fontsize=9)
+        partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+        try:
+            metadata = {"Date": None} if out.suffix == ".svg" else None
+            figure.savefig(partial, dpi=200, metadata=metadata)
+            partial.replace(out)
+        except OSError as error:
+            raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+
+
+def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
+    """The mean over seeds, a band from the least to the greatest, hollow markers where masking is suspected."""
+    radii = sorted({point[0] for point in points})
+    at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]
+    suspected = [any(p[2] for p in points if p[0] == radius) for radius in radii]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    x = [255 * radius for radius in radii]
+    mean = [sum(values) / len(values) for values in at]
+    axes.plot(x, mean, color=colour, linewidth=1, label=name, marker=marker, markersize=4)
+    for place, value, doubtful in zip(x, mean, suspected, strict=True):
+        if doubtful:
+            axes.plot(place, value, color=colour, marker=marker, markersize=4, markerfacecolor="white")
+    if any(len(values) > 1 for values in at):
+        low, high = [min(v) for v in at], [max(v) for v in at]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
