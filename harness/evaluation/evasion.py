@@ -88,11 +88,11 @@ def check_budget(
     if not len(x):
         return
     rounding = max(TOLERANCE, 4 * torch.finfo(x.dtype).eps)
-    flat = adversarial.detach().flatten(1).double()
-    finite = flat.isfinite().all(1)
+    least, greatest = torch.aminmax(adversarial.detach().flatten(1), dim=1)
+    finite = least.isfinite() & greatest.isfinite()  # a NaN is both the least and the greatest
     if not finite.all():
         raise BudgetExceeded(f"{name}: sample {int((~finite).nonzero()[0])} is not finite")
-    outside = torch.maximum(-flat, flat - 1).amax(1)
+    outside = torch.maximum(-least.double(), greatest.double() - 1)
     worst = int(outside.argmax())
     if float(outside[worst]) > rounding:
         raise BudgetExceeded(f"{name}: sample {worst} leaves [0, 1] by {float(outside[worst]):.3g}")
@@ -111,11 +111,14 @@ def check_budget(
 
 def distances(x: Tensor, adversarial: Tensor, norm: str) -> Tensor:
     """How far each sample moved, (b,) float64. norm: linf, l2, or l0 (pixels that differ in any channel)."""
-    difference = adversarial.detach().double() - x.detach().double()
+    import torch
+
+    wide = torch.promote_types(x.dtype, torch.float32)
+    difference = adversarial.detach().to(wide) - x.detach().to(wide)
     if norm == "linf":
-        return difference.abs().flatten(1).amax(1)
+        return torch.linalg.vector_norm(difference.flatten(1), torch.inf, dim=1).double()
     if norm == "l2":
-        return difference.flatten(1).norm(dim=1)
+        return torch.linalg.vector_norm(difference.flatten(1), dim=1, dtype=torch.float64)
     if norm == "l0":
         return (difference != 0).any(1).flatten(1).sum(1).double()
     raise PluginError(f"unknown norm {norm!r}; valid: l0, l2, linf")

@@ -46,8 +46,8 @@ class Distillation(ModelCompressor):
 
     student: Model = Field("lenet5", description="the smaller network: a model, with its parameters")
     rounds: int = Field(10, ge=1, description="federated rounds of the student's training")
-    temperature: float = Field(4.0, gt=0, description="T, which softens both networks' answers")
-    weight: float = Field(0.9, ge=0, le=1, description="share of the loss towards the teacher, in [0, 1]")
+    temperature: float = Field(2.0, gt=0, description="T, which softens both networks' answers")
+    weight: float = Field(0.5, ge=0, le=1, description="share of the loss towards the teacher, in [0, 1]")
 
     @property
     def fine_tuning_rounds(self) -> int:

@@ -1,0 +1,130 @@
+"""On real images: stronger attacks leave less, and known robustness comes out as it is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import harness
+from harness.evaluation.predict import predict
+from harness.scenario import load_text
+from harness.store import Store
+
+HALF_A_POINT = 0.005
+FASHION = """
+schema: 1
+name: fashion
+dataset: {{npz: {{path: "{root}/fashion-mnist.npz"}}}}
+model: {{small-cnn: {{width: 8}}}}
+normalization: {{mean: 0.286, std: 0.353}}
+federation:
+  clients: 4
+  rounds: 10
+  evaluate_every: 10
+  local: {{steps: 12, batch_size: 64, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}}}
+defences: [none, adversarial-training: {{attack: {{pgd: {{eps: 0.1, steps: 4}}}}}}]
+evaluation: {{subset: 2000}}
+"""
+XRAYS = """
+schema: 1
+name: xrays
+dataset: {{npz: {{path: "{root}/pneumonia-28.npz"}}}}
+model: {{small-cnn: {{width: 8}}}}
+normalization: {{mean: 0.4739, std: 0.237}}
+federation:
+  clients: 4
+  rounds: 8
+  local: {{epochs: 1, batch_size: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9}}}}}}
+"""
+
+
+def trained(text, folder, data_root):
+    """(network, test images, labels) of each defence."""
+    scenario = load_text(text.format(root=data_root), folder / "x.yaml")
+    result = harness.run(scenario, device="cpu", jobs=0, store=folder / "runs")
+    assert all(r["status"] == "scored" for r in result.records)
+    data, found = scenario.dataset.load(folder), {}
+    images, labels = torch.from_numpy(data.test.images), torch.from_numpy(data.test.labels).long()
+    with Store(folder / "runs") as store:
+        for record in result.records:
+            module = scenario.model.build(data.input_shape, data.num_classes, scenario.normalization)
+            base = store.stage_result(record["provenance"]["stages"]["train"])
+            module.load_state_dict(store.load_tensors(base["artifacts"][0]))
+            found[record["cell"]["defence"].split("(")[0]] = (module.eval(), images, labels)
+    return found
+
+
+def robust(attack, module, images, labels, n, **parameters):
+    """The share of the first n test images that are right, clean and under attack."""
+    x, y = images[:n].float() / 255, labels[:n]
+    right = module(x).argmax(1) == y
+    moved = harness.create("attack", attack, **parameters)(module, x[right], y[right])
+    return float((module(moved).argmax(1) == y[right]).sum()) / n
+
+
+@pytest.fixture(scope="module")
+def fashion(data_root, tmp_path_factory):
+    return trained(FASHION, tmp_path_factory.mktemp("fashion"), data_root)
+
+
+@pytest.fixture(scope="module")
+def xrays(data_root, tmp_path_factory):
+    return trained(XRAYS, tmp_path_factory.mktemp("xrays"), data_root)
+
+
+def ladder(module, images, labels, eps, n):
+    clean = float((module(images[:n].float() / 255).argmax(1) == labels[:n]).float().mean())
+    given = (module, images, labels, n)
+    steps = [
+        clean,
+        robust("fgsm", *given, eps=eps),
+        robust("pgd", *given, eps=eps, steps=10),
+        robust("pgd", *given, eps=eps, steps=50),
+        robust("autoattack", *given, eps=eps),
+    ]
+    return steps, robust("square", *given, eps=eps, queries=500)
+
+
+@pytest.mark.parametrize("eps", [0.5 / 255, 2 / 255])
+def test_strength_is_monotone_on_x_rays(xrays, eps):
+    steps, square = ladder(*xrays["none"], eps, 48)
+    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert square >= steps[-1]
+    assert steps[-1] < steps[0]
+
+
+def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
+    steps, square = ladder(*fashion["none"], 0.1, 100)
+    assert steps[0] > 0.75
+    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert steps[-1] <= 0.01
+    assert square >= steps[-1]
+
+
+def test_adversarial_training_on_fashion_mnist_keeps_the_usual_share(fashion):
+    module, images, labels = fashion["adversarial-training"]
+    steps, square = ladder(module, images, labels, 0.1, 40)
+    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert square >= steps[-1]
+    n = 1000
+    clean = float((predict(module, images[:n], 256, "cpu").argmax(1) == np.asarray(labels[:n])).mean())
+    kept = robust("pgd", module, images, labels, n, eps=0.1, steps=20)
+    assert clean > 0.6
+    assert kept > 0.45  # Wong, Rice and Kolter (2020) and others report 0.6 to 0.75 after full training
+    assert kept > robust("pgd", *fashion["none"], n, eps=0.1, steps=20) + 0.4
+
+
+def test_a_radius_of_zero_moves_nothing_for_every_bounded_attack(xrays):
+    module, images, labels = xrays["none"]
+    x, y = images[:4].float() / 255, labels[:4]
+    classes = harness.plugins("attack")
+    tried = 0
+    for name, cls in classes.items():
+        if getattr(cls, "family", None) != "evasion" or "eps" not in cls.model_fields:
+            continue
+        needed = {"attack": "PGD"} if name == "torchattack" else {}
+        attack = harness.create("attack", name, eps=0.0, **needed)
+        assert torch.equal(attack(module, x, y), x), name
+        tried += 1
+    assert tried >= 15
