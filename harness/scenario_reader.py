@@ -95,7 +95,7 @@ class Reader(Reporter):
         if inner is not None and many:
             if not isinstance(raw, list):
                 return self.wrong(path, raw, f"a list such as {flow(example)}")
-            items = []
+            items: list[tuple[Any, bool]] = []
             for i, item in enumerate(raw):
                 for one in self.by_radius(item, (*path, i)):
                     self.origins[(*path, len(items), "name")] = (*path, i, "name")
@@ -148,7 +148,7 @@ class Reader(Reporter):
         """A threat whose budget sweeps its radius as one threat for each: `name-eps0.03`; others as they are."""
         budget = raw.get("budget") if isinstance(raw, dict) else None
         radius = budget.get("eps") if isinstance(budget, dict) else None
-        if not isinstance(radius, dict) or "sweep" not in radius:
+        if not (isinstance(budget, dict) and isinstance(radius, dict) and "sweep" in radius):
             return [raw]
         if not self.sweeps(radius, (*path, "budget", "eps")):
             return []

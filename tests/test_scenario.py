@@ -260,7 +260,8 @@ threats:
 
 def test_a_swept_radius_makes_a_threat_of_each():
     text = (
-        BASE + "threats:\n  - {name: curve, budget: {norm: linf, eps: {sweep: [0, 1/256, 0.5]}}, attacks: [fgsm, pgd]}\n"
+        BASE
+        + "threats:\n  - {name: curve, budget: {norm: linf, eps: {sweep: [0, 1/256, 0.5]}}, attacks: [fgsm, pgd]}\n"
         "  - {name: none}\n"
     )
     scenario = load_text(text)

@@ -200,7 +200,9 @@ threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm, pgd: {steps:
 def test_a_quantised_model_is_attacked_in_every_way_there_is_and_the_worst_counts(tmp_path):
     text = """
 compressors: [none, static-int8]
-threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 5}, square: {queries: 50}]}]
+threats:
+  - {name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed,
+     attacks: [pgd: {steps: 5}, square: {queries: 50}]}
 """
     white, both, black, direct = run(text, tmp_path).records
     assert white["attack"]["mode"] == "white-box"

@@ -81,7 +81,9 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
         for row, attack in enumerate(attacks):
             grid[row][0].set_ylabel(f"accuracy under\n{attack} (%)")
         for column, compressor in enumerate(columns):
-            grid[0][column].set_title(compressor.replace(" + ", "\n+ ") if len(columns) > 1 else "", fontsize=8)
+            grid[0][column].set_title(
+                compressor.replace(" + ", "\n+ ") if len(columns) > 1 else "", fontsize=8
+            )
             grid[-1][column].set_xlabel("radius eps (× 1/255)")
         for axes in grid.flat:
             axes.set_ylim(0, 100)

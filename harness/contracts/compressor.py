@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -150,13 +150,12 @@ class UpdateCompressor(Compressor):
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         """The server's view of the update, (d,)."""
 
-
     def exchange(
         self,
         updates: list[Tensor],
         states: list[dict[str, Any]],
         server: dict[str, Any],
-        contexts: list[Callable[[], UpdateCompressionContext]],
+        contexts: Sequence[Callable[[], UpdateCompressionContext]],
     ) -> tuple[list[Tensor], list[int], list[int]]:
         """All messages of a round: updates (d,), one a client, with each one's state and the server's.
 

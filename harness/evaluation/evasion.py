@@ -160,7 +160,7 @@ def evade(
     targets = np.flatnonzero((clean.argmax(1) == truth) & ~np.isnan(clean).any(1))
     adversarial = clean.copy()
     moved = {"linf": 0.0, "l2": 0.0}
-    waiting = [
+    waiting: list[tuple[np.ndarray, tuple[int, ...]]] = [
         (targets[start : start + batch_size], (number,))
         for number, start in enumerate(range(0, len(targets), batch_size))
     ]

@@ -52,7 +52,8 @@ class Start:
 
     round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
     first. multiplier: on the local learning rate. rounds: of the
-    whole training, of which `done` came before this one's (fine-tuning goes on). clients, malicious: how many take part, and attack.
+    whole training, of which `done` came before this one's (fine-tuning goes on). clients, malicious: how many
+    take part, and attack.
     """
 
     round: int

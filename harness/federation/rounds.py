@@ -153,7 +153,14 @@ class Federation:
             started = time.perf_counter()
             attackers = self.rules.attackers(round, ids)
             start = Start(
-                round, weights, self._moved, multiplier(round), done + len(schedule), done, len(ids), len(attackers)
+                round,
+                weights,
+                self._moved,
+                multiplier(round),
+                done + len(schedule),
+                done,
+                len(ids),
+                len(attackers),
             )
             update, facts, buffers = self._round(start, ids, attackers, buffers, len(schedule))
             before, weights = weights, server.step(weights, update)
@@ -174,7 +181,7 @@ class Federation:
         buffers: dict[str, Tensor],
         rounds: int,
     ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
-        rules, weights = self.rules, start.weights
+        rules, _weights = self.rules, start.weights
         byzantine = attackers if rules.byzantine else []
         honest = [i for i in ids if i not in byzantine]
         # Malicious clients need not train where nobody looks at what they would honestly send.

@@ -40,20 +40,20 @@ def compress(
     for position, compressor in enumerate(spec.compressors):
 
         def fine_tune(
-            target: nn.Module, rounds: int, *hooks: ClientHooks, position: int = position
+            module: nn.Module, rounds: int, *hooks: ClientHooks, position: int = position
         ) -> nn.Module:
             nonlocal prepared
-            training.check(target)
-            target.train()
+            training.check(module)
+            module.train()
             purpose = f"fine-tune {position}.{len(fine_tuned)}"
             trained = training.run(
-                target, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared, hooks=hooks
+                module, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared, hooks=hooks
             )
             prepared = trained.prepared
             fine_tuned.append(
                 {"rounds": rounds, "history": trained.outcome.history, **training_facts(trained)}
             )
-            return target
+            return module
 
         context = CompressionContext(
             input_shape=training.data.input_shape,

@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def timed(run: Callable[[], float], device: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="small-cnn")
     parser.add_argument("--width", type=int)
@@ -94,8 +97,8 @@ def main() -> None:
         for repeat in range(args.repeats + 1):  # the first is a warm-up
             torch.manual_seed(repeat)
             turns: list[tuple[str, Callable[[], float]]] = [
-                ("plain", lambda: plain(model, peer(model), x, y, args.batch)),
-                ("ours", lambda: ours(model, attack, x, y, args.batch, args.device)),
+                ("plain", partial(plain, model, peer(model), x, y, args.batch)),
+                ("ours", partial(ours, model, attack, x, y, args.batch, args.device)),
             ]
             for who, run in turns if repeat % 2 else turns[::-1]:
                 seconds, found[who] = timed(run, args.device)
@@ -109,7 +112,9 @@ def main() -> None:
             f"{found['plain']:.3f} / {found['ours']:.3f}"
         )
     if args.json:
-        args.json.write_text(json.dumps({"settings": vars(args) | {"json": str(args.json)}, "rows": rows}, indent=2))
+        args.json.write_text(
+            json.dumps({"settings": vars(args) | {"json": str(args.json)}, "rows": rows}, indent=2)
+        )
 
 
 if __name__ == "__main__":

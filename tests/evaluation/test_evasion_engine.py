@@ -346,7 +346,13 @@ def test_a_batch_that_does_not_fit_is_attacked_in_halves():
     seen = []
     settings = {"seed": 0, "budget": EPS, "num_classes": 3, "device": "cpu"}
     logits, facts = evade(
-        attack, model, x, y, batch_size=16, progress=lambda done, total: seen.append((done, total)), **settings
+        attack,
+        model,
+        x,
+        y,
+        batch_size=16,
+        progress=lambda done, total: seen.append((done, total)),
+        **settings,
     )
     assert sum(sizes) == 24
     assert max(sizes) <= 5

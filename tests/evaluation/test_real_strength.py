@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -89,7 +91,7 @@ def ladder(module, images, labels, eps, n):
 @pytest.mark.parametrize("eps", [0.5 / 255, 2 / 255])
 def test_strength_is_monotone_on_x_rays(xrays, eps):
     steps, square = ladder(*xrays["none"], eps, 48)
-    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]
     assert steps[-1] < steps[0]
 
@@ -97,7 +99,7 @@ def test_strength_is_monotone_on_x_rays(xrays, eps):
 def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
     steps, square = ladder(*fashion["none"], 0.1, 100)
     assert steps[0] > 0.75
-    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert steps[-1] <= 0.01
     assert square >= steps[-1]
 
@@ -105,7 +107,7 @@ def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
 def test_adversarial_training_on_fashion_mnist_keeps_the_usual_share(fashion):
     module, images, labels = fashion["adversarial-training"]
     steps, square = ladder(module, images, labels, 0.1, 40)
-    assert all(after <= before + HALF_A_POINT for before, after in zip(steps, steps[1:], strict=False))
+    assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]
     n = 1000
     clean = float((predict(module, images[:n], 256, "cpu").argmax(1) == np.asarray(labels[:n])).mean())

@@ -308,7 +308,10 @@ def test_low_rank_layers_lose_nothing_and_cost_less():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Conv2d(1, 6, 3), nn.Conv2d(6, 24, 3, padding=1, stride=2), nn.Flatten(), nn.Linear(216, CLASSES)
+            nn.Conv2d(1, 6, 3),
+            nn.Conv2d(6, 24, 3, padding=1, stride=2),
+            nn.Flatten(),
+            nn.Linear(216, CLASSES),
         ).eval()
         thin = torch.randn(24, 3) @ torch.randn(3, 54)
         with torch.no_grad():

@@ -92,7 +92,9 @@ def test_weight_perturbation_follows_the_paper():
     plain = create("adversarial-weight-perturbation", gamma=0.0, attack={"pgd": {"eps": 0.1, "steps": 2}})
     at = create("adversarial-training", attack={"pgd": {"eps": 0.1, "steps": 2}})
     expected = mean_gradient(at.loss(loss, Apply(module)))(params, (x, y), KEY)
-    torch.testing.assert_close(flat(plain.gradient(make_local(module, loss))(params, (x, y), KEY)), flat(expected))
+    torch.testing.assert_close(
+        flat(plain.gradient(make_local(module, loss))(params, (x, y), KEY)), flat(expected)
+    )
 
 
 def test_clean_logit_pairing_is_the_loss_plus_the_distance_to_the_partner():

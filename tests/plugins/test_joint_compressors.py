@@ -130,9 +130,7 @@ def test_a_sketch_is_linear_and_its_estimates_are_unbiased():
     a, b = updates(2)
     tables = [method.encode(u, {}, context()).tensors["table"] for u in (a, b, a + b)]
     torch.testing.assert_close(tables[0] + tables[1], tables[2], rtol=1e-4, atol=1e-4)
-    trials = [
-        method.decode(method.encode(a, {}, context(round=r)), context(round=r)) for r in range(3000)
-    ]
+    trials = [method.decode(method.encode(a, {}, context(round=r)), context(round=r)) for r in range(3000)]
     mean, spread = torch.stack(trials).mean(0), torch.stack(trials).std(0)
     assert ((mean - a).abs() < 4.5 * spread / 3000**0.5).all()
 
@@ -153,7 +151,10 @@ threats: [{{name: none}}, {{name: b, malicious: 0.25, attacks: [sign-flip]}}]
 """
     result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
     assert all(r["status"] == "scored" for r in result.records)
-    by = {(r["cell"]["aggregator"], r["cell"]["compressor"], r["cell"]["threat"]): r["scores"] for r in result.records}
+    by = {
+        (r["cell"]["aggregator"], r["cell"]["compressor"], r["cell"]["threat"]): r["scores"]
+        for r in result.records
+    }
     compressed = next(c for _, c, _ in by if c != "none")
     for rule in ("mean", "trimmed-mean"):
         plain, small = by[rule, "none", "none"], by[rule, compressed, "none"]

@@ -112,8 +112,10 @@ def straight_through(module: fx.GraphModule, input_shape: tuple[int, int, int]) 
         elif node.op == "call_method" and node.target == "dequantize":
             new[node] = inputs[0]
             continue
-        elif node.op == "call_module" and hasattr(modules[node.target], "weight") and callable(
-            modules[node.target].weight
+        elif (
+            node.op == "call_module"
+            and hasattr(modules[node.target], "weight")
+            and callable(modules[node.target].weight)
         ):
             new[node] = add(node.name, FloatLayer(modules[node.target]), *inputs)
         elif node.op == "call_module":

@@ -28,13 +28,14 @@ class Distillation(ModelCompressor):
     """A smaller network, trained by the same federation towards the logits z of the trained one.
 
     Each client minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the
-    student's logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The teacher
-    answers in eval mode for the very images the student sees, so defences that change images or build on the
-    loss hold for the student as for any training, and a record's loss depends on that record alone: a
+    student's logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The
+    teacher answers in eval mode for the very images the student sees, so defences that change images or build
+    on the loss hold for the student as for any training, and a record's loss depends on that record alone: a
     guarantee composes over both trainings.
 
-    facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller one,
-    NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, with one more forward pass of the teacher a step.
+    facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller
+    one, NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, with one more
+    forward pass of the teacher a step.
     """
 
     name: ClassVar[str] = "distillation"

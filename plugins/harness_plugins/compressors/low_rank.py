@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class LowRank(ModelCompressor):
     """Convolution and linear layers whose weight W is replaced by the best W' of rank r, then fine-tuned.
 
-    W, flattened to (outputs, inputs · kernel), has the truncated singular value decomposition U S V; the layer
-    becomes one with the r rows of S^1/2 V as its kernels and, after it, a linear layer or 1x1 convolution with U S^1/2
-    and the bias: halves of equal size, which train alike (the output-channel scheme of Zhang et al. 2015, section 2.1, without its non-linear correction, and of
-    Denton et al. 2014 for linear layers). r is the least that keeps `energy` of the sum of squared singular
-    values. A layer where that would not save weights, or that is grouped or transposed, stays as it is.
+    W, flattened to (outputs, inputs · kernel), has the truncated singular value decomposition U S V; the
+    layer becomes one with the r rows of S^1/2 V as its kernels and, after it, a linear layer or 1x1
+    convolution with U S^1/2 and the bias: halves of equal size, which train alike (the output-channel scheme
+    of Zhang et al. 2015, section 2.1, without its non-linear correction, and of Denton et al. 2014 for linear
+    layers). r is the least that keeps `energy` of the sum of squared singular values. A layer where that
+    would not save weights, or that is grouped or transposed, stays as it is.
 
     facts: layers_factorised, and ranks, name -> r. Raises PluginError where nothing would be saved or a
     weight is not finite. Cost: one decomposition a layer, then the fine-tuning.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import Field, Payload, PluginError, Reference, UpdateCompressionContext, UpdateCompressor
@@ -43,13 +43,11 @@ class PowerSGD(UpdateCompressor):
         updates: list[Tensor],
         states: list[dict[str, Any]],
         server: dict[str, Any],
-        contexts: list[Callable[[], UpdateCompressionContext]],
+        contexts: Sequence[Callable[[], UpdateCompressionContext]],
     ) -> tuple[list[Tensor], list[int], list[int]]:
         for update in updates:
             check_update(self, update)
-        carried = [
-            with_residual(u, s, self.error_feedback) for u, s in zip(updates, states, strict=True)
-        ]
+        carried = [with_residual(u, s, self.error_feedback) for u, s in zip(updates, states, strict=True)]
         raw = [raw_update(c) for c in carried]
         finite = [i for i, r in enumerate(raw) if r is None]
         received = [c if r is None else r.tensors["raw"] for c, r in zip(carried, raw, strict=True)]

@@ -75,9 +75,7 @@ def _input_ranges(
 
 
 @contextmanager
-def _rounded_inputs(
-    layers: dict[str, nn.Module], ranges: dict[str, tuple[float, float]]
-) -> Iterator[None]:
+def _rounded_inputs(layers: dict[str, nn.Module], ranges: dict[str, tuple[float, float]]) -> Iterator[None]:
     """Inside, these layers get their inputs rounded to 256 values of their range."""
 
     def rounded(low: float, high: float) -> Any:
@@ -92,9 +90,7 @@ def _rounded_inputs(
 
         return hook
 
-    handles = [
-        layer.register_forward_pre_hook(rounded(*ranges[name])) for name, layer in layers.items()
-    ]
+    handles = [layer.register_forward_pre_hook(rounded(*ranges[name])) for name, layer in layers.items()]
     try:
         yield
     finally:

@@ -168,7 +168,11 @@ class Importance:
             )
         if kind == "random":
             worth, generator = summed(group, lambda layer: layer.weight.detach()), self.context.generator
-            return None if worth is None else torch.rand(len(worth), generator=generator, device=generator.device)
+            return (
+                None
+                if worth is None
+                else torch.rand(len(worth), generator=generator, device=generator.device)
+            )
         parts = []
         for gradients in self._gradients:
             part = summed(

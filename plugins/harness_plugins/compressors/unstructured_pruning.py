@@ -53,9 +53,7 @@ class Pruning(ModelCompressor):
         from harness_plugins.compressors._layers import Mask, weight_layers, with_weights
 
         if self.steps > 1 and not self.fine_tune_rounds:
-            raise PluginError(
-                f"{self.name}: {self.steps} steps without fine_tune_rounds are the same as one"
-            )
+            raise PluginError(f"{self.name}: {self.steps} steps without fine_tune_rounds are the same as one")
         module = copy.deepcopy(model).eval()
         layers = weight_layers(module)
         if not layers:

@@ -26,14 +26,16 @@ class WeightClustering(ModelCompressor):
     """Each convolution and linear layer keeps `clusters` values, and for every weight which of them it has.
 
     k-means on a layer's weights, centroids first spread evenly from the least to the greatest, then, over
-    `fine_tune_rounds` of the same federation, training of the centroids: the gradients of a centroid's weights are
-    added up (Han et al., section 3) and the learning rate divided by their number, so that centroids move as far
-    as weights do (the paper uses a smaller rate for all alike). Huffman coding, their last step, is not used. Layers with no more
-    weights than clusters stay as they are. Bytes are saved on disk; in memory the weights are float again.
+    `fine_tune_rounds` of the same federation, training of the centroids: the gradients of a centroid's
+    weights are added up (Han et al., section 3) and the learning rate divided by their number, so that
+    centroids move as far as weights do (the paper uses a smaller rate for all alike). Huffman coding, their
+    last step, is not used. Layers with no more weights than clusters stay as they are. Bytes are saved on
+    disk; in memory the weights are float again.
 
-    The file holds for each such layer `weight.codebook` (float32) and `weight.indices` (1, 2, 4 or 8 bits each,
-    packed into uint8), and all other tensors in float. facts: layers_clustered, and weight_error, ||w - w'|| /
-    ||w|| before training. Raises PluginError where a weight is not finite or no layer has enough of them.
+    The file holds for each such layer `weight.codebook` (float32) and `weight.indices` (1, 2, 4 or 8 bits
+    each, packed into uint8), and all other tensors in float. facts: layers_clustered, and weight_error, ||w -
+    w'|| / ||w|| before training. Raises PluginError where a weight is not finite or no layer has enough of
+    them.
     """
 
     name: ClassVar[str] = "weight-clustering"

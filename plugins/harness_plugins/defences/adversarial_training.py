@@ -45,7 +45,10 @@ class AdversarialTraining(Defence):
     )
     fraction: float = Field(1.0, ge=0, le=1, description="probability that a record is replaced, in [0, 1]")
     curriculum: float = Field(
-        0.0, ge=0, le=1, description="share of the rounds over which the radius grows to its full size, in [0, 1]"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the rounds over which the radius grows to its full size, in [0, 1]",
     )
 
     @model_validator(mode="after")

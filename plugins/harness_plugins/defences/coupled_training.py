@@ -31,7 +31,9 @@ def _check_alone(context: StackContext, name: str) -> None:
     """Raises NotApplicable in a stack with another defence that makes adversarial examples inside its loss."""
     for other in context.defences:
         if isinstance(other, (AdversarialTraining, PairLoss)):
-            raise NotApplicable(f"{name} makes its own adversarial examples: not in a stack with {other.name}")
+            raise NotApplicable(
+                f"{name} makes its own adversarial examples: not in a stack with {other.name}"
+            )
 
 
 class FreeAdversarialTraining(Defence):
