@@ -111,7 +111,8 @@ def test_names_and_labels_of_threats_are_not_in_the_key(tmp_path):
     ("text", "reason"),
     [
         (
-            "compressors: [static-int8]\nthreats: [{name: e, attacks: [pgd]}]",
+            # the twin of the first link is not one of the chain
+            "compressors: [[static-int8, magnitude-pruning]]\nthreats: [{name: e, attacks: [pgd]}]",
             "pgd needs gradients; static-int8 is not differentiable — add `surrogate: uncompressed`",
         ),
         (

@@ -169,7 +169,7 @@ def test_training_for_quantisation_sees_rounded_weights_and_inputs():
     hidden = functional.linear(x, model[1].weight, model[1].bias).relu()
     first = functional.linear(rounded(x, 0.0, float(x.max())), weight(model[1].weight), model[1].bias).relu()
     expected = functional.linear(
-        rounded(first, 0.0, float(hidden.max())), weight(model[3].weight), model[3].bias
+        rounded(first, 0.0, hidden.max().item()), weight(model[3].weight), model[3].bias
     )
     torch.testing.assert_close(seen["out"], expected, rtol=1e-4, atol=1e-5)
     plain = compressor("static-int8").compress(model, context())

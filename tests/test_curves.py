@@ -1,0 +1,85 @@
+"""Robustness curves: which records they take, what is drawn, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+import harness
+from harness import cli
+from harness.console.curves import curves, draw_curves
+from harness.errors import HarnessError
+from harness.evaluation.masking import FLAG
+from harness.scenario import load
+
+SCENARIO = """
+schema: 1
+name: curves
+dataset: digits
+model: {mlp: {hidden: [16]}}
+federation: {clients: 2, rounds: 2, local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.3}}}}
+defences: [none, label-smoothing]
+compressors: [none, half-precision]
+threats:
+  - {name: none}
+  - {name: e, budget: {norm: linf, eps: {sweep: [0, 0.05, 0.1]}}, attacks: [fgsm, pgd: {eps: 0.0, steps: 2}]}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("curves")
+    (folder / "c.yaml").write_text(SCENARIO)
+    result = harness.run(load(folder / "c.yaml"), device="cpu", jobs=0, store=folder / "runs")
+    return folder, result.records
+
+
+def test_a_curve_has_a_point_for_each_radius_and_seed(stored):
+    _, records = stored
+    panels = curves(records)
+    assert set(panels) == {("fgsm in linf", "none"), ("fgsm in linf", "half-precision")}  # pgd has one radius
+    series = panels["fgsm in linf", "none"]
+    assert set(series) == {"none", "label-smoothing"}
+    assert [point[0] for point in series["none"]] == [0, 0, 0.05, 0.05, 0.1, 0.1]
+    plain = [r for r in records if r["cell"]["threat"] == "none" and r["cell"]["defence"] == "none"]
+    accuracy = {r["scores"]["accuracy"] for r in plain if r["cell"]["compressor"] == "none"}
+    assert {point[1] for point in series["none"][:2]} == accuracy  # a radius of zero is the clean accuracy
+
+
+@pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
+def test_the_command_draws_a_figure(stored, ending, capsys):
+    folder, _ = stored
+    out = folder / f"figure.{ending}"
+    arguments = ["plot", str(folder / "c.yaml"), "--store", str(folder / "runs"), "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert "2 panels" in capsys.readouterr().out
+    data = out.read_bytes()
+    assert data[: len(b"\x89PNG")] in (b"\x89PNG", b"%PDF", b"<?xm")
+    if ending == "svg":
+        text = data.decode()
+        assert "label-smoothing" in text
+        assert "half-precision" in text
+        cli.main(arguments)
+        assert out.read_text() == text  # the same records, the same file
+    assert sorted(p.name for p in folder.iterdir() if "partial" in p.name) == []
+
+
+def test_suspected_masking_is_hollow(stored, tmp_path):
+    _, records = stored
+    plain, flagged = tmp_path / "a.svg", tmp_path / "b.svg"
+    draw_curves(curves(records), plain, "t")
+    draw_curves(curves([r | {"flags": [FLAG]} for r in records]), flagged, "t")
+    assert flagged.read_text().count("fill: #ffffff") > plain.read_text().count("fill: #ffffff")
+
+
+def test_what_cannot_be_drawn_says_why(stored, capsys):
+    folder, records = stored
+    one = [r for r in records if r["cell"]["threat"] in ("none", "e-eps0.1")]
+    with pytest.raises(HarnessError, match="two or more radii"):
+        draw_curves(curves(one), folder / "x.svg", "t")
+    with pytest.raises(HarnessError, match=r"unknown ending '\.gif'"):
+        draw_curves(curves(records), folder / "x.gif", "t")
+    with pytest.raises(HarnessError, match="No such file"):
+        draw_curves(curves(records), folder / "nowhere" / "x.svg", "t")
+    assert cli.main(["plot", str(folder / "c.yaml"), "--store", str(folder / "no")]) == 2
+    assert "run the scenario first" in capsys.readouterr().err
