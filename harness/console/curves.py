@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,23 @@ def _attack(record: Mapping[str, Any]) -> str:
     return f"{name}{f'({told})' if told else ''} in {record['attack']['norm']}"
 
 
+def _short(labels: list[str]) -> dict[str, str]:
+    """Labels without their parameters where that leaves them apart, else as they are."""
+    bare = {label: _without_parameters(label) for label in labels}
+    counts = Counter(bare.values())
+    return {label: short if counts[short] == 1 else label for label, short in bare.items()}
+
+
+def _without_parameters(label: str) -> str:
+    depth, kept = 0, []
+    for character in label:
+        depth += character == "("
+        if not depth:
+            kept.append(character)
+        depth -= character == ")"
+    return "".join(kept)
+
+
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
     """Writes a row of panels an attack, a column a compressor. Raises HarnessError where that cannot be."""
     if out.suffix not in FORMATS:
@@ -70,6 +87,7 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     attacks = list(dict.fromkeys(attack for attack, _ in panels))
     columns = list(dict.fromkeys(compressor for _, compressor in panels))
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    titles, legend = _short(columns), _short(names)
     with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "harness"}):
         figure = Figure(figsize=(0.8 + 2.1 * len(columns), 1.1 + 2.2 * len(attacks)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -77,13 +95,11 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
         for (attack, compressor), panel in panels.items():
             axes = grid[attacks.index(attack)][columns.index(compressor)]
             for name, points in panel.items():
-                _series(axes, points, names.index(name), name)
+                _series(axes, points, names.index(name), legend[name])
         for row, attack in enumerate(attacks):
             grid[row][0].set_ylabel(f"accuracy under\n{attack} (%)")
         for column, compressor in enumerate(columns):
-            grid[0][column].set_title(
-                compressor.replace(" + ", "\n+ ") if len(columns) > 1 else "", fontsize=8
-            )
+            grid[0][column].set_title(titles[compressor].replace(" + ", "\n+ "), fontsize=8)
             grid[-1][column].set_xlabel("radius eps (× 1/255)")
         for axes in grid.flat:
             axes.set_ylim(0, 100)
