@@ -195,7 +195,7 @@ dataset: digits
 model: {mlp: {hidden: [16]}}
 federation: {clients: 3, rounds: 6, local: {epochs: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
 defences: [none, dp-sgd: {epsilon: 8}]
-compressors: [none, qsgd, terngrad, signsgd, random-k: {ratio: 0.1}, half-update]
+compressors: [none, qsgd, terngrad, signsgd, random-k: {ratio: 0.1}, half-update, count-sketch, powersgd]
 aggregators: [mean, majority-vote: {step: 0.02}]
 """
     result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
@@ -208,7 +208,8 @@ aggregators: [mean, majority-vote: {step: 0.02}]
         else:
             whole = plain[cell["defence"], cell["aggregator"]]
             assert scores["uplink_bytes_per_round"] < 0.6 * whole
-            assert scores["downlink_bytes_per_round"] == whole
+            answered = cell["compressor"] == "powersgd"  # whose server sends back what the clients agreed on
+            assert (scores["downlink_bytes_per_round"] > whole) is answered
         if cell["defence"] != "none":  # compression after the noise is post-processing
             assert record["guarantee"]["holds"]
             assert record["guarantee"]["epsilon"] <= 8
