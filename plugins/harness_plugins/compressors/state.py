@@ -46,8 +46,18 @@ def check_finite(module: nn.Module, what: str) -> None:
 def load_dense(module: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
     """The module, in eval mode, with a file's tensors. Raises PluginError where they do not fit."""
     check_names(module.state_dict(), state, what)
+    return load_values(module, state, what)
+
+
+def load_values(module: nn.Module, values: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The module, in eval mode, with these values. Raises PluginError for other names or shapes."""
     try:
-        module.load_state_dict(dict(state))
+        module.load_state_dict(dict(values))
     except RuntimeError as error:
         raise PluginError(f"{what}: the file does not fit this architecture: {error}") from None
     return module.eval()
+
+
+def weight_key(layer: str) -> str:
+    """The name of a layer's weight in the state of the network; the network itself may be the layer."""
+    return f"{layer}.weight" if layer else "weight"

@@ -16,7 +16,13 @@ from harness.api import (
     Surroundings,
 )
 from harness_plugins.compressors._updates import pack, unpack, width_for
-from harness_plugins.compressors.state import check_finite, check_names, file_tensors
+from harness_plugins.compressors.state import (
+    check_finite,
+    check_names,
+    file_tensors,
+    load_values,
+    weight_key,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,7 +88,7 @@ class WeightClustering(ModelCompressor):
                 values[name] = codebooks[name].centroids(trained).clone()
         state = file_tensors(module)
         for name, centroids in values.items():
-            key = f"{name}.weight" if name else "weight"
+            key = weight_key(name)
             del state[key]
             state[f"{key}.codebook"] = centroids.cpu()
             state[f"{key}.indices"] = pack(indices[name].flatten().cpu(), width_for(self.clusters))
@@ -102,7 +108,7 @@ class WeightClustering(ModelCompressor):
             weight: Tensor = layer.weight  # type: ignore[assignment]
             if weight.numel() <= self.clusters:
                 continue
-            key = f"{name}.weight" if name else "weight"
+            key = weight_key(name)
             del expected[key]
             expected |= {f"{key}.codebook": weight, f"{key}.indices": weight}
         check_names(expected, state, self.name)
@@ -113,11 +119,8 @@ class WeightClustering(ModelCompressor):
                 raise PluginError(f"{self.name}: the file's {key!r} has other clusters or another shape")
             found = unpack(packed, width, own[key].numel()).long()
             values[key] = codebook[found].view_as(own[key])
-        try:
-            module.load_state_dict(values)
-        except RuntimeError as error:
-            raise PluginError(f"{self.name}: the file does not fit this architecture: {error}") from None
-        return CompressedModel(module.eval(), dict(state))
+        load_values(module, values, self.name)
+        return CompressedModel(module, dict(state))
 
 
 def kmeans(weight: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,13 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import check_finite, check_names, file_tensors
+from harness_plugins.compressors.state import (
+    check_finite,
+    check_names,
+    file_tensors,
+    load_values,
+    weight_key,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +65,7 @@ class WeightOnly(ModelCompressor):
         state = file_tensors(model)
         error = total = 0.0
         for name in layers:
-            key = f"{name}.weight" if name else "weight"
+            key = weight_key(name)
             weight = state[key].float()
             packed, scale = self._quantize(weight)
             state[key], state[f"{key}.scale"] = packed, scale
@@ -80,17 +86,13 @@ class WeightOnly(ModelCompressor):
         from harness_plugins.compressors._layers import weight_layers
 
         own = module.state_dict()
-        keys = {f"{name}.weight" if name else "weight" for name in weight_layers(module)}
+        keys = {weight_key(name) for name in weight_layers(module)}
         check_names({*own, *(f"{key}.scale" for key in keys)}, state, self.name)
         values = {key: state[key] for key in own}
         with torch.no_grad():
             for key in keys:
                 values[key] = self._dequantize(state[key], state[f"{key}.scale"], own[key])
-        try:
-            module.load_state_dict(values)
-        except RuntimeError as error:
-            raise PluginError(f"{self.name}: the file does not fit this architecture: {error}") from None
-        return module.eval()
+        return load_values(module, values, self.name)
 
     def _block(self, columns: int) -> tuple[int, int]:
         return (1, columns if self.group is None else min(self.group, columns))
@@ -161,7 +163,7 @@ class DynamicInt8(ModelCompressor):
         state = file_tensors(model)
         for name, layer in _linear_layers(module).items():
             weight: Any = layer.weight
-            key = f"{name}.weight" if name else "weight"
+            key = weight_key(name)
             state[key], state[f"{key}.scale"] = weight.qdata.clone(), weight.scale.clone()
         return self._compressed(model, module, state)
 
@@ -172,17 +174,17 @@ class DynamicInt8(ModelCompressor):
 
         module = self._quantized(model)
         layers = _linear_layers(module)
-        scales = {f"{name}.weight.scale" if name else "weight.scale" for name in layers}
+        scales = {f"{weight_key(name)}.scale" for name in layers}
         check_names({*model.state_dict(), *scales}, state, self.name)
         with torch.no_grad():
             for name, layer in layers.items():
                 weight: Any = layer.weight
-                key = f"{name}.weight" if name else "weight"
+                key = weight_key(name)
                 for own, stored in ((weight.qdata, state[key]), (weight.scale, state[f"{key}.scale"])):
                     if own.shape != stored.shape or own.dtype != stored.dtype:
                         raise PluginError(f"{self.name}: the file's {key!r} does not fit this architecture")
                     own.copy_(stored)
-            quantised = {f"{name}.weight" if name else "weight" for name in layers}
+            quantised = {weight_key(name) for name in layers}
             others = {key: state[key] for key in model.state_dict() if key not in quantised}
             module.load_state_dict(others, strict=False)
         return self._compressed(model, module, dict(state))
@@ -204,11 +206,11 @@ class DynamicInt8(ModelCompressor):
 
         twin = copy.deepcopy(model).to("cpu").eval()
         layers = _linear_layers(module)
-        quantised = {f"{name}.weight" if name else "weight" for name in layers}
+        quantised = {weight_key(name) for name in layers}
         with torch.no_grad():
             twin.load_state_dict({k: state[k] for k in twin.state_dict() if k not in quantised}, strict=False)
             for name, layer in _linear_layers(twin).items():
-                key = f"{name}.weight" if name else "weight"
+                key = weight_key(name)
                 layer.weight.copy_(state[key] * state[f"{key}.scale"])
                 rounding = RoundedRows()
                 layer.register_forward_pre_hook(lambda _, inputs, rounding=rounding: (rounding(inputs[0]),))
