@@ -90,6 +90,10 @@ class EvasionAttack(Attack):
             return float(own)
         return budget if budget is not None else self.default_eps
 
+    def details(self, num_classes: int) -> dict[str, Any]:
+        """Plain facts for the record that follow from the data, such as which parts of an ensemble are run."""
+        return {}
+
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         """model: pixels -> logits, eval mode. x (b, c, h, w) in [0, 1], y (b,). Returns x_adv like x."""

@@ -215,6 +215,7 @@ def _evasion(
         "norm": attack.norm,
         "eps": attack.radius(budget),
         "samples": len(test),
+        **attack.details(scoring.training.data.num_classes),
         **(facts if len(by_way) == 1 else {"ways": by_way}),
     }
     if scoring.released.stochastic and attack.access == "gradients":

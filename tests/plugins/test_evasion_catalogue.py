@@ -249,7 +249,8 @@ compressors: [none, static-int8]
 threats:
   - {name: none}
   - {name: evasion, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed,
-     attacks: [fgsm, transfer: {attack: fgsm}, transfer: {attack: fgsm, source: uncompressed}, square: {queries: 20}]}
+     attacks: [fgsm, transfer: {attack: fgsm}, transfer: {attack: fgsm, source: uncompressed}, square: {queries: 20},
+               autoattack-fast]}
 """
 
 
@@ -269,6 +270,9 @@ def test_transfer_shares_the_surrogate_s_training(tmp_path):
     own = by["none", "none", "transfer(attack=fgsm)"]["scores"]["robust_accuracy"]
     assert own == by["none", "none", "fgsm"]["scores"]["robust_accuracy"]  # its surrogate is the model itself
     assert by["none", "static-int8", "square(queries=20)"]["attack"]["mode"] == "white-box"
+    parts = by["none", "none", "autoattack-fast"]["attack"]["parts"]  # the record says what was run
+    assert [part.split("(")[0] for part in parts] == ["apgd", "apgd", "fab", "square"]
+    assert "loss=targeted" in parts[1]
 
 
 # Corruptions and the library's other attacks --------------------------------------------------------------------------

@@ -166,7 +166,7 @@ class AutoAttack(EvasionAttack):
     """AutoAttack, standard: APGD-CE 100 steps, APGD-T 100, FAB-T 100, Square 5,000 queries, one after another.
 
     Each part gets only the samples that are still right. The targeted DLR loss needs four classes: with three
-    APGD runs on the untargeted DLR instead, with two that part is dropped; `parts` says what runs.
+    APGD runs on the untargeted DLR instead, with two that part is dropped; the record's `parts` say what ran.
     torchattacks' attack of the same name takes 10 steps and fails for three classes; only its parts are used
     here.
 
@@ -200,6 +200,9 @@ class AutoAttack(EvasionAttack):
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         for part in self.parts(num_classes):
             part.check(num_classes, input_shape)
+
+    def details(self, num_classes: int) -> dict[str, Any]:
+        return {"parts": [part.label() for part in self.parts(num_classes)]}
 
     def parts(self, num_classes: int) -> list[EvasionAttack]:
         """The attacks run, in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -93,6 +93,9 @@ class MultiAttack(EvasionAttack):
         for attack in self.attacks:
             attack.check(num_classes, input_shape)
 
+    def details(self, num_classes: int) -> dict[str, Any]:
+        return {"parts": [attack.label() for attack in self.attacks]}
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         parts = [(a, replace(context, eps=a.radius(context.eps), norm=a.norm)) for a in self.attacks]
         return one_after_another(parts, model, x, y)
@@ -155,6 +158,9 @@ class Transfer(EvasionAttack):
     @property
     def access(self) -> str:  # type: ignore[override]
         return self.attack.access
+
+    def details(self, num_classes: int) -> dict[str, Any]:
+        return self.attack.details(num_classes)
 
     @property
     def effort(self) -> int:
