@@ -21,11 +21,11 @@ dataset: {{npz: {{path: "{root}/fashion-mnist.npz"}}}}
 model: {{small-cnn: {{width: 8}}}}
 normalization: {{mean: 0.286, std: 0.353}}
 federation:
-  clients: 4
+  clients: {clients}
   rounds: 10
   evaluate_every: 10
-  local: {{steps: 12, batch_size: 64, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}}}
-defences: [none, adversarial-training: {{attack: {{pgd: {{eps: 0.1, steps: 4}}}}}}]
+  local: {{steps: {steps}, batch_size: 64, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}}}
+defences: [{defence}]
 evaluation: {{subset: 2000}}
 """
 XRAYS = """
@@ -41,20 +41,19 @@ federation:
 """
 
 
-def trained(text, folder, data_root):
-    """(network, test images, labels) of each defence."""
-    scenario = load_text(text.format(root=data_root), folder / "x.yaml")
+def trained(text, folder, data_root, **settings):
+    """(network, test images, labels)."""
+    scenario = load_text(text.format(root=data_root, **settings), folder / "x.yaml")
     result = harness.run(scenario, device="cpu", jobs=0, store=folder / "runs")
     assert all(r["status"] == "scored" for r in result.records)
-    data, found = scenario.dataset.load(folder), {}
+    data = scenario.dataset.load(folder)
     images, labels = torch.from_numpy(data.test.images), torch.from_numpy(data.test.labels).long()
     with Store(folder / "runs") as store:
-        for record in result.records:
-            module = scenario.model.build(data.input_shape, data.num_classes, scenario.normalization)
-            base = store.stage_result(record["provenance"]["stages"]["train"])
-            module.load_state_dict(store.load_tensors(base["artifacts"][0]))
-            found[record["cell"]["defence"].split("(")[0]] = (module.eval(), images, labels)
-    return found
+        (record,) = result.records
+        module = scenario.model.build(data.input_shape, data.num_classes, scenario.normalization)
+        base = store.stage_result(record["provenance"]["stages"]["train"])
+        module.load_state_dict(store.load_tensors(base["artifacts"][0]))
+    return module.eval(), images, labels
 
 
 def robust(attack, module, images, labels, n, **parameters):
@@ -67,7 +66,19 @@ def robust(attack, module, images, labels, n, **parameters):
 
 @pytest.fixture(scope="module")
 def fashion(data_root, tmp_path_factory):
-    return trained(FASHION, tmp_path_factory.mktemp("fashion"), data_root)
+    """By defence: a network each, trained about to where it stops getting better."""
+    defended = "adversarial-training: {attack: {pgd: {eps: 0.1, steps: 4}}}"
+    return {
+        defence.split(":")[0]: trained(
+            FASHION,
+            tmp_path_factory.mktemp("fashion"),
+            data_root,
+            clients=clients,
+            steps=steps,
+            defence=defence,
+        )
+        for defence, clients, steps in (("none", 2, 60), (defended, 4, 12))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +101,7 @@ def ladder(module, images, labels, eps, n):
 
 @pytest.mark.parametrize("eps", [0.5 / 255, 2 / 255])
 def test_strength_is_monotone_on_x_rays(xrays, eps):
-    steps, square = ladder(*xrays["none"], eps, 48)
+    steps, square = ladder(*xrays, eps, 48)
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]
     assert steps[-1] < steps[0]
@@ -98,9 +109,9 @@ def test_strength_is_monotone_on_x_rays(xrays, eps):
 
 def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
     steps, square = ladder(*fashion["none"], 0.1, 100)
-    assert steps[0] > 0.7
+    assert steps[0] > 0.8
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
-    assert steps[-1] <= 0.01
+    assert steps[-1] <= 0.02
     assert square >= steps[-1]
 
 
@@ -114,11 +125,11 @@ def test_adversarial_training_on_fashion_mnist_keeps_the_usual_share(fashion):
     kept = robust("pgd", module, images, labels, n, eps=0.1, steps=20)
     assert clean > 0.6
     assert kept > 0.45  # Wong, Rice and Kolter (2020) and others report 0.6 to 0.75 after full training
-    assert steps[-1] > 0.35  # AutoAttack, of which the undefended network keeps nothing
+    assert steps[-1] > 0.35  # AutoAttack, under which the undefended network keeps nothing
 
 
 def test_a_radius_of_zero_moves_nothing_for_every_bounded_attack(xrays):
-    module, images, labels = xrays["none"]
+    module, images, labels = xrays
     x, y = images[:4].float() / 255, labels[:4]
     classes = harness.plugins("attack")
     tried = 0
