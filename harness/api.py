@@ -14,14 +14,9 @@ from harness.contracts.attack import (
     ClientData,
     EvasionAttack,
     EvasionContext,
-    Membership,
     PoisonContext,
     PoisoningAttack,
-    PrivacyAttack,
-    PrivacyContext,
-    PrivacyView,
     Surrogate,
-    TrainingVariant,
 )
 from harness.contracts.base import Plugin, Reference
 from harness.contracts.compressor import (
@@ -47,6 +42,21 @@ from harness.contracts.defence import (
 )
 from harness.contracts.metric import Certificate, Metric, MetricContext, Score
 from harness.contracts.model import Model, Normalization
+from harness.contracts.privacy import (
+    Audit,
+    Canaries,
+    Membership,
+    Observation,
+    ObservedUpdate,
+    Planted,
+    PrivacyAttack,
+    PrivacyContext,
+    PrivacyView,
+    Reconstruction,
+    RecordedRound,
+    TrainingVariant,
+    VariantView,
+)
 from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
@@ -71,8 +81,10 @@ __all__ = [
     "AggregationContext",
     "Aggregator",
     "Attack",
+    "Audit",
     "ByzantineAttack",
     "ByzantineContext",
+    "Canaries",
     "Certificate",
     "ClientData",
     "ClientHooks",
@@ -94,8 +106,11 @@ __all__ = [
     "ModelCompressor",
     "Normalization",
     "NotApplicable",
+    "Observation",
+    "ObservedUpdate",
     "Partitioner",
     "Payload",
+    "Planted",
     "Plugin",
     "PluginError",
     "PoisonContext",
@@ -105,6 +120,8 @@ __all__ = [
     "PrivacyAttack",
     "PrivacyContext",
     "PrivacyView",
+    "Reconstruction",
+    "RecordedRound",
     "Reference",
     "Sampling",
     "Score",
@@ -118,6 +135,7 @@ __all__ = [
     "UpdateCompressionContext",
     "UpdateCompressor",
     "UpdateContext",
+    "VariantView",
     "accounting",
     "batch_norms",
     "derive",

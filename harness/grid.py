@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
 from harness.contracts.defence import StackContext
+from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.counts import clients_per_round, tolerated
 
@@ -186,6 +187,7 @@ def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None
 def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for position, defence in enumerate(cell.defences):
         defence.check(StackContext(cell.defences, position, module))
+    _check_view(cell)
     federation = cell.scenario.federation
     n = clients_per_round(federation.clients, federation.participation)
     f = tolerated(n, cell.scenario.tolerance)
@@ -193,6 +195,22 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
         n, f = rule.check(n, f)
         if rule.data_access == "public":
             _check_public(rule.name, cell)
+
+
+def _check_view(cell: Cell) -> None:
+    """Where the server sees sums of updates alone, nothing may need the updates themselves."""
+    hiding = next((d.name for d in cell.defences if d.server_view == "sum"), None)
+    if hiding is None:
+        return
+    looking = [rule.name for rule in cell.aggregators if not rule.sum_only]
+    looking += [compressor.name for compressor in cell.update_compressors if not compressor.summable]
+    if looking:
+        raise NotApplicable(f"{looking[0]} needs every update; with {hiding} the server sees only their sum")
+    if isinstance(cell.attack, ByzantineAttack) and cell.threat.knowledge != "own":
+        raise NotApplicable(
+            f"with {hiding} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
+            "set `knowledge: own`"
+        )
 
 
 def _check_compression(cell: Cell) -> None:
@@ -214,6 +232,13 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
     if attack is None:
         return
     attack.check(facts.num_classes, facts.input_shape)
+    if isinstance(attack, PrivacyAttack):
+        levels = KNOWLEDGE["privacy"]
+        if levels.index(threat.knowledge) > levels.index(attack.knowledge):
+            raise NotApplicable(
+                f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
+                f"{threat.knowledge}"
+            )
     if isinstance(attack, ByzantineAttack):
         levels = KNOWLEDGE["training"]  # from the most to the least
         if levels.index(threat.knowledge) > levels.index(attack.knowledge):

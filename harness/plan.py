@@ -14,14 +14,14 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.attack import PrivacyAttack, TrainingVariant
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import ModelCompressor, UpdateCompressor
+from harness.contracts.privacy import PrivacyAttack, TrainingVariant
 from harness.grid import Cell, DataFacts, stack_label
 from harness.registry import registry, source_hash
 
@@ -263,7 +263,7 @@ class Planner:
             "threat": None if spec.threat is None else _threat_identity(spec.threat),
             "attack": None if spec.attack is None else identity_of(spec.attack),
             "seed": spec.seed,
-            "variant": None if spec.variant is None else [spec.variant.name, spec.variant.keep],
+            "variant": None if spec.variant is None else asdict(spec.variant),
         }
         return self._stage("train", training_label(spec), spec, identity, (), environment)
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
+from harness.contracts.privacy import PrivacyAttack
 from harness.plan import digest
 from harness.provenance import environment, plugin_list
 
 if TYPE_CHECKING:
+    from harness.contracts.attack import Attack
     from harness.plan import CellPlan, DataFacts
 
 SCHEMA = 1
@@ -35,8 +37,11 @@ def scored(
     return _base(plan, facts, metrics, device) | {
         "status": "scored",
         "scores": scores,
-        "units": units(metrics, scores),
+        "intervals": attack.get("intervals", {}) if attack else {},
+        "units": units(metrics, scores, plan.cell.attack),
+        "flags": list(attack.get("flags", ())) if attack else [],
         "guarantee": clean["guarantee"],
+        "lineage": clean["lineage"],
         "attack": attack["attack"] if attack else _training_attack(plan, train),
         "history": train["history"],
         "train_seconds": train["training"]["train_seconds"] + _fine_tuning_seconds(compress),
@@ -64,9 +69,12 @@ def not_applicable(
     return _base(plan, facts, metrics, device) | {"status": "not-applicable", "reason": plan.reason}
 
 
-def units(metrics: tuple[Metric, ...], scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Unit, direction and meaning of each score present."""
-    known = {name: score for metric in metrics for name, score in metric.scores.items()}
+def units(
+    metrics: tuple[Metric, ...], scores: Mapping[str, float], attack: Attack | None = None
+) -> dict[str, dict[str, Any]]:
+    """Unit, direction and meaning of each score present, of metrics and of the attack's own."""
+    known = dict(attack.scores) if isinstance(attack, PrivacyAttack) else {}
+    known |= {name: score for metric in metrics for name, score in metric.scores.items()}
     return {
         name: {"unit": s.unit, "direction": s.direction, "measured": s.measured, "description": s.description}
         for name in scores
@@ -108,7 +116,9 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "scores": {},
         "units": {},
         "flags": [],
+        "intervals": {},
         "guarantee": None,
+        "lineage": [],
         "attack": None,
         "config": config | cell.config,
         "provenance": {

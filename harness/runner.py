@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness import records
-from harness.evaluation.masking import suspect_masking
+from harness.evaluation.masking import FLAG, suspect_masking
 from harness.plan import training_of
 
 if TYPE_CHECKING:
@@ -227,8 +227,12 @@ class Runner:
             flags = suspect_masking(known.values())
             for identifier, plan in plans.items():
                 record = self.records.get(f"{scenario}/{identifier}")
-                if record is not None and record["flags"] != flags.get(identifier, []):
-                    record["flags"] = flags.get(identifier, [])
+                if record is None:
+                    continue
+                own = [flag for flag in record["flags"] if flag != FLAG]
+                wanted = [*own, *flags.get(identifier, [])]
+                if record["flags"] != wanted:
+                    record["flags"] = wanted
                     self.store.put_record(record, records.fingerprint(plan))
 
 

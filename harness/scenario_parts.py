@@ -125,6 +125,10 @@ class Federation(Part):
     participation: float = Field(
         1.0, gt=0, le=1, description="share of the clients that take part in a round"
     )
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="how they are drawn: a fixed number, or each client by its own coin, which amplifies privacy",
+    )
     partition: Partitioner = Field(
         default_factory=lambda: cast(Partitioner, registry.resolve("partitioner", "iid")),
         examples=[{"dirichlet": {"alpha": 0.5}}],

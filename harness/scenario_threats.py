@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.contracts.attack import KNOWLEDGE, Attack
+from harness.contracts.privacy import PrivacyAttack
 from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 
 TRAINING_FIELDS = {"participation": "sampled", "start_round": 1, "stop_round": None}  # and their defaults
@@ -45,7 +46,7 @@ class Threat(Part):
         None,
         examples=["white-box"],
         description="inference: white-box (default) or black-box; training: omniscient (default), updates or "
-        "own; privacy: black-box (default) or white-box",
+        "own; privacy: black-box, white-box or server, by default what the attacks need",
     )
     budget: Budget | None = Field(
         None,
@@ -132,4 +133,6 @@ class Threat(Part):
         if self.attacks:
             self._set("phase", self.attacks[0].phase)
             if self.knowledge is None:
-                self._set("knowledge", KNOWLEDGE[self.phase][0])
+                levels = KNOWLEDGE[self.phase]
+                needed = [levels.index(a.knowledge) for a in self.attacks if isinstance(a, PrivacyAttack)]
+                self._set("knowledge", levels[min(needed, default=0)])

@@ -4,6 +4,7 @@ Layout of a store folder:
 
     store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small values)
     artifacts/ab/abcd….safetensors
+    pictures/abcd….png        what privacy attacks got back, beside the originals
 
 Everything is written atomically, so a store is valid whenever a process is killed.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import sqlite3
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import StoreError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 SCHEMA = 1
@@ -106,11 +109,7 @@ class Store:
         target = self._artifact(digest)
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, target)
+            self._write(target, data)
         return digest, len(data)
 
     def load_tensors(self, digest: str, device: str = "cpu") -> dict[str, Tensor]:
@@ -124,6 +123,25 @@ class Store:
         if hashlib.sha256(data).hexdigest() != digest:
             raise StoreError(f"{self.path}: artifact {digest[:12]} is damaged; delete it and run again")
         return {name: tensor.to(device) for name, tensor in load(data).items()}
+
+    def save_picture(self, picture: Image) -> str:
+        """Write a PNG named by its content; returns its path, relative to the store."""
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png")
+        data = buffer.getvalue()
+        target = self.path / "pictures" / f"{hashlib.sha256(data).hexdigest()[:16]}.png"
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            self._write(target, data)
+        return str(target.relative_to(self.path))
+
+    @staticmethod
+    def _write(target: Path, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, target)
 
     def _artifact(self, digest: str) -> Path:
         return self._artifacts / digest[:2] / f"{digest}.safetensors"

@@ -15,10 +15,13 @@ from harness.contracts.defence import ClientHooks, PrepareContext, Sampling, Sta
 from harness.errors import PluginError
 from harness.evaluation.predict import predict
 from harness.federation.batches import steps_per_round
+from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
 from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.local import Client, LocalTrainer, seeded_modules
+from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Outcome, Rules
+from harness.federation.vector import layout
 from harness.random import derive, numpy_generator, torch_generator
 
 if TYPE_CHECKING:
@@ -34,11 +37,15 @@ ROOT = -1  # the root dataset's number among clients
 
 @dataclass
 class Trained:
-    """A trained module and what its training was like. prepared: one list of dicts per training so far."""
+    """A trained module and what its training was like. prepared: one list of dicts per training so far.
+
+    recorder: what was kept for privacy attacks, where the variant asks for it.
+    """
 
     module: nn.Module
     outcome: Outcome
     prepared: list[list[dict[str, Any]]]
+    recorder: Recorder | None = None
 
 
 class Training:
@@ -52,6 +59,24 @@ class Training:
         self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
+        self._planted: Planting | None = None
+
+    @property
+    def planting(self) -> Planting | None:
+        """The canaries of this training, where its variant plants some."""
+        variant = self.spec.variant
+        if self._planted is None and variant is not None and variant.canaries is not None:
+            d = sum(part.stop - part.start for part in layout(self.initial_module()).values())
+            images, classes = self.data.train.images, self.data.num_classes
+            seed, clients = self.spec.seed, self.spec.federation.clients
+            self._planted = plant(variant.canaries, variant.name, seed, clients, d, images, classes)
+        return self._planted
+
+    @property
+    def clients(self) -> int:
+        """How many take part, canaries that are clients included."""
+        own = self.planting
+        return self.spec.federation.clients + (len(own.clients) if own is not None else 0)
 
     def initial_module(self) -> nn.Module:
         """The architecture with the seed's initial weights, the same for every cell of a seed."""
@@ -88,14 +113,21 @@ class Training:
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
-        schedule = participants(settings.clients, settings.participation, rounds, spec.seed, purpose, always)
+        schedule = participants(
+            self.clients, settings.participation, rounds, spec.seed, purpose, always, settings.sampling
+        )
         history = history or []
         prepared = self._prepare(schedule, history)
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
-        rules = self._rules(0 if purpose == "train" else settings.rounds)
-        federation = Federation(module, self._clients(prepared, hooks), trainer, rules, seed, noise_seed)
+        rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
+        recorder = None
+        if spec.variant is not None and (spec.variant.recorded_rounds or spec.variant.canaries):
+            kept = spec.variant.recorded_rounds
+            recorder = Recorder(kept, rounds, self.planting, settings.clients)
+        clients = self._clients(prepared, hooks)
+        federation = Federation(module, clients, trainer, rules, seed, noise_seed, recorder)
         every = settings.evaluate_every
 
         def evaluate(round: int) -> dict[str, float]:
@@ -106,7 +138,7 @@ class Training:
             schedule, lambda r: settings.local.schedule.multiplier(r, rounds), evaluate, report
         )
         module.eval()
-        return Trained(module, outcome, [*history, prepared])
+        return Trained(module, outcome, [*history, prepared], recorder)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the validation split (never on test)."""
@@ -123,15 +155,17 @@ class Training:
         for position, defence in enumerate(self.spec.defences):
             guarantee = defence.guarantee([training[position] for training in prepared])
             if guarantee is not None:
-                found.append(guarantee)
+                found.append(guarantee.model_copy(update={"by": defence.name}))
         return min(found, key=lambda g: g.epsilon, default=None)
 
     # parts --------------------------------------------------------------------------------------
 
-    def _sampling(self, size: int) -> Sampling:
+    def sampling(self, size: int, batch_size: int | None = None) -> Sampling:
+        """How a client with `size` records draws batches; batch_size: None for the scenario's."""
+        batch_size = batch_size or self.spec.federation.local.batch_size
         sampling = Sampling()
         for defence in self.spec.defences:
-            sampling = defence.sampling(size, self.spec.federation.local.batch_size) or sampling
+            sampling = defence.sampling(size, batch_size) or sampling
         return sampling
 
     def _steps(self, size: int) -> int:
@@ -141,7 +175,11 @@ class Training:
     def _prepare(
         self, schedule: list[list[int]], history: list[list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
+        settings = self.spec.federation
         sizes = [len(c) for c in self.pool.clients]
+        if self.planting is not None:
+            sizes[self.planting.client] += len(self.planting.records[1]) * (not self.planting.clients)
+            sizes += [1] * len(self.planting.clients)
         rounds = [sum(i in ids for ids in schedule) for i in range(len(sizes))]
         groups = self.data.train.groups
         largest = None
@@ -150,10 +188,12 @@ class Training:
         context = PrepareContext(
             sizes=sizes,
             steps=[self._steps(size) * count for size, count in zip(sizes, rounds, strict=True)],
-            batch_size=self.spec.federation.local.batch_size,
+            batch_size=settings.local.batch_size,
             records=sum(sizes),
             rounds=len(schedule),
             largest_group=largest,
+            schedule=schedule,
+            client_rate=settings.participation if settings.sampling == "poisson" else None,
         )
         return [
             defence.prepare(replace(context, history=[training[position] for training in history]))
@@ -163,18 +203,37 @@ class Training:
     def _clients(self, prepared: list[dict[str, Any]], first: tuple[ClientHooks, ...] = ()) -> list[Client]:
         honest = (*first, *self.spec.defences)
         prepared = [*({} for _ in first), *prepared]
-        attack = self.spec.attack
+        attack, planting = self.spec.attack, self.planting
         poisoning = attack if isinstance(attack, PoisoningAttack) else None
+        if planting is not None and planting.canaries.form == "gradient":
+            honest = (*honest, GradientCanaries(planting, self.data.num_classes))
+            prepared = [*prepared, {}]
         clients = []
         for i, positions in enumerate(self.pool.clients):
             images, labels = self.data.train.take(positions)
+            if planting is not None and not planting.clients and i == planting.client:
+                more = planting.records
+                images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
             client = self._client(i, images, labels, honest, prepared)
             if poisoning is not None and i in self.malicious:
                 poisoned = self._poison(poisoning, i, images, labels)
                 hooks: tuple[ClientHooks, ...] = (*honest, poisoning)
                 client.attacking = self._client(i, *poisoned, hooks, [*prepared, {}])
             clients.append(client)
+        if planting is not None:
+            clients += [
+                self._canary(planting, len(clients) + position, number, prepared)
+                for position, number in enumerate(planting.clients)
+            ]
         return clients
+
+    def _canary(self, planting: Planting, client: int, number: int, prepared: list[dict[str, Any]]) -> Client:
+        """A canary that is a client: its update is set before the defences' hooks see it."""
+        sent = planting.canaries.scale * planting.sign(number)
+        hooks = (CanaryClient(int(planting.coordinates[number]), sent), *self.spec.defences)
+        images, labels = planting.images[number : number + 1], torch.zeros(1, dtype=torch.int64)
+        own = [{}, *prepared[-1 - len(self.spec.defences) : -1]]
+        return Client(client, images, labels.to(images.device), 0, Sampling(), hooks, own)
 
     def _client(
         self,
@@ -185,7 +244,7 @@ class Training:
         prepared: list[dict[str, Any]],
     ) -> Client:
         size = len(labels)
-        return Client(number, images, labels, self._steps(size), self._sampling(size), hooks, list(prepared))
+        return Client(number, images, labels, self._steps(size), self.sampling(size), hooks, list(prepared))
 
     def _root(self) -> Client | None:
         """The root dataset of the rule that has one: a seeded draw from the validation split, trained plainly."""
@@ -218,12 +277,12 @@ class Training:
             raise PluginError(f"{attack.name} must keep the image type and give labels in [0, {classes})")
         return poisoned.images, poisoned.labels
 
-    def _rules(self, done: int) -> Rules:
-        """done: rounds trained before."""
+    def rules(self, prepared: list[dict[str, Any]], done: int) -> Rules:
+        """prepared: one dict a defence. done: rounds trained before."""
         spec, settings = self.spec, self.spec.federation
         aggregators = list(spec.aggregators)
-        for defence in spec.defences:
-            aggregators[-1] = defence.aggregator(aggregators[-1])
+        for defence, own in zip(spec.defences, prepared, strict=True):
+            aggregators[-1] = defence.aggregator(aggregators[-1], own)
         return Rules(
             aggregators=tuple(aggregators),
             tolerance=spec.tolerance,

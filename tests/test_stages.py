@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import harness
-from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, TrainingVariant, hookimpl
+from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, Score, TrainingVariant, hookimpl
 from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import predict
 from harness.grid import cells
@@ -53,13 +53,14 @@ class Variants(PrivacyAttack):
     """Asks for two further trainings and looks at the view."""
 
     name = "test-variants"
+    scores = {"test_mask_share": Score("none", "share", "what the view holds")}
 
     def trainings(self, cell):
         return [TrainingVariant("a", 0.5), TrainingVariant("b", 0.5)]
 
     def run(self, view, context):
         SEEN["view"] = view
-        _, mask = view.variants["a"]
+        mask = view.variants["a"].mask
         return {"test_mask_share": float(mask.mean())}
 
 
@@ -295,11 +296,11 @@ def test_variants_are_ordinary_trainings_shared_and_masked(tmp_path):
     first = result.records[0]
     assert {"train", "clean", "attack", "variant:a", "variant:b"} == set(first["provenance"]["stages"])
     view = SEEN["view"]
-    masks = [view.variants[name][1] for name in ("a", "b")]
+    masks = [view.variants[name].mask for name in ("a", "b")]
     assert 0.35 < first["scores"]["test_mask_share"] < 0.65
     assert not np.array_equal(*masks)
     assert view.module is None  # black-box
-    assert view.variants["a"][0](view.members[0][:3]).shape == (3, 10)
+    assert view.variants["a"].logits(view.members[0][:3]).shape == (3, 10)
 
 
 def test_reduced_precision_trains_about_as_well_and_has_its_own_key(tmp_path):

@@ -28,7 +28,8 @@ class AggregationContext:
     state: this rule's own dictionary, kept between rounds.
     logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
     root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
-    dataset would honestly send this round.
+    dataset would honestly send this round. noise: for mechanism noise, seeded by stage and round, so that no two
+    trainings share it; an attacker's trial of the rule gets other noise.
     """
 
     round: int
@@ -44,6 +45,7 @@ class AggregationContext:
     root_update: Callable[[], Tensor] | None = None
     state: dict[str, Any] = field(default_factory=dict)
     reporter: Callable[[dict[str, Any]], None] | None = None
+    noise: torch.Generator | None = None
 
     def report(
         self,
@@ -73,6 +75,8 @@ class Aggregator(Plugin):
 
     kind: ClassVar[str] = "aggregator"
     pre: ClassVar[bool] = False
+    sum_only: ClassVar[bool] = False  # the result follows from the weighted sum of the updates alone
+    accepts_empty: ClassVar[bool] = False  # also called in a round without a usable update: updates (0, d)
 
     @property
     def data_access(self) -> str:

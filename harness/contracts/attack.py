@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +12,6 @@ from harness.contracts.base import Plugin
 from harness.contracts.defence import ClientHooks
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Defence
 
 
-KNOWLEDGE = {  # by phase, from the most an attacker may know to the least; the first is the default
+# By phase, from the most an attacker may know to the least. The first is the default; for privacy, what the
+# threat's attacks need.
+KNOWLEDGE = {
     "training": ("omniscient", "updates", "own"),
     "inference": ("white-box", "black-box"),
-    "privacy": ("black-box", "white-box"),
+    "privacy": ("server", "white-box", "black-box"),
 }
 PHASES = {"evasion": "inference", "poisoning": "training", "byzantine": "training", "privacy": "privacy"}
 
@@ -210,62 +211,3 @@ class ByzantineAttack(Attack):
         context.setdefault("ids", list(range(len(honest))))
         context.setdefault("layout", {"all": slice(0, honest.shape[-1])})
         return self.craft(honest, ByzantineContext(m=m, **context))
-
-
-@dataclass(frozen=True)
-class TrainingVariant:
-    """Another training of the same cell, run and cached like any other.
-
-    keep: the share of the training pool's groups it may use, drawn by `name` and the seed.
-    """
-
-    name: str
-    keep: float = 0.5
-
-
-@dataclass
-class PrivacyView:
-    """What the threat's adversary may see: the target's outputs, and the records it tests.
-
-    logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
-    module: the released network, only where the threat says white-box.
-    members / non_members: (images, labels), drawn alike from the training pool, by group where there are groups.
-    variants: name -> (logits, mask over members then non-members: True where it was trained on).
-    """
-
-    logits: Callable[[Tensor], Tensor]
-    members: tuple[Tensor, Tensor]
-    non_members: tuple[Tensor, Tensor]
-    module: nn.Module | None = None
-    variants: Mapping[str, tuple[Callable[[Tensor], Tensor], np.ndarray]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PrivacyContext:
-    """num_classes and a seeded generator on the data's device."""
-
-    num_classes: int
-    generator: torch.Generator
-
-
-@dataclass(frozen=True)
-class Membership:
-    """A membership attack's result: scores (n,), higher means more likely a member; is_member (n,) bool."""
-
-    scores: np.ndarray
-    is_member: np.ndarray
-
-
-class PrivacyAttack(Attack):
-    """Measures what a release leaks."""
-
-    family: ClassVar[str] = "privacy"
-    needs_non_members: ClassVar[bool] = True
-
-    def trainings(self, cell: Any) -> list[TrainingVariant]:
-        """Further trainings it needs, beside the target."""
-        return []
-
-    @abstractmethod
-    def run(self, view: PrivacyView, context: PrivacyContext) -> Membership | dict[str, float]:
-        """The attack. A Membership is scored by the membership metrics; a dict is scored as it is."""

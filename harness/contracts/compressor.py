@@ -141,6 +141,8 @@ class UpdateCompressor(Compressor):
     """Makes an update (d,) cheaper to send."""
 
     acts_on: ClassVar[str] = "update"
+    summable: ClassVar[bool] = False  # payloads can be added up, so that the server need not see each
+    couples_clients: ClassVar[bool] = False  # what is decoded of one client depends on the others' updates
 
     @abstractmethod
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:

@@ -37,13 +37,17 @@ class Guarantee(BaseModel):
     """A differential-privacy guarantee of one release, with everything needed to check it.
 
     epsilon is the maximum over clients (their data are disjoint). `holds` turns false, and `broken_by`
-    says why, where a later part of the plan touches protected data without accounting for it.
+    says why, where another part of the plan touches protected data without accounting for it.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     unit: str  # record, group or client
-    neighbours: str = "add-remove"
+    neighbours: str = "add-remove"  # or replace: a client's data exchanged for any other
+    # server: even from a server that sees every update. recipients: from those who get the global models of
+    # all rounds; the server is trusted, and the noise fits a uniform mean of clipped updates alone.
+    against: str = "server"
+    by: str = ""  # the defence that gives it; set by the engine
     epsilon: float
     delta: float
     accountant: str
@@ -71,7 +75,9 @@ class StackContext:
 class PrepareContext:
     """The federation as a defence may plan for it. Lists run over clients.
 
-    steps: local steps each client will take over all its rounds of this training.
+    steps: local steps each client will take over all its rounds of this training. schedule: the clients of each round.
+    client_rate: probability with which a client's own coin puts it into a round (Poisson sampling of clients);
+    None: the schedule is drawn in another way, and no amplification may be claimed for it.
     history: what `prepare` returned for earlier trainings of the same weights (fine-tuning composes).
     """
 
@@ -81,6 +87,8 @@ class PrepareContext:
     records: int  # training records in all
     rounds: int
     largest_group: int | None = None  # most records that one group has, at all clients together
+    schedule: list[list[int]] = field(default_factory=list)
+    client_rate: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -161,6 +169,9 @@ class Defence(ClientHooks, Plugin):
     """A protection: hooks into training, aggregation or inference, and the guarantee it gives, if any."""
 
     kind: ClassVar[str] = "defence"
+    protects: ClassVar[str | None] = None  # record or client: what its guarantee is about
+    neighbours: ClassVar[str] = "add-remove"  # of that guarantee; or replace
+    server_view: ClassVar[str] = "updates"  # what the server sees of a round's updates: each, or their `sum`
     couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
     replaces_gradient: ClassVar[bool] = (
         False  # True: `gradient` starts from the loss and ignores `local.gradient`
@@ -185,8 +196,8 @@ class Defence(ClientHooks, Plugin):
         """How a client with `size` records draws batches; None: as it was."""
         return None
 
-    def aggregator(self, aggregator: Aggregator) -> Aggregator:
-        """The server's rule, wrapped."""
+    def aggregator(self, aggregator: Aggregator, prepared: dict[str, Any]) -> Aggregator:
+        """The server's last rule, wrapped. prepared: what `prepare` returned."""
         return aggregator
 
     def inference(self, model: nn.Module) -> nn.Module:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from harness.contracts.attack import Membership
     from harness.contracts.defence import Guarantee
+    from harness.contracts.privacy import Audit, Membership, Reconstruction
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class MetricContext:
     triggered_labels: np.ndarray | None = None
     backdoor_target: int | None = None
     membership: Membership | None = None
+    reconstruction: Reconstruction | None = None
+    audit: Audit | None = None
     module: nn.Module | None = None
     state: dict[str, Tensor] | None = None
     training: dict[str, Any] | None = None  # uplink_bytes_per_round, train_seconds, detection, ...
@@ -81,3 +83,7 @@ class Metric(Plugin):
     @abstractmethod
     def score(self, context: MetricContext) -> dict[str, float]:
         """The scores, named as in `scores`; leave one out (or return NaN) where it is undefined, never guess."""
+
+    def intervals(self, context: MetricContext) -> dict[str, tuple[float, float]]:
+        """95 % confidence intervals (low, high) of some of the scores, for the record."""
+        return {}

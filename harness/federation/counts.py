@@ -20,11 +20,16 @@ def participants(
     seed: int,
     purpose: str,
     always: Sequence[int] = (),
+    sampling: str = "fixed",
 ) -> list[list[int]]:
     """The clients of each round, sorted; the same for every cell of a seed.
 
-    always: clients that take part in every round, in the place of the last ones drawn.
+    always: clients that take part in every round, in the place of the last ones drawn. sampling: `fixed`, so many
+    clients a round, or `poisson`: each by its own coin of probability `participation`, so that a round may be empty.
     """
+    if sampling == "poisson":
+        coins = [numpy_generator(seed, "participants", purpose, r).random(clients) for r in range(rounds)]
+        return [[i for i in range(clients) if i in always or row[i] < participation] for row in coins]
     count = clients_per_round(clients, participation)
     if count == clients:
         return [list(range(clients))] * rounds

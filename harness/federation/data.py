@@ -17,8 +17,8 @@ from harness.random import numpy_generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.contracts.attack import TrainingVariant
     from harness.contracts.data import Dataset, Split
+    from harness.contracts.privacy import TrainingVariant
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,13 @@ def deal(
     members, non_members = np.arange(len(labels)), np.empty(0, dtype=np.int64)
     if holdout:
         members, non_members = hold_out(labels, groups, holdout, numpy_generator(seed, "holdout"))
-    if variant is not None:
+    if variant is not None and variant.keep is not None:
         members, non_members = np.arange(len(labels)), np.empty(0, dtype=np.int64)
         if variant.keep < 1:
-            rng = numpy_generator(seed, "variant", variant.name)
+            rng = numpy_generator(seed, "variant", variant.complement_of or variant.name)
             members, non_members = hold_out(labels, groups, 1 - variant.keep, rng)
+            if variant.complement_of is not None:
+                members, non_members = non_members, members
     partitioner = federation.partition
     pool_groups = None if groups is None else groups[members]
     parts = partitioner.partition(

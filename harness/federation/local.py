@@ -15,7 +15,7 @@ from harness.federation.apply import Apply
 from harness.federation.batches import batches
 from harness.federation.optimizers import local_optimizer
 from harness.federation.vector import flatten, layout, load_vector, trainable
-from harness.functional import cross_entropy
+from harness.functional import batch_norms, cross_entropy
 from harness.random import derive, make_key, split, torch_generator
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ class Start:
     """What a round starts from: the same for all its clients.
 
     round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
-    first. multiplier: on the local learning rate. rounds: of the
-    whole training, of which `done` came before this one's (fine-tuning goes on). clients, malicious: how many
-    take part, and attack.
+    first. multiplier: on the local learning rate. rounds: of the whole training, of which `done` came before
+    this one's (fine-tuning goes on). clients, malicious: how many take part, and attack.
     """
 
     round: int
@@ -80,6 +79,7 @@ class LocalTrainer:
         )
         self.device = device
         self.autocast = precision == "bf16"
+        self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
         self.layout = layout(module)
         self.apply = Apply(module)
 
@@ -95,6 +95,9 @@ class LocalTrainer:
         hooks = tuple(hook.at(at.done + round, at.rounds) for hook in client.hooks)
         load_vector(self.module, at.weights)
         self.module.train()
+        if self.batch_norm == "eval":
+            for name in batch_norms(self.module):
+                self.module.get_submodule(name).eval()
         params: Params = dict(trainable(self.module))
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)

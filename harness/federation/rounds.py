@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SERVER = -1  # the server's number among those who keep state of the wire
+Watch = Callable[["Start", "dict[int, Tensor]"], None]  # sees a round's updates as the server receives them
 
 
 @dataclass
@@ -120,6 +121,7 @@ class Federation:
         rules: Rules,
         seed: int,
         noise_seed: str,
+        watch: Watch | None = None,
     ) -> None:
         self.module = module
         self.clients = clients
@@ -127,6 +129,7 @@ class Federation:
         self.rules = rules
         self.seed = seed
         self.noise_seed = noise_seed
+        self.watch = watch
         self.device = trainer.device
         self.layout = trainer.layout
         self._buffer_names = buffer_names(module)
@@ -153,14 +156,14 @@ class Federation:
             started = time.perf_counter()
             attackers = self.rules.attackers(round, ids)
             start = Start(
-                round,
-                weights,
-                self._moved,
-                multiplier(round),
-                done + len(schedule),
-                done,
-                len(ids),
-                len(attackers),
+                round=round,
+                weights=weights,
+                moved=self._moved,
+                multiplier=multiplier(round),
+                rounds=done + len(schedule),
+                done=done,
+                clients=len(ids),
+                malicious=len(attackers),
             )
             update, facts, buffers = self._round(start, ids, attackers, buffers, len(schedule))
             before, weights = weights, server.step(weights, update)
@@ -181,26 +184,18 @@ class Federation:
         buffers: dict[str, Tensor],
         rounds: int,
     ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
-        rules, _weights = self.rules, start.weights
-        byzantine = attackers if rules.byzantine else []
+        byzantine = attackers if self.rules.byzantine else []
         honest = [i for i in ids if i not in byzantine]
         # Malicious clients need not train where nobody looks at what they would honestly send.
         trained = ids if not byzantine or self._needs_own() or not honest else honest
-        updates: dict[int, Tensor] = {}
-        client_buffers: dict[int, dict[str, Tensor]] = {}
-        for i in trained:
-            client = self.clients[i]
-            load_buffers(self.module, client.buffers if client.buffers is not None else buffers)
-            attacks = client.attacking is not None and i in attackers
-            delta = self.trainer.train(client.attacking if attacks else client, start)  # type: ignore[arg-type]
-            client_buffers[i] = float_buffers(self.module, self._buffer_names)
-            if rules.buffers == "local":
-                client.buffers = client_buffers[i]
-            updates[i] = delta
-        updates = self._wire(start.round, updates, _size(buffers))
+        updates, client_buffers = self.updates(start, trained, attackers, buffers)
+        if self.watch is not None:
+            self.watch(start, updates)
         if byzantine:
             self._craft(start, ids, byzantine, updates, buffers, rounds)
-        rows = torch.stack([updates[i] for i in ids])
+        rows = (
+            torch.stack([updates[i] for i in ids]) if ids else start.weights.new_empty(0, len(start.weights))
+        )
         finite = rows_finite(rows).tolist()
         usable = [i for i, ok in zip(ids, finite, strict=True) if ok]
         facts: dict[str, Any] = {"clients": len(ids)}
@@ -213,12 +208,28 @@ class Federation:
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), attackers)
         return update, facts, self._merge_buffers(client_buffers, usable, buffers)
 
+    def updates(
+        self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
+    ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
+        """What these clients train, as the server receives it (d,), and their float buffers."""
+        updates: dict[int, Tensor] = {}
+        client_buffers: dict[int, dict[str, Tensor]] = {}
+        for i in ids:
+            client = self.clients[i]
+            load_buffers(self.module, client.buffers if client.buffers is not None else buffers)
+            attacks = client.attacking is not None and i in attackers
+            updates[i] = self.trainer.train(client.attacking if attacks else client, start)  # type: ignore[arg-type]
+            client_buffers[i] = float_buffers(self.module, self._buffer_names)
+            if self.rules.buffers == "local":
+                client.buffers = client_buffers[i]
+        return self._wire(start.round, updates, _size(buffers)), client_buffers
+
     # server -------------------------------------------------------------------------------------
 
     def _weights(self, ids: list[int], like: Tensor) -> Tensor:
         sizes = [self.clients[i].size if self.rules.weighting == "examples" else 1 for i in ids]
         share = torch.tensor(sizes, dtype=torch.float64)
-        return (share / share.sum()).to(like)
+        return (share / share.sum()).to(like)  # of no rows: no weights
 
     def _aggregate(
         self,
@@ -229,8 +240,12 @@ class Federation:
         rounds: int,
         states: list[dict[str, Any]],
         facts: dict[str, Any] | None = None,
+        trial: bool = False,
     ) -> Tensor:
-        """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept."""
+        """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept.
+
+        trial: an attacker's, who cannot know the noise that the server will draw.
+        """
         weights = start.weights
 
         def record(decision: dict[str, Any]) -> None:
@@ -256,10 +271,17 @@ class Federation:
             logits=self._logits(buffers),
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
+            noise=torch_generator(
+                "server noise", self.noise_seed, start.round, *(["trial"] * trial), device=self.device
+            ),
         )
-        if not rows_finite(rows).any():
-            return torch.zeros_like(weights)
         given, *rules = self.rules.aggregators
+        if not rows_finite(rows).any():
+            last = self.rules.aggregators[-1]
+            if not last.accepts_empty:
+                return torch.zeros_like(weights)
+            given, rules = last, []
+            rows, context = rows[:0], context.with_rows(context.weights[:0], [])
         first, rows, context = finite_rows(given, rows, context)
         chain = [first, *(with_fewer(rule, len(ids) - len(rows)) for rule in rules)]
         for link, rule in enumerate(chain[:-1]):
@@ -268,7 +290,8 @@ class Federation:
             rows, context = rule.transform(rows, context)  # type: ignore[attr-defined]
         last = chain[-1]
         context.state = states[-1]
-        last.check(len(rows), context.f)
+        if len(rows):
+            last.check(len(rows), context.f)
         update = last.aggregate(rows, context)
         if update.shape != weights.shape:
             raise PluginError(f"{last.name} returned {tuple(update.shape)}, not ({weights.numel()},)")
@@ -365,18 +388,15 @@ class Federation:
         own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
         known = torch.stack([updates[i] for i in honest_ids]) if honest_ids else own
 
-        everyone = [*honest_ids, *byzantine]
-
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
-            if len(rows) < len(
-                everyone
-            ):  # without the updates that are not finite: the server gets these too
-                lost = [updates[i] for i in honest_ids if i not in context.ids]
-                order = [*context.ids, *(i for i in honest_ids if i not in context.ids), *byzantine]
-                rows = torch.cat([rows[: -len(byzantine)], *[u[None] for u in lost], rows[-len(byzantine) :]])
-                return self._aggregate(start, rows, order, buffers, rounds, states)
-            return self._aggregate(start, rows, everyone, buffers, rounds, states)
+            order = [*honest_ids, *byzantine]
+            if len(rows) < len(order):  # without the updates that are not finite, which the server gets too
+                lost = [i for i in honest_ids if i not in context.ids]
+                order = [*context.ids, *lost, *byzantine]
+                known, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
+                rows = torch.cat([known, torch.stack([updates[i] for i in lost]), sent])
+            return self._aggregate(start, rows, order, buffers, rounds, states, trial=True)
 
         context = ByzantineContext(
             m=len(byzantine),

@@ -1,4 +1,4 @@
-"""What becomes of a training's guarantee in a plan: every later use of protected data breaks it, by name.
+"""What becomes of a training's guarantee in a plan: every use of protected data that is not accounted breaks it.
 
 Protected are the training records, always, and the validation split unless the scenario declares it
 unprotected. What reads nothing but noised updates or the released model is post-processing.
@@ -6,55 +6,182 @@ unprotected. What reads nothing but noised updates or the released model is post
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.contracts.compressor import DATA_ACCESS, ModelCompressor
+from harness.contracts.compressor import DATA_ACCESS, ModelCompressor, UpdateCompressor
 from harness.errors import PluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from harness.contracts.aggregator import Aggregator
     from harness.contracts.compressor import Compressor
-    from harness.contracts.defence import Guarantee
+    from harness.contracts.defence import Defence, Guarantee
+
+CREATES, KEEPS, ACCOUNTED, BREAKS, NOTHING = "creates", "keeps", "accounted", "breaks", "no guarantee"
 
 
-def apply_lineage(
-    guarantee: Guarantee | None,
-    *,
-    compressors: tuple[Compressor, ...],
-    aggregators: tuple[Aggregator, ...],
-    unprotected: tuple[str, ...],
-) -> Guarantee | None:
+@dataclass(frozen=True)
+class Step:
+    """One link of the chain. stage: data, partition, training, aggregation, compression or release.
+
+    reads: none, public, private (protected records), updates or model. effect: creates, keeps, accounted,
+    breaks, or no guarantee. why: one sentence.
+    """
+
+    stage: str
+    part: str
+    reads: str
+    effect: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a plan is made of, as far as its guarantee is concerned. The names are for the chain alone."""
+
+    defences: tuple[Defence, ...] = ()
+    aggregators: tuple[Aggregator, ...] = ()
+    compressors: tuple[Compressor, ...] = ()
+    unprotected: tuple[str, ...] = ()
+    dataset: str = ""
+    partition: str = ""
+    server: str = ""
+
+    @property
+    def val_protected(self) -> bool:
+        return "val" not in self.unprotected
+
+
+def apply_lineage(guarantee: Guarantee | None, parts: Parts) -> Guarantee | None:
     """A copy of the guarantee with `holds` and `broken_by` settled for these parts; None stays None.
 
-    Model compressors calibrate on the validation split, so those that need data break the guarantee unless
-    "val" is unprotected; their fine-tuning is accounted by the training's own history. Update compressors see
-    updates after the noise: post-processing. An aggregator's root dataset is drawn from the validation split
-    too, so it breaks the guarantee unless "val" is unprotected. Raises PluginError for a data access that is not known.
+    Raises PluginError for a data access that is not known.
     """
     if guarantee is None:
         return None
     broken = list(guarantee.broken_by)
-    for reason in _reasons(compressors, aggregators, "val" not in unprotected):
-        if reason not in broken:
-            broken.append(reason)
+    for step in lineage(guarantee, parts):
+        if step.effect == BREAKS and step.why not in broken:
+            broken.append(step.why)
     holds = guarantee.holds and not broken
     return guarantee.model_copy(update={"holds": holds, "broken_by": broken}, deep=True)
 
 
-def _reasons(
-    compressors: Iterable[Compressor], aggregators: Iterable[Aggregator], val_protected: bool
-) -> Iterable[str]:
-    for compressor in compressors:
-        if isinstance(compressor, ModelCompressor):
-            access = _known(compressor.name, compressor.data_access)
-            if access != "none" and val_protected:
-                yield f"{compressor.name} reads the validation split, which is protected, without accounting"
-    for aggregator in aggregators:
-        access = _known(aggregator.name, aggregator.data_access)
-        if access != "none" and val_protected:
-            yield f"{aggregator.name} takes root data from the validation split, which is protected"
+def lineage(guarantee: Guarantee | None, parts: Parts) -> list[Step]:
+    """The chain from data to release: where a guarantee is created, kept, accounted for or broken, and by whom.
+
+    Without a guarantee the chain still says what reads protected data.
+    """
+    steps = [*_origin(parts), *_training(guarantee, parts), *_aggregation(guarantee, parts)]
+    steps += [*_compression(parts), _release(guarantee)]
+    if guarantee is None:  # there is nothing to keep or to break
+        steps = [Step(s.stage, s.part, s.reads, NOTHING, s.why) for s in steps]
+    return steps
+
+
+def _origin(parts: Parts) -> Iterator[Step]:
+    val = (
+        "the validation split is protected"
+        if parts.val_protected
+        else "the validation split is declared public"
+    )
+    yield Step("data", parts.dataset, "private", KEEPS, f"training records are protected; {val}")
+    yield Step(
+        "partition",
+        parts.partition,
+        "private",
+        KEEPS,
+        "simulates who holds which record; nothing is released",
+    )
+
+
+def _training(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
+    if not parts.defences:
+        yield Step("training", "local training", "private", NOTHING, "updates carry no noise")
+    for defence in parts.defences:
+        if guarantee is not None and guarantee.by == defence.name:
+            own = [reason for reason in guarantee.broken_by if reason.startswith(defence.name)]
+            why = own[0] if own else _claim(guarantee)
+            yield Step("training", defence.label(), "private", BREAKS if own else CREATES, why)
+        elif defence.server_view == "sum":
+            yield Step("training", defence.label(), "updates", KEEPS, "the server sees sums of updates alone")
+        else:
+            yield Step(
+                "training", defence.label(), "private", KEEPS, "acts inside the training that is noised"
+            )
+
+
+def _claim(guarantee: Guarantee) -> str:
+    return (
+        f"epsilon {guarantee.epsilon:.3g} at delta {guarantee.delta:.2g} for a {guarantee.unit} "
+        f"({guarantee.neighbours}), against {_adversary(guarantee)}"
+    )
+
+
+def _adversary(guarantee: Guarantee) -> str:
+    if guarantee.against == "recipients":
+        return "those who receive the global models; the server is trusted"
+    return "the server, which sees every update"
+
+
+def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
+    """Noise at the clients is followed by post-processing alone; noise at the server fits one sum of updates."""
+    central = guarantee is not None and guarantee.against == "recipients"
+    for compressor in parts.compressors:
+        if isinstance(compressor, UpdateCompressor):
+            if central and compressor.couples_clients:
+                why = f"{compressor.name} lets one client's update change what others send, before it is clipped"
+                yield Step("aggregation", compressor.label(), "updates", BREAKS, why)
+            else:
+                why = (
+                    "each client's update is clipped after it"
+                    if central
+                    else "post-processing of noised updates"
+                )
+                yield Step("aggregation", compressor.label(), "updates", KEEPS, why)
+    for rule in parts.aggregators:
+        access = _known(rule.name, rule.data_access)
+        if access != "none" and parts.val_protected:
+            why = f"{rule.name} takes root data from the validation split, which is protected"
+            yield Step("aggregation", rule.label(), "private", BREAKS, why)
+        elif central and not rule.sum_only:
+            why = f"{rule.name} is no uniform mean of clipped updates, which is what the server's noise is made for"
+            yield Step("aggregation", rule.label(), "updates", BREAKS, why)
+        elif access != "none":
+            yield Step("aggregation", rule.label(), "public", KEEPS, "its root data are declared public")
+        else:
+            why = "clipped, averaged and noised in one" if central else "post-processing of noised updates"
+            yield Step("aggregation", rule.label(), "updates", KEEPS, why)
+    if parts.server:
+        yield Step("aggregation", parts.server, "updates", KEEPS, "post-processing of the aggregated update")
+
+
+def _compression(parts: Parts) -> Iterator[Step]:
+    for compressor in parts.compressors:
+        if not isinstance(compressor, ModelCompressor):
+            continue
+        access = _known(compressor.name, compressor.data_access)
+        label = compressor.label()
+        if access != "none" and parts.val_protected:
+            why = f"{compressor.name} reads the validation split, which is protected, without accounting"
+            yield Step("compression", label, "private", BREAKS, why)
+        elif compressor.fine_tuning_rounds:
+            why = "fine-tunes in the same federation with the same mechanism; its steps are part of epsilon"
+            yield Step("compression", label, "private", ACCOUNTED, why)
+        elif access != "none":
+            yield Step(
+                "compression", label, "public", KEEPS, "reads the validation split, which is declared public"
+            )
+        else:
+            yield Step("compression", label, "model", KEEPS, "post-processing of the trained model")
+
+
+def _release(guarantee: Guarantee | None) -> Step:
+    if guarantee is None:
+        return Step("release", "model", "model", NOTHING, "no part of the plan gives a guarantee")
+    noise = "noise from a seed, so the method is measured, not a release protected" * guarantee.simulated
+    return Step("release", "model", "model", KEEPS, noise or "noise from the operating system's entropy")
 
 
 def _known(name: str, access: str) -> str:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from harness.contracts.attack import (
-    EvasionAttack,
-    Membership,
-    PoisoningAttack,
-    PrivacyAttack,
-    PrivacyContext,
-    PrivacyView,
-)
+from harness.contracts.attack import EvasionAttack, PoisoningAttack
 from harness.contracts.data import hold_out
 from harness.contracts.defence import Guarantee
 from harness.contracts.metric import CONTEXT_FIELDS, Certificate, Metric, MetricContext
+from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import evade
 from harness.evaluation.expectation import Expectation
-from harness.evaluation.membership import draw_members
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
 from harness.plan import AttackSpec, CleanSpec, Stage
-from harness.privacy.lineage import apply_lineage
+from harness.privacy.lineage import Parts, apply_lineage, lineage
 from harness.random import derive, numpy_generator, torch_generator
 from harness.stages.compress import load_released
-from harness.stages.train import Progress, load_trained
+from harness.stages.train import Progress
 from harness.training import Training
 
 if TYPE_CHECKING:
@@ -40,7 +32,7 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 
-class _Scoring:
+class Scoring:
     """What clean and attack stages share: the released model, the test split, the training's facts."""
 
     def __init__(self, stage: Stage, spec: CleanSpec | AttackSpec, store: Store, device: str) -> None:
@@ -55,15 +47,28 @@ class _Scoring:
         self.device = self.released.device
         source = compressed or self.base
         guarantee = None if source["guarantee"] is None else Guarantee.model_validate(source["guarantee"])
-        self.guarantee = apply_lineage(
-            guarantee,
-            compressors=(*model.train.compressors, *model.compressors),
-            aggregators=model.train.aggregators,
-            unprotected=model.unprotected,
-        )
+        self.guarantee = self.settled(guarantee)
         self.facts = dict(self.base["training"])
         if compressed:
             self.facts["train_seconds"] += sum(f["train_seconds"] for f in compressed["fine_tuning"])
+
+    def settled(self, guarantee: Guarantee | None) -> Guarantee | None:
+        """A training's guarantee after everything else that this plan does with protected data."""
+        return apply_lineage(guarantee, self.parts)
+
+    @property
+    def parts(self) -> Parts:
+        """What the guarantee's chain is made of."""
+        train = self.spec.model.train
+        return Parts(
+            defences=train.defences,
+            aggregators=train.aggregators,
+            compressors=(*train.compressors, *self.spec.model.compressors),
+            unprotected=self.spec.model.unprotected,
+            dataset=train.dataset.name,
+            partition=train.federation.partition.label(),
+            server=train.federation.server.name,
+        )
 
     def test(self) -> Part:
         """The whole test split, or its declared subset."""
@@ -118,7 +123,7 @@ def stratified(part: Part, size: int) -> Part:
     return Part(images, chosen_labels, None)
 
 
-ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership")
+ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "reconstruction", "audit")
 
 
 def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
@@ -139,8 +144,16 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
     return scores
 
 
+def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) -> dict[str, list[float]]:
+    """score -> [low, high], of the metrics about an attack that give intervals."""
+    found = [
+        m.intervals(context) for m in metrics if set(m.needs) & set(ATTACK_FIELDS) and context.has(m.needs)
+    ]
+    return {name: [float(low), float(high)] for each in found for name, (low, high) in each.items()}
+
+
 def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str, Any]:
-    scoring = _Scoring(stage, spec, store, device)
+    scoring = Scoring(stage, spec, store, device)
     test = scoring.test()
     before = None
     if spec.model.compressors:
@@ -160,25 +173,26 @@ def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str,
     return {
         "scores": compute_metrics(spec.metrics, context, attack=False),
         "guarantee": None if scoring.guarantee is None else scoring.guarantee.model_dump(),
+        "lineage": [asdict(step) for step in lineage(scoring.guarantee, scoring.parts)],
         "samples": len(test),
     }
 
 
 def attack(stage: Stage, spec: AttackSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    scoring = _Scoring(stage, spec, store, device)
+    scoring = Scoring(stage, spec, store, device)
     plugin = spec.attack
     if isinstance(plugin, EvasionAttack):
         return _evasion(scoring, spec, plugin, progress)
     if isinstance(plugin, PoisoningAttack):
         return _backdoor(scoring, spec, plugin)
     if isinstance(plugin, PrivacyAttack):
-        return _privacy(scoring, spec, plugin)
+        from harness.stages.privacy import privacy
+
+        return privacy(scoring, spec, plugin, progress)
     raise PluginError(f"{plugin.name}: the {plugin.family} family has no scores of its own")
 
 
-def _evasion(
-    scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, progress: Progress
-) -> dict[str, Any]:
+def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress: Progress) -> dict[str, Any]:
     test = scoring.test()
     labels, clean = test.labels.cpu().numpy(), scoring.predict(test.images)
     budget = None if spec.threat.budget is None else spec.threat.budget.eps
@@ -223,7 +237,7 @@ def _evasion(
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
 
 
-def _source(scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, way: str) -> tuple[nn.Module, str]:
+def _source(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, way: str) -> tuple[nn.Module, str]:
     """The model that examples are made on, and how to call that in the record."""
     released = scoring.released
     if way == "transfer":
@@ -247,7 +261,7 @@ def _source(scoring: _Scoring, spec: AttackSpec, attack: EvasionAttack, way: str
     return module, mode
 
 
-def _backdoor(scoring: _Scoring, spec: AttackSpec, attack: PoisoningAttack) -> dict[str, Any]:
+def _backdoor(scoring: Scoring, spec: AttackSpec, attack: PoisoningAttack) -> dict[str, Any]:
     test = scoring.test()
     images, labels = triggered_records(attack, test, scoring.training, spec.evaluation.batch_size)
     context = scoring.context(
@@ -289,41 +303,3 @@ def triggered_records(
     if not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
         raise PluginError(f"{attack.name}: a triggered image leaves [0, 1]")
     return images, labels.cpu().numpy()
-
-
-def _privacy(scoring: _Scoring, spec: AttackSpec, attack: PrivacyAttack) -> dict[str, Any]:
-    training = scoring.training
-    pool, train, seed = training.pool, training.data.train, spec.model.train.seed
-    rng = numpy_generator(seed, "membership")
-    members, non_members = draw_members(pool.members, pool.non_members, train.groups, spec.threat.subset, rng)
-
-    def logits_of(module: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
-        def logits(images: Tensor) -> Tensor:
-            return torch.from_numpy(predict(module, images, spec.evaluation.batch_size, device))
-
-        return logits
-
-    def pixels_of(positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        images, labels = train.take(positions)
-        return to_pixels(images).to(scoring.device), labels.to(scoring.device)
-
-    variants = {}
-    for variant, key in zip(spec.variants, spec.variant_needs, strict=True):
-        other = Training(replace(spec.model.train, variant=variant), "", training.device)
-        module = load_trained(other, scoring.store, scoring.result(key))
-        mask = np.isin(np.concatenate([members, non_members]), other.pool.members)
-        variants[variant.name] = (logits_of(module, training.device), mask)
-    view = PrivacyView(
-        logits=logits_of(scoring.released.module, scoring.device),
-        members=pixels_of(members),
-        non_members=pixels_of(non_members),
-        module=scoring.released.module if spec.threat.knowledge == "white-box" else None,
-        variants=variants,
-    )
-    generator = torch_generator(seed, "privacy attack", attack.name, device=scoring.device)
-    found = attack.run(view, PrivacyContext(training.data.num_classes, generator))
-    description = {"access": spec.threat.knowledge, "members": len(members), "non_members": len(non_members)}
-    if isinstance(found, Membership):
-        context = scoring.context(membership=found)
-        return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
-    return {"scores": {name: float(value) for name, value in found.items()}, "attack": description}

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.devices import PeakMemory
+from harness.federation.vector import flatten
 from harness.plan import Stage, TrainSpec
 from harness.training import Trained, Training
 
@@ -28,8 +29,15 @@ def train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Pr
     trained = training.run(training.initial_module(), report_rounds(progress))
     digest, _ = store.save_tensors(trained.module.state_dict())
     guarantee = training.guarantee(trained.prepared)
+    artifacts, kept = [digest], {}
+    if trained.recorder is not None:
+        recorder = trained.recorder
+        kept = {"recorded": recorder.rounds, "signals": recorder.signals(flatten(trained.module))}
+        if recorder.tensors:
+            artifacts.append(store.save_tensors(recorder.tensors)[0])
     return {
-        "artifacts": [digest],
+        **kept,
+        "artifacts": artifacts,
         "prepared": trained.prepared,
         "guarantee": None if guarantee is None else guarantee.model_dump(),
         "history": trained.outcome.history,

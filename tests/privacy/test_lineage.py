@@ -2,7 +2,7 @@ import pytest
 
 from harness.api import Aggregator, Guarantee, ModelCompressor, UpdateCompressor
 from harness.errors import PluginError
-from harness.privacy.lineage import apply_lineage
+from harness.privacy.lineage import Parts, apply_lineage
 
 
 def compressor(access):
@@ -63,7 +63,7 @@ TABLE = [
     ((), ("private",), ("val",), []),
     ((), ("public",), (), ["rooted-public"]),
     ((), ("public",), ("val",), []),
-    (("private",), ("none", "private"), (), ["calibrated-private", "rooted-private"]),
+    (("private",), ("none", "private"), (), ["rooted-private", "calibrated-private"]),
 ]
 
 
@@ -71,9 +71,11 @@ TABLE = [
 def test_what_breaks_a_guarantee(compressors, aggregators, unprotected, named):
     result = apply_lineage(
         guarantee(),
-        compressors=(Sparse(), *map(compressor, compressors)),
-        aggregators=tuple(map(aggregator, aggregators)),
-        unprotected=unprotected,
+        Parts(
+            compressors=(Sparse(), *map(compressor, compressors)),
+            aggregators=tuple(map(aggregator, aggregators)),
+            unprotected=unprotected,
+        ),
     )
     assert result.holds is (not named)
     assert [reason.split()[0] for reason in result.broken_by] == named
@@ -81,20 +83,24 @@ def test_what_breaks_a_guarantee(compressors, aggregators, unprotected, named):
 
 
 def test_the_reason_names_the_data():
-    broken = apply_lineage(guarantee(), compressors=(compressor("private"),), aggregators=(), unprotected=())
+    broken = apply_lineage(
+        guarantee(), Parts(compressors=(compressor("private"),), aggregators=(), unprotected=())
+    )
     assert "validation split" in broken.broken_by[0]
-    broken = apply_lineage(guarantee(), compressors=(), aggregators=(aggregator("private"),), unprotected=())
+    broken = apply_lineage(
+        guarantee(), Parts(compressors=(), aggregators=(aggregator("private"),), unprotected=())
+    )
     assert "root data" in broken.broken_by[0]
 
 
 def test_it_returns_a_copy_and_keeps_earlier_reasons():
     before = guarantee(holds=False, broken_by=["dp-sgd adds no noise"])
     parts = {"compressors": (compressor("private"),), "aggregators": (), "unprotected": ()}
-    after = apply_lineage(before, **parts)
+    after = apply_lineage(before, Parts(**parts))
     assert before.broken_by == ["dp-sgd adds no noise"]
     assert [len(after.broken_by), after.holds] == [2, False]
-    assert apply_lineage(after, **parts) == after
-    again = apply_lineage(before, compressors=(), aggregators=(), unprotected=())
+    assert apply_lineage(after, Parts(**parts)) == after
+    again = apply_lineage(before, Parts(compressors=(), aggregators=(), unprotected=()))
     assert not again.holds
     assert again is not before
     again.broken_by.append("x")
@@ -103,9 +109,9 @@ def test_it_returns_a_copy_and_keeps_earlier_reasons():
 
 def test_no_guarantee_stays_none():
     parts = {"compressors": (compressor("private"),), "aggregators": (), "unprotected": ()}
-    assert apply_lineage(None, **parts) is None
+    assert apply_lineage(None, Parts(**parts)) is None
 
 
 def test_unknown_access():
     with pytest.raises(PluginError, match="secret"):
-        apply_lineage(guarantee(), compressors=(compressor("secret"),), aggregators=(), unprotected=())
+        apply_lineage(guarantee(), Parts(compressors=(compressor("secret"),), aggregators=(), unprotected=()))

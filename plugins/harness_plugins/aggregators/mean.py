@@ -21,6 +21,7 @@ class Mean(Aggregator):
     """
 
     name: ClassVar[str] = "mean"
+    sum_only: ClassVar[bool] = True
     aliases: ClassVar[tuple[str, ...]] = ("fedavg",)
     reference: ClassVar[Reference | None] = Reference(
         title="Communication-Efficient Learning of Deep Networks from Decentralized Data",

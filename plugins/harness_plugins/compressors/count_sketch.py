@@ -37,6 +37,11 @@ class CountSketch(UpdateCompressor):
     rows: int = Field(1, ge=1, description="rows of the table, of which estimates take the median")
     keep: float = Field(1.0, gt=0, le=1, description="share k/d of the coordinates that the server takes")
 
+    @property
+    def summable(self) -> bool:  # type: ignore[override]
+        """Sketches always add up; what is read from their sum is the sum where no estimate is left out."""
+        return self.rows == 1 and self.keep == 1
+
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         import torch
 

@@ -29,6 +29,8 @@ class PowerSGD(UpdateCompressor):
     """
 
     name: ClassVar[str] = "powersgd"
+    summable: ClassVar[bool] = True
+    couples_clients: ClassVar[bool] = True  # through P
     requires: ClassVar[tuple[str, ...]] = ("torch",)
     reference: ClassVar[Reference | None] = Reference(
         title="PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",

@@ -46,10 +46,13 @@ class GhostClipping:
     precision, or a formula that disagrees with autograd (checked once per module).
     """
 
-    def __init__(self, module: nn.Module, loss: LossFn, max_grad_norm: float) -> None:
+    def __init__(
+        self, module: nn.Module, loss: LossFn, max_grad_norm: float, automatic: bool = False
+    ) -> None:
         self.module = module
         self.loss = loss
         self.max_grad_norm = max_grad_norm
+        self.automatic = automatic
         self.parameters = dict(module.named_parameters())
         self.layers = {
             layer: own
@@ -81,7 +84,7 @@ class GhostClipping:
                     raise Unsupported(f"{type(call.layer).__name__} does not put out one row a record")
             squared = [self._norms(call, g) for call, g in zip(calls, backprops, strict=True)]
             norms = torch.stack([s for own in squared for s in own]).sum(0).sqrt()
-            scale = clip_scale(norms, self.max_grad_norm)
+            scale = clip_scale(norms, self.max_grad_norm, self.automatic)
             values = list(params.values())
             sums = torch.autograd.grad((scale * losses).sum(), values)
         result = {name: g.detach() for name, g in zip(params, sums, strict=True)}
@@ -152,8 +155,13 @@ class GhostClipping:
         return [samples[p].flatten(1).square().sum(1) for p in self.layers[call.layer]]
 
 
-def clip_scale(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, C / (norm + 1e-6)), Opacus' factor: what is clipped stays below C in floating point too."""
+def clip_scale(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
+    """min(1, C / (norm + 1e-6)), Opacus' factor: what is clipped stays below C in floating point too.
+
+    automatic: C / (norm + 0.01), AUTO-S (Bu et al. 2023, arXiv 2206.07136), below C as well.
+    """
+    if automatic:
+        return max_grad_norm / (norms + 0.01)
     return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
 
 

@@ -39,6 +39,9 @@ class DPSGD(Defence):
     client's n records belongs by an independent coin of probability q = min(1, batch_size / n); g_i: the
     gradient of record i's loss over all parameters jointly, |.| its L2 norm, C = max_grad_norm, sigma the
     noise multiplier, q n the expected batch size. A record whose gradient is not finite counts as zero.
+    `clipping` per-layer bounds each of the L parameter tensors by C / sqrt(L) instead; automatic scales every
+    record's gradient by C / (|g_i| + 0.01), so that C only scales the step. No record moves the sum by more than
+    C either way, so noise and epsilon are the same.
     Client i spends (epsilon_i, delta) over all its own steps; the data of clients are disjoint, so the
     guarantee is the maximum. A group (a patient) counts with all its records, at whatever clients they lie.
 
@@ -48,7 +51,8 @@ class DPSGD(Defence):
     Raises PluginError where delta is not below one over the number of training records, or epsilon cannot be
     reached. Not applicable to BatchNorm, or beside a defence that couples records or replaces the gradient.
     Cost per step: 1.6 of undefended training with ghost clipping, 3.5 with a gradient per sample, whose
-    memory is b d. Source: Abadi et al. (2016), algorithm 1; per-layer norms as in Opacus.
+    memory is b d; per-layer clipping takes the latter. Sources: Abadi et al. (2016), algorithm 1; McMahan et al.
+    (2018), section 2, for per-layer clipping; Bu et al. (2023), AUTO-S with gamma = 0.01, for automatic clipping.
     """
 
     name = "dp-sgd"
@@ -81,6 +85,9 @@ class DPSGD(Defence):
         "rdp",
         description="rdp and prv are upper bounds, prv the tighter; gdp approximates and can fall short",
     )
+    clipping: Literal["flat", "per-layer", "automatic"] = Field(
+        "flat", description="over all parameters jointly, each tensor by itself, or normalised"
+    )
     per_sample: Literal["auto", "ghost", "vmap"] = Field(
         "auto", description="how gradients are clipped; auto: ghost where the model and loss allow, else vmap"
     )
@@ -89,10 +96,12 @@ class DPSGD(Defence):
     def _one_target(self) -> DPSGD:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of epsilon and noise_multiplier")
+        if self.clipping == "per-layer" and self.per_sample == "ghost":
+            raise ValueError("per-layer clipping needs a gradient per sample: per_sample auto or vmap")
         return self
 
     def cost(self) -> float:
-        return 3.5 if self.per_sample == "vmap" else 1.6
+        return 3.5 if self.per_sample == "vmap" or self.clipping == "per-layer" else 1.6
 
     def check(self, context: StackContext) -> None:
         if context.module is not None:
@@ -232,15 +241,15 @@ class DPSGD(Defence):
         """Sum of the clipped per-sample gradients. The path is chosen at the first batch."""
 
         def vmapped(params: Params, batch: Batch, key: Tensor) -> Params:
-            return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm)
+            return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm, self.clipping)
 
-        if self.per_sample == "vmap":
+        if self.per_sample == "vmap" or self.clipping == "per-layer":
             return vmapped
         if local.module is None:
             if self.per_sample == "ghost":
                 raise PluginError("dp-sgd: ghost clipping needs clients that train one at a time")
             return vmapped
-        ghost = GhostClipping(local.module, local.loss, self.max_grad_norm)
+        ghost = GhostClipping(local.module, local.loss, self.max_grad_norm, self.clipping == "automatic")
         supported = True
 
         def summed(params: Params, batch: Batch, key: Tensor) -> Params:
@@ -260,8 +269,10 @@ class DPSGD(Defence):
         return summed
 
 
-def vmapped_sum(loss: LossFn, params: Params, batch: Batch, key: Tensor, max_grad_norm: float) -> Params:
-    """Sum of per-sample gradients, each clipped over all parameters jointly; one that is not finite: zero."""
+def vmapped_sum(
+    loss: LossFn, params: Params, batch: Batch, key: Tensor, max_grad_norm: float, clipping: str = "flat"
+) -> Params:
+    """Sum of clipped per-sample gradients, see DPSGD for the ways; one that is not finite counts as zero."""
     import torch
 
     x, y = batch
@@ -277,10 +288,15 @@ def vmapped_sum(loss: LossFn, params: Params, batch: Batch, key: Tensor, max_gra
     for start in range(0, len(y), step):
         part = slice(start, start + step)
         grads = per_sample(values, x[part], y[part], keys[part])
-        norms = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
-        finite = norms.isfinite()
-        scale = clip_scale(norms, max_grad_norm).where(finite, 0)
-        for name, g in grads.items():
+        squared = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()])  # (tensors, b)
+        finite = squared.sum(0).isfinite()
+        if clipping == "per-layer":
+            scales = clip_scale(squared.sqrt(), max_grad_norm / math.sqrt(len(squared)))
+        else:
+            scales = clip_scale(squared.sum(0).sqrt(), max_grad_norm, clipping == "automatic").expand(
+                len(squared), -1
+            )
+        for (name, g), scale in zip(grads.items(), scales.where(finite, 0), strict=True):
             g = g.where(finite.view(-1, *[1] * (g.ndim - 1)), 0)
             summed = torch.tensordot(scale, g, dims=1)
             total[name] = total[name] + summed if name in total else summed

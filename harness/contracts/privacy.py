@@ -1,0 +1,237 @@
+"""Privacy attacks: what they may see of a federation, what they ask to be trained, what they return."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contracts.attack import Attack
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from harness.contracts.defence import Guarantee
+    from harness.contracts.metric import Score
+
+    Logits = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """Planted in a training, each by an independent fair coin, so that the release can be asked about them.
+
+    unit: `record`, at one client drawn by the seed, or `client`, in every round that draws it. form of a record:
+    `gradient`, whose loss is `scale` times one coordinate of the parameters, so that its gradient is scale e_j
+    (Steinke et al. 2023, section 6, Dirac canaries), or `image`, uniform noise with a random label, `repeats`
+    times. A client's update is -scale e_j. opposite: what the coin decides is not presence but the sign,
+    for guarantees whose neighbours replace data (clients only).
+    """
+
+    count: int
+    unit: str = "record"
+    form: str = "gradient"
+    scale: float = 10.0
+    repeats: int = 1
+    opposite: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingVariant:
+    """Another training of the same cell, run and cached like any other.
+
+    keep: the share of the training pool's groups it may use, drawn by `name` and the seed; None: the target's
+    own training records. complement_of: another variant's name, with the same keep: the groups that one leaves
+    out. recorded_rounds: so many rounds, evenly spread, of which `VariantView.rounds` tells.
+    """
+
+    name: str
+    keep: float | None = 0.5
+    complement_of: str | None = None
+    recorded_rounds: int = 0
+    canaries: Canaries | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Updates that an attack wants to look at: each of a client that trains on a few records in one round.
+
+    records: drawn at one client; None: all it has. batch_size: None for all in one step. at: the round, `start`
+    (initial weights) or `end` (the trained model). count: so many updates, each of another draw. batch_norm:
+    `train` for batch statistics at the client, `eval` for the global ones.
+    """
+
+    records: int | None = 1
+    epochs: int = 1
+    batch_size: int | None = None
+    at: str = "start"
+    count: int = 1
+    batch_norm: str = "train"
+
+
+@dataclass
+class ObservedUpdate:
+    """One update as the server receives it, after defences and update compressors, and how it came about.
+
+    update (d,): local minus global; weights (d,): global. module: the network with these weights, in the
+    client's mode. clients: 1, or how many the server sees the mean of. records: that the client trained on.
+    optimizer: its name and settings at the client, the learning rate of the round among them.
+    """
+
+    update: Tensor
+    weights: Tensor
+    module: nn.Module
+    layout: dict[str, slice]
+    records: int
+    batch_size: int
+    epochs: int
+    optimizer: dict[str, Any]
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    clients: int = 1
+
+    def gradient(self) -> Tensor:
+        """(d,) -update / lr: for one plain SGD step the gradient itself, for several their sum."""
+        return -self.update / self.optimizer["lr"]
+
+
+@dataclass(frozen=True)
+class RecordedRound:
+    """A round as the server saw it: weights (d,), updates (n, d) of `clients`, or their mean alone: (1, d), []."""
+
+    round: int
+    weights: Tensor
+    updates: Tensor
+    clients: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A training's canaries: which were included (m,) bool, and what the release says of each.
+
+    signal (m,): how far the updates or models that the guarantee's adversary sees moved against the
+    canary's gradient (higher: more likely included); None for images. images, labels: of image canaries.
+    """
+
+    included: np.ndarray
+    signal: np.ndarray | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VariantView:
+    """Another training's released model: logits like the target's; mask over members then non-members: True
+    where it was trained on; rounds and canaries where the variant has some; guarantee: of that training.
+    """
+
+    logits: Logits
+    mask: np.ndarray
+    rounds: tuple[RecordedRound, ...] = ()
+    canaries: Planted | None = None
+    guarantee: Guarantee | None = None
+
+
+@dataclass
+class PrivacyView:
+    """What the threat's adversary may see: the target's outputs, and the records it tests.
+
+    logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
+    module: the released network, where the threat grants white-box or server.
+    members / non_members: (images, labels), drawn alike from the training pool, by group where there are groups;
+    empty for attacks that do without. population: the adversary's own records, the validation split.
+    observed: what an attack with an `observation` asked for, where the threat grants server.
+    apply: (weights (d,), images) -> logits, differentiable, in eval mode: the network with other weights (server).
+    """
+
+    logits: Logits
+    members: tuple[Tensor, Tensor]
+    non_members: tuple[Tensor, Tensor]
+    module: nn.Module | None = None
+    variants: Mapping[str, VariantView] = field(default_factory=dict)
+    population: tuple[Tensor, Tensor] | None = None
+    observed: tuple[ObservedUpdate, ...] = ()
+    apply: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class PrivacyContext:
+    """num_classes and a seeded generator on the data's device. progress(done, total): optional to call."""
+
+    num_classes: int
+    generator: torch.Generator
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A membership attack's result: scores (n,), higher means more likely a member; is_member (n,) bool.
+
+    groups (n,): whose records they are, filled in by the engine where the data have groups.
+    """
+
+    scores: np.ndarray
+    is_member: np.ndarray
+    groups: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What was got back of the records behind each observed update, in any order.
+
+    images: one (b, c, h, w) in [0, 1] an update, or None; labels: one (b,) int64 an update, or None. The truth,
+    true_images and true_labels, is filled in by the engine.
+    """
+
+    images: tuple[Tensor, ...] | None = None
+    labels: tuple[Tensor, ...] | None = None
+    true_images: tuple[Tensor, ...] | None = None
+    true_labels: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An empirical lower bound: with this confidence, no guarantee below `epsilon` at `delta` can be true.
+
+    guarantee: what the audited training claims, None for none. facts: how it was found.
+    """
+
+    epsilon: float
+    delta: float
+    confidence: float
+    guarantee: Guarantee | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def violated(self) -> bool:
+        """Whether the claim is refuted, at this confidence."""
+        claim = self.guarantee
+        return claim is not None and claim.holds and self.epsilon > claim.epsilon
+
+
+class PrivacyAttack(Attack):
+    """Measures what a release leaks."""
+
+    family: ClassVar[str] = "privacy"
+    needs_non_members: ClassVar[bool] = True
+    # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).
+    knowledge: ClassVar[str] = "black-box"
+    scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold
+
+    def trainings(self, cell: Any) -> list[TrainingVariant]:
+        """Further trainings it needs, beside the target."""
+        return []
+
+    @property
+    def observation(self) -> Observation | None:
+        """The updates it wants to see; None: none."""
+        return None
+
+    @abstractmethod
+    def run(
+        self, view: PrivacyView, context: PrivacyContext
+    ) -> Membership | Reconstruction | Audit | dict[str, float]:
+        """The attack. Membership, Reconstruction and Audit are scored by the metrics; a dict is scored as it is."""

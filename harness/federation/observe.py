@@ -1,0 +1,86 @@
+"""One small update as the server would receive it, for attacks that look into updates."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.contracts.defence import Sampling
+from harness.contracts.privacy import Observation, ObservedUpdate
+from harness.evaluation.predict import to_pixels
+from harness.federation.batches import steps_per_round
+from harness.federation.counts import clients_per_round
+from harness.federation.local import Client, LocalTrainer, Start
+from harness.federation.rounds import Federation
+from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
+from harness.functional import batch_norms
+from harness.random import numpy_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.training import Training
+
+
+def observe(
+    training: Training, module: nn.Module, wanted: Observation, prepared: list[dict[str, Any]], number: int
+) -> tuple[ObservedUpdate, Tensor, Tensor]:
+    """One round of clients that hold only a few of their records each, from a given global model.
+
+    module: the global model, left as it was. prepared: the defences' for this training. number: which draw of
+    client and records. A server that sees sums alone is given the mean over as many clients as take part in a
+    round. Returns the update with what the server knows, and the images (b, c, h, w) and labels (b,) behind it.
+    """
+    spec, settings, pool = training.spec, training.spec.federation, training.pool
+    module = copy.deepcopy(module)
+    rng = numpy_generator(spec.seed, "observed", number)
+    order = rng.permutation(settings.clients).tolist()
+    together = any(defence.server_view == "sum" for defence in spec.defences)
+    chosen = order[: clients_per_round(settings.clients, settings.participation)] if together else order[:1]
+    held = {i: pool.clients[i] for i in chosen}
+    if wanted.records is not None:
+        held = {i: rng.choice(p, min(wanted.records, len(p)), replace=False) for i, p in held.items()}
+    batch = max(len(positions) for positions in held.values())
+    batch = min(batch, wanted.batch_size or batch)
+    clients = {}
+    for i, positions in held.items():
+        steps = steps_per_round(len(positions), batch, wanted.epochs, None)
+        sampling = training.sampling(len(positions), batch)
+        records = training.data.train.take(positions)
+        clients[i] = Client(i, *records, steps, sampling, spec.defences, list(prepared))
+    local = settings.local.model_copy(update={"batch_size": batch})
+    stream = f"{training.stage_key}:observe:{number}"
+    trainer = LocalTrainer(module, local, spec.seed, stream, spec.compute.precision, training.device)
+    trainer.batch_norm = wanted.batch_norm
+    rules = replace(training.rules(prepared, 0), byzantine=None, malicious=())
+    nobody = Client(-1, *training.data.train.take(pool.members[:0]), 0, Sampling())
+    everyone = [clients.get(i, nobody) for i in range(settings.clients)]
+    federation = Federation(module, everyone, trainer, rules, spec.seed, stream)
+    round = 0 if wanted.at == "start" else settings.rounds - 1
+    multiplier = settings.local.schedule.multiplier(round, settings.rounds)
+    weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
+    start = Start(round, weights, multiplier=multiplier, rounds=settings.rounds, clients=len(chosen))
+    updates, _ = federation.updates(start, chosen, [], buffers)
+    load_vector(module, weights)
+    load_buffers(module, buffers)
+    module.train()
+    for name in batch_norms(module) if wanted.batch_norm == "eval" else ():
+        module.get_submodule(name).eval()
+    victim, optimizer = clients[chosen[0]], local.optimizer
+    seen = ObservedUpdate(
+        update=torch.stack(list(updates.values())).mean(0),
+        weights=weights,
+        module=module,
+        layout=trainer.layout,
+        records=victim.size,
+        batch_size=batch,
+        epochs=wanted.epochs,
+        optimizer={"name": optimizer.name, **optimizer.model_dump(), "lr": optimizer.lr * multiplier},
+        num_classes=training.data.num_classes,
+        input_shape=training.data.input_shape,
+        clients=len(chosen),
+    )
+    return seen, to_pixels(victim.images), victim.labels

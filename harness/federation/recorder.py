@@ -1,0 +1,74 @@
+"""What a variant's training keeps for privacy attacks: recorded rounds, and how far canaries moved the release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.federation.canaries import Planting
+    from harness.federation.local import Start
+
+
+class Recorder:
+    """Watches a federation. rounds: how many, evenly spread over `total`, are kept whole.
+
+    clients: how many are real; canary clients come after them.
+    """
+
+    def __init__(self, rounds: int, total: int, planting: Planting | None, clients: int) -> None:
+        self.wanted = {round(r) for r in np.linspace(0, total - 1, min(rounds, total)).tolist()}
+        self.planting = planting
+        self.clients = clients
+        self.rounds: list[dict[str, Any]] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._seen: Tensor | None = (
+            None  # sum over rounds of what the canaries' side sent, at the coordinates
+        )
+        self._mean: Tensor | None = None
+        self._first: Tensor | None = None
+
+    def __call__(self, start: Start, updates: dict[int, Tensor]) -> None:
+        if start.round in self.wanted:
+            number = len(self.rounds)
+            self.rounds.append({"round": start.round, "clients": list(updates)})
+            self.tensors[f"weights.{number}"] = start.weights.clone()
+            rows = list(updates.values())
+            self.tensors[f"updates.{number}"] = (
+                torch.stack(rows) if rows else start.weights.new_empty(0, len(start.weights))
+            )
+        if self.planting is not None and self.planting.canaries.form == "gradient":
+            self._follow(start, updates)
+
+    def _follow(self, start: Start, updates: dict[int, Tensor]) -> None:
+        assert self.planting is not None
+        index = self.planting.coordinates
+        if self._first is None:
+            self._first = start.weights[index].clone()
+            self._seen, self._mean = torch.zeros_like(self._first), torch.zeros_like(self._first)
+        assert self._seen is not None
+        assert self._mean is not None
+        if updates:
+            self._mean += torch.stack([update[index] for update in updates.values()]).mean(0)
+        if self.planting.canaries.unit == "client":
+            for position, number in enumerate(self.planting.clients):
+                if self.clients + position in updates:
+                    self._seen[number] += updates[self.clients + position][index[number]]
+        elif self.planting.client in updates:
+            self._seen += updates[self.planting.client][index]
+
+    def signals(self, final: Tensor) -> dict[str, list[float]]:
+        """How far things moved against each canary's gradient: `updates` of its client, `sum` of all clients'
+        (their mean), `models` from first to last. final (d,): the trained global weights.
+        """
+        if self._first is None or self.planting is None:
+            return {}
+        assert self._seen is not None
+        assert self._mean is not None
+        moved = final[self.planting.coordinates] - self._first
+        named = {"updates": self._seen, "sum": self._mean, "models": moved}
+        return {name: (-value).double().tolist() for name, value in named.items()}

@@ -1,0 +1,224 @@
+"""Privacy attacks on a released model: what their adversary may see is put together here, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from harness.contracts.defence import Guarantee
+from harness.contracts.privacy import (
+    Audit,
+    Membership,
+    Observation,
+    ObservedUpdate,
+    Planted,
+    PrivacyAttack,
+    PrivacyContext,
+    PrivacyView,
+    Reconstruction,
+    RecordedRound,
+    TrainingVariant,
+    VariantView,
+)
+from harness.errors import PluginError
+from harness.evaluation.matching import match_images
+from harness.evaluation.membership import draw_members
+from harness.evaluation.predict import predict, to_pixels
+from harness.federation.observe import observe
+from harness.federation.vector import layout, trainable
+from harness.pictures import Strip, paint
+from harness.random import numpy_generator, torch_generator
+from harness.stages.score import Scoring, compute_metrics, confidence_intervals
+from harness.stages.train import Progress, load_trained
+from harness.training import Training
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor, nn
+
+    from harness.plan import AttackSpec
+
+AUDIT_FLAG = "audit-violation"
+Truth = tuple[tuple["Tensor", ...], tuple["Tensor", ...]]  # images and labels behind each observed update
+
+
+def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress: Progress) -> dict[str, Any]:
+    """The attack stage of a privacy attack: its result, scored by whatever metrics know such a result."""
+    scene = _Scene(scoring, spec)
+    members, non_members = scene.sides(attack)
+    knows_server = spec.threat.knowledge == "server"
+    observed, truth = scene.observed(attack.observation if knows_server else None)
+    view = PrivacyView(
+        logits=scene.logits(scoring.released.module, scoring.device),
+        members=scene.records(members),
+        non_members=scene.records(non_members),
+        module=scoring.released.module if spec.threat.knowledge != "black-box" else None,
+        variants=scene.variants(np.concatenate([members, non_members]), knows_server),
+        population=scene.population(),
+        observed=observed,
+        apply=scene.apply if knows_server else None,
+    )
+    seed, device = spec.model.train.seed, scoring.device
+    context = PrivacyContext(
+        scoring.training.data.num_classes,
+        torch_generator(seed, "privacy attack", attack.name, device=device),
+        lambda done, total: progress(done, total, f"{attack.name}, {done}/{total}"),
+    )
+    found = attack.run(view, context)
+    description: dict[str, Any] = {
+        "family": attack.family, "access": spec.threat.knowledge,
+        "members": len(members), "non_members": len(non_members),
+    }  # fmt: skip
+    if isinstance(found, dict):
+        unknown = set(found) - set(attack.scores)
+        if unknown:
+            raise PluginError(
+                f"{attack.name} returned {min(unknown)!r}, which it does not declare in `scores`"
+            )
+        return {"scores": {name: float(value) for name, value in found.items()}, "attack": description}
+    pictures: list[str] = []
+    flags: list[str] = []
+    if isinstance(found, Membership):
+        known = scoring.context(membership=scene.with_groups(found, members, non_members))
+    elif isinstance(found, Reconstruction):
+        found = replace(found, true_images=truth[0], true_labels=truth[1])
+        known = scoring.context(reconstruction=found)
+        if found.images is not None:
+            pictures = [scoring.store.save_picture(_picture(truth[0], found.images))]
+    elif isinstance(found, Audit):
+        known = scoring.context(audit=found)
+        claim = None if found.guarantee is None else found.guarantee.model_dump()
+        description["audit"] = {**asdict(replace(found, guarantee=None)), "guarantee": claim}
+        flags = [AUDIT_FLAG] if found.violated else []
+    else:
+        raise PluginError(f"{attack.name} returned {type(found).__name__}, which nobody can score")
+    return {
+        "scores": compute_metrics(spec.metrics, known, attack=True),
+        "intervals": confidence_intervals(spec.metrics, known),
+        "attack": description | ({"pictures": pictures} if pictures else {}),
+        "flags": flags,
+    }
+
+
+def _picture(originals: Sequence[Tensor], guesses: Sequence[Tensor]) -> Image:
+    """Originals over what was got back of each."""
+    strips = []
+    for number, (truth, guess) in enumerate(zip(originals, guesses, strict=True), 1):
+        found = guess[match_images(truth, guess)].detach()
+        strips.append(Strip(f"update {number}: originals, reconstructions", (truth.cpu(), found.cpu())))
+    return paint(strips)
+
+
+class _Scene:
+    """What the engine knows of an attack, out of which views are cut."""
+
+    def __init__(self, scoring: Scoring, spec: AttackSpec) -> None:
+        self.scoring = scoring
+        self.spec = spec
+        self.training = scoring.training
+
+    # data ---------------------------------------------------------------------------------------
+
+    def sides(self, attack: PrivacyAttack) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of members and non-members; none for an attack that does without."""
+        if not attack.needs_non_members:
+            empty = np.empty(0, dtype=np.int64)
+            return empty, empty
+        pool, groups = self.training.pool, self.training.data.train.groups
+        rng = numpy_generator(self.spec.model.train.seed, "membership")
+        return draw_members(pool.members, pool.non_members, groups, self.spec.threat.subset, rng)
+
+    def records(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        images, labels = self.training.data.train.take(positions)
+        return to_pixels(images).to(self.scoring.device), labels.to(self.scoring.device)
+
+    def population(self) -> tuple[Tensor, Tensor]:
+        val = self.training.data.val
+        return to_pixels(val.images).to(self.scoring.device), val.labels.to(self.scoring.device)
+
+    def with_groups(self, found: Membership, members: np.ndarray, non_members: np.ndarray) -> Membership:
+        groups = self.training.data.train.groups
+        if groups is None or found.groups is not None:
+            return found
+        return replace(found, groups=groups[np.concatenate([members, non_members])])
+
+    # models -------------------------------------------------------------------------------------
+
+    def logits(self, module: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
+        size = self.spec.evaluation.batch_size
+        return lambda images: torch.from_numpy(predict(module, images, size, device))
+
+    def apply(self, weights: Tensor, images: Tensor) -> Tensor:
+        """logits of the trained architecture with other weights (d,), differentiable in both, in eval mode."""
+        module = self._architecture()
+        shapes = trainable(module)
+        parts = layout(module)
+        values = {name: weights[part].view_as(shapes[name]) for name, part in parts.items()}
+        return torch.func.functional_call(module, values, (images,))
+
+    def _architecture(self) -> nn.Module:
+        if not hasattr(self, "_module"):
+            self._module = load_trained(self.training, self.scoring.store, self.scoring.base)
+        return self._module
+
+    # the server's view --------------------------------------------------------------------------
+
+    def observed(self, wanted: Observation | None) -> tuple[tuple[ObservedUpdate, ...], Truth]:
+        if wanted is None:
+            return (), ((), ())
+        module = self.training.initial_module() if wanted.at == "start" else self._architecture()
+        prepared = self.scoring.base["prepared"][0]
+        found = [observe(self.training, module, wanted, prepared, number) for number in range(wanted.count)]
+        updates, images, labels = zip(*found, strict=True)
+        return tuple(updates), (tuple(images), tuple(labels))
+
+    def variants(self, tested: np.ndarray, server: bool) -> dict[str, VariantView]:
+        """The other trainings, each with what this adversary may see of it."""
+        pairs = zip(self.spec.variants, self.spec.variant_needs, strict=True)
+        return {variant.name: self._variant(variant, key, tested, server) for variant, key in pairs}
+
+    def _variant(self, variant: TrainingVariant, key: str, tested: np.ndarray, server: bool) -> VariantView:
+        other = Training(replace(self.spec.model.train, variant=variant), key, self.training.device)
+        result = self.scoring.result(key)
+        module = load_trained(other, self.scoring.store, result)
+        guarantee = None if result["guarantee"] is None else Guarantee.model_validate(result["guarantee"])
+        return VariantView(
+            logits=self.logits(module, other.device),
+            mask=np.isin(tested, other.pool.members),
+            rounds=self._rounds(other, result) if server else (),
+            canaries=_planted(other, result, guarantee),
+            guarantee=self.scoring.settled(guarantee),
+        )
+
+    def _rounds(self, training: Training, result: dict[str, Any]) -> tuple[RecordedRound, ...]:
+        kept = result.get("recorded") or []
+        if not kept:
+            return ()
+        tensors = self.scoring.store.load_tensors(result["artifacts"][1], training.device)
+        rounds = []
+        for i, entry in enumerate(kept):
+            updates, clients = tensors[f"updates.{i}"], tuple(entry["clients"])
+            if _only_sum(training) and len(updates):
+                updates, clients = updates.mean(0, keepdim=True), ()
+            rounds.append(RecordedRound(entry["round"], tensors[f"weights.{i}"], updates, clients))
+        return tuple(rounds)
+
+
+def _only_sum(training: Training) -> bool:
+    return any(defence.server_view == "sum" for defence in training.spec.defences)
+
+
+def _planted(training: Training, result: dict[str, Any], guarantee: Guarantee | None) -> Planted | None:
+    """The canaries, and of their signals the one that the guarantee's own adversary has."""
+    planting = training.planting
+    if planting is None:
+        return None
+    if planting.canaries.form == "image":
+        return Planted(planting.included, None, to_pixels(planting.images), planting.labels)
+    against = "server" if guarantee is None else guarantee.against
+    name = "models" if against == "recipients" else "sum" if _only_sum(training) else "updates"
+    return Planted(planting.included, np.asarray(result["signals"][name]))
