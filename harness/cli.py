@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -246,17 +246,97 @@ def plot(
     from harness.console.curves import curves, draw_curves
     from harness.grid import cells
     from harness.scenario import load
-    from harness.store import Store as Records
 
     loaded = load(scenario)
-    if not store.is_dir():
-        raise HarnessError(f"--store {store}: there is no such folder; run the scenario first")
     known = {cell.id for cell in cells(loaded)}
-    with Records(store) as records:
-        found = [record for record in records.records(loaded.name) if record["id"] in known]
-    panels = curves(found)
+    panels = curves([record for record in _records(store, loaded.name) if record["id"] in known])
     draw_curves(panels, out, loaded.name)
     typer.echo(f"wrote {out}: {len(panels)} panel{'s' if len(panels) > 1 else ''}")
+
+
+@app.command()
+def explain(
+    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, or its first digits.")],
+    store: Store = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show where a cell's privacy guarantee comes from: what creates it, keeps it or breaks it, and why.
+
+    Ids are in `harness plan --json` and in exported results. The cell must have been run.
+
+    Example: harness explain 3f2a --store runs
+    """
+    from harness.console.chain import find_record, render_chain
+    from harness.console.output import make_console, print_json
+
+    record = find_record(_records(store), cell)
+    if as_json:
+        print_json({key: record.get(key) for key in ("id", "cell", "guarantee", "lineage", "flags")})
+    else:
+        render_chain(record, make_console())
+
+
+@app.command()
+def audit(
+    scenarios: Scenarios,
+    attack: Annotated[
+        str, typer.Option(metavar="NAME", help="The audit: an attack of the privacy family.")
+    ] = "audit",
+    device: Device = "auto",
+    jobs: Jobs = "auto",
+    store: Store = Path("runs"),
+    select: Select = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Audit every training of a scenario: plant canaries, and bound epsilon from below by what leaks.
+
+    Exit status: 0 no guarantee refuted, 1 some refuted or some audits failed, 2 bad input, 130 interrupted.
+
+    Example: harness audit scenarios/privacy.yaml --select 'defence=dp-sgd*'
+    """
+    from harness.console.arguments import find_scenarios, parse_jobs
+    from harness.console.audits import audit_scenario, render_audits
+    from harness.console.output import make_console, print_json, run_values
+    from harness.console.progress import make_observer
+    from harness.console.tables import reason
+    from harness.scenario import load_many
+
+    paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
+    loaded = [audit_scenario(scenario, attack) for scenario in load_many(paths)]
+
+    from harness.engine import run as execute
+
+    with make_observer(make_console(stderr=True), quiet=quiet) as observer:
+        result = execute(
+            loaded, device=device, jobs=workers, store=store, select=select or None, observer=observer
+        )
+    if as_json:
+        print_json(run_values(result))
+    refuted = sum("audit-violation" in record["flags"] for record in result.records)
+    for name in dict.fromkeys(r["scenario"]["name"] for r in result.records) if not as_json else ():
+        console = make_console()
+        console.print(name, style="bold")
+        render_audits([r for r in result.records if r["scenario"]["name"] == name], console)
+    for record in result.records:
+        if record["status"] != "scored":
+            print(f"{record['status']}: {record['cell']['defence']}: {reason(record)}", file=sys.stderr)
+    for path, why in result.skipped:
+        print(f"skipped {path}: {why}", file=sys.stderr)
+    if result.interrupted:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130)
+    raise typer.Exit(1 if refuted or result.failed or result.skipped else 0)
+
+
+def _records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
+    """The records of a store that must be there. Raises HarnessError."""
+    from harness.store import Store as Records
+
+    if not store.is_dir():
+        raise HarnessError(f"--store {store}: there is no such folder; run a scenario first")
+    with Records(store) as records:
+        return records.records(scenario)
 
 
 @app.command("list")

@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import EvasionAttack
+from harness.contracts.privacy import PrivacyAttack
 from harness.plan import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def _seconds(spec: Any, train: TrainSpec, facts: DataFacts, device: str) -> floa
     if isinstance(spec, CleanSpec):
         return facts.test * forward + 0.5
     assert isinstance(spec, AttackSpec)
+    if isinstance(spec.attack, PrivacyAttack):
+        return facts.test * forward * 4 + spec.attack.effort * forward * 8
     effort = spec.attack.effort * 3 + 2 if isinstance(spec.attack, EvasionAttack) else 4
     return facts.test * forward * effort
 

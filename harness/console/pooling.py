@@ -54,7 +54,15 @@ QUANTITIES = (
         "mia", "MIA AUC", "mia_auc", "privacy", "lower", digits=2,
         legend="MIA AUC: best membership inference, 0.50 is chance",
     ),
+    Quantity(
+        "inversion", "inversion dB", "reconstruction_psnr", "privacy", "lower",
+        legend="inversion: PSNR of the best reconstruction from an update, lower leaks less",
+    ),
     Quantity("epsilon", "epsilon", "epsilon", "any", "lower", digits=2),
+    Quantity(
+        "audited", "audited ≥", "epsilon_audited", "privacy", "lower", digits=2,
+        legend="audited: epsilon that an audit proved to be spent at least",
+    ),
     Quantity("size", "size kB", "serialized_bytes", "clean", "lower", 1 / KB),
     Quantity(
         "uplink", "uplink kB", "uplink_bytes_per_round", "clean", "lower", 1 / KB,
@@ -68,7 +76,8 @@ class Value:
     """A pooled number: mean over seeds, standard deviation (None: one seed), and what to know about it.
 
     incomplete: some attack that counts here has no score, so the worst may be better than it looks.
-    masked: gradient masking is suspected. text: shown instead of the number (`none`, `broken`).
+    masked: gradient masking is suspected. violated: an audit refutes the guarantee. clients: the guarantee is
+    about clients with all their data. text: shown instead of the number (`none`, `broken`).
     """
 
     mean: float
@@ -76,6 +85,8 @@ class Value:
     incomplete: bool = False
     masked: bool = False
     text: str | None = None
+    violated: bool = False
+    clients: bool = False
 
 
 @dataclass
@@ -142,18 +153,20 @@ def _pooled(
 ) -> Value | None:
     seeds: dict[Any, list[float]] = {}
     there = set()
-    masked = False
+    masked = violated = False
     for record in records:
         score = _score(record, quantity)
         if score is None or not _counts(quantity, families[_attack(record)]):
             continue
         masked |= quantity.family == "evasion" and "gradient-masking-suspected" in (record.get("flags") or ())
+        violated |= quantity.key == "audited" and "audit-violation" in (record.get("flags") or ())
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
         there.add(_point(record, quantity))
     if not seeds:
         return None
     worst = [quantity.worst(scores) for scores in seeds.values()]
-    return Value(fmean(worst), stdev(worst) if len(worst) > 1 else None, there != asked, masked)
+    deviation = stdev(worst) if len(worst) > 1 else None
+    return Value(fmean(worst), deviation, there != asked, masked, violated=violated)
 
 
 def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
@@ -166,7 +179,8 @@ def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
     if not all(guarantee.get("holds", True) for guarantee in guarantees):
         return Value(math.inf, text="broken")
     epsilons = [float("inf") if g.get("epsilon") is None else float(g["epsilon"]) for g in guarantees]
-    return Value(max(epsilons), text="inf" if math.isinf(max(epsilons)) else None)
+    clients = any(g.get("unit") == "client" for g in guarantees)
+    return Value(max(epsilons), text="inf" if math.isinf(max(epsilons)) else None, clients=clients)
 
 
 def family(record: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 # Where the console is narrow, these columns go first.
-EXPENDABLE = ("uplink", "size", "mia", "backdoor", "byzantine", "epsilon", "robust")
+EXPENDABLE = ("uplink", "size", "inversion", "mia", "backdoor", "byzantine", "audited", "epsilon", "robust")
 NARROWEST = 22  # of the configuration column
 WIDEST = 44
 REASONS = 3
@@ -100,7 +100,8 @@ def _show(value: Value | None, quantity: Quantity, bold: bool = False) -> list[t
     if value is None:
         return [("–", "")]
     number = value.text or quantity.show(value.mean)
-    parts = [(number + "†" * value.incomplete + "‡" * value.masked, "bold" if bold else "")]
+    signs = "†" * value.incomplete + "‡" * value.masked + "§" * value.clients + "!" * value.violated
+    parts = [(number + signs, "bold red" if value.violated else "bold" if bold else "")]
     if value.deviation is not None and not value.text and round(value.deviation, quantity.digits):
         parts.append((f"\n±{quantity.show(value.deviation)}", "dim"))
     return parts
@@ -127,6 +128,10 @@ def _legend(
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):
         lines.append("‡: gradient masking suspected, so probably too high")
+    if any(value.clients for value in shown):
+        lines.append("§: for a client with all its data; without it, for one record")
+    if any(value.violated for value in shown):
+        lines.append("!: an audit refutes the guarantee: suspect a bug in the defence")
     if any(value.text == "broken" for value in shown):
         lines.append("broken: an unaccounted use of protected data voids the guarantee")
     if dropped:

@@ -226,6 +226,11 @@ class PrivacyAttack(Attack):
         return []
 
     @property
+    def effort(self) -> int:
+        """Gradients of a batch it computes beside its trainings, for estimates."""
+        return 0
+
+    @property
     def observation(self) -> Observation | None:
         """The updates it wants to see; None: none."""
         return None

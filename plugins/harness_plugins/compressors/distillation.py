@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import (
     ClientHooks,
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 
 class Distillation(ModelCompressor):
-    """A smaller network, trained by the same federation towards the logits z of the trained one.
+    """A smaller network, trained towards the logits z of the trained one.
 
-    Each client minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the
+    data `clients`: by the same federation. Each client minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the
     student's logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The
     teacher answers in eval mode for the very images the student sees, so defences that change images or build
     on the loss hold for the student as for any training, and a record's loss depends on that record alone: a
-    guarantee composes over both trainings.
+    guarantee composes over both trainings. data `public` or `private`: by the server alone, on the
+    validation split, with Adam (lr 1e-3) and batches of 64, no defence taking part; that breaks a guarantee
+    where the split is protected.
 
     facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller
-    one, NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, with one more
-    forward pass of the teacher a step.
+    one, NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, or passes over the
+    split, with one more forward pass of the teacher a step.
     """
 
     name: ClassVar[str] = "distillation"
@@ -46,13 +48,20 @@ class Distillation(ModelCompressor):
     )  # fmt: skip
 
     student: Model = Field("lenet5", description="the smaller network: a model, with its parameters")
-    rounds: int = Field(10, ge=1, description="federated rounds of the student's training")
+    data: Literal["clients", "public", "private"] = Field(
+        "clients", description="what the student learns from: the clients' records, or the validation split"
+    )
+    rounds: int = Field(10, ge=1, description="federated rounds, or passes over the validation split")
     temperature: float = Field(2.0, gt=0, description="T, which softens both networks' answers")
     weight: float = Field(0.5, ge=0, le=1, description="share of the loss towards the teacher, in [0, 1]")
 
     @property
+    def data_access(self) -> str:
+        return "none" if self.data == "clients" else self.data
+
+    @property
     def fine_tuning_rounds(self) -> int:
-        return self.rounds
+        return self.rounds if self.data == "clients" else 0
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         check_finite(model, self.name)
@@ -68,8 +77,27 @@ class Distillation(ModelCompressor):
                 f"no fewer than the {sizes['teacher_parameters']:,} of the network it is to replace"
             )
         hook = TowardsTeacher(teacher, self.temperature, self.weight)
-        module = context.fine_tune(student, self.rounds, hook).eval()
+        if self.data == "clients":
+            module = context.fine_tune(student, self.rounds, hook).eval()
+        else:
+            module = self._at_server(student, hook, context)
         return CompressedModel(module, file_tensors(module), facts=sizes)
+
+    def _at_server(self, student: nn.Module, hook: TowardsTeacher, context: CompressionContext) -> nn.Module:
+        import torch
+
+        images, labels = context.data()
+        key = torch.zeros((), dtype=torch.int64)
+        loss = hook.loss(lambda params, batch, key: batch[1], lambda params, x: student(x))
+        optimizer = torch.optim.Adam(student.parameters(), lr=1e-3)
+        student.train()
+        for _ in range(self.rounds):
+            for index in torch.randperm(len(labels), generator=context.generator).split(64):
+                index = index.to(labels.device)
+                optimizer.zero_grad()
+                loss({}, (images[index], labels[index]), key).mean().backward()
+                optimizer.step()
+        return student.eval()
 
     def restore(
         self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings

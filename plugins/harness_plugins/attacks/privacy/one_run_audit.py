@@ -35,8 +35,9 @@ class OneRunAudit(PrivacyAttack):
     the best counts.
 
     Canaries are gradients along one coordinate each (Dirac canaries), whose part in the release is seen by the
-    adversary that the guarantee is about: the server, from the client's updates (or their sum), or, where the server is trusted, those who receive the models. For guarantees of clients the canaries are clients,
-    and for those whose neighbours replace data the coin decides their sign. It is a lower bound: a correct training
+    adversary that the guarantee is about: the server, from the client's updates (or their sum), or, where the
+    server is trusted, those who receive the models. For guarantees of clients the canaries are clients, and for
+    those whose neighbours replace data the coin decides their sign. It is a lower bound: a correct training
     may be well below its claim, and only a bound above the claim says something, that the claim is false (at this
     confidence). It has no power against batches that are shuffled where Poisson sampling is claimed, nor against
     noise used twice. Source: Steinke, Nasr and Jagielski (2023), theorem 5.2 and appendix D; section 6 for the

@@ -1,0 +1,71 @@
+"""`harness explain`: where a cell's guarantee comes from, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import HarnessError, did_you_mean
+
+STYLES = {"creates": "green", "breaks": "bold red", "no guarantee": "dim"}
+
+
+def find_record(records: Sequence[dict[str, Any]], cell: str) -> dict[str, Any]:
+    """The record whose id begins so. Raises HarnessError where there is none, or more than one."""
+    found = [record for record in records if record["id"].startswith(cell)]
+    if not found:
+        raise HarnessError(
+            f"no cell {cell!r} in this store; {did_you_mean(cell, [r['id'] for r in records])}"
+        )
+    if len(found) > 1:
+        named = ", ".join(f"{r['id']} ({r['scenario']['name']})" for r in found[:5])
+        raise HarnessError(f"{cell!r} begins the ids of {len(found)} cells: {named}")
+    return found[0]
+
+
+def render_chain(record: dict[str, Any], console: Console) -> None:
+    """The cell, its chain from data to release, and what is guaranteed and measured."""
+    axes = ", ".join(f"{axis} {value}" for axis, value in record["cell"].items())
+    console.print(Text.assemble((record["id"], "bold"), f"  {record['scenario']['name']}: {axes}"))
+    if record["status"] != "scored":
+        console.print(Text(f"{record['status']}: {record.get('reason') or record['error']['message']}"))
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("stage", "part", "reads", "guarantee", "why"):
+        table.add_column(name, overflow="fold")
+    for step in record["lineage"]:
+        effect = Text(step["effect"], style=STYLES.get(step["effect"], ""))
+        table.add_row(*map(Text, (step["stage"], step["part"], step["reads"])), effect, Text(step["why"]))
+    console.print(table)
+    for line, style in _verdict(record):
+        console.print(Text(line, style=style))
+
+
+def _verdict(record: dict[str, Any]) -> list[tuple[str, str]]:
+    guarantee = record["guarantee"]
+    lines = []
+    if guarantee is None:
+        lines.append(("guaranteed: nothing", "bold"))
+    elif not guarantee["holds"]:
+        lines.append((f"guaranteed: nothing, broken by: {'; '.join(guarantee['broken_by'])}", "bold red"))
+    else:
+        unit, grouped = guarantee["unit"], guarantee.get("group_epsilon")
+        lines.append(
+            (f"guaranteed: epsilon {guarantee['epsilon']:.4g} at delta {guarantee['delta']:.3g} for a {unit}, "
+             f"{guarantee['accountant']} accountant", "bold green")
+        )  # fmt: skip
+        if grouped is not None:
+            lines.append(
+                (f"for the largest group, {guarantee['largest_group']} records: epsilon {grouped:.4g}", "")
+            )
+    audit = (record["attack"] or {}).get("audit")
+    if audit is not None:
+        line = f"audited: epsilon of at least {audit['epsilon']:.3g}, at confidence {audit['confidence']:g}"
+        violated = "audit-violation" in record["flags"]
+        lines.append((line + ": the guarantee is refuted" * violated, "bold red" if violated else ""))
+    return lines
