@@ -61,7 +61,8 @@ class Observation:
 
     records: drawn at one client; None: all it has. batch_size: None for all in one step. at: the round, `start`
     (initial weights) or `end` (the trained model). count: so many updates, each of another draw. batch_norm:
-    `train` for batch statistics at the client, `eval` for the global ones.
+    `train` for batch statistics at the client, `eval` for the global ones. attribute: (images, labels) -> (n,) bool;
+    clients of even draws then hold only records that have it, those of odd draws only records that do not.
     """
 
     records: int | None = 1
@@ -70,6 +71,7 @@ class Observation:
     at: str = "start"
     count: int = 1
     batch_norm: str = "train"
+    attribute: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -78,7 +80,8 @@ class ObservedUpdate:
 
     update (d,): local minus global; weights (d,): global. module: the network with these weights, in the
     client's mode. clients: 1, or how many the server sees the mean of. records: that the client trained on.
-    optimizer: its name and settings at the client, the learning rate of the round among them.
+    optimizer: its name and settings at the client, the learning rate of the round among them. attribute: whether
+    the records have what the observation asks about; the truth, for scoring.
     """
 
     update: Tensor
@@ -92,6 +95,7 @@ class ObservedUpdate:
     num_classes: int
     input_shape: tuple[int, int, int]
     clients: int = 1
+    attribute: bool | None = None
 
     def gradient(self) -> Tensor:
         """(d,) -update / lr: for one plain SGD step the gradient itself, for several their sum."""

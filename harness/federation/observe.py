@@ -6,10 +6,12 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from harness.contracts.defence import Sampling
 from harness.contracts.privacy import Observation, ObservedUpdate
+from harness.errors import PluginError
 from harness.evaluation.predict import to_pixels
 from harness.federation.batches import steps_per_round
 from harness.federation.counts import clients_per_round
@@ -41,6 +43,9 @@ def observe(
     together = any(defence.server_view == "sum" for defence in spec.defences)
     chosen = order[: clients_per_round(settings.clients, settings.participation)] if together else order[:1]
     held = {i: pool.clients[i] for i in chosen}
+    has = number % 2 == 0
+    if wanted.attribute is not None:
+        held = {i: _with_attribute(training, p, wanted, has) for i, p in held.items()}
     if wanted.records is not None:
         held = {i: rng.choice(p, min(wanted.records, len(p)), replace=False) for i, p in held.items()}
     batch = max(len(positions) for positions in held.values())
@@ -82,5 +87,17 @@ def observe(
         num_classes=training.data.num_classes,
         input_shape=training.data.input_shape,
         clients=len(chosen),
+        attribute=None if wanted.attribute is None else has,
     )
     return seen, to_pixels(victim.images), victim.labels
+
+
+def _with_attribute(training: Training, positions: np.ndarray, wanted: Observation, has: bool) -> np.ndarray:
+    """The client's records with the attribute, or without. Raises PluginError where there are none."""
+    assert wanted.attribute is not None
+    images, labels = training.data.train.take(positions)
+    mask = wanted.attribute(to_pixels(images), labels).cpu().numpy().astype(bool)
+    chosen = positions[mask == has]
+    if not len(chosen):
+        raise PluginError(f"a client has no record {'with' if has else 'without'} the attribute asked about")
+    return chosen

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class Distillation(ModelCompressor):
     """A smaller network, trained towards the logits z of the trained one.
 
-    data `clients`: by the same federation. Each client minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the
-    student's logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The
-    teacher answers in eval mode for the very images the student sees, so defences that change images or build
-    on the loss hold for the student as for any training, and a record's loss depends on that record alone: a
-    guarantee composes over both trainings. data `public` or `private`: by the server alone, on the
-    validation split, with Adam (lr 1e-3) and batches of 64, no defence taking part; that breaks a guarantee
-    where the split is protected.
+    A step minimises (1 - weight) CE(v, y) + weight T^2 KL(softmax(z / T) || softmax(v / T)), v the student's
+    logits (Hinton et al., section 2, whose cross-entropy differs from KL by a constant). The teacher answers in
+    eval mode for the very images the student sees.
+
+    data `clients`: the same federation trains the student, so defences that change images or build on the loss
+    hold for it as for any training, and a record's loss depends on that record alone: a guarantee composes over
+    both trainings. data `public` or `private`: the server alone does, on the validation split, with Adam (lr 1e-3)
+    and batches of 64, no defence taking part; that breaks a guarantee where the split is protected.
 
     facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller
     one, NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, or passes over the

@@ -1,0 +1,111 @@
+"""Property inference: whether a client's records share an attribute that has nothing to do with the task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.api import (
+    Field,
+    Observation,
+    PluginError,
+    PrivacyAttack,
+    PrivacyContext,
+    PrivacyView,
+    Reference,
+    Score,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PropertyInference(PrivacyAttack):
+    """Tells from an update whether all of a client's records have an attribute or none has.
+
+    The server simulates updates of an undefended client on its own records (the validation split), half of
+    them with the attribute and half without, trains a random forest of 50 trees on the updates, and applies it
+    to the updates it observes. attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one
+    site's scanner; `class` is membership of one class, where the forest learns the label distribution.
+
+    property_auc: area under the ROC curve over the observed updates; property_accuracy: share told right, at
+    the forest's majority. Of `targets` observed updates half have the attribute; their clients are drawn by the
+    seed. Under secure aggregation all clients of the round have it or none has. The adversary does not adapt to
+    defences. Source: Melis et al. (2019), section 4.4, passive property inference, random forest on
+    the updates. Raises PluginError where the server's records do not have both sides.
+    """
+
+    name = "property-inference"
+    knowledge: ClassVar[str] = "server"
+    needs_non_members: ClassVar[bool] = False
+    requires = ("sklearn.ensemble",)
+    reference = Reference(
+        title="Exploiting unintended feature leakage in collaborative learning",
+        authors="Melis, Song, De Cristofaro, Shmatikov",
+        venue="IEEE S&P 2019",
+        year=2019,
+        url="https://arxiv.org/abs/1805.04049",
+    )
+    scores: ClassVar[dict[str, Score]] = {
+        "property_auc": Score("lower", "share", "area under the property attack's ROC curve, 0.5 is chance"),
+        "property_accuracy": Score("lower", "share", "updates whose property is told right"),
+    }
+
+    attribute: Literal["bright", "class"] = Field("bright", description="what the records have in common")
+    threshold: float = Field(0.5, ge=0, le=1, description="bright: mean pixel above which an image is bright")
+    target: int = Field(0, ge=0, description="class: the class in question")
+    records: int = Field(8, ge=1, description="records behind an update")
+    targets: int = Field(40, ge=4, description="updates observed, half of them with the attribute")
+    simulated: int = Field(100, ge=10, description="updates simulated to learn from, half of them with it")
+    at: Literal["start", "end"] = Field(
+        "end", description="observed at the initial weights or the trained model"
+    )
+
+    @property
+    def observation(self) -> Observation:
+        return Observation(self.records, at=self.at, count=self.targets, attribute=self._has)
+
+    @property
+    def effort(self) -> int:
+        return self.simulated * self.records
+
+    def _has(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.attribute == "class":
+            return labels == self.target
+        return images.flatten(1).mean(1) > self.threshold
+
+    def run(self, view: PrivacyView, context: PrivacyContext) -> dict[str, float]:
+        import numpy as np
+        import torch
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.metrics import roc_auc_score
+
+        from harness_plugins.attacks.privacy._inversion import simulate
+
+        if view.population is None or not view.observed:
+            raise PluginError(f"{self.name} needs updates and records of the server's own")
+        images, labels = view.population
+        mask = self._has(images, labels)
+        features, truth = [], []
+        for number in range(self.simulated):
+            has = number % 2 == 0
+            pool = torch.nonzero(mask == has).squeeze(1)
+            if not len(pool):
+                side = "with" if has else "without"
+                raise PluginError(f"{self.name}: the server has no record {side} the attribute")
+            drawn = torch.randint(len(pool), (self.records,), generator=context.generator, device=pool.device)
+            index = pool[drawn]
+            update = simulate(view.observed[number % len(view.observed)], images[index], labels[index])
+            features.append(update.detach().cpu().numpy())
+            truth.append(has)
+            context.progress(number + 1, self.simulated)
+        seed = int(torch.randint(2**31 - 1, (1,), generator=context.generator, device=images.device))
+        forest = RandomForestClassifier(50, random_state=seed).fit(np.stack(features), truth)
+        given = forest.predict_proba(torch.stack([o.update for o in view.observed]).cpu().numpy())[:, 1]
+        real = np.array([bool(o.attribute) for o in view.observed])
+        return {
+            "property_auc": float(roc_auc_score(real, given)),
+            "property_accuracy": float(((given > 0.5) == real).mean()),
+        }
+
+
+PLUGINS = (PropertyInference,)
