@@ -92,7 +92,7 @@ class AttackSpec:
     surrogate_name: str = ""
     surrogate_needs: tuple[str, ...] = ()
     variants: tuple[TrainingVariant, ...] = ()
-    variant_needs: tuple[str, ...] = ()
+    variant_needs: tuple[tuple[str, ...], ...] = ()  # for each: its training, and its compression if any
 
 
 Spec = TrainSpec | CompressSpec | CleanSpec | AttackSpec
@@ -189,8 +189,15 @@ class Planner:
             wanted = tuple(cell.attack.trainings(cell)) if isinstance(cell.attack, PrivacyAttack) else ()
             variants = []
             for variant in wanted:
-                variants.append(self._train(replace(train, variant=variant), facts, environment))
-                plan.stages[f"variant:{variant.name}"] = variants[-1]
+                other = replace(train, variant=variant)
+                key = self._train(other, facts, environment)
+                chain = model.compressors if variant.compressed else ()
+                variants.append(
+                    self._released(replace(model, train=other, compressors=chain), key, environment)
+                )
+                plan.stages[f"variant:{variant.name}"] = key
+                if chain:
+                    plan.stages[f"variant:{variant.name} compress"] = variants[-1][-1]
             spec = AttackSpec(
                 model,
                 metrics,
@@ -211,7 +218,8 @@ class Planner:
                 "surrogate": spec.surrogate_needs,
             }
             label = f"{cell.attack.label()} on {released_label(model)}"
-            needs = tuple(dict.fromkeys((*spec.variant_needs, *spec.surrogate_needs, *released)))
+            further = (key for keys in spec.variant_needs for key in keys)
+            needs = tuple(dict.fromkeys((*further, *spec.surrogate_needs, *released)))
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)
         return plan
 

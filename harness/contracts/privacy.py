@@ -45,7 +45,9 @@ class TrainingVariant:
 
     keep: the share of the training pool's groups it may use, drawn by `name` and the seed; None: the target's
     own training records. complement_of: another variant's name, with the same keep: the groups that one leaves
-    out. recorded_rounds: so many rounds, evenly spread, of which `VariantView.rounds` tells.
+    out. recorded_rounds: so many rounds, evenly spread, of which `VariantView.rounds` tells. compressed: whether
+    the cell's model compressors are applied to it too, as to the target; not needed where only its rounds are
+    looked at.
     """
 
     name: str
@@ -53,6 +55,7 @@ class TrainingVariant:
     complement_of: str | None = None
     recorded_rounds: int = 0
     canaries: Canaries | None = None
+    compressed: bool = True
 
 
 @dataclass(frozen=True)

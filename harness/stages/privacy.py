@@ -29,9 +29,10 @@ from harness.evaluation.matching import match_images
 from harness.evaluation.membership import draw_members
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.observe import observe
-from harness.federation.vector import layout, trainable
+from harness.federation.vector import trainable
 from harness.pictures import Strip, paint
 from harness.random import numpy_generator, torch_generator
+from harness.stages.compress import load_released
 from harness.stages.score import Scoring, compute_metrics, confidence_intervals
 from harness.stages.train import Progress, load_trained
 from harness.training import Training
@@ -156,8 +157,9 @@ class _Scene:
         """logits of the trained architecture with other weights (d,), differentiable in both, in eval mode."""
         module = self._architecture()
         shapes = trainable(module)
-        parts = layout(module)
-        values = {name: weights[part].view_as(shapes[name]) for name, part in parts.items()}
+        # One split, not a slice a parameter: its backward pass is one concatenation.
+        pieces = weights.split([p.numel() for p in shapes.values()])
+        values = {n: piece.view_as(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
         return torch.func.functional_call(module, values, (images,))
 
     def _architecture(self) -> nn.Module:
@@ -179,15 +181,22 @@ class _Scene:
     def variants(self, tested: np.ndarray, server: bool) -> dict[str, VariantView]:
         """The other trainings, each with what this adversary may see of it."""
         pairs = zip(self.spec.variants, self.spec.variant_needs, strict=True)
-        return {variant.name: self._variant(variant, key, tested, server) for variant, key in pairs}
+        return {variant.name: self._variant(variant, keys, tested, server) for variant, keys in pairs}
 
-    def _variant(self, variant: TrainingVariant, key: str, tested: np.ndarray, server: bool) -> VariantView:
-        other = Training(replace(self.spec.model.train, variant=variant), key, self.training.device)
-        result = self.scoring.result(key)
-        module = load_trained(other, self.scoring.store, result)
-        guarantee = None if result["guarantee"] is None else Guarantee.model_validate(result["guarantee"])
+    def _variant(
+        self, variant: TrainingVariant, keys: tuple[str, ...], tested: np.ndarray, server: bool
+    ) -> VariantView:
+        """keys: of its training and, where it was compressed as the target was, of that."""
+        other = Training(replace(self.spec.model.train, variant=variant), keys[0], self.training.device)
+        result, *compressed = map(self.scoring.result, keys)
+        chain = self.spec.model.compressors if compressed else ()
+        model = replace(self.spec.model, train=other.spec, compressors=chain)
+        last = compressed[0] if compressed else None
+        released = load_released(other, model, self.scoring.store, result, last)
+        source = last or result
+        guarantee = None if source["guarantee"] is None else Guarantee.model_validate(source["guarantee"])
         return VariantView(
-            logits=self.logits(module, other.device),
+            logits=self.logits(released.module, released.device),
             mask=np.isin(tested, other.pool.members),
             rounds=self._rounds(other, result) if server else (),
             canaries=_planted(other, result, guarantee),

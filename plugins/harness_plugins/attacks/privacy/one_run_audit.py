@@ -78,7 +78,9 @@ class OneRunAudit(PrivacyAttack):
         unit = "client" if client else "record"
         opposite = any(d.neighbours == "replace" for d in client)
         canaries = Canaries(self.canaries, unit=unit, scale=self.scale, opposite=opposite)
-        return TrainingVariant(f"audit-{self.canaries}-{self.scale:g}", keep=None, canaries=canaries)
+        return TrainingVariant(
+            f"audit-{self.canaries}-{self.scale:g}", keep=None, canaries=canaries, compressed=False
+        )
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
         return [self._variant(cell.defences)]
