@@ -33,6 +33,8 @@ def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
     plugin = resolve("attack", attack)
     if not isinstance(plugin, PrivacyAttack):
         raise HarnessError(f"--attack {attack}: an audit is an attack of the privacy family")
+    if not plugin.audits:
+        raise HarnessError(f"--attack {attack}: {plugin.name} does not audit")
     threat = Threat.model_validate({"name": "audit", "attacks": (plugin,)})
     chains = [tuple(c for c in chain if isinstance(c, UpdateCompressor)) for chain in scenario.compressors]
     return scenario.model_copy(

@@ -227,6 +227,7 @@ class PrivacyAttack(Attack):
     # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).
     knowledge: ClassVar[str] = "black-box"
     scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold
+    audits: ClassVar[bool] = False  # True: its result is an Audit
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
         """Further trainings it needs, beside the target."""

@@ -219,7 +219,9 @@ def test_clients_of_a_convolutional_network_give_their_records_away():
 
 def test_it_asks_for_the_targets_own_training_with_rounds_kept():
     attack = harness.create("attack", "gradient-cosine", rounds=7)
-    assert attack.trainings(None) == [TrainingVariant("recorded-7", keep=None, recorded_rounds=7)]
+    assert attack.trainings(None) == [
+        TrainingVariant("recorded-7", keep=None, recorded_rounds=7, compressed=False)
+    ]
     assert attack.knowledge == "server"
     assert attack.phase == "privacy"
 

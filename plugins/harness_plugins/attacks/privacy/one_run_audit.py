@@ -51,6 +51,7 @@ class OneRunAudit(PrivacyAttack):
     aliases = ("audit",)
     knowledge: ClassVar[str] = "server"
     needs_non_members: ClassVar[bool] = False
+    audits: ClassVar[bool] = True
     requires = ("scipy",)
     reference = Reference(
         title="Privacy auditing with one (1) training run",

@@ -1,0 +1,118 @@
+"""`harness explain` and `harness audit`, as people call them."""
+
+import json
+
+import pytest
+
+from harness.cli import main
+from harness.console.chain import find_record
+from harness.errors import HarnessError
+from harness.store import Store
+
+TEXT = """schema: 1
+name: small
+dataset: digits
+model: logistic
+federation: {clients: 4, rounds: 3, local: {batch_size: 64, optimizer: {sgd: {lr: 0.1}}}}
+defences: [none, dp-sgd: {epsilon: 2}]
+compressors: [none, static-int8, qsgd]
+threats: [{name: none}]
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("privacy")
+    path, store = folder / "small.yaml", folder / "runs"
+    path.write_text(TEXT)
+    assert main(["run", str(path), "--store", str(store), "--jobs", "0", "-q", "--device", "cpu"]) == 0
+    return path, store
+
+
+def test_explain_prints_the_chain(ran, capsys):
+    _, store = ran
+    with Store(store) as opened:
+        records = opened.records("small")
+    broken = next(r for r in records if r["guarantee"] and not r["guarantee"]["holds"])
+    kept = next(r for r in records if r["guarantee"] and r["guarantee"]["holds"])
+    capsys.readouterr()
+    assert main(["explain", broken["id"][:8], "--store", str(store)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "breaks" in shown
+    assert "guaranteed: nothing, broken by: static-int8 reads the validation split" in shown
+    assert main(["explain", kept["id"], "--store", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "creates" in shown
+    assert "breaks" not in shown
+    assert f"guaranteed: epsilon {kept['guarantee']['epsilon']:.4g}" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert main(["explain", kept["id"], "--store", str(store), "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["lineage"][0]["stage"] == "data"
+    assert page["guarantee"]["holds"]
+
+
+def test_explain_says_which_cells_there_are(ran, capsys, tmp_path):
+    _, store = ran
+    assert main(["explain", "zzzz", "--store", str(store)]) == 2
+    assert "no cell 'zzzz' in this store" in capsys.readouterr().err
+    assert main(["explain", "abc", "--store", str(tmp_path / "nothing")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    twins = [{"id": "ab1", "scenario": {"name": "x"}}, {"id": "ab2", "scenario": {"name": "y"}}]
+    with pytest.raises(HarnessError, match=r"'ab' begins the ids of 2 cells: ab1 \(x\), ab2 \(y\)"):
+        find_record(twins, "ab")
+
+
+def test_audit_names_claims_beside_bounds(ran, capsys):
+    path, store = ran
+    capsys.readouterr()
+    assert main(["audit", str(path), "--store", str(store), "--jobs", "0", "-q", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert "small-audit" in shown
+    assert "claims nothing" in shown
+    assert "consistent" in shown
+    assert "static-int8" not in shown  # it comes after the training that is audited
+    assert shown.count("qsgd") == 2
+    with Store(store) as opened:
+        audited = opened.records("small-audit")
+        assert len(opened.records("small")) == 6  # the scenario's own records stay as they are
+    assert len(audited) == 4
+    for record in audited:
+        bound = record["scores"]["epsilon_audited"]
+        assert bound == record["attack"]["audit"]["epsilon"]
+        assert record["units"]["epsilon_audited"]["direction"] == "lower"
+        if record["guarantee"] is None:
+            assert bound > 1
+        else:
+            assert record["attack"]["audit"]["guarantee"]["epsilon"] <= 2
+
+
+def test_audit_refuses_what_is_no_audit(ran, capsys):
+    path, store = ran
+    assert main(["audit", str(path), "--attack", "pgd", "--store", str(store)]) == 2
+    assert "an audit is an attack of the privacy family" in capsys.readouterr().err
+    assert main(["audit", str(path), "--attack", "loss-threshold", "--store", str(store), "--jobs", "0"]) == 2
+    assert "loss-threshold does not audit" in capsys.readouterr().err
+
+
+def test_a_refuted_guarantee_is_said_aloud(capsys, ran):
+    from harness.console.audits import render_audits
+    from harness.console.output import make_console
+    from harness.console.pooling import pool
+    from harness.console.tables import render_leaderboard
+
+    path, store = ran
+    assert main(["audit", str(path), "--store", str(store), "--jobs", "0", "-q", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    with Store(store) as opened:
+        record = next(r for r in opened.records("small-audit") if r["guarantee"])
+    record["attack"]["audit"]["epsilon"] = record["scores"]["epsilon_audited"] = 3.5
+    record["flags"] = ["audit-violation"]
+    console = make_console()
+    assert render_audits([record], console) == 1
+    assert "refuted: suspect a bug in the defence" in " ".join(capsys.readouterr().out.split())
+    render_leaderboard([record], console)
+    shown = capsys.readouterr().out
+    assert "3.50!" in shown
+    assert "!: an audit refutes the guarantee" in shown
+    assert pool([record])[0].values["audited"].violated
