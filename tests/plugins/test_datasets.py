@@ -586,3 +586,21 @@ def test_real_cifar10_parquet():
     assert splits.input_shape == (3, 32, 32)
     assert splits.class_names[0] == "airplane"
     assert sum(np.bincount(p.labels) for p in parts(splits)).tolist() == [1000] * 10
+
+
+def test_fewer_training_records_keep_their_classes_and_leave_the_other_splits(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 1000), ("val", 50), ("test", 60)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.repeat([0, 1], [n // 5, n - n // 5])
+    np.savez(tmp_path / "x.npz", **arrays)
+    whole = harness.create("dataset", "npz", path=str(tmp_path / "x.npz"))
+    few = harness.create("dataset", "npz", path=str(tmp_path / "x.npz"), train_limit=200)
+    splits, all_of_it = few.load(tmp_path), whole.load(tmp_path)
+    assert np.bincount(splits.train.labels).tolist() == [40, 160]
+    assert np.array_equal(splits.val.images, all_of_it.val.images)
+    assert np.array_equal(splits.test.images, all_of_it.test.images)
+    assert few.fingerprint(tmp_path) != whole.fingerprint(tmp_path)
+    other = harness.create("dataset", "npz", path=str(tmp_path / "x.npz"), train_limit=200, split_seed=1)
+    assert not np.array_equal(other.load(tmp_path).train.images, splits.train.images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,15 @@ def complete(
     splits = Splits(train, val, test, tuple(class_names))
     splits.check(name)
     return splits
+
+
+def limited(name: str, splits: Splits, limit: int | None, seed: int) -> Splits:
+    """With about `limit` training records, whole groups only, stratified by class; None or enough: as they are."""
+    size = len(splits.train.labels)
+    if limit is None or limit >= size:
+        return splits
+    _, kept = held_out(splits.train, limit / size, name, "train_limit", seed)
+    return replace(splits, train=kept)
 
 
 def name_classes(name: str, given: Sequence[str] | None, labels: Iterable[np.ndarray]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.api import Dataset, Field, HarnessError, Reference, Split, Splits, find_file, hash_file
-from harness_plugins.datasets._splits import complete, content_hash, group_codes, name_classes
+from harness_plugins.datasets._splits import complete, content_hash, group_codes, limited, name_classes
 
 SPLITS = ("train", "val", "test")
 
@@ -21,9 +21,9 @@ class Npz(Dataset):
     or site of each record; then every split that is there needs them.
 
     Splits are the file's own. Without val keys, val is val_fraction of the training records, whole groups
-    only, stratified by class and seeded by split_seed. Raises HarnessError where the file is missing, keys
-    are missing, a shape or type is wrong, or two splits share a group. The fingerprint hashes the file's
-    bytes.
+    only, stratified by class and seeded by split_seed; train_limit is drawn from what is left in the same way.
+    Raises HarnessError where the file is missing, keys are missing, a shape or type is wrong, or two splits
+    share a group. The fingerprint hashes the file's bytes.
     """
 
     name = "npz"
@@ -44,6 +44,9 @@ class Npz(Dataset):
         0.1, gt=0, lt=1, description="share of train held out where the file has no val"
     )
     split_seed: int = Field(0, ge=0, description="seed of that hold-out")
+    train_limit: int | None = Field(
+        None, ge=1, description="about so many training records, drawn by split_seed; default: all"
+    )
 
     def load(self, root: Path | None = None) -> Splits:
         file = find_file(self.path, root)
@@ -63,7 +66,8 @@ class Npz(Dataset):
             )
         parts = read_arrays(self.name, arrays, present)
         names = name_classes(self.name, self.class_names, (part.labels for part in parts.values()))
-        return complete(self.name, parts, names, self.val_fraction, 0.0, self.split_seed)
+        splits = complete(self.name, parts, names, self.val_fraction, 0.0, self.split_seed)
+        return limited(self.name, splits, self.train_limit, self.split_seed)
 
     def fingerprint(self, root: Path | None = None) -> str:
         return content_hash(
