@@ -59,6 +59,7 @@ from harness.contracts.privacy import (
 )
 from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
+from harness.evaluation.matching import match_images
 from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
 from harness.hookspecs import hookimpl
 from harness.privacy import accounting
@@ -148,6 +149,7 @@ __all__ = [
     "hookimpl",
     "input_gradient",
     "make_key",
+    "match_images",
     "numpy_generator",
     "pgd",
     "record_keys",

@@ -233,6 +233,9 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
         return
     attack.check(facts.num_classes, facts.input_shape)
     if isinstance(attack, PrivacyAttack):
+        optimizer = cell.scenario.federation.local.optimizer.name
+        if attack.needs_sgd and optimizer != "sgd":
+            raise NotApplicable(f"{attack.name} needs clients that step with sgd, not {optimizer}")
         levels = KNOWLEDGE["privacy"]
         if levels.index(threat.knowledge) > levels.index(attack.knowledge):
             raise NotApplicable(

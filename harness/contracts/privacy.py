@@ -228,6 +228,9 @@ class PrivacyAttack(Attack):
     knowledge: ClassVar[str] = "black-box"
     scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold
     audits: ClassVar[bool] = False  # True: its result is an Audit
+    needs_sgd: ClassVar[bool] = (
+        False  # True: it reads gradients off updates, which only clients with SGD send
+    )
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
         """Further trainings it needs, beside the target."""

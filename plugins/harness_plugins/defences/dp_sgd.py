@@ -58,6 +58,7 @@ class DPSGD(Defence):
     name = "dp-sgd"
     requires = ("opacus",)
     replaces_gradient: ClassVar[bool] = True
+    protects: ClassVar[str | None] = "record"
     reference = Reference(
         title="Deep learning with differential privacy",
         authors="Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar, Zhang",

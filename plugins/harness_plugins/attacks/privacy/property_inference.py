@@ -36,6 +36,7 @@ class PropertyInference(PrivacyAttack):
 
     name = "property-inference"
     knowledge: ClassVar[str] = "server"
+    needs_sgd: ClassVar[bool] = True
     needs_non_members: ClassVar[bool] = False
     requires = ("sklearn.ensemble",)
     reference = Reference(
