@@ -51,8 +51,7 @@ class Soteria(Defence):
         from harness_plugins.attacks.privacy._inversion import last_linear
 
         for other in context.defences:
-            of_records = other.protects != "client" and type(other).guarantee is not Defence.guarantee
-            if other.protects == "record" or of_records:
+            if other.protects == "record":
                 raise NotApplicable(
                     f"soteria reads the records to choose features, which {other.name} does not account for"
                 )
