@@ -51,18 +51,20 @@ def test_the_quick_start_is_two_whole_commands():
 def test_the_readme_scenario_is_valid():
     from harness.scenario import load_text
 
-    text, threats, inference = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    text, threats, inference, privacy = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     scenario = load_text(text)
     assert len(scenario.defences) == 5  # none, three of the sweep, the stack
     assert scenario.threats[1].budget.eps == 8 / 255
     head = "schema: 1\nname: t\ndataset: digits\nmodel: {mlp: {hidden: [8]}}\nfederation: {rounds: 20}\n"
     assert load_text(head + threats).threats[0].stop_round == 20
     assert [t.budget.eps * 255 for t in load_text(head + inference).threats] == pytest.approx([0, 1, 2, 4])
+    head = "schema: 1\nname: t\ndataset: digits\nmodel: {mlp: {hidden: [8]}}\n"
+    assert [t.knowledge for t in load_text(head + privacy).threats] == ["black-box", "server", "server"]
 
 
 def test_the_readme_lists_the_catalogue():
     import harness
-    from harness.api import ByzantineAttack, EvasionAttack, PoisoningAttack
+    from harness.api import ByzantineAttack, EvasionAttack, PoisoningAttack, PrivacyAttack
 
     def built_in(kind, chosen):
         plugins = harness.plugins(kind).items()
@@ -74,7 +76,10 @@ def test_the_readme_lists_the_catalogue():
     assert told["pre-aggregators"] == built_in("aggregator", lambda p: p.pre)
     assert told["crafted updates"] == built_in("attack", lambda p: issubclass(p, ByzantineAttack))
     assert told["evasion"] == built_in("attack", lambda p: issubclass(p, EvasionAttack))
-    assert told["defences"] == built_in("defence", lambda p: True)
+    private = built_in("defence", lambda p: p.protects or p.server_view == "sum")
+    assert told["private training"] == private
+    assert told["defences"] == built_in("defence", lambda p: True) - private
+    assert told["privacy attacks"] == built_in("attack", lambda p: issubclass(p, PrivacyAttack))
     assert told["compressors of the model"] == built_in("compressor", lambda p: p.acts_on == "model")
     assert told["compressors of the update"] == built_in("compressor", lambda p: p.acts_on == "update")
     assert told["poisoned data"] == built_in("attack", lambda p: issubclass(p, PoisoningAttack))
