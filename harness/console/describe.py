@@ -12,10 +12,10 @@ from harness.registry import Entry
 
 # Facts of a kind that a user chooses by; read from the class, or from an instance where they are properties.
 FACTS = {
-    "attack": ("family", "access", "norm", "default_eps", "needs_non_members"),
-    "aggregator": ("pre", "data_access"),
-    "compressor": ("acts_on", "data_access", "fine_tuning_rounds"),
-    "defence": ("couples_samples", "replaces_gradient"),
+    "attack": ("family", "access", "knowledge", "norm", "default_eps", "needs_non_members"),
+    "aggregator": ("pre", "data_access", "sum_only"),
+    "compressor": ("acts_on", "data_access", "fine_tuning_rounds", "summable"),
+    "defence": ("protects", "server_view", "couples_samples", "replaces_gradient"),
     "metric": ("needs",),
 }
 BOUNDS = (

@@ -145,6 +145,8 @@ def _without_main() -> Iterator[None]:
 def _work(pipe: Any, store_path: str, device: str) -> None:
     """A worker's life: stages in, events out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
+    multiprocessing.set_start_method("fork", force=True)
     _log_output(Path(store_path))
     from harness.stages import execute
     from harness.store import Store
