@@ -510,7 +510,7 @@ def test_page_of_a_plugin():
     page = describe(Entry(Rule, "pack", "1.2"))
     assert page["summary"] == "Keeps the rows, e.g. all of them."
     assert page["aliases"] == ["law"]
-    assert page["facts"] == {"pre": False, "data_access": "none"}
+    assert page["facts"] == {"pre": False, "data_access": "none", "sum_only": False}
     assert page["source"].startswith(__file__)
     f, tau = page["parameters"]
     assert f == {
