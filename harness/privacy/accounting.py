@@ -8,6 +8,8 @@ adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added o
           into epsilon by Balle et al. 2020 (arXiv 1905.09982, theorem 21): an upper bound
     prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848):
           a tighter bound
+    pld   privacy loss distributions, discretised so as never to fall short (Doroshenko et al. 2022, arXiv
+          2207.04380), by dp-accounting: the tightest of the bounds; needs `pip install dp-accounting`
     gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short
 """
 
@@ -23,7 +25,7 @@ from harness.errors import PluginError
 Segment = tuple[float, float, int]  # noise multiplier, sample rate, steps
 History = tuple[Segment, ...]
 
-ACCOUNTANTS = ("rdp", "prv", "gdp")
+ACCOUNTANTS = ("rdp", "prv", "pld", "gdp")
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small beside delta
 PRV_MAX_EPSILON = 500.0  # above it exp(epsilon) nears the end of float64, and rdp, also a bound, is used
 MAX_NOISE = 1e7
@@ -121,6 +123,8 @@ def _epsilon(history: History, log_delta: float, accountant: str) -> float:
         return math.inf
     if accountant == "gdp":
         return _gdp_epsilon(_gdp_mu(history), log_delta)
+    if accountant == "pld":
+        return _pld_epsilon(history, math.exp(log_delta))
     if accountant == "prv" and log_delta >= math.log(PRV_MIN_DELTA):
         return _prv_epsilon(history, math.exp(log_delta))
     return _rdp_epsilon(history, log_delta)
@@ -163,6 +167,23 @@ def _prv_epsilon(history: History, delta: float) -> float:
     accountant.history = list(history)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return max(0.0, float(accountant.get_epsilon(delta=delta)))
+
+
+def _pld_epsilon(history: History, delta: float) -> float:
+    try:
+        from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        raise PluginError(
+            "the accountant pld needs dp-accounting: pip install 'psr-harness[pld]', or take prv"
+        ) from None
+    accountant = PLDAccountant()
+    for sigma, rate, steps in history:
+        step = GaussianDpEvent(sigma)
+        accountant.compose(
+            SelfComposedDpEvent(step if rate == 1 else PoissonSampledDpEvent(rate, step), steps)
+        )
+    return max(0.0, float(accountant.get_epsilon(delta)))
 
 
 def _gdp_mu(history: History) -> float:

@@ -67,7 +67,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
     context = PrivacyContext(
         scoring.training.data.num_classes,
         torch_generator(seed, "privacy attack", attack.name, device=device),
-        lambda done, total: progress(done, total, f"{attack.name}, {done}/{total}"),
+        lambda done, total: progress(done, total, f"{done}/{total}"),
     )
     found = attack.run(view, context)
     description: dict[str, Any] = {

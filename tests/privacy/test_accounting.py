@@ -223,3 +223,30 @@ def test_a_group_over_several_clients_pays_the_dearest_client_for_every_record()
         if math.log(3) + 2 * e + log_d <= math.log(1e-5):
             found.append(3 * e)
     assert both == pytest.approx(min(found), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "history", [[(1.0, 0.02, 300)], [(2.0, 1.0, 20)], [(1.1, 0.05, 100), (1.1, 0.05, 40)]]
+)
+def test_pld_bounds_from_between_the_exact_value_and_rdp(history):
+    pytest.importorskip("dp_accounting")
+    tight = epsilon(history, 1e-5, "pld")
+    assert tight < epsilon(history, 1e-5, "rdp")
+    assert tight == pytest.approx(epsilon(history, 1e-5, "prv"), rel=0.02)
+    if (
+        len(history) == 1 and history[0][1] == 1.0
+    ):  # without sampling: a Gaussian of noise sigma / sqrt(steps)
+        from scipy.stats import norm
+
+        mu = math.sqrt(history[0][2]) / history[0][0]
+        exact = norm.cdf(-tight / mu + mu / 2) - math.exp(tight) * norm.cdf(-tight / mu - mu / 2)
+        assert exact <= 1e-5
+        assert exact == pytest.approx(1e-5, rel=0.02)
+
+
+def test_pld_says_what_it_needs(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(PluginError, match=r"pip install 'psr-harness\[pld\]', or take prv"):
+        epsilon([(1.23, 0.011, 7)], 1e-5, "pld")

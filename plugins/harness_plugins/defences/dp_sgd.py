@@ -82,9 +82,9 @@ class DPSGD(Defence):
     delta: float | None = Field(
         None, gt=0, lt=1, description="delta; None: 1 / (10 N), N all training records; must be below 1 / N"
     )
-    accountant: Literal["rdp", "prv", "gdp"] = Field(
+    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field(
         "rdp",
-        description="rdp and prv are upper bounds, prv the tighter; gdp approximates and can fall short",
+        description="rdp, prv and pld are upper bounds, from loose to tight; gdp approximates and can fall short",
     )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         "flat", description="over all parameters jointly, each tensor by itself, or normalised"

@@ -57,7 +57,7 @@ class LocalDP(Defence):
         lt=1,
         description="None: 1 / (10 N), N all training records; must be below one over the clients",
     )
-    accountant: Literal["rdp", "prv", "gdp"] = Field("rdp", description="see dp-sgd")
+    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field("rdp", description="see dp-sgd")
 
     @model_validator(mode="after")
     def _one_target(self) -> LocalDP:
