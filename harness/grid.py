@@ -15,7 +15,7 @@ from harness.contracts.compressor import Compressor, ModelCompressor, UpdateComp
 from harness.contracts.defence import StackContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
-from harness.federation.counts import clients_per_round, tolerated
+from harness.federation.counts import clients_per_round, participants, tolerated
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,13 +188,24 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for position, defence in enumerate(cell.defences):
         defence.check(StackContext(cell.defences, position, module))
     _check_view(cell)
-    federation = cell.scenario.federation
-    n = clients_per_round(federation.clients, federation.participation)
-    f = tolerated(n, cell.scenario.tolerance)
     for rule in cell.aggregators:
-        n, f = rule.check(n, f)
         if rule.data_access == "public":
             _check_public(rule.name, cell)
+    for n in _round_sizes(cell):
+        f = tolerated(n, cell.scenario.tolerance)
+        for rule in cell.aggregators:
+            n, f = rule.check(n, f)
+
+
+def _round_sizes(cell: Cell) -> list[int]:
+    """How many clients the rounds of this cell have; several numbers where each client has a coin of its own."""
+    settings = cell.scenario.federation
+    if settings.sampling == "fixed":
+        return [clients_per_round(settings.clients, settings.participation)]
+    drawn = participants(
+        settings.clients, settings.participation, settings.rounds, cell.seed, "train", sampling="poisson"
+    )
+    return sorted({len(ids) for ids in drawn} - {0})
 
 
 def _check_view(cell: Cell) -> None:

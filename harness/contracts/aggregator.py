@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from harness.contracts.base import Plugin
 
@@ -92,6 +92,11 @@ class Aggregator(Plugin):
         """Raises PluginError where the rule's conditions on n and f fail; returns (n, f) for what follows."""
         return n, f
 
+    def with_fewer(self, dropped: int) -> Self:
+        """The rule once `dropped` rows need no tolerating any more: with a lower f of its own, where it has one."""
+        own = getattr(self, "f", None)
+        return self.model_copy(update={"f": max(0, own - dropped)}) if own is not None and dropped else self
+
     @abstractmethod
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         """updates (n, d), never mutated; returns (d,)."""
@@ -157,13 +162,7 @@ def finite_rows(
     weights = weights / total if total > 0 else weights.new_full((left,), 1 / left)
     ids = [i for i, ok in zip(context.client_ids, finite.tolist(), strict=True) if ok]
     lost = len(updates) - left
-    return with_fewer(rule, lost), updates[finite], context.with_rows(weights, ids, max(0, context.f - lost))
-
-
-def with_fewer(rule: RuleT, dropped: int) -> RuleT:
-    """A rule with an f of its own is told, like the others, that dropped rows need no tolerating any more."""
-    own = getattr(rule, "f", None)
-    return rule.model_copy(update={"f": max(0, own - dropped)}) if own is not None and dropped else rule
+    return rule.with_fewer(lost), updates[finite], context.with_rows(weights, ids, max(0, context.f - lost))
 
 
 def default_context(

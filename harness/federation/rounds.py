@@ -22,7 +22,6 @@ from harness.contracts.aggregator import (
     Aggregator,
     finite_rows,
     rows_finite,
-    with_fewer,
 )
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
 from harness.contracts.compressor import UpdateCompressionContext, UpdateCompressor
@@ -283,7 +282,7 @@ class Federation:
             given, rules = last, []
             rows, context = rows[:0], context.with_rows(context.weights[:0], [])
         first, rows, context = finite_rows(given, rows, context)
-        chain = [first, *(with_fewer(rule, len(ids) - len(rows)) for rule in rules)]
+        chain = [first, *(rule.with_fewer(len(ids) - len(rows)) for rule in rules)]
         for link, rule in enumerate(chain[:-1]):
             context.state = states[link]
             rule.check(len(rows), context.f)

@@ -168,7 +168,7 @@ def test_noise_for_no_steps_and_out_of_reach():
         (lambda: epsilon([(math.nan, 0.1, 3)], 1e-5), "noise multiplier"),
         (lambda: epsilon([(1.0, 0.1, 2.5)], 1e-5), "whole steps"),
         (lambda: epsilon([(1.0, 0.1, 3)], 0.0), "delta"),
-        (lambda: epsilon([(1.0, 0.1, 3)], 1e-5, "moments"), "rdp, prv, gdp"),
+        (lambda: epsilon([(1.0, 0.1, 3)], 1e-5, "moments"), "rdp, prv, pld, gdp"),
         (lambda: noise_multiplier(-1.0, 1e-5, 0.1, 3), "positive"),
         (lambda: group_epsilon([[(1.0, 0.1, 3)]], 1e-5, 0), "at least one"),
     ],

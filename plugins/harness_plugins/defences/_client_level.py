@@ -118,6 +118,9 @@ class NoisyMean(Aggregator):
     def check(self, n: int, f: int) -> tuple[int, int]:
         return self.rule.check(n, f)
 
+    def with_fewer(self, dropped: int) -> NoisyMean:
+        return self.model_copy(update={"rule": self.rule.with_fewer(dropped)})
+
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         norm, noise = self.mechanism(updates, context)
         n = len(updates)
