@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+import harness
 from harness.contracts.attack import ByzantineAttack
 from harness.contracts.defence import Defence, Sampling
 from harness.engine import data_facts, metrics_of
