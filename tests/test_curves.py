@@ -83,3 +83,21 @@ def test_what_cannot_be_drawn_says_why(stored, capsys):
         draw_curves(curves(records), folder / "nowhere" / "x.svg", "t")
     assert cli.main(["plot", str(folder / "c.yaml"), "--store", str(folder / "no")]) == 2
     assert "run the scenario first" in capsys.readouterr().err
+
+
+def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():
+    def record(identifier, eps, **parameters):
+        return {
+            "id": identifier, "status": "scored", "flags": [], "scores": {"robust_accuracy": 0.5},
+            "cell": {"defence": "none", "aggregator": "mean", "compressor": "none"},
+            "attack": {"norm": "linf", "eps": eps},
+            "config": {"attack": {"pgd": {"steps": 20, "eps": None, **parameters}}},
+        }  # fmt: skip
+
+    one = [record(f"a{eps}", eps, restarts=1) for eps in (0.1, 0.2)]
+    five = [record(f"b{eps}", eps, restarts=5) for eps in (0.1, 0.2)]
+    assert {name for name, _ in curves(one)} == {"pgd(steps=20) in linf"}
+    assert {name for name, _ in curves(one + five)} == {
+        "pgd(steps=20,restarts=1) in linf",
+        "pgd(steps=20,restarts=5) in linf",
+    }

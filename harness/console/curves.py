@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.console.output import without_parameters
 from harness.errors import HarnessError, did_you_mean
 from harness.evaluation.masking import FLAG
 
@@ -28,6 +29,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
     """
     chosen = [r for r in records if r["status"] == "scored" and (r["attack"] or {}).get("eps") is not None]
     rules = {r["cell"]["aggregator"] for r in chosen}
+    attacks = _attacks(chosen)
     panels: dict[tuple[str, str], Panel] = defaultdict(lambda: defaultdict(list))
     for record in chosen:
         cell = record["cell"]
@@ -37,7 +39,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
             float(record["scores"]["robust_accuracy"]),
             FLAG in record["flags"],
         )
-        panels[_attack(record), cell["compressor"]][series].append(point)
+        panels[attacks[record["id"]], cell["compressor"]][series].append(point)
     return {
         place: {name: sorted(points) for name, points in panel.items()}
         for place, panel in panels.items()
@@ -45,30 +47,32 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
     }
 
 
-def _attack(record: Mapping[str, Any]) -> str:
-    """`pgd(steps=50) in linf`: the attack without its radius."""
-    ((name, parameters),) = record["config"]["attack"].items()
-    told = ",".join(
-        f"{k}={v}" for k, v in parameters.items() if k == "steps" or (k == "queries" and v is not None)
-    )
-    return f"{name}{f'({told})' if told else ''} in {record['attack']['norm']}"
+def _attacks(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Record id -> `pgd(steps=50) in linf`: the attack without its radius, with what tells it from the others."""
+    plain: dict[str, dict[str, Any]] = {}
+    bare: dict[str, str] = {}
+    for record in records:
+        ((name, parameters),) = record["config"]["attack"].items()
+        plain[record["id"]] = {k: v for k, v in parameters.items() if k != "eps"}
+        bare[record["id"]] = f"{name} in {record['attack']['norm']}"
+    labels = {}
+    for identifier, own in plain.items():
+        rivals = [plain[other] for other, label in bare.items() if label == bare[identifier]]
+        told = [
+            f"{k}={v}"
+            for k, v in own.items()
+            if k == "steps" or (k == "queries" and v is not None) or any(r.get(k) != v for r in rivals)
+        ]
+        name, _, norm = bare[identifier].partition(" in ")
+        labels[identifier] = name + f"({','.join(told)})" * bool(told) + f" in {norm}"
+    return labels
 
 
 def _short(labels: list[str]) -> dict[str, str]:
     """Labels without their parameters where that leaves them apart, else as they are."""
-    bare = {label: _without_parameters(label) for label in labels}
+    bare = {label: without_parameters(label) for label in labels}
     counts = Counter(bare.values())
     return {label: short if counts[short] == 1 else label for label, short in bare.items()}
-
-
-def _without_parameters(label: str) -> str:
-    depth, kept = 0, []
-    for character in label:
-        depth += character == "("
-        if not depth:
-            kept.append(character)
-        depth -= character == ")"
-    return "".join(kept)
 
 
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
