@@ -30,7 +30,9 @@ def paint(found: Sequence[Strip]) -> Image:
     from PIL import Image, ImageDraw
 
     blocks = [_grid(strip) for strip in found]
-    width = max(block.shape[2] for block in blocks)
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    captions = [2 * GAP + int(ruler.textlength(strip.caption)) for strip in found]
+    width = max(*(block.shape[2] for block in blocks), *captions)
     height = sum(block.shape[1] + CAPTION + GAP for block in blocks)
     picture = Image.new("RGB", (width, height), "white")
     pen, top = ImageDraw.Draw(picture), 0

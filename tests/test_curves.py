@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn_says_why(stored, capsys):
     with pytest.raises(HarnessError, match="No such file"):
         draw_curves(curves(records), folder / "nowhere" / "x.svg", "t")
     assert cli.main(["plot", str(folder / "c.yaml"), "--store", str(folder / "no")]) == 2
-    assert "run the scenario first" in capsys.readouterr().err
+    assert "run a scenario first" in capsys.readouterr().err
 
 
 def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():

@@ -46,6 +46,10 @@ class _Inversion(PrivacyAttack):
     restarts: int = Field(1, ge=1, description="random starts, of which the best match is kept")
 
     @property
+    def effort(self) -> int:
+        return self.targets * self.restarts * self.iterations * self.epochs * self.records
+
+    @property
     def observation(self) -> Observation:
         return Observation(
             records=self.records,
