@@ -222,11 +222,11 @@ def _plugin_family(label: str) -> str | None:
 def best(rows: Sequence[Row], quantity: Quantity) -> set[int]:
     """Positions of the best rows: none where fewer than two can be compared or all are equal.
 
-    Incomplete values and epsilons that promise nothing don't compete.
+    Incomplete values and epsilons that promise nothing don't compete, nor those of records with those of clients.
     """
     shown = {i: r.values[quantity.key] for i, r in enumerate(rows) if quantity.key in r.values}
     values = {i: round(v.mean, quantity.digits) for i, v in shown.items() if not v.incomplete and not v.text}
-    if len(shown) < 2 or not values:
+    if len(shown) < 2 or len({shown[i].clients for i in values}) != 1:
         return set()
     top = max(values.values()) if quantity.better == "higher" else min(values.values())
     winners = {i for i, value in values.items() if value == top}

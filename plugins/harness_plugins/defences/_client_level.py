@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from harness.api import (
     AggregationContext,
     Aggregator,
+    Defence,
+    Field,
     Guarantee,
     NotApplicable,
     PluginError,
@@ -20,33 +24,72 @@ from harness.api import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-Mechanism = Callable[["Tensor", int, AggregationContext], "Tensor"]
 
+class ClientLevelDP(Defence):
+    """The parameters that mechanisms for whole clients share, and what follows from them."""
 
-def check_client_level(name: str, context: StackContext) -> None:
-    """Raises NotApplicable for statistics that travel without noise, and for a second such mechanism."""
-    if context.module is not None:
-        kept = [n for n, m in context.module.named_modules() if getattr(m, "track_running_stats", False)]
-        if kept:
-            raise NotApplicable(
-                f"{name} does not protect the running statistics that {', '.join(kept)} send: use a model with "
-                "group normalisation"
+    requires = ("opacus",)
+    protects: ClassVar[str | None] = "client"
+
+    epsilon: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="target epsilon of a client over the whole training"
+    )
+    noise_multiplier: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="noise over the clip norm; 0: no guarantee"
+    )
+    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="C: largest L2 norm of an update")
+    delta: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="None: 1 / (10 N), N all training records; must be below one over the clients",
+    )
+    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field("rdp", description="see dp-sgd")
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of epsilon and noise_multiplier")
+        return self
+
+    def check(self, context: StackContext) -> None:
+        if context.module is not None:
+            kept = [n for n, m in context.module.named_modules() if getattr(m, "track_running_stats", False)]
+            if kept:
+                raise NotApplicable(
+                    f"{self.name} does not protect the running statistics that {', '.join(kept)} send: use a "
+                    "model with group normalisation"
+                )
+        for position, other in enumerate(context.defences):
+            if position != context.position and other.protects == "client":
+                raise NotApplicable(
+                    f"{self.name} and {other.name} both noise clients' updates: take one of them"
+                )
+
+    def settled_delta(self, context: PrepareContext) -> float:
+        """As in the first training; 1 / (10 N), N all training records, where none is given.
+
+        Raises PluginError from one over the clients on.
+        """
+        if context.history:
+            return float(context.history[0]["delta"])
+        clients = len(context.sizes)
+        value = 1 / (10 * context.records) if self.delta is None else self.delta
+        if value >= 1 / clients:
+            raise PluginError(
+                f"{self.name}: delta {value:g} must be below 1 / {clients} = {1 / clients:.3g}, one over the "
+                "clients, or revealing one client outright would be allowed"
             )
-    for position, other in enumerate(context.defences):
-        if position != context.position and other.protects == "client":
-            raise NotApplicable(f"{name} and {other.name} both noise clients' updates: take one of them")
+        return value
 
-
-def client_delta(name: str, delta: float | None, context: PrepareContext) -> float:
-    """1 / (10 N), N all training records, where none is given. Raises PluginError from one over the clients on."""
-    clients = len(context.sizes)
-    value = 1 / (10 * context.records) if delta is None else delta
-    if value >= 1 / clients:
-        raise PluginError(
-            f"{name}: delta {value:g} must be below 1 / {clients} = {1 / clients:.3g}, one over the clients, or "
-            "revealing one client outright would be allowed"
-        )
-    return value
+    def settled_noise(self, context: PrepareContext, calibrate: Callable[[float], float]) -> float:
+        """As in the first training; as given; or what `calibrate` finds for the target epsilon."""
+        if context.history:
+            return float(context.history[0]["noise_multiplier"])
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        assert self.epsilon is not None
+        return calibrate(self.epsilon)
 
 
 def expected_clients(context: PrepareContext) -> float:

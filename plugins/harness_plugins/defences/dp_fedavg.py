@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.api import (
     AggregationContext,
     Aggregator,
-    Defence,
     Field,
     Guarantee,
     PrepareContext,
     Reference,
-    StackContext,
 )
 from harness_plugins.defences._client_level import (
+    ClientLevelDP,
     NoisyMean,
     calibrated,
-    check_client_level,
-    client_delta,
     client_guarantee,
     expected_clients,
     rounds_of,
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DPFedAvg(Defence):
+class DPFedAvg(ClientLevelDP):
     """Clips every client's update and noises their sum at the server: client-level DP, the server being trusted.
 
     Delta = (sum_i x_i min(1, C / |x_i|) + N(0, (z C)^2 I)) / (q N), over the clients of a round, equally weighted
@@ -52,8 +47,6 @@ class DPFedAvg(Defence):
     """
 
     name = "dp-fedavg"
-    requires = ("opacus",)
-    protects: ClassVar[str | None] = "client"
     reference = Reference(
         title="Learning differentially private recurrent language models",
         authors="McMahan, Ramage, Talwar, Zhang",
@@ -62,18 +55,6 @@ class DPFedAvg(Defence):
         url="https://arxiv.org/abs/1710.06963",
     )
 
-    epsilon: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="target epsilon of a client over the whole training"
-    )
-    noise_multiplier: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="z: noise on the sum over the clip norm; 0: no guarantee"
-    )
-    clip_norm: float = Field(
-        1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="C: largest L2 norm of an update; the first one if adaptive",
-    )
     clipping: Literal["fixed", "adaptive"] = Field(
         "fixed", description="whether C follows the updates' norms"
     )
@@ -82,35 +63,10 @@ class DPFedAvg(Defence):
     count_noise: float = Field(
         0.05, gt=0, le=10, description="adaptive: noise on the count of unclipped updates, a share of q N"
     )
-    delta: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="None: 1 / (10 N), N all training records; must be below one over the clients",
-    )
-    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field("rdp", description="see dp-sgd")
-
-    @model_validator(mode="after")
-    def _one_target(self) -> DPFedAvg:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("give exactly one of epsilon and noise_multiplier")
-        return self
-
-    def check(self, context: StackContext) -> None:
-        check_client_level(self.name, context)
 
     def prepare(self, context: PrepareContext) -> dict[str, Any]:
-        delta = (
-            context.history[0]["delta"] if context.history else client_delta(self.name, self.delta, context)
-        )
-        rate, rounds = context.client_rate or 1.0, rounds_of(context)
-        if context.history:
-            z = context.history[0]["noise_multiplier"]
-        elif self.noise_multiplier is not None:
-            z = self.noise_multiplier
-        else:
-            assert self.epsilon is not None
-            z = calibrated(self.epsilon, delta, rate, rounds, self.accountant)
+        delta, rate, rounds = self.settled_delta(context), context.client_rate or 1.0, rounds_of(context)
+        z = self.settled_noise(context, lambda e: calibrated(e, delta, rate, rounds, self.accountant))
         expected = expected_clients(context)
         return {
             "noise_multiplier": z, "update_noise": self._update_noise(z, expected), "delta": delta,

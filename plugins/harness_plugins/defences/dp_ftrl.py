@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, Any
 
 from harness.api import (
     AggregationContext,
     Aggregator,
-    Defence,
     Field,
     Guarantee,
     PrepareContext,
     Reference,
-    StackContext,
 )
 from harness_plugins.defences._client_level import (
+    ClientLevelDP,
     NoisyMean,
     calibrated,
-    check_client_level,
-    client_delta,
     client_guarantee,
     expected_clients,
     server_noise,
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DPFTRL(Defence):
+class DPFTRL(ClientLevelDP):
     """Noises the prefix sums of clipped updates by tree aggregation: client-level DP without random sampling.
 
     After round t the server holds (sum_{s<=t} sum_i clip(x_i^s, C) + N_t) / n, n the clients of a round, where N_t
@@ -53,8 +48,6 @@ class DPFTRL(Defence):
     """
 
     name = "dp-ftrl"
-    requires = ("opacus",)
-    protects: ClassVar[str | None] = "client"
     reference = Reference(
         title="Practical and private (deep) learning without sampling or shuffling",
         authors="Kairouz, McMahan, Song, Thakkar, Thakurta, Xu",
@@ -63,46 +56,16 @@ class DPFTRL(Defence):
         url="https://arxiv.org/abs/2103.00039",
     )
 
-    epsilon: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="target epsilon of a client over the whole training"
-    )
-    noise_multiplier: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="z: noise of a node over the clip norm; 0: no guarantee"
-    )
-    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="C: largest L2 norm of an update")
     refined: bool = Field(True, description="let nodes use their children's noise too")
-    delta: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="None: 1 / (10 N), N all training records; must be below one over the clients",
-    )
-    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field("rdp", description="see dp-sgd")
-
-    @model_validator(mode="after")
-    def _one_target(self) -> DPFTRL:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("give exactly one of epsilon and noise_multiplier")
-        return self
-
-    def check(self, context: StackContext) -> None:
-        check_client_level(self.name, context)
 
     def prepare(self, context: PrepareContext) -> dict[str, Any]:
-        delta = (
-            context.history[0]["delta"] if context.history else client_delta(self.name, self.delta, context)
-        )
+        delta = self.settled_delta(context)
         schedule = context.schedule
         if context.client_rate is not None:
             schedule = [list(range(len(context.sizes)))] * context.rounds
         sensitivities = [tree_sensitivity([i in ids for ids in schedule]) for i in range(len(context.sizes))]
-        if context.history:
-            z = context.history[0]["noise_multiplier"]
-        elif self.noise_multiplier is not None:
-            z = self.noise_multiplier
-        else:
-            assert self.epsilon is not None
-            z = max(sensitivities) * calibrated(self.epsilon, delta, 1.0, [1], self.accountant)
+        widest = max(sensitivities)
+        z = self.settled_noise(context, lambda e: widest * calibrated(e, delta, 1.0, [1], self.accountant))
         return {
             "noise_multiplier": z, "sensitivities": sensitivities, "delta": delta, "accountant": self.accountant,
             "clip_norm": self.clip_norm, "rounds": context.rounds, "expected_clients": expected_clients(context),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
-
-from harness.api import Defence, Field, Guarantee, PrepareContext, Reference, StackContext, UpdateContext
+from harness.api import Guarantee, PrepareContext, Reference, UpdateContext
 from harness_plugins.defences._client_level import (
+    ClientLevelDP,
     calibrated,
-    check_client_level,
-    client_delta,
     client_guarantee,
     rounds_of,
 )
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LocalDP(Defence):
+class LocalDP(ClientLevelDP):
     """Clips the update and noises it before it leaves the client: no server need be trusted.
 
     x <- x min(1, C / |x|) + N(0, (sigma C)^2 I_d). Whatever data a client has, its update lies in a ball of
@@ -33,8 +30,6 @@ class LocalDP(Defence):
     """
 
     name = "local-dp"
-    requires = ("opacus",)
-    protects: ClassVar[str | None] = "client"
     neighbours: ClassVar[str] = "replace"
     reference = Reference(
         title="Local privacy and statistical minimax rates",
@@ -44,42 +39,9 @@ class LocalDP(Defence):
         url="https://arxiv.org/abs/1302.3203",
     )
 
-    epsilon: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="target epsilon of a client over the whole training"
-    )
-    noise_multiplier: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="sigma: noise over the clip norm; 0: no guarantee"
-    )
-    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="C: largest L2 norm of an update")
-    delta: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="None: 1 / (10 N), N all training records; must be below one over the clients",
-    )
-    accountant: Literal["rdp", "prv", "pld", "gdp"] = Field("rdp", description="see dp-sgd")
-
-    @model_validator(mode="after")
-    def _one_target(self) -> LocalDP:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("give exactly one of epsilon and noise_multiplier")
-        return self
-
-    def check(self, context: StackContext) -> None:
-        check_client_level(self.name, context)
-
     def prepare(self, context: PrepareContext) -> dict[str, Any]:
-        delta = (
-            context.history[0]["delta"] if context.history else client_delta(self.name, self.delta, context)
-        )
-        rounds = rounds_of(context)
-        if context.history:
-            sigma = context.history[0]["noise_multiplier"]
-        elif self.noise_multiplier is not None:
-            sigma = self.noise_multiplier
-        else:
-            assert self.epsilon is not None
-            sigma = 2 * calibrated(self.epsilon, delta, 1.0, rounds, self.accountant)
+        delta, rounds = self.settled_delta(context), rounds_of(context)
+        sigma = self.settled_noise(context, lambda e: 2 * calibrated(e, delta, 1.0, rounds, self.accountant))
         return {
             "noise_multiplier": sigma, "delta": delta, "accountant": self.accountant, "clip_norm": self.clip_norm,
             "rounds": rounds,
