@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import (
     Field,
-    Observation,
     ObservedUpdate,
-    PluginError,
-    PrivacyAttack,
     PrivacyContext,
     PrivacyView,
     Reconstruction,
     Reference,
 )
+from harness_plugins.attacks.privacy._updates import UpdateAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,25 +21,10 @@ if TYPE_CHECKING:
 TICK = 20  # iterations between two reports of progress
 
 
-class _Inversion(PrivacyAttack):
+class _Inversion(UpdateAttack):
     """One reconstruction per observed update; subclasses say how one start is carried to its end."""
 
-    knowledge: ClassVar[str] = "server"
-    needs_sgd: ClassVar[bool] = True
-    needs_non_members: ClassVar[bool] = False
-
     records: int = Field(1, ge=1, le=8, description="records behind each update")
-    epochs: int = Field(1, ge=1, description="passes over these records at the client")
-    batch_size: int | None = Field(
-        None, ge=1, description="records of a local step; None: all of them in one step"
-    )
-    at: Literal["start", "end"] = Field(
-        "start", description="the model the client starts from: the first round's, or the trained one"
-    )
-    targets: int = Field(4, ge=1, description="updates to invert, each of another client and draw of records")
-    batch_norm: Literal["train", "eval"] = Field(
-        "train", description="statistics that batch norms use at the client: the batch's, or the global ones"
-    )
     iterations: int = Field(100, ge=1, description="steps of the attack's optimiser from each start")
     restarts: int = Field(1, ge=1, description="random starts, of which the best match is kept")
 
@@ -49,26 +32,12 @@ class _Inversion(PrivacyAttack):
     def effort(self) -> int:
         return self.targets * self.restarts * self.iterations * self.epochs * self.records
 
-    @property
-    def observation(self) -> Observation:
-        return Observation(
-            records=self.records,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            at=self.at,
-            count=self.targets,
-            batch_norm=self.batch_norm,
-        )
-
     def run(self, view: PrivacyView, context: PrivacyContext) -> Reconstruction:
         """images (b, c, h, w) in [0, 1] and labels (b,) int64 for every observed update, in its order."""
-        if not view.observed:
-            raise PluginError(
-                f"{self.name} needs observed updates, which a threat of knowledge server grants"
-            )
-        total = len(view.observed) * self.restarts * self.iterations
+        updates = self.updates(view)
+        total = len(updates) * self.restarts * self.iterations
         found = []
-        for number, observed in enumerate(view.observed):
+        for number, observed in enumerate(updates):
             tries = []
             known = self._known_labels(observed, context)
             for restart in range(self.restarts):

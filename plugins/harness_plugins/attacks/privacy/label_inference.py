@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from harness.api import (
     Field,
-    Observation,
     PluginError,
-    PrivacyAttack,
     PrivacyContext,
     PrivacyView,
     Reconstruction,
     Reference,
 )
+from harness_plugins.attacks.privacy._updates import UpdateAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LabelInference(PrivacyAttack):
+class LabelInference(UpdateAttack):
     """Label leakage from gradients: the labels of all records behind an update, each as often as it occurs.
 
     With g_c the gradient of class c in the last layer (its bias, or the sum over its row of weights; an update of
@@ -48,59 +47,28 @@ class LabelInference(PrivacyAttack):
         year=2022,
         url="https://arxiv.org/abs/2105.09369",
     )
-    knowledge: ClassVar[str] = "server"
-    needs_sgd: ClassVar[bool] = True
-    needs_non_members: ClassVar[bool] = False
 
     records: int | None = Field(None, ge=1, description="records behind each update; None: all a client has")
-    epochs: int = Field(1, ge=1, description="passes over these records at the client")
-    batch_size: int | None = Field(
-        None, ge=1, description="records of a local step; None: all of them in one step"
-    )
-    at: Literal["start", "end"] = Field(
-        "start", description="the model the client starts from: the first round's, or the trained one"
-    )
-    targets: int = Field(
-        4, ge=1, description="updates to look into, each of another client and draw of records"
-    )
-    batch_norm: Literal["train", "eval"] = Field(
-        "train", description="statistics that batch norms use at the client: the batch's, or the global ones"
-    )
     auxiliary: Literal["none", "dummies", "population"] = Field(
         "dummies",
         description="records of its own by which the attacker gauges m and s: none, noise, real ones",
     )
     draws: int = Field(10, ge=1, description="simulated trainings of each class, unless auxiliary is none")
 
-    @property
-    def observation(self) -> Observation:
-        return Observation(
-            records=self.records,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            at=self.at,
-            count=self.targets,
-            batch_norm=self.batch_norm,
-        )
-
     def run(self, view: PrivacyView, context: PrivacyContext) -> Reconstruction:
         """labels (b,) int64, sorted, for every observed update, in its order; no images."""
         from harness_plugins.attacks.privacy._inversion import dummies, llg, llg_knowledge
 
-        if not view.observed:
-            raise PluginError(
-                f"{self.name} needs observed updates, which a threat of knowledge server grants"
-            )
-        found = []
-        for number, observed in enumerate(view.observed):
-            context.progress(number, len(view.observed))
+        updates, found = self.updates(view), []
+        for number, observed in enumerate(updates):
+            context.progress(number, len(updates))
             known = None
             if self.auxiliary != "none":
                 own = self.auxiliary == "population"
                 draw = _own(view, context) if own else dummies(observed, context.generator)
                 known = llg_knowledge(observed, draw, self.draws)
             found.append(llg(observed, known))
-        context.progress(len(view.observed), len(view.observed))
+        context.progress(len(updates), len(updates))
         return Reconstruction(labels=tuple(found))
 
 
