@@ -60,7 +60,7 @@ from harness.contracts.privacy import (
 from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.evaluation.matching import match_images
-from harness.functional import batch_norms, detached, fgsm, input_gradient, pgd
+from harness.functional import batch_norms, detached, fgsm, input_gradient, mean_gradient, pgd
 from harness.hookspecs import hookimpl
 from harness.privacy import accounting
 from harness.random import (
@@ -150,6 +150,7 @@ __all__ = [
     "input_gradient",
     "make_key",
     "match_images",
+    "mean_gradient",
     "numpy_generator",
     "pgd",
     "record_keys",

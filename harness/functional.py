@@ -10,7 +10,7 @@ from harness.random import uniform
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.defence import Batch, LossFn, Params
+    from harness.contracts.defence import Batch, GradientFn, LossFn, Params
 
 
 def detached(params: Params) -> Params:
@@ -27,6 +27,28 @@ def cross_entropy(apply: Callable[[Params, Tensor], Tensor]) -> LossFn:
         return functional.cross_entropy(apply(params, x), y, reduction="none")
 
     return loss
+
+
+def mean_gradient(loss: LossFn) -> GradientFn:
+    """The gradient of the mean loss over the batch; zero for an empty one (as Poisson sampling may draw).
+
+    The parameters it is called with must require gradients.
+    """
+    import torch
+
+    def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
+        if not len(batch[1]):
+            return {name: torch.zeros_like(p) for name, p in params.items()}
+        # autograd.grad costs 1.03 to 1.05 of a bare backward pass on a CPU; torch.func.grad 1.3 to 1.6.
+        with torch.enable_grad():
+            mean = loss(params, batch, key).mean()
+        grads = torch.autograd.grad(mean, list(params.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if g is None else g
+            for (name, p), g in zip(params.items(), grads, strict=True)
+        }
+
+    return gradient
 
 
 def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

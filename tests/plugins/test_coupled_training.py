@@ -10,8 +10,7 @@ from torch.nn import functional
 import harness
 from harness.api import NotApplicable, PluginError, StackContext, record_keys, split, uniform
 from harness.federation.apply import Apply
-from harness.federation.local import mean_gradient
-from harness.functional import cross_entropy
+from harness.functional import cross_entropy, mean_gradient
 
 COUPLED = ("free-adversarial-training", "adversarial-weight-perturbation", "clean-logit-pairing")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
@@ -14,6 +15,7 @@ from harness.api import (
     Reference,
     StackContext,
     detached,
+    mean_gradient,
     record_keys,
     split,
     uniform,
@@ -132,19 +134,11 @@ class AdversarialWeightPerturbation(Defence):
         return 2.0 + self.attack.effort
 
     def gradient(self, local: Local) -> GradientFn:
-        import torch
-
         attack = self.attack.functional(self.attack.radius())
+        at_leaves = mean_gradient(local.loss)
 
         def mean_gradients(params: Params, batch: Batch, key: Tensor) -> Params:
-            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-            with torch.enable_grad():
-                loss = local.loss(leaves, batch, key).mean()
-                found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            return {
-                name: torch.zeros_like(p) if g is None else g
-                for (name, p), g in zip(params.items(), found, strict=True)
-            }
+            return at_leaves({name: p.detach().requires_grad_() for name, p in params.items()}, batch, key)
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
             x, y = batch
@@ -186,7 +180,7 @@ class CleanLogitPairing(Defence):
             return x, y
         # Box and Muller: two uniform numbers make one Gaussian.
         first, second = (uniform(split(record_keys(key, x), i), x.shape) for i in (0, 1))
-        noise = (-2 * (1 - first).log()).sqrt() * (2 * 3.141592653589793 * second).cos()
+        noise = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()
         return (x + self.sigma * noise).clamp(0, 1), y
 
     def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
