@@ -113,11 +113,12 @@ def audited_epsilon(
     import numpy as np
 
     m = len(signal)
-    order = np.argsort(np.nan_to_num(signal, nan=np.nanmedian(signal)), kind="stable")
+    order = np.argsort(signal, kind="stable")[: m - int(np.isnan(signal).sum())]  # NaN sorts last
     best = (0.0, 0, 0)
     for share in SHARES:
-        half = max(1, round(share * m / 2))
-        half = min(half, m // 2)
+        half = min(max(1, round(share * m / 2)), len(order) // 2)
+        if not half:
+            continue
         correct = int(included[order[-half:]].sum() + (~included[order[:half]]).sum())
         bound = epsilon_lower_bound(m, 2 * half, correct, delta, (1 - confidence) / len(SHARES))
         if best[1] == 0 or bound > best[0]:
