@@ -56,7 +56,7 @@ QUANTITIES = (
     ),
     Quantity(
         "inversion", "inversion dB", "reconstruction_psnr", "privacy", "lower",
-        legend="inversion: PSNR of the best reconstruction from an update, lower leaks less",
+        legend="inversion: mean PSNR of what the strongest attack gets back of records",
     ),
     Quantity("epsilon", "epsilon", "epsilon", "any", "lower", digits=2),
     Quantity(

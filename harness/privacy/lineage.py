@@ -128,17 +128,14 @@ def _adversary(guarantee: Guarantee) -> str:
 def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
     """Noise at the clients is followed by post-processing alone; noise at the server fits one sum of updates."""
     central = guarantee is not None and guarantee.against == "recipients"
+    after = "post-processing of updates" if guarantee is None else "post-processing of noised updates"
     for compressor in parts.compressors:
         if isinstance(compressor, UpdateCompressor):
             if central and compressor.couples_clients:
                 why = f"{compressor.name} lets one client's update change what others send, before it is clipped"
                 yield Step("aggregation", compressor.label(), "updates", BREAKS, why)
             else:
-                why = (
-                    "each client's update is clipped after it"
-                    if central
-                    else "post-processing of noised updates"
-                )
+                why = "each client's update is clipped after it" if central else after
                 yield Step("aggregation", compressor.label(), "updates", KEEPS, why)
     for rule in parts.aggregators:
         access = _known(rule.name, rule.data_access)
@@ -151,7 +148,7 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
         elif access != "none":
             yield Step("aggregation", rule.label(), "public", KEEPS, "its root data are declared public")
         else:
-            why = "clipped, averaged and noised in one" if central else "post-processing of noised updates"
+            why = "clipped, averaged and noised in one" if central else after
             yield Step("aggregation", rule.label(), "updates", KEEPS, why)
     if parts.server:
         yield Step("aggregation", parts.server, "updates", KEEPS, "post-processing of the aggregated update")

@@ -1,0 +1,1 @@
+"""The published leaderboard: submissions, statistics and pages."""

@@ -1,0 +1,256 @@
+"""A submission: what one run of one scenario found, as one JSON file that is reviewed in a pull request.
+
+Files come from strangers. Every field is typed and bounded here, unknown fields are refused, and nothing in a
+file is executed, opened or rendered as anything but text. Numbers that JSON lacks are written as null, with the
+reason beside them in `undefined`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from harness.errors import HarnessError
+
+SCHEMA = 1
+MAX_BYTES = 32 * 1024 * 1024
+MAX_CELLS = 20_000
+
+Line = Annotated[str, StringConstraints(max_length=400)]
+Word = Annotated[str, StringConstraints(max_length=120)]
+Paragraph = Annotated[str, StringConstraints(max_length=4000)]
+Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Unit(_Part):
+    """What a score means."""
+
+    unit: Word = ""
+    direction: Literal["higher", "lower", "none"]
+    description: Line = ""
+    measured: bool = False  # a time or a size of memory, which differs from run to run
+
+
+class Plugin(_Part):
+    """A method that took part: where its code comes from, and how to cite it."""
+
+    kind: Word
+    name: Word
+    distribution: Word
+    version: Word
+    source: Hex
+    title: Line = ""
+    authors: Line = ""
+    venue: Line = ""
+    year: int | None = Field(None, ge=1900, le=2200)
+    url: Line = ""  # shown as text; a link only where it begins with https://
+
+
+class Step(_Part):
+    """One link of the guarantee's chain."""
+
+    stage: Word
+    part: Line
+    reads: Word
+    effect: Word
+    why: Line
+
+
+class Claim(_Part):
+    """What is guaranteed, as the worst over the seeds."""
+
+    unit: Word
+    against: Word = "server"
+    neighbours: Word = "add-remove"
+    by: Word = ""
+    epsilon: Finite | None = Field(ge=0)  # None: infinite
+    delta: Finite = Field(ge=0, le=1)
+    accountant: Word
+    group_epsilon: Finite | None = Field(None, ge=0)
+    largest_group: int | None = Field(None, ge=1)
+    simulated: bool = True
+    holds: bool = True
+    broken_by: tuple[Line, ...] = Field((), max_length=50)
+
+
+class Seed(_Part):
+    """One seed of a cell. curve: (round, validation accuracy). undefined: score -> inf, -inf or nan."""
+
+    id: Hex
+    scores: dict[Word, Finite] = Field(default_factory=dict, max_length=200)
+    undefined: dict[Word, Literal["inf", "-inf", "nan"]] = Field(default_factory=dict, max_length=200)
+    intervals: dict[Word, tuple[Finite, Finite]] = Field(default_factory=dict, max_length=50)
+    flags: tuple[Word, ...] = Field((), max_length=20)
+    curve: tuple[tuple[int, Finite], ...] = Field((), max_length=10_000)
+    error: Paragraph | None = None
+
+
+class Cell(_Part):
+    """One value on each axis, one threat and one attack, over all seeds.
+
+    family: clean, evasion, byzantine, backdoor or privacy. eps: radius of an evasion attack in [0, 1] pixels.
+    config: the axes' plugins with every parameter, as plain JSON.
+    """
+
+    defence: Line
+    aggregator: Line
+    compressor: Line
+    threat: Line
+    attack: Line
+    family: Literal["clean", "evasion", "byzantine", "backdoor", "privacy"]
+    status: Literal["scored", "failed", "not-applicable"]
+    reason: Paragraph | None = None
+    eps: Finite | None = Field(None, ge=0)
+    norm: Word | None = None
+    seeds: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,12}$")], Seed] = Field(max_length=1000)
+    guarantee: Claim | None = None
+    lineage: tuple[Step, ...] = Field((), max_length=100)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[str, str, str, str, str]:
+        """(defence, aggregator, compressor, threat, attack): what tells cells of a scenario apart."""
+        return self.defence, self.aggregator, self.compressor, self.threat, self.attack
+
+
+class ScenarioFacts(_Part):
+    """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all."""
+
+    name: Slug
+    version: int = Field(ge=1)
+    hash: Hex
+    description: Paragraph = ""
+    dataset: Line
+    fingerprint: Hex
+    model: Line
+    seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
+    text: Annotated[str, StringConstraints(max_length=200_000)]
+
+    @property
+    def board(self) -> str:
+        """`name v2`: rows of different versions are never compared."""
+        return f"{self.name} v{self.version}"
+
+
+class Environment(_Part):
+    """What the numbers were computed with."""
+
+    version: Word
+    commit: Hex | None = None
+    dirty: bool | None = None
+    python: Word
+    platform: Line
+    device: Word
+    device_name: Line
+    libraries: dict[Word, Word] = Field(default_factory=dict, max_length=100)
+
+
+class Verification(_Part):
+    """A re-run of some cells: verified, or diverged in those named."""
+
+    verdict: Literal["verified", "diverged"]
+    when: Word
+    cells: int = Field(ge=1)
+    environment: Environment
+    differences: tuple[Line, ...] = Field((), max_length=1000)
+
+
+class Submission(_Part):
+    """One file. Unofficial submissions say why: a partial grid, a changed engine, an altered scenario."""
+
+    kind: Literal["psr-harness submission"] = "psr-harness submission"
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Slug
+    authors: Line = ""
+    url: Line = ""
+    note: Paragraph = ""
+    created: Word
+    official: bool
+    unofficial_because: tuple[Line, ...] = Field((), max_length=20)
+    scenario: ScenarioFacts
+    environment: Environment
+    units: dict[Word, Unit] = Field(max_length=300)
+    plugins: tuple[Plugin, ...] = Field(max_length=500)
+    cells: tuple[Cell, ...] = Field(min_length=1, max_length=MAX_CELLS)
+    verification: Verification | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Submission:
+        axes = [cell.axes for cell in self.cells]
+        if len(set(axes)) < len(axes):
+            twice = next(a for a in axes if axes.count(a) > 1)
+            raise ValueError(f"two cells have the same axes: {', '.join(twice)}")
+        ids = [seed.id for cell in self.cells for seed in cell.seeds.values()]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"the cell id {next(i for i in ids if ids.count(i) > 1)} is used twice")
+        if self.official == bool(self.unofficial_because):
+            raise ValueError("official submissions have no reason to be unofficial, the others do")
+        return self
+
+
+def read(path: Path) -> Submission:
+    """The submission in a file. Raises HarnessError, in one sentence, for anything that is not one."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise HarnessError(
+                f"{path}: {size / 2**20:.0f} MiB; a submission has at most {MAX_BYTES >> 20} MiB"
+            )
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise HarnessError(f"{path}: not a submission: {error or type(error).__name__}") from None
+    return parse(data, str(path))
+
+
+def parse(data: Any, where: str) -> Submission:
+    """The submission in decoded JSON. Raises HarnessError that names the first field that is wrong."""
+    try:
+        return Submission.model_validate(data)
+    except (ValidationError, RecursionError) as error:
+        raise HarnessError(f"{where}: not a submission: {_first(error)}") from None
+
+
+def write(submission: Submission, path: Path) -> None:
+    """One file, sorted and indented so that a pull request shows what changed; replaced in one step."""
+    text = json.dumps(
+        submission.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True, allow_nan=False
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path}: {error.strerror or error}") from None
+
+
+def file_name(name: str, scenario: ScenarioFacts) -> str:
+    """`scenario-v1--name.json`."""
+    return f"{scenario.name}-v{scenario.version}--{name}.json"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a number in JSON")
+
+
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return "nested too deeply"
+    item = error.errors(include_url=False)[0]
+    place = ".".join(str(part)[:60] for part in item["loc"])
+    more = len(error.errors(include_url=False)) - 1
+    message = item["msg"].removeprefix("Value error, ")
+    given = repr(item["input"])[:60] if item["type"] != "value_error" else ""
+    tail = f" (and {more} more)" if more else ""
+    return f"{place + ': ' if place else ''}{message[0].lower() + message[1:]}{', not ' + given if given else ''}{tail}"
