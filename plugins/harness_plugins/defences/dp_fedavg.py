@@ -10,6 +10,7 @@ from harness.api import (
     Aggregator,
     Field,
     Guarantee,
+    PluginError,
     PrepareContext,
     Reference,
 )
@@ -76,8 +77,6 @@ class DPFedAvg(ClientLevelDP):
 
     def _update_noise(self, z: float, expected: float) -> float:
         """z_D: what is left for the updates once the count has its share of the budget. Raises PluginError."""
-        from harness.api import PluginError
-
         if self.clipping == "fixed" or z == 0:
             return z
         count = 2 * self.count_noise * expected
@@ -106,8 +105,6 @@ class DPFedAvg(ClientLevelDP):
     def aggregator(self, aggregator: Aggregator, prepared: dict[str, Any]) -> Aggregator:
         def mechanism(rows: Tensor, context: AggregationContext) -> tuple[float, Tensor]:
             norm = context.state.get("clip_norm", self.clip_norm)
-            if context.global_weights is not None:
-                rows = rows if len(rows) else context.global_weights.new_empty(0, len(context.global_weights))
             noise = server_noise(rows.new_empty(rows.shape[1]), prepared["update_noise"] * norm, context)
             if self.clipping == "adaptive":
                 context.state["clip_norm"] = self._next_norm(norm, rows, prepared, context)

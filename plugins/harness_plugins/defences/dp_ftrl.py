@@ -88,9 +88,8 @@ class DPFTRL(ClientLevelDP):
         deviation = prepared["noise_multiplier"] * self.clip_norm
 
         def mechanism(rows: Tensor, context: AggregationContext) -> tuple[float, Tensor]:
-            d = rows.shape[1] if len(rows) or context.global_weights is None else len(context.global_weights)
             before = context.state.get("noise")
-            context.state["noise"] = self._prefix(rows.new_empty(d), deviation, context)
+            context.state["noise"] = self._prefix(rows.new_empty(rows.shape[1]), deviation, context)
             return self.clip_norm, context.state["noise"] - (0 if before is None else before)
 
         return NoisyMean(rule=aggregator, expected=prepared["expected_clients"], mechanism=mechanism)
