@@ -7,14 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.console.drawing import COLOURS, MARKERS, check_format, figure
 from harness.console.output import without_parameters
-from harness.errors import HarnessError, did_you_mean
+from harness.errors import HarnessError
 from harness.evaluation.masking import FLAG
-
-FORMATS = (".pdf", ".png", ".svg")
-# Okabe and Ito's colours, told apart with any colour vision; the marker tells series apart in black and white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*"
 
 Point = tuple[float, float, bool]  # radius, robust accuracy in [0, 1], whether masking is suspected
 Panel = dict[str, list[Point]]  # defences -> points
@@ -77,25 +73,18 @@ def _short(labels: list[str]) -> dict[str, str]:
 
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
     """Writes a row of panels an attack, a column a compressor. Raises HarnessError where that cannot be."""
-    if out.suffix not in FORMATS:
-        raise HarnessError(f"--out {out}: unknown ending {out.suffix!r}; {did_you_mean(out.suffix, FORMATS)}")
+    check_format(out)
     if not panels:
         raise HarnessError(
             "no attack was scored at two or more radii: sweep one, for example "
             "`budget: {norm: linf, eps: {sweep: [0, 2/255, 4/255, 8/255]}}`, and run the scenario"
         )
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     attacks = list(dict.fromkeys(attack for attack, _ in panels))
     columns = list(dict.fromkeys(compressor for _, compressor in panels))
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     titles, legend = _short(columns), _short(names)
-    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "harness"}):
-        figure = Figure(figsize=(0.8 + 2.1 * len(columns), 1.1 + 2.2 * len(attacks)), layout="constrained")
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
+    with figure(out, 0.8 + 2.1 * len(columns), 1.1 + 2.2 * len(attacks)) as drawn:
+        grid = drawn.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
         for (attack, compressor), panel in panels.items():
             axes = grid[attacks.index(attack)][columns.index(compressor)]
             for name, points in panel.items():
@@ -109,15 +98,8 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.25, linewidth=0.5)
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
-        figure.suptitle(title, fontsize=9)
-        partial = out.with_name(f".{out.stem}.partial{out.suffix}")
-        try:
-            metadata = {"Date": None} if out.suffix == ".svg" else None
-            figure.savefig(partial, dpi=200, metadata=metadata)
-            partial.replace(out)
-        except OSError as error:
-            raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+        drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
+        drawn.suptitle(title, fontsize=9)
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str) -> None:

@@ -1,0 +1,44 @@
+"""What the figures share: colours, a canvas that needs no display, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError, did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = (".pdf", ".png", ".svg")
+# Okabe and Ito's colours, told apart with any colour vision; the marker tells series apart in black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+
+
+def check_format(out: Path) -> None:
+    """Raises HarnessError for an ending that is no format of figures."""
+    if out.suffix not in FORMATS:
+        raise HarnessError(f"--out {out}: unknown ending {out.suffix!r}; {did_you_mean(out.suffix, FORMATS)}")
+
+
+@contextmanager
+def figure(out: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of width x height inches, written to `out` when the block ends. Raises HarnessError."""
+    check_format(out)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 8, "svg.fonttype": "none", "svg.hashsalt": "harness"}):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+        yield drawn
+        partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+        try:
+            drawn.savefig(partial, dpi=200, metadata={"Date": None} if out.suffix == ".svg" else None)
+            partial.replace(out)
+        except OSError as error:
+            raise HarnessError(f"--out {out}: {error.strerror or error}") from None

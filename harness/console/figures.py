@@ -1,0 +1,203 @@
+"""Figures of a run for a paper: Pareto front, heatmap of aggregators and attacks, critical-difference diagram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.console.drawing import COLOURS, MARKERS, figure
+from harness.console.output import shorten, without_parameters
+from harness.console.pooling import AXES, QUANTITIES, Quantity, family, pool
+from harness.errors import HarnessError, did_you_mean
+
+KINDS = ("curves", "pareto", "heatmap", "ranks")
+Records = Sequence[Mapping[str, Any]]
+
+
+def quantity(key: str) -> Quantity:
+    """A column of the table by its key. Raises HarnessError."""
+    found = {q.key: q for q in QUANTITIES}
+    if key not in found:
+        raise HarnessError(f"unknown quantity {key!r}; {did_you_mean(key, found)}")
+    return found[key]
+
+
+def check_kind(kind: str, by: str) -> None:
+    """Raises HarnessError for a figure or an axis that there is none of."""
+    if kind not in KINDS:
+        raise HarnessError(f"--figure {kind}: no such figure; {did_you_mean(kind, KINDS)}")
+    if by not in AXES:
+        raise HarnessError(f"--by {by}: no such axis; {did_you_mean(by, AXES)}")
+
+
+# Pareto ---------------------------------------------------------------------------------------------
+
+
+def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
+    """One point a configuration, those that no other one beats in both joined; returns how many are on the front.
+
+    Broken guarantees, none at all and incomplete values are left out of the front. Raises HarnessError.
+    """
+    from harness.leaderboard.comparisons import pareto_front
+
+    across, up = quantity(x), quantity(y)
+    rows = [row for row in pool([dict(r) for r in records]) if {x, y} <= row.values.keys()]
+    if len(rows) < 2:
+        raise HarnessError(f"fewer than two configurations have both {x} and {y}; run more of the scenario")
+    points = [[_number(row.values[key]) for key in (x, y)] for row in rows]
+    front = pareto_front(points, [across.better, up.better])
+    varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1]
+    series = list(dict.fromkeys(row.axes[varying[0]] if varying else "" for row in rows))
+    with figure(out, 5.2, 3.8) as drawn:
+        axes = drawn.subplots()
+        for number, name in enumerate(series):
+            own = [i for i, row in enumerate(rows) if (row.axes[varying[0]] if varying else "") == name]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            told = False
+            for filled in (True, False):
+                there = [i for i in own if bool(front[i]) is filled and all(map(math.isfinite, points[i]))]
+                if there:
+                    axes.scatter(
+                        [points[i][0] for i in there], [points[i][1] for i in there], s=24, marker=marker, zorder=2,
+                        facecolors=colour if filled else "white", edgecolors=colour,
+                        label=None if told else shorten(name, 40),
+                    )  # fmt: skip
+                    told = True
+        line = sorted(points[i] for i in range(len(rows)) if front[i])
+        axes.plot([p[0] for p in line], [p[1] for p in line], color="#888888", linewidth=0.8, zorder=1)
+        left, right = axes.get_xlim()
+        for i, row in enumerate(rows):
+            rest = " / ".join(row.axes[j] for j in varying[1:])
+            if front[i] and rest:
+                beyond = points[i][0] > (left + right) / 2  # the label goes where there is room
+                axes.annotate(
+                    shorten(rest, 30), (points[i][0], points[i][1]), textcoords="offset points",
+                    xytext=(-5 if beyond else 5, 3), ha="right" if beyond else "left", fontsize=6,
+                )  # fmt: skip
+        axes.set_xlabel(f"{across.header} ({'higher' if across.better == 'higher' else 'lower'} is better)")
+        axes.set_ylabel(f"{up.header} ({'higher' if up.better == 'higher' else 'lower'} is better)")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        drawn.legend(loc="outside lower center", ncols=2, frameon=False)
+        drawn.suptitle(f"{title}: filled on the Pareto front", fontsize=9)
+    return int(front.sum())
+
+
+def _number(value: Any) -> float:
+    """NaN for what promises nothing or lacks attacks, which therefore is on no front."""
+    return math.nan if value.text or value.incomplete else float(value.mean)
+
+
+# heatmap --------------------------------------------------------------------------------------------
+
+
+def draw_heatmap(records: Records, out: Path, title: str) -> int:
+    """Accuracy of every aggregator under every attack on training, a panel a defence; returns the panels.
+
+    Mean over seeds, of uncompressed models; the column `none` is accuracy without an attack. Raises HarnessError.
+    """
+    cells: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for record in records:
+        kind = family(dict(record))
+        if record["status"] != "scored" or kind not in ("clean", "byzantine", "backdoor"):
+            continue
+        cell, accuracy = record["cell"], record["scores"].get("accuracy")
+        if accuracy is None or cell["compressor"] != "none":
+            continue
+        place = (cell["aggregator"], "none" if kind == "clean" else cell["attack"])
+        cells.setdefault(cell["defence"], {}).setdefault(place, []).append(100 * accuracy)
+    attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
+    if not cells or attacks == ["none"]:
+        raise HarnessError("no attack on training was scored on an uncompressed model: there is no heatmap")
+    rules = list(dict.fromkeys(r for panel in cells.values() for r, _ in panel))
+    height = 1.3 + 0.28 * len(rules) * len(cells)
+    with figure(out, 3.2 + 0.55 * len(attacks), height) as drawn:
+        grid = drawn.subplots(len(cells), 1, squeeze=False, sharex=True)
+        for axes, (defence, panel) in zip(grid[:, 0], cells.items(), strict=True):
+            table = [[_mean(panel.get((rule, attack), ())) for attack in attacks] for rule in rules]
+            image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+            for i, row in enumerate(table):
+                for j, value in enumerate(row):
+                    shade = "white" if value < 60 else "black"
+                    text = "–" if math.isnan(value) else f"{value:.0f}"
+                    axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
+            axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
+            axes.set_xticks(range(len(attacks)), [shorten(a, 24) for a in attacks], rotation=45, ha="right")
+            if len(cells) > 1:
+                axes.set_title(shorten(without_parameters(defence), 40), fontsize=8)
+        drawn.colorbar(image, ax=grid[:, 0].tolist(), label="accuracy (%)", shrink=0.8)
+        drawn.suptitle(title, fontsize=9)
+    return len(cells)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else math.nan
+
+
+# critical differences -------------------------------------------------------------------------------
+
+
+def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tuple[int, float]:
+    """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
+
+    A block is everything else: the other axes, threat, attack and seed. After Demsar, "Statistical comparisons of
+    classifiers over multiple data sets" (JMLR 2006). Returns the blocks used and Friedman's p. Raises HarnessError.
+    """
+    import numpy as np
+
+    from harness.leaderboard.comparisons import (
+        average_ranks,
+        cliques,
+        complete_blocks,
+        friedman,
+        nemenyi_critical_difference,
+    )
+
+    chosen = quantity(key)
+    blocks: dict[tuple[Any, ...], dict[str, float]] = {}
+    for record in records:
+        value = (record.get("scores") or {}).get(chosen.score)
+        if record["status"] != "scored" or value is None or not math.isfinite(value):
+            continue
+        if chosen.family not in ("any", "clean", family(dict(record))):
+            continue
+        if chosen.family == "clean" and family(dict(record)) != "clean":
+            continue
+        cell = record["cell"]
+        place = tuple(str(v) for axis, v in cell.items() if axis != by)
+        blocks.setdefault(place, {})[str(cell[by])] = float(value)
+    methods = list(dict.fromkeys(m for block in blocks.values() for m in block))
+    if len(methods) < 2:
+        raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
+    table = np.array([[block.get(m, np.nan) for m in methods] for block in blocks.values()])
+    kept, _ = complete_blocks(table)
+    if len(kept) < 2:
+        raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
+    ranks = average_ranks(kept, chosen.better == "higher")
+    test, distance = friedman(kept), nemenyi_critical_difference(len(methods), len(kept))
+    with figure(out, 5.2, 1.2 + 0.2 * len(methods)) as drawn:
+        axes = drawn.subplots()
+        order = np.argsort(ranks, kind="stable")
+        for height, position in enumerate(order):
+            axes.plot([1, ranks[position]], [height, height], color="#cccccc", linewidth=0.6, zorder=1)
+            axes.plot(ranks[position], height, marker="o", color=COLOURS[0], markersize=4)
+            axes.annotate(
+                f"{shorten(methods[position], 40)}  {ranks[position]:.2f}", (ranks[position], height),
+                textcoords="offset points", xytext=(6, -2), fontsize=7,
+            )  # fmt: skip
+        for number, group in enumerate(cliques(ranks, distance)):
+            ends = [float(ranks[i]) for i in group]
+            below = len(methods) - 0.3 + 0.35 * number
+            axes.plot([min(ends), max(ends)], [below, below], color="black", linewidth=2)
+        axes.set_xlim(0.9, len(methods) + 0.9)
+        axes.invert_yaxis()
+        axes.set_yticks([])
+        axes.set_xlabel(f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)")
+        axes.set_title(
+            f"{title}: Friedman p = {test.p:.2g}; bars join what Nemenyi's test at 5 % does not tell apart "
+            f"(CD {distance:.2f})",
+            fontsize=7,
+        )
+    return len(kept), float(test.p)

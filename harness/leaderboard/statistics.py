@@ -1,0 +1,208 @@
+"""What is said about one or two configurations over seeds: pooling over attacks, intervals, paired tests, Holm.
+
+Comparisons of many methods over many blocks are in `harness.leaderboard.comparisons`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = npt.NDArray[np.float64]
+
+ENOUGH_SEEDS = 3
+ROUNDING = 1e-12  # relative; differences that vary by less vary only by rounding
+
+
+class Interval(NamedTuple):
+    """A mean and its confidence interval [low, high]; NaN bounds: there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class PairedDifference(NamedTuple):
+    """The mean of a - b over shared seeds, its interval, the paired t test's p-value, the number of pairs."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+
+
+class Pooled(NamedTuple):
+    """One configuration's scores under several attacks, see `worst_and_mean`.
+
+    worst, mean: over seeds, of the worst and of the mean attack. worst_by_seed, mean_by_seed: what they average,
+    as `interval` and `paired_difference` take it. incomplete: some seed lacks a value for an attack that is named.
+    """
+
+    worst: float
+    mean: float
+    worst_by_seed: dict[Any, float]
+    mean_by_seed: dict[Any, float]
+    incomplete: bool
+
+
+def interval(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+    """Student's t interval for the mean of n independent values (n,), one a seed.
+
+    mean +- t(1 - (1 - confidence) / 2; n - 1) s / sqrt(n), with s the sample deviation (divisor n - 1); Student
+    (1908), The probable error of a mean, Biometrika 6. It assumes values that are about normal over seeds, is not
+    cut off at a score's range, and has width zero where all values are equal. With one value, or an infinite one
+    (a PSNR, an epsilon), low = high = NaN; `too_few` says when to distrust the rest.
+
+    Raises HarnessError without values, for NaN, and for a confidence outside (0, 1).
+    """
+    array = _vector(values, "values")
+    quantile = _upper_quantile(confidence)
+    if not len(array):
+        raise HarnessError("an interval needs at least one value")
+    if np.isnan(array).any():
+        raise HarnessError(
+            f"{int(np.isnan(array).sum())} of {len(array)} values are NaN: leave them out, and say so"
+        )
+    if not np.isfinite(array).all():
+        both = np.isposinf(array).any() and np.isneginf(array).any()
+        return Interval(math.nan if both else float(array[np.isinf(array)][0]), math.nan, math.nan)
+    mean = float(array.mean())
+    if len(array) == 1:
+        return Interval(mean, math.nan, math.nan)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(array) - 1, quantile) * array.std(ddof=1) / math.sqrt(len(array)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def too_few(seeds: int) -> str | None:
+    """A sentence on why an interval over so many seeds means little; None from three seeds on."""
+    if seeds >= ENOUGH_SEEDS:
+        return None
+    if seeds == 2:
+        return "two seeds: the spread is one difference, and a 95 % interval reaches 12.7 standard errors each way"
+    if seeds == 1:
+        return "one seed: no spread can be seen, so there is no interval"
+    return "no seeds: there is no score"
+
+
+def paired_difference(
+    a: Mapping[Hashable, float] | pd.Series, b: Mapping[Hashable, float] | pd.Series, confidence: float = 0.95
+) -> PairedDifference:
+    """The mean of a - b over the seeds that both have, with t interval and two-sided paired t test.
+
+    a, b: seed -> score (a dictionary, or a Series indexed by seed). A seed whose score is NaN counts as absent.
+    The p-value is that of scipy.stats.ttest_rel, in [0, 1]. What the formula leaves open:
+
+    - no pair: everything is NaN; one pair: the mean alone
+    - no difference at any seed: p = 1, interval [0, 0]
+    - the same difference, not zero, at every seed: the interval has width zero and p is NaN. t would be infinite
+      and p zero, but a few coarse scores agree by chance, and for a score without randomness there is nothing to
+      test. "Same" allows for rounding: 1e-12 of the largest score
+    - an infinite score among the pairs: mean, interval and p are NaN
+
+    Raises HarnessError for a seed given twice and a confidence outside (0, 1).
+    """
+    _upper_quantile(confidence)
+    first, second = _by_seed(a, "a"), _by_seed(b, "b")
+    shared = [seed for seed in first if seed in second]
+    x, y = (np.array([scores[seed] for seed in shared], dtype=float) for scores in (first, second))
+    pairs = len(shared)
+    if not pairs or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return PairedDifference(math.nan, math.nan, math.nan, math.nan, pairs)
+    difference = x - y
+    found = interval(difference, confidence)
+    rounding = ROUNDING * float(np.maximum(abs(x), abs(y)).max())
+    if pairs == 1:
+        p = math.nan
+    elif np.ptp(difference) <= rounding:
+        p = 1.0 if float(abs(difference).max()) <= rounding else math.nan
+    else:
+        from scipy.stats import ttest_rel
+
+        p = float(ttest_rel(x, y).pvalue)
+    return PairedDifference(*found, p, pairs)
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """Holm's step-down adjustment of m p-values (m,), in the given order; each at most 1.
+
+    adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), p sorted ascending: rejecting where adjusted <=
+    alpha keeps the family-wise error at alpha under any dependence. Holm (1979), A simple sequentially rejective
+    multiple test procedure, Scandinavian Journal of Statistics 6. NaN (not tested) stays NaN and does not count
+    in m. Raises HarnessError for values outside [0, 1].
+    """
+    p = _vector(p_values, "p_values")
+    tested = np.flatnonzero(~np.isnan(p))
+    if ((p[tested] < 0) | (p[tested] > 1)).any():
+        raise HarnessError("p-values lie in [0, 1]")
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return adjusted
+
+
+def worst_and_mean(scores: pd.DataFrame, better: Literal["higher", "lower"]) -> Pooled:
+    """Of each seed the worst attack, averaged over seeds; beside it the mean attack, averaged likewise.
+
+    scores: a row for each seed and attack, with columns seed, attack and value. As in the terminal's table, a
+    value that is NaN is no score: the worst is taken over the others, `incomplete` says so, and a seed without any
+    score drops out. Rows of NaN are thus the way to say what was asked for. Without scores worst and mean are NaN.
+
+    Raises HarnessError for missing columns, an unknown direction, and a seed and attack given twice (an attack
+    under two threats needs two names: its mean would count double).
+    """
+    if better not in ("higher", "lower"):
+        raise HarnessError(f"better is 'higher' or 'lower', not {better!r}")
+    missing = [column for column in ("seed", "attack", "value") if column not in scores.columns]
+    if missing:
+        raise HarnessError(f"scores lack the columns {missing}")
+    if scores.duplicated(["seed", "attack"]).any():
+        twice = scores[scores.duplicated(["seed", "attack"])].iloc[0]
+        raise HarnessError(f"seed {twice['seed']} has several values for the attack {twice['attack']!r}")
+    there = scores[scores["value"].notna()].astype({"value": float})
+    groups = there.groupby("seed", sort=False, dropna=False)["value"]
+    worst = groups.min() if better == "higher" else groups.max()
+    mean = groups.mean()
+    asked = scores["seed"].nunique(dropna=False) * scores["attack"].nunique(dropna=False)
+    return Pooled(
+        float(worst.mean()),
+        float(mean.mean()),
+        {seed: float(value) for seed, value in worst.items()},
+        {seed: float(value) for seed, value in mean.items()},
+        incomplete=len(there) < asked,
+    )
+
+
+def _by_seed(scores: Mapping[Hashable, float] | pd.Series, name: str) -> dict[Hashable, float]:
+    if not hasattr(scores, "items"):
+        raise HarnessError(
+            f"{name} maps seeds to scores (a dictionary or a Series), so that the seeds can be paired"
+        )
+    found = {seed: float(value) for seed, value in scores.items() if not math.isnan(value)}
+    if len({seed for seed, _ in scores.items()}) != len(scores):
+        raise HarnessError(f"{name} has several scores for a seed")
+    return found
+
+
+def _vector(values: npt.ArrayLike | Sequence[float], name: str) -> Floats:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1:
+        raise HarnessError(f"{name} has shape {array.shape}; expected one dimension")
+    return array
+
+
+def _upper_quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise HarnessError(f"confidence lies between 0 and 1, not {confidence}")
+    return 1 - (1 - confidence) / 2

@@ -1,0 +1,110 @@
+"""The figures of `harness plot` beside the curves: what is drawn from which records, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import cli
+from harness.console.figures import draw_heatmap, draw_pareto, draw_ranks
+from harness.errors import HarnessError
+
+AXES = {"aggregator": "mean", "compressor": "none", "threat": "none", "attack": "none", "seed": 0}
+
+
+def record(number, accuracy, robust=None, **cell):
+    scores = {"accuracy": accuracy} | ({} if robust is None else {"robust_accuracy": robust})
+    return {
+        "id": f"{number:012x}", "status": "scored", "scores": scores, "flags": [], "guarantee": None,
+        "cell": {"defence": "none", **AXES, **cell}, "config": {"threat": {"phase": cell.get("phase", "none")}},
+    }  # fmt: skip
+
+
+def trade_off():
+    """Three defences: a and b each better in one thing, c worse than a in both."""
+    found, number = [], 0
+    for defence, clean, robust in (("a", 0.9, 0.2), ("b", 0.7, 0.5), ("c", 0.8, 0.1)):
+        found.append(record(number, clean, defence=defence))
+        found.append(record(number + 1, clean, robust, defence=defence, threat="e", attack="pgd"))
+        number += 2
+    return found
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+def test_the_front_holds_what_nothing_else_beats(tmp_path, ending):
+    out = tmp_path / f"pareto.{ending}"
+    assert draw_pareto(trade_off(), out, "t", "accuracy", "robust") == 2
+    assert out.stat().st_size > 1000
+    if ending == "svg":
+        text = out.read_text()
+        assert all(f">{name}<" in text for name in "abc")
+        assert "t: filled on the Pareto front" in text
+
+
+def test_what_has_no_front_says_so(tmp_path):
+    with pytest.raises(HarnessError, match="fewer than two configurations have both accuracy and mia"):
+        draw_pareto(trade_off(), tmp_path / "x.svg", "t", "accuracy", "mia")
+    with pytest.raises(HarnessError, match="unknown quantity 'acuracy'; did you mean"):
+        draw_pareto(trade_off(), tmp_path / "x.svg", "t", "acuracy", "robust")
+    with pytest.raises(HarnessError, match=r"unknown ending '\.gif'"):
+        draw_pareto(trade_off(), tmp_path / "x.gif", "t", "accuracy", "robust")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_heatmap_shows_means_over_seeds(tmp_path):
+    found, number = [], 0
+    for rule, attacked in (("mean", (0.10, 0.20)), ("krum", (0.80, 0.90))):
+        for seed, value in enumerate(attacked):
+            found.append(record(number, 0.95, aggregator=rule, seed=seed))
+            found.append(
+                record(
+                    number + 1,
+                    value,
+                    aggregator=rule,
+                    seed=seed,
+                    threat="b",
+                    attack="sign-flip",
+                    phase="training",
+                )
+            )
+            number += 2
+    out = tmp_path / "heat.svg"
+    assert draw_heatmap(found, out, "t") == 1
+    text = out.read_text()
+    assert [value for value in (">15<", ">85<", ">95<") if value in text] == [">15<", ">85<", ">95<"]
+    with pytest.raises(HarnessError, match="no attack on training"):
+        draw_heatmap(found[::2], out, "t")
+
+
+def test_ranks_tell_a_better_rule_from_others(tmp_path):
+    found = []
+    for seed in range(12):
+        for place, (rule, value) in enumerate((("best", 0.9), ("middle", 0.6), ("worst", 0.3))):
+            found.append(record(10 * seed + place, value + 0.001 * seed, aggregator=rule, seed=seed))
+    out = tmp_path / "ranks.svg"
+    blocks, p = draw_ranks(found, out, "t", "aggregator", "accuracy")
+    assert blocks == 12
+    assert p < 0.001
+    text = out.read_text()
+    assert "best  1.00" in text
+    assert "middle  2.00" in text
+    assert "worst  3.00" in text
+    with pytest.raises(HarnessError, match="ranks need two or more values of defence"):
+        draw_ranks(found, out, "t", "defence", "accuracy")
+    with pytest.raises(
+        HarnessError, match="two or more blocks in which every aggregator has accuracy, not 1"
+    ):
+        draw_ranks(found[:3], out, "t", "aggregator", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--figure", "paretto"], "did you mean pareto"),
+        (["--figure", "ranks", "--by", "defense"], "did you mean defence"),
+    ],
+)
+def test_bad_choices_name_the_nearest(arguments, message, capsys, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\n")
+    assert cli.main(["plot", str(path), *arguments]) == 2
+    assert message in capsys.readouterr().err.replace("'", "")
