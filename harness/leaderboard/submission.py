@@ -1,27 +1,99 @@
 """A submission: what one run of one scenario found, as one JSON file that is reviewed in a pull request.
 
-Files come from strangers. Every field is typed and bounded here, unknown fields are refused, and nothing in a
-file is executed, opened or rendered as anything but text. Numbers that JSON lacks are written as null, with the
+Files come from strangers. Every field is typed and bounded here, unknown fields, keys that stand twice and
+characters that nobody sees are refused, and nothing in a file is executed, opened or rendered as anything but text. Numbers that JSON lacks are written as null, with the
 reason beside them in `undefined`.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from harness.errors import HarnessError
 
 SCHEMA = 1
 MAX_BYTES = 32 * 1024 * 1024
 MAX_CELLS = 20_000
+MAX_DEPTH = 20  # of a cell's configuration
+MAX_VALUES = 2000  # in it
+MAX_NUMBER = 1e300
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, zero-width, half characters, odd line ends
 
-Line = Annotated[str, StringConstraints(max_length=400)]
-Word = Annotated[str, StringConstraints(max_length=120)]
-Paragraph = Annotated[str, StringConstraints(max_length=4000)]
+
+def unseen(text: str, allowed: str = "") -> str | None:
+    """The first character that a reader would not see, or that turns the text around it; None: there is none."""
+    if text.isascii() and text.isprintable():
+        return None
+    return next((c for c in text if c not in allowed and unicodedata.category(c) in UNSEEN), None)
+
+
+def _visible(text: str) -> str:
+    return _shown(text, "")
+
+
+def _visible_lines(text: str) -> str:
+    return _shown(text, "\n\t")
+
+
+def _shown(text: str, allowed: str) -> str:
+    if (character := unseen(text, allowed)) is not None:
+        raise ValueError(f"it holds the invisible character U+{ord(character):04X}; write plain text")
+    return text
+
+
+def _bounded(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that is plain, small JSON, so that everybody can read, write and show it."""
+    level: list[Any] = [config]
+    left = MAX_VALUES
+    for _ in range(MAX_DEPTH):
+        left -= len(level)
+        if left < 0:
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                for name in value:
+                    _check_text(str(name))
+                inner += value.values()
+            elif isinstance(value, list | tuple):
+                inner += value
+            elif isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, int | float) and not abs(value) < MAX_NUMBER:
+                raise ValueError("it holds a number that is not finite, or far too large")
+        if not inner:
+            return config
+        level = inner
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_text(text: str) -> None:
+    if len(text) > 4000:
+        raise ValueError("it holds a text of more than 4000 characters")
+    _visible_lines(text)
+
+
+Line = Annotated[str, StringConstraints(max_length=400), AfterValidator(_visible)]
+Word = Annotated[str, StringConstraints(max_length=120), AfterValidator(_visible)]
+Paragraph = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_visible_lines)]
+Text = Annotated[str, StringConstraints(max_length=200_000), AfterValidator(_visible_lines)]
+Config = Annotated[dict[str, Any], AfterValidator(_bounded)]
+Count = Annotated[int, Field(ge=0, lt=10**12)]
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -76,7 +148,7 @@ class Claim(_Part):
     delta: Finite = Field(ge=0, le=1)
     accountant: Word
     group_epsilon: Finite | None = Field(None, ge=0)
-    largest_group: int | None = Field(None, ge=1)
+    largest_group: int | None = Field(None, ge=1, lt=10**12)
     simulated: bool = True
     holds: bool = True
     broken_by: tuple[Line, ...] = Field((), max_length=50)
@@ -90,7 +162,7 @@ class Seed(_Part):
     undefined: dict[Word, Literal["inf", "-inf", "nan"]] = Field(default_factory=dict, max_length=200)
     intervals: dict[Word, tuple[Finite, Finite]] = Field(default_factory=dict, max_length=50)
     flags: tuple[Word, ...] = Field((), max_length=20)
-    curve: tuple[tuple[int, Finite], ...] = Field((), max_length=10_000)
+    curve: tuple[tuple[Count, Finite], ...] = Field((), max_length=10_000)
     error: Paragraph | None = None
 
 
@@ -111,10 +183,12 @@ class Cell(_Part):
     reason: Paragraph | None = None
     eps: Finite | None = Field(None, ge=0)
     norm: Word | None = None
-    seeds: dict[Annotated[str, StringConstraints(pattern=r"^\d{1,12}$")], Seed] = Field(max_length=1000)
+    seeds: dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})$")], Seed] = Field(
+        max_length=1000
+    )
     guarantee: Claim | None = None
     lineage: tuple[Step, ...] = Field((), max_length=100)
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: Config = Field(default_factory=dict)
 
     @property
     def axes(self) -> tuple[str, str, str, str, str]:
@@ -126,14 +200,14 @@ class ScenarioFacts(_Part):
     """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all."""
 
     name: Slug
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=10**9)
     hash: Hex
     description: Paragraph = ""
     dataset: Line
     fingerprint: Hex
     model: Line
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=1000)
-    text: Annotated[str, StringConstraints(max_length=200_000)]
+    seeds: tuple[Count, ...] = Field(min_length=1, max_length=1000)
+    text: Text
 
     @property
     def board(self) -> str:
@@ -187,13 +261,13 @@ class Submission(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Submission:
-        axes = [cell.axes for cell in self.cells]
-        if len(set(axes)) < len(axes):
-            twice = next(a for a in axes if axes.count(a) > 1)
+        axes = Counter(cell.axes for cell in self.cells)
+        if len(axes) < len(self.cells):
+            twice = next(a for a, count in axes.items() if count > 1)
             raise ValueError(f"two cells have the same axes: {', '.join(twice)}")
-        ids = [seed.id for cell in self.cells for seed in cell.seeds.values()]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the cell id {next(i for i in ids if ids.count(i) > 1)} is used twice")
+        ids = Counter(seed.id for cell in self.cells for seed in cell.seeds.values())
+        if len(ids) < ids.total():
+            raise ValueError(f"the cell id {next(i for i, count in ids.items() if count > 1)} is used twice")
         if self.official == bool(self.unofficial_because):
             raise ValueError("official submissions have no reason to be unofficial, the others do")
         return self
@@ -203,13 +277,24 @@ def read(path: Path) -> Submission:
     """The submission in a file. Raises HarnessError, in one sentence, for anything that is not one."""
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise HarnessError(f"{path}: not a submission: not a file")
         if size > MAX_BYTES:
             raise HarnessError(
                 f"{path}: {size / 2**20:.0f} MiB; a submission has at most {MAX_BYTES >> 20} MiB"
             )
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise HarnessError(f"{path}: not a submission: {error or type(error).__name__}") from None
+        data = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError:
+        raise HarnessError(f"{path}: not a submission: nested too deeply") from None
+    except OSError as error:
+        raise HarnessError(f"{path}: not a submission: {error.strerror or error}") from None
+    except ValueError as error:  # of JSON, of UTF-8, of ours
+        raise HarnessError(f"{path}: not a submission: {error}") from None
     return parse(data, str(path))
 
 
@@ -244,12 +329,29 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not a number in JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:30]} is too large for a number")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two equal keys readers see one and programs take the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+    return found
+
+
 def _first(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return "nested too deeply"
     item = error.errors(include_url=False)[0]
-    place = ".".join(str(part)[:60] for part in item["loc"])
-    more = len(error.errors(include_url=False)) - 1
+    names = [str(part)[:60] for part in item["loc"]]
+    place = ".".join(name if unseen(name) is None else ascii(name) for name in names)
+    more = error.error_count() - 1
     message = item["msg"].removeprefix("Value error, ")
     given = repr(item["input"])[:60] if item["type"] != "value_error" else ""
     tail = f" (and {more} more)" if more else ""
