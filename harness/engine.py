@@ -300,7 +300,7 @@ def _preload(planned: Plan) -> list[str]:
             *cell.compressors,
             *([cell.attack] if cell.attack else []),
         ]
-        for plugin in (*plugins, cell.scenario.model):
+        for plugin in (*plugins, cell.scenario.model, cell.scenario.dataset):
             names.update(dict.fromkeys(plugin.requires))
     return list(names)
 

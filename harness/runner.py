@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 KINDS = ("train", "compress", "clean", "attack")
+LOADING = 120.0  # seconds that a new worker may take to import libraries before its stage's time limit runs
 
 
 @dataclass
@@ -60,7 +61,8 @@ class Runner:
         self.records: dict[str, dict[str, Any]] = {}  # scenario/id -> record
         self._results: dict[str, dict[str, Any]] = {}
         self._errors: dict[str, dict[str, Any]] = {}
-        self._running: dict[str, tuple[Stage, float]] = {}
+        self._running: dict[str, tuple[Stage, float]] = {}  # key -> the stage, and since when
+        self._loading: set[str] = set()  # keys whose worker has not said that it began
         self._waiting: list[Stage] = []
         self._open: dict[str, list[CellPlan]] = {}  # stage key -> cells that still need it
         self._missing: dict[int, set[str]] = {}
@@ -117,6 +119,7 @@ class Runner:
                 return
             self._waiting.remove(stage)
             self._running[stage.key] = (stage, time.monotonic())
+            self._loading.add(stage.key)
             for plan in self._open.get(stage.key, []):
                 if plan.cell.id not in self._announced:
                     self._announced.add(plan.cell.id)
@@ -125,10 +128,15 @@ class Runner:
             self.executor.submit(stage)
 
     def _handle(self, event: Event) -> None:
+        if event.kind == "began":  # a new worker has imported its libraries: time counts from here
+            self._running[event.key] = (self._running[event.key][0], time.monotonic())
+            self._loading.discard(event.key)
+            return
         if event.kind == "progress":
             p = event.payload
             self.observer.stage_progress(event.key, p["done"], p["total"], p["text"], p["round"])
             return
+        self._loading.discard(event.key)
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
         if event.kind == "done":
@@ -182,7 +190,8 @@ class Runner:
             limit = (
                 self.timeout if self.timeout is not None else training_of(stage.spec).compute.stage_timeout
             )
-            if limit is not None and now - started > limit:
+            grace = LOADING if key in self._loading else 0.0
+            if limit is not None and now - started > limit + grace:
                 self.executor.cancel(key, f"took longer than the limit of {limit:g} s per stage")
 
     # records ------------------------------------------------------------------------------------

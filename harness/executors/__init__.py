@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """progress: done, total, text, round (its history entry, or None) · done · failed: type, message, traceback."""
+    """began: a worker has loaded the stage · progress: done, total, text, round (its history entry, or None) ·
+    done · failed: type, message, traceback.
+    """
 
     kind: str
     key: str

@@ -65,7 +65,7 @@ class LocalExecutor:
                 while worker.pipe.poll():
                     event: Event = worker.pipe.recv()
                     found.append(event)
-                    if event.kind != "progress":
+                    if event.kind in ("done", "failed"):
                         worker.stage = None
             except (EOFError, OSError):
                 found += self._lost(worker)
@@ -170,6 +170,7 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
     store = Store(store_path)
     while True:
         stage: Stage = pickle.loads(stages.get())
+        send(Event("began", stage.key))
         throttle = _Throttle(0.2)
 
         def progress(

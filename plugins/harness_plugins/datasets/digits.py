@@ -21,6 +21,7 @@ class Digits(Dataset):
     """
 
     name = "digits"
+    requires = ("sklearn.datasets",)
     reference = Reference(
         title="Optical Recognition of Handwritten Digits",
         authors="Alpaydin, Kaynak",
