@@ -30,6 +30,7 @@ from harness.console.options import (
     Timeout,
 )
 from harness.errors import HarnessError, ScenarioError
+from harness.leaderboard.commands import leaderboard
 
 app = typer.Typer(
     name="harness",
@@ -39,6 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(leaderboard, name="leaderboard")
 
 
 def _version(wanted: bool) -> None:

@@ -1,8 +1,8 @@
 """A submission: what one run of one scenario found, as one JSON file that is reviewed in a pull request.
 
 Files come from strangers. Every field is typed and bounded here, unknown fields, keys that stand twice and
-characters that nobody sees are refused, and nothing in a file is executed, opened or rendered as anything but text. Numbers that JSON lacks are written as null, with the
-reason beside them in `undefined`.
+characters that nobody sees are refused, and nothing in a file is executed, opened or rendered as anything but text.
+Numbers that JSON lacks are written as null, with the reason beside them in `undefined`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,290 @@
+"""From submissions to boards, rows and pooled values.
+
+A board is one version of one scenario; a row is what one submission says of one (defence, aggregator, compressor).
+Of each seed the worst (or mean) attack counts, then the mean and its 95 % interval are taken over seeds, as in the
+terminal's table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+from harness.leaderboard.columns import COLUMNS, Column
+from harness.leaderboard.statistics import interval
+from harness.leaderboard.submission import Cell, Claim, Seed, Submission
+
+AXES = ("defence", "aggregator", "compressor")
+MASKED = "gradient-masking-suspected"
+VIOLATED = "audit-violation"
+
+Axes = tuple[str, str, str]
+Threat = tuple[str, str]  # threat, attack
+Point = tuple[str, str, int] | tuple[int]  # threat, attack and seed; the seed alone for clean scores
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and its 95 % interval; no interval from one seed, or from infinite values."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass
+class Value:
+    """A row's number in one column, in the score's own unit.
+
+    text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
+    missing. masked, violated: what the records' flags say. clients: the guarantee is for a client with its data.
+    """
+
+    estimate: Estimate
+    text: str = ""
+    incomplete: bool = False
+    masked: bool = False
+    violated: bool = False
+    clients: bool = False
+    best: bool = False
+
+    @property
+    def mean(self) -> float:
+        return self.estimate.mean
+
+    @property
+    def signs(self) -> str:
+        """The marks that follow the number, as `columns.SIGNS` explains them."""
+        return "†" * self.incomplete + "‡" * self.masked + "§" * self.clients + "!" * self.violated
+
+
+@dataclass
+class Row:
+    """One configuration of one submission. id: stays the same however often the pages are built."""
+
+    id: str
+    submission: Submission
+    axes: Axes
+    cells: list[Cell]
+    values: dict[str, Value] = field(default_factory=dict)
+
+    @property
+    def flags(self) -> list[str]:
+        """Of all its cells, each once."""
+        found = Counter(flag for cell in self.cells for seed in cell.seeds.values() for flag in seed.flags)
+        return sorted(found)
+
+    @property
+    def clean(self) -> Cell | None:
+        """The cell without an attack."""
+        return next((cell for cell in self.cells if cell.family == "clean"), None)
+
+    @property
+    def claim(self) -> Claim | None:
+        """The weakest guarantee among its scored cells; None: there is none."""
+        claims = [cell.guarantee for cell in self.cells if cell.status == "scored" and cell.guarantee]
+        return max(claims, key=_weakness, default=None)
+
+
+@dataclass
+class Board:
+    """Everything submitted to one version of one scenario. superseded: there is a newer version."""
+
+    name: str
+    version: int
+    submissions: list[Submission]
+    superseded: bool = False
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} v{self.version}"
+
+    @cached_property
+    def reference(self) -> list[Submission]:
+        """Whose attacks and seeds are asked of everybody, and who compete: the official ones if there are any.
+
+        Submissions whose re-run diverged are left out; where nothing else is left, all count.
+        """
+        sound = [s for s in self.submissions if not (s.verification and s.verification.verdict == "diverged")]
+        return [s for s in sound if s.official] or sound or self.submissions
+
+    @property
+    def columns(self) -> list[Column]:
+        """Those in which some row has a value."""
+        return [column for column in COLUMNS if any(column.key in row.values for row in self.rows)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the whole board has to know."""
+        notes = []
+        if self.superseded:
+            notes.append("superseded by a newer version of this scenario; the two are never compared")
+        if len({s.scenario.hash for s in self.reference}) > 1:
+            notes.append("submissions ran different contents of a scenario of this name and version")
+        if len({s.scenario.fingerprint for s in self.submissions}) > 1:
+            notes.append("submissions used different contents of the data set")
+        if not any(s.official for s in self.submissions):
+            notes.append("no submission is official")
+        return notes
+
+
+def boards(submissions: Iterable[Submission]) -> list[Board]:
+    """By name, the newest version first; rows pooled, the best ones marked."""
+    groups: dict[tuple[str, int], list[Submission]] = {}
+    for submission in submissions:
+        groups.setdefault((submission.scenario.name, submission.scenario.version), []).append(submission)
+    newest = {name: max(v for n, v in groups if n == name) for name, _ in groups}
+    found = []
+    for (name, version), own in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):
+        board = Board(
+            name, version, sorted(own, key=lambda s: (not s.official, s.name)), version < newest[name]
+        )
+        board.rows = list(_rows(board))
+        _pool(board)
+        _mark_best(board)
+        found.append(board)
+    return found
+
+
+@lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
+def pooled(scores: tuple[float, ...]) -> Estimate:
+    """Mean and interval over seeds. scores: one of each seed, not NaN; infinities are kept."""
+    mean, low, high = interval(scores)
+    return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(scores))
+
+
+def score(seed: Seed, name: str) -> float | None:
+    """A seed's score; infinite ones as such, undefined ones not at all."""
+    value = seed.scores.get(name)
+    if value is None:
+        value = float(seed.undefined.get(name, "nan"))
+    return None if math.isnan(value) else value
+
+
+def _rows(board: Board) -> Iterator[Row]:
+    for submission in board.submissions:
+        groups: dict[Axes, list[Cell]] = {}
+        for cell in submission.cells:
+            groups.setdefault((cell.defence, cell.aggregator, cell.compressor), []).append(cell)
+        for axes, cells in groups.items():
+            # Every part is quoted by its length, so that no two rows can be written alike.
+            parts = (board.label, submission.name, *axes)
+            text = "".join(f"{len(part)}:{part}" for part in parts)
+            yield Row(hashlib.sha256(text.encode()).hexdigest()[:12], submission, axes, cells)
+
+
+def _pool(board: Board) -> None:
+    families = {id(submission): _families(submission) for submission in board.submissions}
+    known = {
+        name
+        for row in board.rows
+        for cell in row.cells
+        for seed in cell.seeds.values()
+        for name in (*seed.scores, *seed.undefined)
+    }
+    for column in COLUMNS:
+        if column.pooling == "claim":
+            for row in board.rows:
+                if (value := _guaranteed(row)) is not None:
+                    row.values[column.key] = value
+        elif column.score in known:
+            _pool_column(board, column, families)
+
+
+def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, str]]) -> None:
+    reference = {id(submission) for submission in board.reference}
+    asked: dict[Threat, set[Point]] = {}
+    answered: set[Threat] = set()
+    silent: set[Threat] = set()
+    found: list[tuple[Row, dict[int, list[float]], set[Point], set[str]]] = []
+    for row in board.rows:
+        own, counts = families[id(row.submission)], id(row.submission) in reference
+        seeds: dict[int, list[float]] = {}
+        there: set[Point] = set()
+        flags: set[str] = set()
+        for cell in row.cells:
+            attack = (cell.threat, cell.attack)
+            if not _counts(column, own[attack]):
+                continue
+            for number, seed in cell.seeds.items():
+                point: Point = (int(number),) if column.family == "clean" else (*attack, int(number))
+                if counts:
+                    asked.setdefault(attack, set()).add(point)
+                value = score(seed, column.score) if cell.status == "scored" else None
+                if value is not None:
+                    seeds.setdefault(int(number), []).append(value)
+                    there.add(point)
+                    flags.update(seed.flags)
+                    answered.add(attack)
+                elif cell.status == "scored" and seed.error is None:
+                    silent.add(attack)
+        if seeds:
+            found.append((row, seeds, there, flags))
+    # An attack that gives nobody this score, such as an inversion a membership AUC, is not asked for.
+    wanted = {p for attack, points in asked.items() if attack not in silent - answered for p in points}
+    for row, seeds, there, flags in found:
+        estimate = pooled(tuple(column.pool(seeds[number]) for number in sorted(seeds)))
+        row.values[column.key] = Value(
+            estimate,
+            text="" if math.isfinite(estimate.mean) else str(estimate.mean),
+            incomplete=not wanted <= there,
+            masked=column.family == "evasion" and MASKED in flags,
+            violated=column.key == "audited" and VIOLATED in flags,
+        )
+
+
+def _families(submission: Submission) -> dict[Threat, str]:
+    """A cell without scores says little about its attack; a scored cell of the same attack says more."""
+    found: dict[Threat, str] = {(cell.threat, cell.attack): cell.family for cell in submission.cells}
+    return found | {(c.threat, c.attack): c.family for c in submission.cells if c.status == "scored"}
+
+
+def _counts(column: Column, family: str) -> bool:
+    """An attack on the released model leaves clean scores as they are."""
+    return family == column.family or (column.family == "clean" and family in ("evasion", "privacy"))
+
+
+def _guaranteed(row: Row) -> Value | None:
+    seeds = {number for cell in row.cells if cell.status == "scored" for number in cell.seeds}
+    if not seeds:
+        return None
+    claim = row.claim
+    if claim is None:
+        return Value(Estimate(math.inf, None, None, len(seeds)), "none")
+    if not claim.holds:
+        return Value(Estimate(math.inf, None, None, len(seeds)), "broken")
+    epsilon = math.inf if claim.epsilon is None else claim.epsilon
+    return Value(
+        Estimate(epsilon, None, None, len(seeds)),
+        "inf" if math.isinf(epsilon) else "",
+        clients=any(cell.guarantee.unit == "client" for cell in row.cells if cell.guarantee),
+        violated=VIOLATED in row.flags,
+    )
+
+
+def _weakness(claim: Claim) -> tuple[bool, float]:
+    return not claim.holds, math.inf if claim.epsilon is None else claim.epsilon
+
+
+def _mark_best(board: Board) -> None:
+    """Of the rows that can be compared those that are shown as equally good as the best; none if all are."""
+    competing = [row for row in board.rows if any(row.submission is s for s in board.reference)]
+    for column in COLUMNS:
+        if column.measured:
+            continue
+        shown = [row.values[column.key] for row in competing if column.key in row.values]
+        fair = [v for v in shown if not (v.incomplete or v.masked or v.violated) and math.isfinite(v.mean)]
+        if len(shown) < 2 or len({value.clients for value in fair}) != 1:
+            continue
+        written = [round(value.mean * column.scale, column.digits) for value in fair]
+        top = max(written) if column.better == "higher" else min(written)
+        winners = [value for value, number in zip(fair, written, strict=True) if number == top]
+        if len(winners) < len(shown):
+            for value in winners:
+                value.best = True

@@ -1,0 +1,103 @@
+"""Which methods a row used, as BibTeX, and the command that computes the row again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness.leaderboard.board import AXES, Row
+from harness.leaderboard.escaping import link, tex
+from harness.leaderboard.submission import Plugin
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SHARED = ("dataset", "model", "partitioner", "metric")  # kinds that every row of a submission uses
+DEPTH = 20
+
+
+def used(row: Row) -> list[Plugin]:
+    """The plugins behind a row, by kind and name: those that its cells name, and those that all rows share."""
+    names: set[str] = set()
+    for cell in row.cells:
+        for label in cell.axes:
+            names.update(_NAME.findall(label))
+        names.update(_keys(cell.config))
+    found = {(p.kind, p.name): p for p in row.submission.plugins if p.kind in SHARED or p.name in names}
+    return [found[key] for key in sorted(found)]
+
+
+def bibtex(plugins: Iterable[Plugin]) -> list[str]:
+    """One entry for each publication; methods without one have none."""
+    entries: dict[str, str] = {}
+    keys: set[str] = set()
+    for plugin in plugins:
+        if not plugin.title or plugin.title in entries:
+            continue
+        stem = f"{_word(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
+        key = next(k for i in range(len(keys) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in keys)
+        keys.add(key)
+        fields = {"title": f"{{{tex(plugin.title)}}}"}
+        if plugin.authors:
+            fields["author"] = " and ".join(tex(name) for name in _authors(plugin.authors))
+        if plugin.venue:
+            fields["howpublished"] = tex(plugin.venue)
+        if plugin.year:
+            fields["year"] = str(plugin.year)
+        if link(plugin.url):
+            fields["url"] = plugin.url.replace("%", r"\%").replace("#", r"\#").replace("&", r"\&")
+        lines = [f"  {name} = {{{value}}}" for name, value in fields.items()]
+        entries[plugin.title] = "@misc{" + ",\n".join([key, *lines]) + "\n}"
+    return list(entries.values())
+
+
+def command(row: Row) -> str:
+    """What computes the row again, given the scenario's text as a file."""
+    scenario = row.submission.scenario
+    return " ".join([f"harness run {scenario.name}-v{scenario.version}.yaml", *selection(row)])
+
+
+def selection(row: Row) -> list[str]:
+    """The options that pick the row's cells, each label quoted for the shell."""
+    return [
+        "--select '" + f"{axis}={selects(label)}".replace("'", "'\"'\"'") + "'"
+        for axis, label in zip(AXES, row.axes, strict=True)
+    ]
+
+
+def selects(label: str) -> str:
+    """A label as a pattern of `--select` that matches it: signs that mean something there match any character."""
+    text = re.sub(r"[\[\]{}*?\s]", "?", label)
+    if text.count("(") != text.count(")"):
+        text = re.sub(r"[(),]", "?", text)
+    depth, kept = 0, []
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        kept.append("?" if character == "," and depth <= 0 else character)
+    return "".join(kept)
+
+
+def _keys(value: Any, depth: int = 0) -> Iterator[str]:
+    """Every key and text in a configuration: the names of plugins are among them."""
+    if depth > DEPTH:
+        return
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _keys(inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _keys(inner, depth + 1)
+
+
+def _authors(text: str) -> list[str]:
+    """`Hinton, Vinyals, Dean` or `Hinton and Dean`; `et al.` becomes `others`."""
+    names = [name.strip() for name in re.split(r",|;| and | & ", re.sub(r"\bet al\.?", ", others", text))]
+    return [name for name in names if name]
+
+
+def _word(text: str) -> str:
+    """The first long word in ASCII letters, for a key."""
+    words = re.findall(r"[A-Za-z]+", text)
+    return next((word.lower() for word in words if len(word) > 3), words[0].lower() if words else "")

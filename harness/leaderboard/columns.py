@@ -1,0 +1,121 @@
+"""The leaderboard's columns: which score, under which attacks, pooled how, written how, on which tab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+TABS = {
+    "overview": "Overview",
+    "robustness": "Robustness",
+    "privacy": "Privacy",
+    "compression": "Compression",
+    "aggregation": "Aggregation",
+}
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A quantity of a row.
+
+    pooling: of each seed the `worst` attack or the `mean` attack counts; `claim` is what a guarantee says. scale:
+    from the score's unit to the shown one. tabs: where the column is shown unless the reader chooses otherwise.
+    measured: a time or a size of memory, which tells of the machine too and is not compared between submissions.
+    """
+
+    key: str
+    title: str
+    unit: str
+    score: str
+    family: Literal["clean", "evasion", "byzantine", "backdoor", "privacy", "any"]
+    better: Literal["higher", "lower"]
+    tabs: tuple[str, ...]
+    note: str
+    scale: float = 1.0
+    digits: int = 1
+    pooling: Literal["worst", "mean", "claim"] = "worst"
+    measured: bool = False
+
+    @property
+    def pool(self) -> Callable[[Sequence[float]], float]:
+        """From the scores of one seed under all attacks to one."""
+        if self.pooling == "mean":
+            return fmean
+        return min if self.better == "higher" else max
+
+    @property
+    def header(self) -> str:
+        """`Clean accuracy [%] ↑`."""
+        unit = f" [{self.unit}]" if self.unit else ""
+        return f"{self.title}{unit} {ARROWS[self.better]}"
+
+    def show(self, value: float) -> str:
+        """In the column's unit, with its digits; numbers from 1000 on need none."""
+        scaled = value * self.scale
+        return f"{scaled:.{self.digits}f}" if abs(scaled) < 1000 else f"{scaled:.0f}"
+
+
+COLUMNS = (
+    Column("accuracy", "Clean accuracy", "%", "accuracy", "clean", "higher", tuple(TABS),
+           "accuracy on the test set without an attack", 100),
+    Column("robust", "Robust, worst", "%", "robust_accuracy", "evasion", "higher",
+           ("overview", "robustness", "compression"),
+           "accuracy under the worst attack at inference", 100),
+    Column("robust_mean", "Robust, mean", "%", "robust_accuracy", "evasion", "higher", ("robustness",),
+           "accuracy under attacks at inference, averaged over attacks and radii", 100, pooling="mean"),
+    Column("certified", "Certified", "%", "certified_accuracy", "clean", "higher", ("robustness",),
+           "test images that are right with a certified radius above zero", 100),
+    Column("byzantine", "Attacked, worst", "%", "accuracy", "byzantine", "higher",
+           ("overview", "robustness", "aggregation"),
+           "accuracy under the worst Byzantine or untargeted poisoning attack", 100),
+    Column("byzantine_mean", "Attacked, mean", "%", "accuracy", "byzantine", "higher", ("robustness", "aggregation"),
+           "accuracy under Byzantine and untargeted poisoning attacks, averaged over attacks", 100, pooling="mean"),
+    Column("backdoor", "Backdoor success", "%", "attack_success_rate", "backdoor", "lower",
+           ("overview", "robustness", "aggregation"), "success rate of the worst backdoor", 100),
+    Column("detection_precision", "Detection precision", "%", "detection_precision", "byzantine", "higher",
+           ("aggregation",), "share of the clients that the server left out that were malicious, worst attack", 100),
+    Column("detection_recall", "Detection recall", "%", "detection_recall", "byzantine", "higher", ("aggregation",),
+           "share of the malicious clients that the server left out, worst attack", 100),
+    Column("epsilon", "Guaranteed ε", "", "epsilon", "any", "lower", ("overview", "privacy"),
+           "differential privacy that is guaranteed, the worst over seeds; § for a client with all its data, "
+           "else for one record", digits=2, pooling="claim"),
+    Column("audited", "Audited ε ≥", "", "epsilon_audited", "privacy", "lower", ("privacy",),
+           "privacy loss that an audit proved at least", digits=2),
+    Column("mia", "Membership AUC", "", "mia_auc", "privacy", "lower", ("overview", "privacy"),
+           "best membership inference, area under its ROC curve; 0.50 is chance", digits=2),
+    Column("mia_tpr", "Members found", "%", "mia_tpr_at_1pct_fpr", "privacy", "lower", ("privacy",),
+           "members found by the best attack at 1 % false positives; 1 % is chance", 100),
+    Column("inversion", "Inversion PSNR", "dB", "reconstruction_psnr", "privacy", "lower", ("privacy",),
+           "how close the strongest attack gets to records that it reconstructs from updates"),
+    Column("labels", "Labels recovered", "%", "label_recovery", "privacy", "lower", ("privacy",),
+           "labels of the records behind an update that were found", 100),
+    Column("size", "Size", "kB", "serialized_bytes", "clean", "lower", ("overview", "compression"),
+           "the model's file, written and read back; 1 kB is 1000 bytes", 1e-3),
+    Column("uplink", "Uplink", "kB", "uplink_bytes_per_round", "clean", "lower",
+           ("overview", "compression", "aggregation"), "what a client sends in a round, as encoded", 1e-3),
+    Column("downlink", "Downlink", "kB", "downlink_bytes_per_round", "clean", "lower", ("compression",),
+           "what is sent to a client in a round", 1e-3),
+    Column("macs", "MACs", "M", "macs", "clean", "lower", ("compression",),
+           "million multiply-accumulates an image", 1e-6, digits=2),
+    Column("nonzero", "Non-zero", "%", "nonzero_share", "clean", "lower", (),
+           "share of the parameters that is not zero", 100),
+    Column("agreement", "Agreement", "%", "agreement", "clean", "higher", ("compression",),
+           "test images that are predicted as before compression", 100),
+    Column("latency", "Latency", "ms", "latency_ms_1", "clean", "lower", ("compression",),
+           "one image through the network, on the submitter's machine", digits=2, measured=True),
+    Column("seconds", "Training", "s", "train_seconds", "clean", "lower", ("compression", "aggregation"),
+           "wall-clock time of the training, on the submitter's machine", measured=True),
+    Column("memory", "Peak memory", "MB", "peak_memory_bytes", "clean", "lower", (),
+           "most memory that the training held at once, on the submitter's machine", 1e-6, measured=True),
+)  # fmt: skip
+
+BY_KEY = {column.key: column for column in COLUMNS}
+SIGNS = {
+    "†": "lacks attacks or seeds that this board asks for, so it is not compared",
+    "‡": "gradient masking is suspected, so probably too high; not compared",
+    "§": "for a client with all its data; without it, for one record",
+    "!": "an audit refutes the guarantee: suspect a bug in the defence",
+}

@@ -1,0 +1,221 @@
+"""`harness leaderboard`: submissions are made, checked, run again, compared, and built into pages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from harness.console.options import Device, Jobs, Quiet
+from harness.errors import HarnessError
+
+leaderboard = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Make, check, verify and compare submissions, and build the published leaderboard.\n\n"
+    "Example: harness leaderboard check leaderboard/records/*.json",
+)
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Submissions, JSON files.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Holds the folder `records`.")]
+
+
+@leaderboard.command()
+def submit(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of results.")],
+    scenario: Annotated[str, typer.Option(metavar="FILE", help="The YAML file that was run.")],
+    name: Annotated[str, typer.Option(help="What the row is called: letters, digits, '-', '_', '.'.")],
+    authors: Annotated[str, typer.Option(help="Who submits it.")] = "",
+    url: Annotated[str, typer.Option(help="Where to read more: a paper, a repository.")] = "",
+    note: Annotated[str, typer.Option(help="What readers should know.")] = "",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the file goes.")] = Path(
+        "leaderboard/records"
+    ),
+    unofficial: Annotated[
+        bool, typer.Option("--unofficial", help="Write it also where it cannot be official.")
+    ] = False,
+) -> None:
+    """Write what a store holds of a scenario as one JSON file, for a pull request.
+
+    Official are results of every cell, from one clean commit of the engine, one set of plugins and libraries, one
+    device and one data set. Failed cells are named, not hidden.
+
+    Example: harness leaderboard submit runs --scenario scenarios/privacy.yaml --name baselines
+    """
+    from harness.console.output import count_of
+    from harness.leaderboard.submission import file_name, write
+    from harness.leaderboard.submit import cell_name, collect
+    from harness.scenario import load
+    from harness.store import Store
+
+    loaded = load(scenario)
+    if not (store / "store.sqlite").is_file():
+        raise HarnessError(
+            f"{store} is no store; run the scenario first: harness run {scenario} --store {store}"
+        )
+    with Store(store) as opened:
+        made = collect(opened.records(loaded.name), loaded, name=name, authors=authors, url=url, note=note)
+    if not made.official and not unofficial:
+        reasons = "; ".join(made.unofficial_because)
+        raise HarnessError(
+            f"{name} cannot be official: {reasons}; give --unofficial to write it as unofficial"
+        )
+    path = out / file_name(made.name, made.scenario)
+    done = "replaced" if path.exists() else "wrote"
+    write(made, path)
+    kinds = [f"{count_of(sum(c.status == s for c in made.cells), 'cell')} {s}" for s in ("scored", "failed")]
+    typer.echo(f"{done} {path}: {', '.join(kinds)}, {'official' if made.official else 'unofficial'}")
+    for reason in made.unofficial_because:
+        typer.echo(f"unofficial: {reason}")
+    for cell in made.cells:
+        for number, seed in cell.seeds.items():
+            if seed.error is not None:
+                typer.echo(f"failed: {cell_name(cell.axes, number)}: {seed.error}")
+
+
+@leaderboard.command()
+def check(files: Files) -> None:
+    """Check submissions without running anything: form, name, scenario, and one row of a name on a board.
+
+    Exit status: 0 all in order, 2 some are not.
+
+    Example: harness leaderboard check leaderboard/records/*.json
+    """
+    from harness.leaderboard.check import check as examine
+
+    found = examine(files)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if found.problems:
+        raise HarnessError("\n".join(found.problems))
+    for path, submission in found.submissions.items():
+        typer.echo(f"{path}: ok, {'official' if submission.official else 'unofficial'}")
+
+
+@leaderboard.command()
+def verify(
+    records: Files,
+    sample: Annotated[int, typer.Option(min=1, help="Cells to run again, of each file.")] = 3,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Draws the cells; where not given it is drawn itself, so that nobody can foresee them."
+        ),
+    ] = None,
+    device: Device = "auto",
+    jobs: Jobs = "auto",
+    data_root: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where relative paths of data are looked up first."),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write/--no-write", help="Note the verdict in the file.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Run some cells of submissions again, with what is installed here, and compare every number.
+
+    A submission's scenario decides what is run: look at it first. Exit status: 0 all verified, 1 some diverged,
+    2 bad input.
+
+    Example: harness leaderboard verify leaderboard/records/privacy-v1--baselines.json --sample 5
+    """
+    import secrets
+
+    from harness.console.arguments import parse_jobs
+    from harness.console.output import count_of, make_console
+    from harness.console.progress import make_observer
+    from harness.leaderboard.submission import read
+    from harness.leaderboard.submission import write as put
+    from harness.leaderboard.verify import verify as rerun
+
+    workers = parse_jobs(jobs)
+    if data_root is not None and not data_root.is_dir():
+        raise HarnessError(f"--data-root {data_root}: there is no such folder")
+    chosen = secrets.randbelow(2**32) if seed is None else seed
+    diverged = False
+    submissions = [(path, read(path)) for path in records]
+    for path, submission in submissions:
+        with make_observer(make_console(stderr=True), quiet=quiet) as observer:
+            found = rerun(
+                submission,
+                sample=sample,
+                seed=chosen,
+                device=device,
+                jobs=workers,
+                root=data_root,
+                observer=observer,
+            )
+        typer.echo(
+            f"{path}: {found.verdict}, {count_of(found.cells, 'cell')} run again, drawn by --seed {chosen}"
+        )
+        for difference in found.differences:
+            typer.echo(f"  {difference}")
+        diverged |= found.verdict == "diverged"
+        if write:
+            put(submission.model_copy(update={"verification": found}), path)
+    raise typer.Exit(1 if diverged else 0)
+
+
+@leaderboard.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="FILE", help="A submission.")],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="Another one of the same board, or a row of the first.")
+    ],
+    other: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[ROW]", help="The row to compare the first row with."),
+    ] = None,
+    score: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this score; repeat for more. Times and memory are shown only where named."),
+    ] = None,
+) -> None:
+    """Put two submissions side by side, or two rows of one: means, difference, paired 95 % interval over seeds.
+
+    A row is `defence / aggregator / compressor`, without the parts that all rows share.
+
+    Example: harness leaderboard compare a.json b.json --score accuracy
+    """
+    from harness.console.output import make_console
+    from harness.leaderboard.side_by_side import compare_rows, compare_submissions, render_pairs
+    from harness.leaderboard.submission import read
+
+    first = read(a)
+    if other is None:
+        second = read(Path(b))
+        pairs = compare_submissions(first, second, score or ())
+        names = first.name, second.name
+    else:
+        pairs = compare_rows(first, b, other, score or ())
+        names = b, other
+    render_pairs(pairs, *names, make_console())
+
+
+@leaderboard.command()
+def build(
+    folder: Folder = Path("leaderboard"),
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FOLDER", help="Where the pages go; FOLDER itself where not given."),
+    ] = None,
+) -> None:
+    """Build the published leaderboard from a folder of submissions.
+
+    Example: harness leaderboard build leaderboard --out public
+    """
+    from harness.console.output import count_of
+    from harness.leaderboard.build import build as make
+
+    if not folder.is_dir():
+        raise HarnessError(f"{folder}: there is no such folder")
+    facts = make(folder, folder if out is None else out)
+    for path in facts["written"]:
+        typer.echo(f"wrote {path}")
+    counts = (count_of(facts[f"{noun}s"], noun) for noun in ("board", "submission", "row", "cell"))
+    typer.echo(", ".join(counts))
+    for board in facts["superseded"]:
+        typer.echo(f"superseded by a newer version: {board}")
+    for note in facts["notes"]:
+        print(f"note: {note}", file=sys.stderr)

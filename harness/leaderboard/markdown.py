@@ -1,0 +1,122 @@
+"""Boards as the README.md that GitHub shows beside the records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from harness.leaderboard.board import AXES, Board, Row, Value
+from harness.leaderboard.columns import SIGNS, Column
+from harness.leaderboard.comparisons import pareto_front
+from harness.leaderboard.escaping import link, markdown
+
+ROWS = 60  # of a board; the files have all
+FRONT = ("accuracy", "robust", "byzantine", "epsilon", "uplink")  # what decides which rows are shown
+
+
+def readme(found: Sequence[Board], files: Sequence[str]) -> str:
+    """All boards; superseded ones are folded."""
+    lines = [
+        "<!-- Written by the harness from records/*.json: edit those, not this file. -->",
+        "",
+        "# Leaderboard",
+        "",
+        "Defences, aggregators and compressors of federated learning, attacked and scored by psr-harness. The page",
+        "[index.html](index.html) has the same numbers to sort, filter and compare: save it and open it; it needs no",
+        f"network. All numbers are also in {_files(files)}.",
+        "",
+        "Of each seed the worst attack counts (or the mean one, where the column says so); numbers are means over",
+        "seeds with 95 % intervals of Student's t. From one seed there is no interval, from two it means little.",
+        "**Bold** is the best of a board among what can be compared: official submissions if there are any, and values",
+        "without a mark. Arrows say what is better. Times and memory, which tell of the machine too, are in the files.",
+        "",
+        *(f"- {sign} {meaning}" for sign, meaning in SIGNS.items()),
+        "",
+    ]
+    for board in found:
+        lines += _board(board)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _files(files: Sequence[str]) -> str:
+    return " and ".join(f"[{name}]({name})" for name in files)
+
+
+def _board(board: Board) -> Iterator[str]:
+    facts = board.reference[0].scenario
+    if board.superseded:
+        yield f"<details><summary>{markdown(board.label)}, superseded by a newer version</summary>"
+        yield ""
+    yield f"## {markdown(board.label)}" + " (superseded)" * board.superseded
+    yield ""
+    if facts.description:
+        yield markdown(facts.description)
+        yield ""
+    yield f"Data: {markdown(facts.dataset)}. Model: {markdown(facts.model)}. Seeds: {len(facts.seeds)}."
+    yield ""
+    if board.notes:
+        yield f"> {markdown('; '.join(board.notes))}"
+        yield ""
+    yield from _submissions(board)
+    yield ""
+    columns, rows = [c for c in board.columns if c.tabs and not c.measured], shown(board)
+    if len(rows) < len(board.rows):
+        yield (
+            f"{len(rows)} of {len(board.rows)} rows: those that no other one beats in everything first, "
+            "then those of highest clean accuracy."
+        )
+        yield ""
+    several = len(board.submissions) > 1
+    yield _line(
+        [*(axis.capitalize() for axis in AXES), *["Submission"] * several, *(c.header for c in columns)]
+    )
+    yield _line([*["---"] * (len(AXES) + several), *["--:"] * len(columns)])
+    for row in rows:
+        labels = [markdown(axis) for axis in row.axes] + [markdown(row.submission.name)] * several
+        yield _line([*labels, *(_value(row.values.get(column.key), column) for column in columns)])
+    yield ""
+    if board.superseded:
+        yield "</details>"
+        yield ""
+
+
+def _submissions(board: Board) -> Iterator[str]:
+    for submission in board.submissions:
+        check = submission.verification
+        state = "official" if submission.official else "unofficial"
+        if submission.unofficial_because:
+            state += f" ({'; '.join(map(markdown, submission.unofficial_because))})"
+        state += f", {check.verdict}" if check else ", not verified"
+        by = f" by {markdown(submission.authors)}" if submission.authors else ""
+        address = link(submission.url)
+        if address:
+            by += f" ([link](<{address}>))"
+        yield f"- {markdown(submission.name)}{by}, {markdown(submission.created)}: {state}"
+
+
+def shown(board: Board) -> list[Row]:
+    """All rows, or the Pareto front and then the most accurate ones, in the board's order."""
+    if len(board.rows) <= ROWS:
+        return board.rows
+    front = [column for column in board.columns if column.key in FRONT]
+    points = [
+        [row.values[c.key].mean if c.key in row.values else math.nan for c in front] for row in board.rows
+    ]
+    on_front = pareto_front(points, [column.better for column in front]) if front else [False] * len(points)
+    accuracy = [row.values["accuracy"].mean if "accuracy" in row.values else -1.0 for row in board.rows]
+    order = sorted(range(len(points)), key=lambda i: (not on_front[i], -accuracy[i], i))
+    return [board.rows[i] for i in sorted(order[:ROWS])]
+
+
+def _value(value: Value | None, column: Column) -> str:
+    if value is None:
+        return "–"
+    mean, low, high, _ = value.estimate
+    text = (value.text or column.show(mean)) + value.signs
+    if value.best:
+        text = f"**{text}**"
+    return text if low is None or high is None else f"{text}<br>[{column.show(low)}, {column.show(high)}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,181 @@
+"""Two results of one board beside each other: means, their difference, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+from harness.errors import HarnessError, did_you_mean
+from harness.leaderboard.statistics import PairedDifference, paired_difference, too_few
+from harness.leaderboard.submission import Cell, Submission
+from harness.leaderboard.submit import cell_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Seeds = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One score of one row in both. difference: over shared seeds, see `paired_difference`."""
+
+    row: str
+    score: str
+    unit: str
+    direction: Literal["higher", "lower", "none"]
+    first: float
+    second: float
+    difference: PairedDifference
+
+    @property
+    def better(self) -> Literal["first", "second"] | None:
+        """The one that is better beyond its seeds: the 95 % interval leaves zero out."""
+        low, high = self.difference.low, self.difference.high
+        if self.direction == "none" or math.isnan(low) or low <= 0 <= high:
+            return None
+        return "first" if (low > 0) == (self.direction == "higher") else "second"
+
+
+def compare_submissions(a: Submission, b: Submission, scores: Iterable[str] = ()) -> list[Pair]:
+    """Every score of every cell that both have. Raises HarnessError where they are of different boards."""
+    if a.scenario.board != b.scenario.board:
+        raise HarnessError(
+            f"{a.name} is of {a.scenario.board} and {b.name} of {b.scenario.board}: "
+            "results of different scenarios cannot be compared"
+        )
+    if a.scenario.hash != b.scenario.hash:
+        raise HarnessError(
+            f"{a.name} and {b.name} are of different contents of {a.scenario.board} "
+            f"({a.scenario.hash[:12]} and {b.scenario.hash[:12]}) and cannot be compared"
+        )
+    if a.scenario.fingerprint != b.scenario.fingerprint:
+        raise HarnessError(f"{a.name} and {b.name} are of different data and cannot be compared")
+    others = {cell.axes: cell for cell in b.cells}
+    shared = [(cell_name(cell.axes), cell, others[cell.axes]) for cell in a.cells if cell.axes in others]
+    return _pairs(shared, _asked([a, b], scores), a)
+
+
+def compare_rows(submission: Submission, first: str, second: str, scores: Iterable[str] = ()) -> list[Pair]:
+    """Two configurations of one submission, under every threat and attack that both have.
+
+    first, second: `defence / aggregator / compressor`; parts that are the same in all rows may be left out.
+    """
+    if row_of(submission, first) == row_of(submission, second):
+        raise HarnessError(f"{first!r} and {second!r} are the same row")
+    chosen = [
+        {cell.axes[3:]: cell for cell in submission.cells if cell.axes[:3] == row_of(submission, label)}
+        for label in (first, second)
+    ]
+    shared = [
+        ("no attack" if attack == ("none", "none") else " ".join(attack), cell, chosen[1][attack])
+        for attack, cell in chosen[0].items()
+        if attack in chosen[1]
+    ]
+    return _pairs(shared, _asked([submission], scores), submission)
+
+
+def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
+    """The (defence, aggregator, compressor) that a label means. Raises HarnessError with the rows there are."""
+    rows = dict.fromkeys(cell.axes[:3] for cell in submission.cells)
+    varying = [i for i in range(3) if len({row[i] for row in rows}) > 1] or [0]
+    short = {row: " / ".join(row[i] for i in varying) for row in rows}
+    asked = " / ".join(part.strip() for part in label.split(" / "))
+    found = [row for row in rows if asked in (" / ".join(row), short[row])]
+    if not found:
+        raise HarnessError(f"{submission.name} has no row {label!r}; {did_you_mean(label, short.values())}")
+    return found[0]
+
+
+def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Console) -> None:
+    """A table: a line a score, rows in the order of the first."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text(f"A: {first}\nB: {second}"), soft_wrap=True)
+    for row in dict.fromkeys(pair.row for pair in pairs):
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left", title=Text(row))
+        table.add_column("score", overflow="fold")
+        for header in ("A", "B", "A - B", "95 % interval"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for pair in (pair for pair in pairs if pair.row == row):
+            arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[pair.direction]
+            style = {"first": "green", "second": "red", None: ""}[pair.better]
+            table.add_row(
+                Text(pair.score + arrow),
+                *map(Text, (number(pair.first), number(pair.second), number(pair.difference.mean))),
+                Text(_interval(pair.difference), style=style),
+            )
+        console.print(table)
+    fewest = min((pair.difference.pairs for pair in pairs), default=0)
+    console.print(Text(f"A - B: over shared seeds, at least {fewest}; green: A is better, red: B is better"))
+    warning = too_few(fewest)
+    if pairs and warning is not None:
+        console.print(Text(warning))
+
+
+def number(value: float) -> str:
+    """Four digits that matter; a dash for what does not exist."""
+    return "-" if math.isnan(value) else f"{value:.4g}"
+
+
+def _interval(difference: PairedDifference) -> str:
+    if math.isnan(difference.low):
+        return "-"
+    return f"[{number(difference.low)}, {number(difference.high)}]"
+
+
+def _asked(submissions: Sequence[Submission], scores: Iterable[str]) -> list[str]:
+    """The scores to show: those named, else all that are not measurements of time or memory."""
+    units = {name: unit for submission in submissions for name, unit in submission.units.items()}
+    known = {
+        name
+        for submission in submissions
+        for cell in submission.cells
+        for seed in cell.seeds.values()
+        for name in (*seed.scores, *seed.undefined)
+    }
+    wanted = list(scores)
+    for name in wanted:
+        if name not in known:
+            raise HarnessError(f"--score {name}: no such score here; {did_you_mean(name, known)}")
+    return wanted or sorted(name for name in known if name not in units or not units[name].measured)
+
+
+def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], about: Submission) -> list[Pair]:
+    found = []
+    for row, first, second in shared:
+        for score in scores:
+            a, b = (by_seed(cell, score) for cell in (first, second))
+            if not a or not b:
+                continue
+            unit = about.units.get(score)
+            found.append(
+                Pair(
+                    row,
+                    score,
+                    unit.unit if unit else "",
+                    unit.direction if unit else "none",
+                    fmean(a.values()),
+                    fmean(b.values()),
+                    paired_difference(a, b),  # type: ignore[arg-type]
+                )
+            )
+    if not found:
+        raise HarnessError("nothing to compare: they share no scored cell")
+    return found
+
+
+def by_seed(cell: Cell, score: str) -> Seeds:
+    """Seed -> score, infinite and undefined ones included."""
+    found: Seeds = {}
+    for seed, entry in cell.seeds.items():
+        if score in entry.scores:
+            found[int(seed)] = entry.scores[score]
+        elif score in entry.undefined:
+            found[int(seed)] = float(entry.undefined[score])
+    return found

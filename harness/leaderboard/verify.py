@@ -1,0 +1,310 @@
+"""Runs some cells of a submission again and compares every number."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.console.pooling import family
+from harness.errors import HarnessError, PluginError
+from harness.evaluation.masking import FLAG
+from harness.leaderboard.check import contradictions, open_scenario
+from harness.leaderboard.submission import Cell, Environment, Seed, Submission, Verification
+from harness.leaderboard.submit import cell_name, curve, environment_of, line, shorten
+from harness.registry import registry, source_hash
+
+if TYPE_CHECKING:
+    from harness.grid import Cell as Planned
+    from harness.scenario import Scenario
+
+MAX_DIFFERENCES = 1000
+NOTE = "note: "
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Numbers agree that differ by at most `absolute`, or by the share `relative` of the larger one."""
+
+    relative: float
+    absolute: float
+
+    def agree(self, first: float, second: float) -> bool:
+        if not (math.isfinite(first) and math.isfinite(second)):
+            return repr(float(first)) == repr(float(second))
+        return abs(first - second) <= max(self.absolute, self.relative * max(abs(first), abs(second)))
+
+
+EXACT = Tolerance(1e-6, 1e-12)
+ELSEWHERE = Tolerance(0.05, 0.02)  # on another device, with other libraries or other code of plugins
+# The same for cells with a defence: a mechanism's noise is seeded by all of these, so it is another draw.
+REDRAWN = Tolerance(0.25, 0.1)
+# Of epsilon and delta, which no training decides.
+ACCOUNTED = {EXACT: Tolerance(1e-6, 0), ELSEWHERE: Tolerance(1e-3, 0), REDRAWN: Tolerance(1e-3, 0)}
+
+
+def verify(
+    submission: Submission,
+    *,
+    sample: int = 3,
+    seed: int = 0,
+    device: str = "auto",
+    jobs: str | int = "auto",
+    root: Path | None = None,
+    store: Path | None = None,
+    observer: Any = None,
+) -> Verification:
+    """Runs `sample` scored cells, drawn by `seed` and each of one seed of its own, and compares them with the file.
+
+    Whoever knows the seed in advance knows what is looked at. root: the folder that relative paths of data are
+    tried against before $HARNESS_DATA. store: where results go, and are taken from; None: a new one, so that
+    everything is computed.
+
+    Which cells make no sense is compared for all. Of the drawn ones, all scores are that are not measurements (by
+    the units that this installation gives them), undefined ones, the validation curve, the guarantee, flags, family,
+    radius and norm; and what the file says of its scenario. The flag for gradient masking is left out: it depends on
+    cells that are not run. Numbers must agree to 1e-6; where device, libraries or code of plugins are not the
+    file's, to 5 % or 0.02, with a defence to 25 % or 0.1 (see REDRAWN), epsilon and delta to 1e-3. Lines of
+    `differences` that begin with `note: ` say what is not the same here and do not decide the verdict. Raises
+    HarnessError where nothing can be run: plugins or data are not here, or no cell was scored.
+    """
+    chosen = draw(submission, sample, seed)
+    scenario = open_scenario(submission)
+    found = contradictions(submission, scenario)
+    with tempfile.TemporaryDirectory(prefix="harness-verify-") as fresh:
+        scenario = scenario.model_copy(update={"root": root or Path(fresh)})
+        folder = store or Path(fresh) / "store"
+        found += _applicability(submission, scenario, device, folder)
+        records = _run(scenario, chosen, device, jobs, folder, observer)
+    here = _environment(records, device)
+    notes = [*_other_machine(submission.environment, here), *_other_code(submission)]
+    exact = not notes
+    if not exact:
+        notes.append(
+            "so numbers are compared to 5 % or 0.02, whichever is more; with a defence to 25 % or 0.1, as its noise is "
+            "drawn anew"
+        )
+    notes += _other_engine(submission.environment, here)
+    for cell, number in chosen:
+        entry = cell.seeds[number]
+        record = records.get(entry.id)
+        if record is None:
+            continue  # a contradiction already: the scenario has no such cell
+        name = cell_name(cell.axes, number)
+        tolerance = EXACT if exact else ELSEWHERE if cell.defence == "none" else REDRAWN
+        mark = record["provenance"]["dataset"]["fingerprint"]
+        if mark != submission.scenario.fingerprint:
+            found.append(
+                f"the data set is another one: {mark[:12]} here, {submission.scenario.fingerprint[:12]} in the file"
+            )
+        found += [f"{name}: {text}" for text in compare(cell, entry, record, tolerance)]
+    lines = [line(text) for text in dict.fromkeys([*found, *(NOTE + note for note in notes)])]
+    if len(lines) > MAX_DIFFERENCES:
+        lines = [*lines[: MAX_DIFFERENCES - 1], f"and {len(lines) - MAX_DIFFERENCES + 1} more"]
+    return Verification(
+        verdict="diverged" if found else "verified",
+        when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        cells=len(chosen),
+        environment=here,
+        differences=tuple(lines),
+    )
+
+
+def draw(submission: Submission, sample: int, seed: int) -> list[tuple[Cell, str]]:
+    """At most `sample` scored cells, each with one of its scored seeds, in the file's order."""
+    if sample < 1:
+        raise HarnessError(f"at least one cell must be run, not {sample}")
+    candidates = []
+    rng = random.Random(seed)
+    for cell in submission.cells:
+        numbers = [number for number, entry in cell.seeds.items() if entry.scores or entry.undefined]
+        if cell.status == "scored" and numbers:
+            candidates.append((cell, rng.choice(sorted(numbers))))
+    if not candidates:
+        raise HarnessError(f"{submission.name}: no cell has a score, so there is nothing to run again")
+    picked = rng.sample(range(len(candidates)), min(sample, len(candidates)))
+    return [candidates[i] for i in sorted(picked)]
+
+
+def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Tolerance = EXACT) -> list[str]:
+    """What differs between one seed of a cell in the file and the record of its re-run, a line each."""
+    if record["status"] != "scored":
+        error = record["error"] or {}
+        said = record["reason"] or f"{error.get('type')}: {error.get('message')}"
+        return [f"scored in the file, {record['status']} here: {line(said, 200)}"]
+    found = list(_scores(entry, record, tolerance))
+    found += _guarantee(cell, entry, record, ACCOUNTED[tolerance])
+    flags = [sorted(set(given) - {FLAG}) for given in (entry.flags, record["flags"])]
+    if flags[0] != flags[1]:
+        found.append(f"flags: {_listed(flags[0])} in the file, {_listed(flags[1])} here")
+    attack = record["attack"] or {}
+    for name, there, here in (
+        ("family", cell.family, family(dict(record))),
+        ("norm", cell.norm, attack.get("norm")),
+        ("eps", cell.eps, attack.get("eps")),
+    ):
+        same = there == here or (name == "eps" and None not in (there, here) and EXACT.agree(there, here))  # type: ignore[arg-type]
+        if not same:
+            found.append(f"{name}: {there} in the file, {here} here")
+    again = curve(record)
+    if [number for number, _ in again] != [number for number, _ in entry.curve]:
+        found.append(f"curve: {len(entry.curve)} rounds in the file, {len(again)} here")
+    else:
+        for (number, there), (_, here) in zip(entry.curve, again, strict=True):
+            if not tolerance.agree(there, here):
+                found.append(f"curve, round {number}: {there:.9g} in the file, {here:.9g} here")
+                break
+    return found
+
+
+# running ------------------------------------------------------------------------------------------
+
+
+def _applicability(submission: Submission, scenario: Scenario, device: str, store: Path) -> list[str]:
+    """Cells that make no sense in the file and do here, or the other way round: that takes no training."""
+    from harness.engine import plan
+
+    planned = plan(scenario, device=device, jobs=0, store=store).to_dict()["scenarios"]
+    reasons = {cell["id"]: cell["reason"] for found in planned for cell in found["cells"]}
+    found = []
+    for cell in submission.cells:
+        for number, entry in cell.seeds.items():
+            if entry.id not in reasons or (cell.status == "not-applicable") == (
+                reasons[entry.id] is not None
+            ):
+                continue
+            here = f"not applicable here: {reasons[entry.id]}" if reasons[entry.id] else "applicable here"
+            found.append(f"{cell_name(cell.axes, number)}: {cell.status} in the file, {here}")
+    return found
+
+
+def _run(
+    scenario: Scenario,
+    chosen: Sequence[tuple[Cell, str]],
+    device: str,
+    jobs: str | int,
+    store: Path,
+    observer: Any,
+) -> dict[str, dict[str, Any]]:
+    """Cell id -> record, of the chosen cells that the scenario has. Stages that they share are run once."""
+    from harness.engine import run
+    from harness.grid import cells
+
+    planned = {cell.id: cell for cell in cells(scenario)}
+    wanted = [planned[cell.seeds[number].id] for cell, number in chosen if cell.seeds[number].id in planned]
+    if not wanted:
+        raise HarnessError(f"{scenario.name}: the scenario in the file has none of the cells drawn from it")
+    found: dict[str, dict[str, Any]] = {}
+    for cell in wanted:
+        result = run(
+            scenario, device=device, jobs=jobs, store=store, select=_selection(cell), observer=observer
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        found |= {record["id"]: record for record in result.records if record["id"] == cell.id}
+    return found
+
+
+def _selection(cell: Planned) -> list[str]:
+    """`axis=glob` for each axis. Signs with a meaning to globs and selections stand for any one character."""
+    return [
+        f"{axis}=" + "".join("?" if sign in "[](){}*,=" else sign for sign in str(value))
+        for axis, value in cell.axes.items()
+    ]
+
+
+def _environment(records: Mapping[str, Mapping[str, Any]], device: str) -> Environment:
+    from harness.devices import resolve_device
+    from harness.provenance import environment
+
+    known = next(iter(records.values()), None)
+    return environment_of(environment(resolve_device(device)) if known is None else known["provenance"])
+
+
+# comparing ----------------------------------------------------------------------------------------
+
+
+def _other_machine(there: Environment, here: Environment) -> list[str]:
+    """The devices and libraries that differ."""
+    found = []
+    if (there.device.split(":")[0], there.device_name) != (here.device.split(":")[0], here.device_name):
+        found.append(
+            f"another device: {there.device} ({there.device_name}) in the file, {here.device} ({here.device_name}) here"
+        )
+    for name in sorted(there.libraries.keys() | here.libraries.keys()):
+        versions = there.libraries.get(name, "absent"), here.libraries.get(name, "absent")
+        if versions[0] != versions[1]:
+            found.append(f"another {name}: {versions[0]} in the file, {versions[1]} here")
+    return found
+
+
+def _other_engine(there: Environment, here: Environment) -> list[str]:
+    states = [f"{one.version}, commit {(one.commit or 'unknown')[:12]}" for one in (there, here)]
+    return [] if states[0] == states[1] else [f"another engine: {states[0]} in the file, {states[1]} here"]
+
+
+def _other_code(submission: Submission) -> list[str]:
+    """Plugins whose version or source is not what is installed here, by package."""
+    changed: dict[tuple[str, str, str, str], list[str]] = {}
+    for plugin in submission.plugins:
+        try:
+            entry = registry().find(plugin.kind, f"{plugin.distribution}/{plugin.name}")
+        except PluginError:
+            changed.setdefault((plugin.distribution, plugin.version, "nothing", ""), []).append(plugin.name)
+            continue
+        source = source_hash(entry.distribution, entry.plugin.__module__)
+        if (entry.version, source) != (plugin.version, plugin.source):
+            state = f"{entry.version}, source {source[:12]}"
+            key = (plugin.distribution, f"{plugin.version}, source {plugin.source[:12]}", state, "")
+            changed.setdefault(key, []).append(plugin.name)
+    return [
+        f"other code of {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} in {package}: "
+        f"{there} in the file, {here} here"
+        for (package, there, here, _), names in changed.items()
+    ]
+
+
+def _scores(entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
+    there: dict[str, float] = dict(entry.scores) | {n: float(text) for n, text in entry.undefined.items()}
+    here = record["scores"]
+    for name in sorted(there.keys() | here.keys()):
+        if name not in here:
+            yield f"{name}: {there[name]:.9g} in the file, no such score here"
+        elif name not in there:
+            yield f"{name}: missing in the file, {here[name]:.9g} here"
+        elif not record["units"].get(name, {}).get("measured") and not tolerance.agree(
+            there[name], here[name]
+        ):
+            yield f"{name}: {there[name]:.9g} in the file, {here[name]:.9g} here"
+
+
+def _guarantee(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
+    """The file's claim is the worst over seeds: no seed may have more, and an only seed must have it exactly."""
+    claim, here = cell.guarantee, record["guarantee"]
+    if claim is None or here is None:
+        if (claim is None) != (here is None):
+            said = ["none" if one is None else "one" for one in (claim, here)]
+            yield f"guarantee: {said[0]} in the file, {said[1]} here"
+        return
+    epsilon = math.inf if claim.epsilon is None else claim.epsilon
+    alone = sum(bool(other.scores or other.undefined) for other in cell.seeds.values()) == 1
+    if not tolerance.agree(epsilon, here["epsilon"]) and (alone or here["epsilon"] > epsilon):
+        yield f"guarantee's epsilon: {epsilon:.9g} in the file, {here['epsilon']:.9g} here"
+    if not tolerance.agree(claim.delta, here["delta"]):
+        yield f"guarantee's delta: {claim.delta:.9g} in the file, {here['delta']:.9g} here"
+    if claim.holds and not here["holds"]:
+        yield f"guarantee: holds in the file, broken here by {shorten('; '.join(here['broken_by']), 200)}"
+    elif alone and claim.holds != here["holds"]:
+        yield "guarantee: broken in the file, holds here"
+    for name in ("unit", "against", "neighbours"):
+        if getattr(claim, name) != here[name]:
+            yield f"guarantee's {name}: {getattr(claim, name)} in the file, {here[name]} here"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,353 @@
+"""`harness leaderboard`, as people call it."""
+
+import json
+import math
+import sys
+from types import ModuleType
+
+import handmade
+import pytest
+
+from harness.errors import HarnessError
+from harness.leaderboard.commands import leaderboard
+from harness.leaderboard.side_by_side import compare_rows, compare_submissions, row_of
+from harness.leaderboard.submission import read, write
+from harness.store import Store
+
+NONE, SMOOTH = ("none", "none"), ("label-smoothing", "none")
+
+
+@pytest.fixture
+def official(call, ran, tmp_path):
+    """The file that `submit` writes."""
+    status, *_ = call(
+        "submit", ran.store, "--scenario", ran.path, "--name", "base", "--out", tmp_path / "records"
+    )
+    assert status == 0
+    return tmp_path / "records" / "small-v1--base.json"
+
+
+def save(folder, submission):
+    path = folder / f"{submission.scenario.name}-v{submission.scenario.version}--{submission.name}.json"
+    write(submission, path)
+    return path
+
+
+# submit -------------------------------------------------------------------------------------------
+
+
+def test_submit_check_verify(call, ran, tmp_path, official):
+    status, out, _ = call("check", official)
+    assert (status, out) == (0, f"{official}: ok, official\n")
+    before = read(official)
+    assert before.verification is None
+    status, out, err = call(
+        "verify", official, "--sample", "1", "--seed", "1", "--jobs", "0", "--device", "cpu", "-q"
+    )
+    assert status == 0, out
+    assert out.startswith(f"{official}: verified, 1 cell run again, drawn by --seed 1\n")
+    stamped = read(official)
+    assert stamped.verification.verdict == "verified"
+    assert stamped.model_copy(update={"verification": None}) == before
+    status, out, err = call("check", official)
+    assert status == 0
+    assert "it comes with a verification of its own (verified, " in err
+
+
+def test_an_edited_score_diverges(call, official):
+    data = json.loads(official.read_text())
+    for cell in data["cells"]:
+        for seed in cell["seeds"].values():
+            if seed["scores"]:
+                seed["scores"]["macro_f1"] = 0.99
+    official.write_text(json.dumps(data))
+    before = official.read_bytes()
+    again = ("verify", official, "--sample", "1", "--seed", "3", "--jobs", "0", "--device", "cpu", "-q")
+    status, out, _ = call(*again, "--no-write")
+    assert status == 1
+    assert "diverged, 1 cell run again, drawn by --seed 3" in out
+    assert ": macro_f1: 0.99 in the file, 0." in out
+    assert official.read_bytes() == before
+    status, *_ = call(*again)
+    assert status == 1
+    stamped = read(official).verification
+    assert stamped.verdict == "diverged"
+    assert "macro_f1: 0.99 in the file" in stamped.differences[0]
+
+
+def test_verify_draws_another_seed_each_time(call, official, monkeypatch):
+    import harness.leaderboard.verify as module
+
+    seeds = []
+
+    def refuse(submission, *, seed, **_):
+        seeds.append(seed)
+        raise HarnessError("enough")
+
+    monkeypatch.setattr(module, "verify", refuse)
+    for _ in range(2):
+        assert call("verify", official, "--jobs", "0")[0] == 2
+    assert seeds[0] != seeds[1]
+
+
+def test_submit_says_what_it_wrote(call, ran, tmp_path):
+    arguments = ("submit", ran.store, "--scenario", ran.path, "--name", "base", "--out", tmp_path)
+    path = tmp_path / "small-v1--base.json"
+    assert call(*arguments) == (0, f"wrote {path}: 8 cells scored, 0 cells failed, official\n", "")
+    _, out, _ = call(*arguments, "--note", "again", "--authors", "Us", "--url", "https://example.org")
+    assert out.startswith(f"replaced {path}: ")
+    made = read(path)
+    assert (made.note, made.authors, made.url) == ("again", "Us", "https://example.org")
+
+
+@pytest.fixture
+def partial(ran, tmp_path):
+    """A store that lacks the first cell, and in which the second has failed."""
+    with Store(ran.store) as full, Store(tmp_path / "partial") as store:
+        records = [r for r in full.records("small") if r["status"] == "scored"]
+        records[1] |= {"status": "failed", "scores": {}, "units": {}, "guarantee": None}
+        records[1]["error"] = {"type": "OSError", "message": "no room", "traceback": "", "stage": "train"}
+        for record in records[1:]:
+            store.put_record(record, "x")
+    return tmp_path / "partial"
+
+
+def test_a_partial_grid_needs_the_flag(call, ran, partial, tmp_path):
+    arguments = ("submit", partial, "--scenario", ran.path, "--name", "some", "--out", tmp_path / "records")
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: some cannot be official: 9 of 24 cells are missing: ")
+    assert err.endswith("; give --unofficial to write it as unofficial\n")
+    assert not (tmp_path / "records").exists()
+    status, out, _ = call(*arguments, "--unofficial")
+    assert status == 0
+    assert "unofficial: 9 of 24 cells are missing: " in out
+    assert "failed: none / mean / " in out
+    assert out.endswith(": OSError: no room\n")
+    made = read(tmp_path / "records" / "small-v1--some.json")
+    assert not made.official
+    assert call("check", tmp_path / "records" / "small-v1--some.json")[0] == 0
+
+
+def test_submit_refuses_what_it_cannot_use(call, ran, tmp_path):
+    common = ("--scenario", ran.path, "--name")
+    status, _, err = call("submit", tmp_path, *common, "x")
+    assert status == 2
+    assert f"error: {tmp_path} is no store; run the scenario first" in err
+    assert not (tmp_path / "store.sqlite").exists()
+    status, _, err = call("submit", ran.store, *common, "../x", "--out", tmp_path)
+    assert status == 2
+    assert "name: string should match pattern" in err
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(ran.text.replace("rounds: 2", "rounds: 1"))
+    status, _, err = call("submit", ran.store, "--scenario", changed, "--name", "x", "--unofficial")
+    assert status == 2
+    assert "records of small are of another content of the scenario; run it again" in err
+
+
+# check --------------------------------------------------------------------------------------------
+
+
+def test_check_names_every_problem(call, tmp_path):
+    good = save(tmp_path, handmade.submission("good"))
+    misnamed = tmp_path / "other.json"
+    write(handmade.submission("GOOD"), misnamed)
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    status, out, err = call("check", good, misnamed, bad)
+    assert (status, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"error: {bad}: not a submission: ")
+    assert lines[1] == f"{misnamed}: the file must be called hand-v1--GOOD.json"
+    assert lines[2] == f"{misnamed}: GOOD is on the board hand v1 already, from {good}"
+    assert call("check", good, good)[0] == 0  # the same file twice is one file
+
+
+def test_a_changed_scenario_needs_a_new_version(call, tmp_path):
+    first = save(tmp_path, handmade.submission("a"))
+    other = save(tmp_path, handmade.submission("b", text=handmade.TEXT.replace("rounds: 2", "rounds: 3")))
+    status, _, err = call("check", first, other)
+    assert status == 2
+    assert (
+        f"{other}: its hand v1 is another scenario than in {first}: a changed scenario needs a new version"
+        in err
+    )
+    newer = handmade.TEXT.replace("rounds: 2", "rounds: 3") + "version: 2\n"
+    assert call("check", first, save(tmp_path, handmade.submission("b", text=newer)))[0] == 0
+
+
+def test_methods_of_packages_that_are_not_here_are_a_note(call, tmp_path):
+    from harness.leaderboard.submission import parse
+
+    data = handmade.plain("mine")
+    data["scenario"]["text"] = handmade.TEXT.replace("label-smoothing", "my-defence")
+    path = save(tmp_path, parse(data, "x"))
+    status, _, err = call("check", path)
+    assert status == 2  # all it names is built in, and yet its scenario cannot be read
+    assert "its scenario cannot be used here: " in err
+    data["plugins"].append({**data["plugins"][0], "name": "my-defence", "distribution": "my-package"})
+    save(tmp_path, parse(data, "x"))
+    status, _, err = call("check", path)
+    assert status == 0
+    assert f"note: {path}: not compared with its scenario" in err
+    assert "unknown defence 'my-defence'" in err
+
+
+# compare ------------------------------------------------------------------------------------------
+
+# Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1; t(0.975; 2) = 4.302653, so 0.2 -+ 4.302653 * 0.1 / sqrt(3).
+A = {NONE: {"accuracy": [0.6, 0.8, 1.0], "train_seconds": [1.0, 2.0, 3.0]}, SMOOTH: {"accuracy": [0.25, 0.5]}}
+B = {NONE: {"accuracy": [0.5, 0.6, 0.7], "train_seconds": [2.0, 2.0, 2.0]}, SMOOTH: {"accuracy": [0.75]}}
+LOW, HIGH = 0.2 - 4.302653 * 0.1 / math.sqrt(3), 0.2 + 4.302653 * 0.1 / math.sqrt(3)
+
+
+def test_two_submissions_by_hand():
+    pairs = compare_submissions(handmade.submission("a", A), handmade.submission("b", B))
+    assert [(p.row, p.score) for p in pairs] == [
+        ("none / mean / none", "accuracy"),
+        ("label-smoothing / mean / none", "accuracy"),
+    ]
+    first, second = pairs
+    assert (first.first, first.second) == (pytest.approx(0.8), pytest.approx(0.6))
+    assert first.difference.mean == pytest.approx(0.2)
+    assert first.difference.low == pytest.approx(LOW, abs=1e-6)
+    assert first.difference.high == pytest.approx(HIGH, abs=1e-6)
+    assert first.difference.pairs == 3
+    assert first.better is None  # the interval holds zero: [-0.048, 0.448]
+    # One shared seed: a difference (0.25 - 0.75) and no interval, though the means are over all seeds.
+    assert (second.first, second.second) == (0.375, 0.75)
+    assert second.difference.mean == -0.5
+    assert math.isnan(second.difference.low)
+    assert second.difference.pairs == 1
+
+
+def test_what_is_better_depends_on_the_direction():
+    near = {NONE: {"accuracy": [0.5, 0.5, 0.5], "loss": [2.0, 2.0, 2.0]}}
+    far = {NONE: {"accuracy": [0.75, 0.75, 0.751], "loss": [1.0, 1.0, 1.001]}}
+    accuracy, loss = compare_submissions(handmade.submission("a", near), handmade.submission("b", far))
+    assert (accuracy.score, accuracy.better) == ("accuracy", "second")
+    assert (loss.score, loss.better, loss.direction) == ("loss", "second", "lower")
+    accuracy, loss = compare_submissions(handmade.submission("a", far), handmade.submission("b", near))
+    assert (accuracy.better, loss.better) == ("first", "first")
+
+
+def test_undefined_scores_are_compared_as_what_they_are():
+    from harness.leaderboard.submission import parse
+
+    data = handmade.plain("a")
+    for cell in data["cells"]:
+        cell["seeds"]["0"] = {"id": cell["seeds"]["0"]["id"], "undefined": {"accuracy": "inf"}}
+    pair = compare_submissions(parse(data, "a"), handmade.submission("b"))[0]
+    assert pair.first == math.inf
+    assert math.isnan(pair.difference.mean)
+    assert pair.better is None
+
+
+def test_compare_prints_a_table(call, tmp_path):
+    a, b = (save(tmp_path, handmade.submission(name, scores)) for name, scores in (("a", A), ("b", B)))
+    status, out, _ = call("compare", a, b)
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["accuracy", "↑", "0.8", "0.6", "0.2", f"[{LOW:.4g},", f"{HIGH:.4g}]"] in lines
+    assert ["accuracy", "↑", "0.375", "0.75", "-0.5", "-"] in lines
+    assert "train_seconds" not in out
+    assert "at least 1" in out
+    assert "one seed: " in out
+    status, out, _ = call("compare", a, b, "--score", "train_seconds")
+    assert ["train_seconds", "↓", "2", "2", "0", "[-2.484,", "2.484]"] in [
+        line.split() for line in out.splitlines()
+    ]
+    assert "accuracy" not in out
+    status, _, err = call("compare", a, b, "--score", "acuracy")
+    assert status == 2
+    assert "--score acuracy: no such score here; did you mean 'accuracy'?" in err
+
+
+def test_two_rows_of_one_file(call, tmp_path):
+    one = handmade.submission("a", {**A, ("none", "fgsm"): {"accuracy": [0.1]}})
+    (pair,) = compare_rows(one, "none", "label-smoothing")
+    assert (pair.row, pair.first, pair.second) == ("no attack", pytest.approx(0.8), 0.375)
+    assert pair.difference.mean == pytest.approx(0.325)  # (0.6 - 0.25 + 0.8 - 0.5) / 2
+    assert pair.difference.pairs == 2
+    assert row_of(one, "label-smoothing / mean / none") == ("label-smoothing", "mean", "none")
+    with pytest.raises(HarnessError, match="a has no row 'smoothing'; did you mean 'label-smoothing'"):
+        row_of(one, "smoothing")
+    path = save(tmp_path, one)
+    status, out, _ = call("compare", path, "none", "label-smoothing")
+    assert status == 0
+    assert out.startswith("A: none\nB: label-smoothing\nno attack")
+    status, _, err = call("compare", path, "none", "none / mean / none")
+    assert status == 2
+    assert "are the same row" in err
+
+
+def test_different_boards_are_not_compared(call, tmp_path):
+    a = save(tmp_path, handmade.submission("a"))
+    newer = save(tmp_path, handmade.submission("b", text=handmade.TEXT + "version: 2\n"))
+    status, out, err = call("compare", a, newer)
+    assert (status, out) == (2, "")
+    assert err == (
+        "error: a is of hand v1 and b of hand v2: results of different scenarios cannot be compared\n"
+    )
+    changed = save(tmp_path, handmade.submission("c", text=handmade.TEXT.replace("rounds: 2", "rounds: 3")))
+    status, _, err = call("compare", a, changed)
+    assert status == 2
+    assert "a and c are of different contents of hand v1 (" in err
+    assert err.endswith(") and cannot be compared\n")
+    data = handmade.submission("d")
+    other = data.model_copy(update={"scenario": data.scenario.model_copy(update={"fingerprint": "00" * 32})})
+    status, _, err = call("compare", a, save(tmp_path, other))
+    assert status == 2
+    assert "a and d are of different data" in err
+    silent = save(tmp_path, handmade.submission("e", {}))
+    status, _, err = call("compare", a, silent)
+    assert status == 2
+    assert "they share no scored cell" in err
+
+
+# build and help -----------------------------------------------------------------------------------
+
+
+def test_build_says_what_was_written(call, tmp_path):
+    (tmp_path / "records").mkdir()
+    save(tmp_path / "records", handmade.submission("a", A))
+    save(tmp_path / "records", handmade.submission("b", B))
+    out = tmp_path / "pages"
+    status, said, _ = call("build", tmp_path, "--out", out)
+    assert status == 0
+    lines = said.splitlines()
+    written = [line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")]
+    assert len(written) >= 2
+    assert sorted(written) == sorted(str(path) for path in out.rglob("*") if path.is_file())
+    assert lines[len(written)].startswith("1 board, 2 submissions, ")
+    status, _, err = call("build", tmp_path / "nothing")
+    assert status == 2
+    assert "there is no such folder" in err
+
+
+def test_build_passes_on_what_its_reader_should_know(call, tmp_path, monkeypatch):
+    given = []
+    facts = {"written": [tmp_path / "x"], "boards": 2, "submissions": 1, "rows": 3, "cells": 4}
+    facts |= {"superseded": ["hand v1"], "notes": ["no table"]}
+    module = ModuleType("harness.leaderboard.build")
+    module.build = lambda folder, out: given.append((folder, out)) or facts
+    monkeypatch.setitem(sys.modules, "harness.leaderboard.build", module)
+    status, out, err = call("build", tmp_path)
+    assert (status, given) == (0, [(tmp_path, tmp_path)])
+    assert out == (
+        f"wrote {tmp_path / 'x'}\n2 boards, 1 submission, 3 rows, 4 cells\nsuperseded by a newer version: hand v1\n"
+    )
+    assert err == "note: no table\n"
+
+
+def test_every_command_has_an_example(call):
+    status, out, _ = call("--help")
+    assert status == 0
+    for command in leaderboard.registered_commands:
+        name = command.callback.__name__
+        assert name in out
+        assert f"Example: harness leaderboard {name} " in " ".join(command.callback.__doc__.split())
+    assert {c.callback.__name__ for c in leaderboard.registered_commands} == {
+        "submit", "check", "verify", "compare", "build"
+    }  # fmt: skip

@@ -1,0 +1,352 @@
+"""From a store's records to a submission: what is in it, and when it is official."""
+
+import json
+import math
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.grid import cells
+from harness.leaderboard.check import contradictions, open_scenario
+from harness.leaderboard.submission import file_name, read, write
+from harness.leaderboard.submit import collect, unportable, without_folders
+from harness.scenario import load, load_text
+
+
+def of(records, **axes):
+    """The records of the cells with these labels."""
+    return [r for r in records if all(r["cell"][axis] == value for axis, value in axes.items())]
+
+
+def cell_of(submission, **axes):
+    (found,) = [c for c in submission.cells if all(getattr(c, axis) == value for axis, value in axes.items())]
+    return found
+
+
+def test_cells_are_grouped_over_seeds(made, records):
+    assert made.official
+    assert made.unofficial_because == ()
+    assert len(records) == 24
+    assert len(made.cells) == 12
+    for record in of(records, attack="fgsm"):
+        axes = {axis: record["cell"][axis] for axis in ("defence", "aggregator", "compressor", "attack")}
+        cell = cell_of(made, **axes)
+        seed = cell.seeds[str(record["cell"]["seed"])]
+        assert seed.id == record["id"]
+        broken = record["guarantee"] is not None and not record["guarantee"]["holds"]
+        assert seed.undefined == ({"epsilon": "inf"} if broken else {})
+        assert seed.scores == {
+            name: value for name, value in record["scores"].items() if math.isfinite(value)
+        }
+        assert len(seed.scores) > 10
+        assert seed.curve == tuple((e["round"], e["val_accuracy"]) for e in record["history"])
+        assert len(seed.curve) == 2
+        assert (cell.family, cell.eps, cell.norm, cell.threat) == ("evasion", 0.1, "linf", "evasion")
+        assert cell.config["attack"] == {"fgsm": {"eps": None}}
+        assert cell.config["threat"]["budget"] == {"norm": "linf", "eps": 0.1}
+        assert set(cell.config) == {"defence", "aggregator", "compressor", "threat", "attack"}
+    clean = cell_of(made, defence="none", compressor="none", attack="none")
+    assert (clean.family, clean.eps, clean.norm, clean.guarantee) == ("clean", None, None, None)
+    assert clean.lineage[0].stage == "data"
+    assert clean.lineage[-1].stage == "release"
+
+
+def test_scenario_environment_units_and_plugins(made, ran, records):
+    facts = made.scenario
+    assert facts.text == ran.text
+    assert facts.hash == ran.scenario.hash()
+    assert (facts.dataset, facts.model, facts.seeds) == ("digits", "logistic", (0, 1))
+    assert facts.fingerprint == records[0]["provenance"]["dataset"]["fingerprint"]
+    assert made.environment.commit == "1f" * 20
+    assert made.environment.libraries == records[0]["provenance"]["libraries"]
+    assert made.units["train_seconds"].measured
+    assert made.units["robust_accuracy"].direction == "higher"
+    assert not made.units["accuracy"].measured
+    names = {(p.kind, p.name) for p in made.plugins}
+    assert {
+        ("defence", "dp-sgd"),
+        ("compressor", "static-int8"),
+        ("attack", "fgsm"),
+        ("dataset", "digits"),
+    } <= names
+    (dp,) = [p for p in made.plugins if p.name == "dp-sgd"]
+    assert "differential privacy" in dp.title
+    assert dp.year == 2016
+    assert len(names) == len(made.plugins)
+
+
+def test_a_file_is_read_back_as_it_was_and_fits_its_scenario(made, tmp_path):
+    path = tmp_path / "new" / file_name(made.name, made.scenario)
+    write(made, path)
+    assert path.name == "small-v1--base.json"
+    assert read(path) == made
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-written is left
+    assert contradictions(made, open_scenario(made)) == []
+
+
+def test_cells_that_make_no_sense_say_why(made):
+    cell = cell_of(made, defence="none", compressor="none", attack="pgd-l2")
+    assert cell.status == "not-applicable"
+    assert "the budget of 'evasion' is in linf" in cell.reason
+    assert all(not seed.scores and seed.error is None for seed in cell.seeds.values())
+
+
+def test_the_guarantee_is_the_worst_over_seeds(made, records, ran):
+    kept = cell_of(made, defence="dp-sgd(epsilon=2)", compressor="none", attack="none")
+    broken = cell_of(made, defence="dp-sgd(epsilon=2)", compressor="static-int8", attack="none")
+    own = of(records, defence="dp-sgd(epsilon=2)", compressor="none", attack="none")
+    assert kept.guarantee.epsilon == max(r["guarantee"]["epsilon"] for r in own)
+    assert kept.guarantee.holds
+    assert (kept.guarantee.unit, kept.guarantee.by) == ("record", "dp-sgd")
+    assert not broken.guarantee.holds
+    assert "static-int8 reads the validation split" in broken.guarantee.broken_by[0]
+
+    own[0]["guarantee"] |= {"epsilon": 1.5, "holds": False, "broken_by": ["the sun"], "delta": 1e-3}
+    own[1]["guarantee"] |= {"epsilon": 3.0, "delta": 1e-5, "group_epsilon": 7.0, "largest_group": 4}
+    claim = collect(records, ran.scenario, name="x")
+    claim = cell_of(claim, defence="dp-sgd(epsilon=2)", compressor="none", attack="none").guarantee
+    assert (claim.epsilon, claim.delta, claim.holds, claim.broken_by) == (3.0, 1e-3, False, ("the sun",))
+    assert (claim.group_epsilon, claim.largest_group) == (7.0, 4)
+
+    own[1]["guarantee"]["epsilon"] = math.inf
+    claim = collect(records, ran.scenario, name="x")
+    assert (
+        cell_of(claim, defence="dp-sgd(epsilon=2)", compressor="none", attack="none").guarantee.epsilon
+        is None
+    )
+    own[1]["guarantee"] = None  # a seed without a guarantee leaves none
+    claim = collect(records, ran.scenario, name="x")
+    assert cell_of(claim, defence="dp-sgd(epsilon=2)", compressor="none", attack="none").guarantee is None
+
+
+def test_numbers_that_json_lacks_are_said_in_words(records, ran, tmp_path):
+    record = of(records, defence="none", compressor="none", attack="fgsm", seed=1)[0]
+    record["scores"] |= {"loss": math.nan, "auroc": math.inf, "macro_f1": -math.inf}
+    record["intervals"] = {"accuracy": [0.25, 0.5], "loss": [0.0, math.inf]}
+    record["history"][0]["val_accuracy"] = math.nan
+    record["config"]["attack"] = {"fgsm": {"eps": math.inf}}
+    of(records, defence="none", compressor="none", attack="fgsm", seed=0)[0]["config"]["attack"] = {
+        "fgsm": {"eps": math.inf}
+    }
+    made = collect(records, ran.scenario, name="x")
+    cell = cell_of(made, defence="none", compressor="none", attack="fgsm")
+    seed = cell.seeds["1"]
+    assert seed.undefined == {"loss": "nan", "auroc": "inf", "macro_f1": "-inf"}
+    assert "loss" not in seed.scores
+    assert seed.intervals == {"accuracy": (0.25, 0.5)}
+    assert [number for number, _ in seed.curve] == [2]
+    assert cell.config["attack"] == {"fgsm": {"eps": "inf"}}
+    write(made, tmp_path / "x.json")
+    assert read(tmp_path / "x.json") == made
+
+
+def fail(record, message="the disk is full\nat line 3"):
+    record.update(status="failed", scores={}, units={}, intervals={}, guarantee=None, lineage=[], attack=None)
+    del record["history"]
+    record["error"] = {
+        "stage": "train: none",
+        "type": "OSError",
+        "message": message,
+        "traceback": 'Traceback:\n  File "/home/someone/secret/run.py", line 3',
+    }
+
+
+def test_failures_are_named_without_what_is_of_this_machine(records, ran):
+    first, second = of(records, defence="none", compressor="none", attack="none")
+    fail(first, "cannot read '/home/someone/data/x.npz': gone\nmore")
+    made = collect(records, ran.scenario, name="x")
+    cell = cell_of(made, defence="none", compressor="none", attack="none")
+    assert made.official  # a failed cell is named, not hidden, and the grid is whole
+    assert cell.status == "scored"
+    assert cell.seeds["0"].error == "OSError: cannot read 'x.npz': gone"
+    assert cell.seeds["0"].scores == {}
+    assert cell.seeds["1"].error is None
+    assert cell.lineage[0].stage == "data"  # of the seed that was scored
+    fail(second)
+    made = collect(records, ran.scenario, name="x")
+    cell = cell_of(made, defence="none", compressor="none", attack="none")
+    assert (cell.status, cell.reason, cell.lineage) == ("failed", "OSError: cannot read 'x.npz': gone", ())
+    assert "secret" not in made.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/x.npz is not there (tried /data/a/x.npz)", "x.npz is not there (tried x.npz)"),
+        ("~/runs/store is locked", "store is locked"),
+        ("C:\\Users\\me\\x.npz is gone", "x.npz is gone"),
+        ("8/255 of https://example.org/a/b and a/b/c", "8/255 of https://example.org/a/b and a/b/c"),
+        ("${HARNESS_DATA}/x/y.npz is gone", "${HARNESS_DATA}/x/y.npz is gone"),
+    ],
+)
+def test_folders_of_this_machine_are_left_out(text, left):
+    assert without_folders(text) == left
+
+
+def test_a_partial_grid_is_unofficial(records, ran):
+    lost = of(records, defence="none", compressor="none", attack="fgsm", seed=1)[0]
+    made = collect([r for r in records if r is not lost], ran.scenario, name="x")
+    assert not made.official
+    assert made.unofficial_because == ("1 of 24 cells is missing: none / mean / none, evasion fgsm, seed 1",)
+    assert list(cell_of(made, defence="none", compressor="none", attack="fgsm").seeds) == ["0"]
+    made = collect(records[:2], ran.scenario, name="x")
+    assert made.unofficial_because[0].startswith("22 of 24 cells are missing: ")
+    assert made.unofficial_because[0].endswith(" and 19 more")
+
+
+def _set(*path, to):
+    def change(records):
+        for record in records:
+            inner = record["provenance"]
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = to
+
+    return change
+
+
+def _first(change):
+    """In one record alone, that of the scenario's last cell."""
+    return lambda records: change([r for r in records if r["cell"]["attack"] == "pgd-l2"][-1:])
+
+
+def _other_source(records):
+    for item in records[0]["provenance"]["plugins"]:
+        if item["name"] == "logistic":
+            item["source"] = "ee" * 32
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_set("engine", "dirty", to=True), "the engine's files had changes that are in no commit"),
+        (_set("engine", "dirty", to=None), "the engine's files had changes that are in no commit"),
+        (
+            _set("engine", "commit", to=None),
+            "the engine's commit is not known: it did not run from a checkout",
+        ),
+        (
+            _first(_set("engine", "commit", to="2e" * 20)),
+            "the records are of different states of the engine: 1f1f1f1f1f1f, 2e2e2e2e2e2e",
+        ),
+        (_first(_set("libraries", "torch", to="1.0")), "the records are of different versions of torch"),
+        (_first(_set("device_name", to="another")), ", cpu (another)"),
+        (_first(_set("dataset", "fingerprint", to="ff" * 32)), "different contents of the data set"),
+        (_other_source, "the records are of different code of logistic"),
+    ],
+)
+def test_only_one_clean_state_of_everything_is_official(records, ran, change, reason):
+    for record in records:  # as JSON has it, without shared parts
+        record["provenance"] = json.loads(json.dumps(record["provenance"]))
+    change(records)
+    made = collect(records, ran.scenario, name="x")
+    assert not made.official
+    assert len(made.unofficial_because) == 1
+    assert reason in made.unofficial_because[0]
+
+
+def test_an_engine_with_changes_in_its_tree_is_unofficial(ran, tmp_path, monkeypatch):
+    from harness.engine import run
+
+    state = {"version": "0.1.0", "commit": "1f" * 20, "dirty": True}
+    monkeypatch.setattr("harness.provenance.engine", lambda: state)
+    text = TINY
+    (tmp_path / "tiny.yaml").write_text(text)
+    result = run(tmp_path / "tiny.yaml", device="cpu", jobs=0, store=tmp_path / "runs")
+    made = collect(result.records, load(tmp_path / "tiny.yaml"), name="x")
+    assert made.unofficial_because == ("the engine's files had changes that are in no commit",)
+
+
+TINY = """schema: 1
+name: tiny
+dataset: digits
+model: logistic
+federation: {clients: 2, rounds: 1, local: {steps: 1}}
+metrics: [accuracy]
+"""
+
+
+def test_records_of_a_scenario_as_it_was_before_are_refused(records, ran, tmp_path):
+    changed = tmp_path / "small.yaml"
+    changed.write_text(ran.text.replace("rounds: 2", "rounds: 3"))
+    with pytest.raises(
+        HarnessError, match="the store's 24 records of small are of another content of the scenario"
+    ):
+        collect(records, load(changed), name="x")
+    changed.write_text(ran.text.replace("What is left of it?", "Another description."))
+    assert collect(records, load(changed), name="x").official  # which decides no score
+    changed.write_text(ran.text.replace("name: small", "name: other"))
+    with pytest.raises(HarnessError, match=r"the store has no record of other; run it first"):
+        collect(records, load(changed), name="x")
+
+
+def test_without_a_file_there_is_no_text(records, ran):
+    with pytest.raises(HarnessError, match="a submission holds the scenario's file"):
+        collect(records, load_text(ran.text), name="x")
+    assert collect(records, load_text(ran.text), name="x", text=ran.text).scenario.text == ran.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dataset: {npz: {path: /data/x.npz}}", "absolute path '/data/x.npz'"),
+        ("dataset: {npz: {path: ~/x.npz}}", "absolute path '~/x.npz'"),
+        ("dataset: {npz: {path: 'C:\\x.npz'}}", "absolute path"),
+        ("dataset: {npz: {path: 'file:///x.npz'}}", "absolute path"),
+        ('dataset: {"npz":{"path":"/data/x.npz"}}', "absolute path '/data/x.npz'"),
+        ('dataset: {npz: {path: "${HOME}/x.npz"}}', "uses the variable HOME"),
+        ('dataset: {npz: {path: "$SECRET/x.npz"}}', "uses the variable SECRET"),
+        ("name: x  # see /home/me/notes", "names this machine's home, /home/me"),
+    ],
+)
+def test_texts_of_one_machine_are_refused(text, said, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert said in unportable(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'dataset: {npz: {path: "${HARNESS_DATA}/x.npz"}}',
+        "dataset: {npz: {path: data/x.npz}}",
+        "budget: {eps: 8/255}  # or /home/you, which is not here; see https://example.org/x",
+        'dataset: {imagefolder: {groups: "/(person[0-9]+)_"}}',
+        "description: about ~5 minutes and/or more",
+        "x: ~",
+    ],
+)
+def test_texts_for_everybody_pass(text, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert unportable(text) is None
+
+
+def test_a_scenario_with_an_absolute_path_is_not_collected(records, ran):
+    text = ran.text.replace("dataset: digits", "dataset: {npz: {path: /data/x.npz}}")
+    with pytest.raises(HarnessError, match=r"small.yaml: its text holds the absolute path '/data/x.npz'"):
+        collect(records, ran.scenario, name="x", text=text)
+
+
+def test_names_and_notes_must_be_fit_to_print(records, ran):
+    for name in ("../up", "/etc/x", "a b", "", "-x", "a" * 81, "x\n"):
+        with pytest.raises(HarnessError, match="not a submission: name: string should match pattern"):
+            collect(records, ran.scenario, name=name)
+    with pytest.raises(
+        HarnessError, match=r"authors: it holds the invisible character U\+202E; write plain text"
+    ):
+        collect(records, ran.scenario, name="x", authors="A\u202eB")
+    assert collect(records, ran.scenario, name="x", note="two\nlines").note == "two\nlines"
+
+
+def test_labels_that_do_not_tell_cells_apart_are_refused(tmp_path, records):
+    text = TINY + "defences: [label-smoothing: {smoothing: {sweep: [0.1, 0.10000001]}}]\n"
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    scenario = load(path)
+    twins = list(cells(scenario))
+    assert twins[0].axes == twins[1].axes
+    made = [
+        records[0] | {"id": c.id, "cell": c.axes, "scenario": {"name": "tiny", "hash": scenario.hash()}}
+        for c in twins
+    ]
+    with pytest.raises(HarnessError, match="two cells are called label-smoothing"):
+        collect(made, scenario, name="x")
