@@ -500,8 +500,9 @@ def test_unknown_commands_get_the_nearest(capsys):
     assert harness("rnu") == 2
     assert "unknown command 'rnu'; did you mean 'run'?" in capsys.readouterr().err
     assert harness("qqqq") == 2
-    assert "valid: audit, doctor, explain, leaderboard, list, picture, plan, plot, run, schema, show, validate" in " ".join(
-        capsys.readouterr().err.replace("│", "").split()
+    assert (
+        "valid: audit, doctor, explain, leaderboard, list, picture, plan, plot, run, schema, show, validate"
+        in " ".join(capsys.readouterr().err.replace("│", "").split())
     )
 
 

@@ -75,11 +75,14 @@ def plain(name: str, cells: list[dict[str, Any]], **fields: Any) -> dict[str, An
         "text": "schema: 1\nname: chest\ndataset: pneumonia\n", **fields.pop("scenario", {}),
     }  # fmt: skip
     return {
-        "kind": "psr-harness submission", "schema": 1, "name": name, "authors": "A. Author", "url": "https://example.org/paper",
+        "kind": "psr-harness submission", "schema": 1, "name": name, "authors": "A. Author",
+        "url": "https://example.org/paper",
         "created": "2026-01-02T03:04:05Z", "official": True, "scenario": scenario, "environment": environment(),
         "units": {score: {"unit": u, "direction": d, "description": t} for score, (u, d, t) in UNITS.items()},
         "plugins": [
-            plugin("defence", "dp-sgd", "Deep Learning with Differential Privacy", "Abadi, Chu, Goodfellow", "CCS", 2016),
+            plugin(
+                "defence", "dp-sgd", "Deep Learning with Differential Privacy", "Abadi, Chu, Goodfellow", "CCS", 2016
+            ),
             plugin("aggregator", "krum", "Machine Learning with Adversaries", "Blanchard, El Mhamdi", "NeurIPS", 2017),
             plugin("dataset", "pneumonia"),
         ],
