@@ -1,0 +1,798 @@
+"""The published pages: boards, pooled numbers, and what becomes of text from strangers."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import synthetic
+from synthetic import HEX, cell, claim, plain, put
+
+from harness.console.pooling import pool
+from harness.errors import HarnessError
+from harness.leaderboard import build as module
+from harness.leaderboard.board import boards
+from harness.leaderboard.build import build
+from harness.leaderboard.citations import bibtex, command, selects, used
+from harness.leaderboard.columns import BY_KEY, COLUMNS
+from harness.leaderboard.comparisons import pareto_front
+from harness.leaderboard.escaping import cell as csv_cell
+from harness.leaderboard.escaping import link, markdown, script, script_json, tex
+from harness.leaderboard.markdown import ROWS, shown
+from harness.leaderboard.page import data
+from harness.leaderboard.statistics import worst_and_mean
+from harness.leaderboard.submission import Plugin, Submission, parse
+
+T2 = 4.302652729911275  # Student's t, 97.5 %, 2 degrees of freedom
+BASE = ("none", "mean", "none")
+HOSTILE = "</script><script>pwned=1</script><img src=x onerror=pwned=1>\"'&`|](x)\\{{7*7}}$x$"
+
+
+def small(name: str = "lab", base: tuple[str, str, str] = BASE, **fields: Any) -> dict[str, Any]:
+    """One configuration: clean, two evasion attacks, one Byzantine one, an inversion; three seeds."""
+    return plain(
+        name,
+        [
+            cell(
+                (*base, "none", "none"),
+                "clean",
+                {"accuracy": [0.8, 0.9, 0.7], "serialized_bytes": [2000.0] * 3},
+                name,
+            ),
+            cell(
+                (*base, "evasion", "fgsm"),
+                "evasion",
+                {"accuracy": [0.8, 0.9, 0.7], "robust_accuracy": [0.5, 0.3, 0.4]},
+                name,
+                eps=0.1,
+                norm="linf",
+            ),
+            cell(
+                (*base, "evasion", "pgd"),
+                "evasion",
+                {"accuracy": [0.8, 0.9, 0.7], "robust_accuracy": [0.2, 0.6, 0.4]},
+                name,
+                eps=0.1,
+                norm="linf",
+            ),
+            cell((*base, "byzantine", "alie"), "byzantine", {"accuracy": [0.6, 0.5, 0.1]}, name),
+            cell(
+                (*base, "server", "dlg"),
+                "privacy",
+                {"accuracy": [0.8, 0.9, 0.7], "reconstruction_psnr": [20.0, 30.0, 25.0]},
+                name,
+            ),
+        ],
+        **fields,
+    )
+
+
+def board_of(*submissions: dict[str, Any]):
+    (found,) = boards([parse(one, "test") for one in submissions])
+    return found
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "leaderboard.csv").read_text(encoding="utf-8"))))
+
+
+def page_data(folder: Path) -> dict[str, Any]:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found)
+
+
+# numbers ------------------------------------------------------------------------------------------
+
+
+def test_worst_attack_of_each_seed_then_mean_and_interval_over_seeds():
+    (row,) = board_of(small()).rows
+    worst = row.values["robust"].estimate
+    assert worst.mean == pytest.approx((0.2 + 0.3 + 0.4) / 3)
+    half = T2 * 0.1 / math.sqrt(3)  # 0.2, 0.3, 0.4 deviate by 0.1
+    assert worst.low == pytest.approx(0.3 - half)
+    assert worst.high == pytest.approx(0.3 + half)
+    assert worst.seeds == 3
+    assert row.values["robust_mean"].mean == pytest.approx((0.35 + 0.45 + 0.4) / 3)
+    assert row.values["accuracy"].mean == pytest.approx(0.8)
+    assert row.values["byzantine"].mean == pytest.approx(0.4)
+    assert row.values["inversion"].mean == pytest.approx(25.0)
+    assert row.values["size"].estimate[:3] == (2000.0, 2000.0, 2000.0)
+    assert "mia" not in row.values
+    assert not any(value.incomplete for value in row.values.values())
+
+
+def test_the_pooled_numbers_are_those_of_the_statistics_and_of_the_terminal(tmp_path):
+    made = put(tmp_path, synthetic.realistic("base"))
+    (found,) = boards([made])
+    records = [
+        {
+            "cell": {
+                "defence": c.defence,
+                "aggregator": c.aggregator,
+                "compressor": c.compressor,
+                "threat": c.threat,
+                "attack": c.attack,
+                "seed": int(number),
+            },
+            "status": "scored",
+            "scores": dict(seed.scores),
+            "flags": list(seed.flags),
+            "config": {},
+            "guarantee": c.guarantee.model_dump() if c.guarantee else None,
+        }
+        for c in made.cells
+        for number, seed in c.seeds.items()
+    ]
+    terminal = {row.axes: row for row in pool(records)}
+    for row in found.rows:
+        for key, value in terminal[row.axes].values.items():
+            ours = row.values[key]
+            scale = BY_KEY[key].scale
+            assert ours.mean * scale == pytest.approx(value.mean), (row.axes, key)
+            assert (ours.incomplete, ours.clients) == (value.incomplete, value.clients)
+            assert ours.text == (value.text or "")
+        frame = pandas.DataFrame(
+            [
+                (number, (c.threat, c.attack), seed.scores["robust_accuracy"])
+                for c in row.cells
+                if c.family == "evasion"
+                for number, seed in c.seeds.items()
+            ],
+            columns=["seed", "attack", "value"],
+        )
+        expected = worst_and_mean(frame, "higher")
+        assert row.values["robust"].mean == pytest.approx(expected.worst)
+        assert row.values["robust_mean"].mean == pytest.approx(expected.mean)
+
+
+def test_one_seed_has_no_interval_and_the_page_says_so(tmp_path):
+    one = small(scenario={"seeds": [0]})
+    for item in one["cells"]:
+        item["seeds"] = {"0": item["seeds"]["0"]}
+    put(tmp_path, one)
+    build(tmp_path)
+    (line,) = rows_of(tmp_path)
+    assert line["accuracy_low"] == line["accuracy_high"] == ""
+    assert line["accuracy_seeds"] == "1"
+    assert "one seed" in page_data(tmp_path)["few"]["1"]
+
+
+def test_an_infinite_score_is_kept_and_an_undefined_one_is_no_score():
+    one = small()
+    inverted = one["cells"][4]["seeds"]
+    del inverted["0"]["scores"]["reconstruction_psnr"], inverted["1"]["scores"]["reconstruction_psnr"]
+    inverted["0"]["undefined"] = {"reconstruction_psnr": "nan"}
+    inverted["1"]["undefined"] = {"reconstruction_psnr": "inf"}
+    (row,) = board_of(one).rows
+    value = row.values["inversion"]
+    assert (value.mean, value.estimate.low, value.estimate.seeds, value.text) == (math.inf, None, 2, "inf")
+    assert value.incomplete
+
+
+def test_a_missing_attack_is_marked_and_not_compared():
+    poor = small("poor", ("krum", "mean", "none"))
+    poor["cells"] = [c for c in poor["cells"] if c["attack"] != "pgd"]
+    poor["cells"][1]["seeds"]["0"]["scores"]["robust_accuracy"] = 0.99
+    found = board_of(small("full"), small("full-too", ("a", "mean", "none")), poor)
+    values = {row.submission.name: row.values["robust"] for row in found.rows}
+    assert values["poor"].incomplete
+    assert not values["poor"].best
+    assert "†" in values["poor"].signs
+    assert not values["full"].incomplete
+
+
+def test_an_unofficial_submission_cannot_ask_more_of_official_ones_or_win():
+    strange = small("strange", official=False, unofficial_because=["other attacks"])
+    for item in strange["cells"]:
+        for seed in item["seeds"].values():
+            seed["scores"]["accuracy"] = 1.0
+    strange["cells"].append(cell((*BASE, "evasion", "zzz"), "evasion", {"robust_accuracy": [0.0] * 3}, "zzz"))
+    other = small("other", ("a", "mean", "none"))
+    for seed in other["cells"][0]["seeds"].values():
+        seed["scores"]["serialized_bytes"] = 1000.0
+    found = board_of(small("lab"), strange, other)
+    by = {row.submission.name: row for row in found.rows}
+    assert not by["lab"].values["robust"].incomplete
+    assert not by["strange"].values["accuracy"].best
+    assert by["other"].values["size"].best
+    assert not by["lab"].values["size"].best
+
+
+def test_masked_and_refuted_values_are_marked_and_do_not_win():
+    masked = small("masked", ("mask", "mean", "none"))
+    for seed in masked["cells"][1]["seeds"].values():
+        seed["scores"]["robust_accuracy"], seed["flags"] = 0.99, ["gradient-masking-suspected"]
+    for seed in masked["cells"][2]["seeds"].values():
+        seed["scores"]["robust_accuracy"] = 0.99
+    weaker = small("weaker", ("weak", "mean", "none"))
+    for item in weaker["cells"][1:3]:
+        for seed in item["seeds"].values():
+            seed["scores"]["robust_accuracy"] = 0.01
+    by = {row.submission.name: row.values["robust"] for row in board_of(small("lab"), masked, weaker).rows}
+    assert (by["masked"].masked, by["masked"].best, by["lab"].best, by["weaker"].best) == (
+        True,
+        False,
+        True,
+        False,
+    )
+
+    refuted = small("refuted")
+    refuted["cells"].append(
+        cell((*BASE, "audit", "audit"), "privacy", {"epsilon_audited": [9.0] * 3}, "a", guarantee=claim(8.0))
+    )
+    for seed in refuted["cells"][-1]["seeds"].values():
+        seed["flags"] = ["audit-violation"]
+    (row,) = board_of(refuted).rows
+    assert row.values["audited"].signs == "!"
+    assert row.values["epsilon"].violated
+
+
+def test_the_epsilon_shown_is_the_weakest_guarantee_and_says_for_whom():
+    def with_claims(*claims: dict[str, Any] | None) -> Any:
+        one = small()
+        for item, given in zip(one["cells"], claims, strict=False):
+            item["guarantee"] = given
+        return board_of(one).rows[0].values["epsilon"]
+
+    assert (with_claims().text, with_claims().mean) == ("none", math.inf)
+    assert with_claims(claim(2.0), claim(3.0)).mean == 3.0
+    assert with_claims(claim(2.0), claim(1.0, holds=False)).text == "broken"
+    assert with_claims(claim(None), claim(1.0)).text == "inf"
+    assert with_claims(claim(2.0, unit="client")).signs == "§"
+
+
+def test_epsilons_for_records_and_for_clients_are_not_compared():
+    def named(name: str, **fields: Any) -> dict[str, Any]:
+        one = small(name, (name, "mean", "none"))
+        for item in one["cells"]:
+            item["guarantee"] = claim(**fields)
+        return one
+
+    assert not any(
+        r.values["epsilon"].best for r in board_of(named("a", epsilon=1.0, unit="client"), named("b")).rows
+    )
+    assert [r.values["epsilon"].best for r in board_of(named("a", epsilon=1.0), named("b")).rows] == [
+        True,
+        False,
+    ]
+
+
+def test_failed_and_inapplicable_cells_have_no_scores_and_keep_their_reason(tmp_path):
+    one = small()
+    one["cells"][2] |= {"status": "failed", "reason": "RuntimeError: out of memory"}
+    for seed in one["cells"][2]["seeds"].values():
+        seed["scores"], seed["error"] = {}, "RuntimeError: out of memory"
+    put(tmp_path, one)
+    build(tmp_path)
+    found = page_data(tmp_path)
+    failed = found["rows"][0]["c"][2]
+    assert failed["x"] == "failed"
+    assert found["tables"]["text"][failed["r"]] == "RuntimeError: out of memory"
+    assert "s" not in failed
+    assert rows_of(tmp_path)[0]["robust_signs"] == "†"
+
+
+# boards -------------------------------------------------------------------------------------------
+
+
+def test_versions_are_boards_of_their_own_and_the_older_is_superseded(tmp_path):
+    put(tmp_path, small("old"))
+    put(tmp_path, small("new", scenario={"version": 2}))
+    put(tmp_path, small("else", scenario={"name": "digits"}))
+    result = build(tmp_path)
+    assert (result["boards"], result["superseded"]) == (3, ["chest v1"])
+    found = page_data(tmp_path)
+    assert [(b["label"], b["superseded"]) for b in found["boards"]] == [
+        ("chest v2", False),
+        ("chest v1", True),
+        ("digits v1", False),
+    ]
+    assert "superseded" in found["boards"][1]["notes"][0]
+    text = (tmp_path / "README.md").read_text()
+    assert text.index("## chest v2") < text.index("<details><summary>chest v1, superseded")
+    assert [line["superseded"] for line in rows_of(tmp_path)] == ["False", "True", "False"]
+
+
+def test_rows_of_one_configuration_by_two_submissions_stay_apart():
+    found = board_of(small("b"), small("a"))
+    assert [row.submission.name for row in found.rows] == ["a", "b"]
+    assert len({row.id for row in found.rows}) == 2
+
+
+def test_a_board_notes_other_data_and_other_contents():
+    other = small("other", scenario={"hash": HEX[::-1], "fingerprint": HEX})
+    assert len(board_of(small("lab"), other).notes) == 2
+
+
+def test_a_diverged_submission_does_not_set_the_standard():
+    check = {"verdict": "diverged", "when": "2026-02-01", "cells": 3, "environment": synthetic.environment()}
+    wrong = small("wrong", ("a", "mean", "none"), verification=check)
+    for seed in wrong["cells"][0]["seeds"].values():
+        seed["scores"]["accuracy"] = 1.0
+    found = board_of(wrong, small("right"), small("right-too", ("b", "mean", "none")))
+    assert [s.name for s in found.reference] == ["right", "right-too"]
+    assert not any(row.values["accuracy"].best for row in found.rows if row.submission.name == "wrong")
+
+
+# what is written ----------------------------------------------------------------------------------
+
+
+def test_build_writes_four_files_of_the_same_rows(tmp_path):
+    put(tmp_path, synthetic.realistic("base"))
+    result = build(tmp_path, tmp_path / "out")
+    assert {Path(p).name for p in result["written"]} == {
+        "index.html",
+        "README.md",
+        "leaderboard.csv",
+        "leaderboard.parquet",
+    }
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {Path(p).name for p in result["written"]}
+    assert (result["rows"], result["cells"]) == (45, 450)
+    table = pandas.read_parquet(tmp_path / "out" / "leaderboard.parquet")
+    assert list(table["robust"]) == pytest.approx(
+        [float(line["robust"]) for line in rows_of(tmp_path / "out")]
+    )
+    assert len(page_data(tmp_path / "out")["rows"]) == 45
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    for number, name in enumerate(("b", "a")):
+        put(tmp_path, synthetic.realistic(name, numbers=number))
+    build(tmp_path, tmp_path / "one")
+    code = "import sys; from pathlib import Path; from harness.leaderboard.build import build; "
+    code += "build(*map(Path, sys.argv[1:]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "two")],
+        check=True,
+        env={"PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(__file__).parents[2]), "TZ": "Asia/Tokyo"},
+    )
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_without_pyarrow_parquet_is_left_out_and_said(tmp_path, monkeypatch):
+    put(tmp_path, small())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = build(tmp_path)
+    assert "pyarrow" in result["notes"][0]
+    assert not (tmp_path / "leaderboard.parquet").exists()
+    assert "leaderboard.parquet" not in (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_folder_without_submissions_is_an_error(tmp_path, records):
+    if records:
+        (tmp_path / "records").mkdir()
+    with pytest.raises(HarnessError, match=r"no such folder|no submission"):
+        build(tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_bad_file_stops_the_build_and_leaves_what_was_there(tmp_path):
+    put(tmp_path, small())
+    build(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.glob("*.*")}
+    (tmp_path / "records" / "zzz.json").write_text('{"kind": "other"}')
+    with pytest.raises(HarnessError, match=r"zzz\.json: not a submission"):
+        build(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.*")} == before
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    put(tmp_path, small())
+    build(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.glob("*.*")}
+
+    def broken(table: Any, path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "_write_csv", broken)
+    put(tmp_path, small("more"))
+    with pytest.raises(HarnessError, match="No space left"):
+        build(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.*")} == before
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_two_files_of_one_submission_are_an_error(tmp_path):
+    put(tmp_path, small())
+    (path,) = (tmp_path / "records").iterdir()
+    (tmp_path / "records" / "copy.json").write_text(path.read_text())
+    with pytest.raises(HarnessError, match="already the submission lab of chest v1"):
+        build(tmp_path)
+
+
+def test_twenty_thousand_cells_make_a_page_of_less_than_15_mb(tmp_path):
+    (tmp_path / "records").mkdir()
+    for number in range(10):
+        one = synthetic.realistic(f"lab-{number}", rows=200, start=number * 200, numbers=number)
+        (tmp_path / "records" / f"{number}.json").write_text(json.dumps(one))
+    result = build(tmp_path)
+    assert (result["rows"], result["cells"]) == (2000, 20_000)
+    assert (tmp_path / "index.html").stat().st_size < 15e6
+    assert (tmp_path / "README.md").stat().st_size < 100_000
+
+
+def test_the_page_repeats_no_score_of_the_clean_cell_and_loses_none():
+    """Unpacked as the page's script does it, every score of every cell is there, to the page's digits."""
+    made = parse(synthetic.realistic("base"), "test")
+    lost = copy.deepcopy(made.model_dump(by_alias=True))
+    for seed in lost["cells"][5]["seeds"].values():  # a Byzantine cell without one of the clean scores
+        del seed["scores"]["macs"]
+    made = parse(lost, "test")
+    packed = data(boards([made]))
+    text, length = packed["tables"]["text"], {0: 3, 1: 3, 2: 1, 3: 1, 4: 0}
+
+    def unpack(flat: list[Any]) -> dict[str, float | None]:
+        found, place = {}, 0
+        while place < len(flat):
+            count = length[flat[place + 1]]
+            found[text[flat[place]]] = flat[place + 2] if count else None
+            place += 2 + count
+        return found
+
+    for row, source in zip(packed["rows"], boards([made])[0].rows, strict=True):
+        clean = unpack(row["c"][0]["s"])
+        for one, original in zip(row["c"], source.cells, strict=True):
+            scores = {k: v for k, v in (clean | unpack(one.get("s", []))).items() if v is not None}
+            expected = {k: [s.scores[k] for s in original.seeds.values()] for k in original.seeds["0"].scores}
+            assert scores.keys() == expected.keys()
+            for name, numbers in expected.items():
+                assert scores[name] == pytest.approx(sum(numbers) / len(numbers), rel=6e-4), name
+
+
+# text from strangers ------------------------------------------------------------------------------
+
+FIXED = {"kind", "status", "family", "verdict", "direction", "id", "hash", "fingerprint", "source", "commit"}
+
+
+def poisoned(value: Any, text: str, key: str = "") -> Any:
+    """Every free text with the hostile one behind it; keys of dictionaries of free names, too."""
+    if isinstance(value, dict):
+        free = key in ("libraries", "config", "scores", "units")
+        return {
+            (f"{name}{text}"[:120] if free and name not in UNPOISONED else name): poisoned(inner, text, name)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [poisoned(inner, text, key) for inner in value]
+    return f"{value}{text}" if isinstance(value, str) and key not in FIXED else value
+
+
+UNPOISONED = ("accuracy", "robust_accuracy")
+
+
+def hostile(text: str = HOSTILE) -> dict[str, Any]:
+    one = small(
+        official=False,
+        unofficial_because=["why"],
+        note="note",
+        authors="A. Author",
+        verification={
+            "verdict": "diverged",
+            "when": "2026",
+            "cells": 1,
+            "environment": synthetic.environment(),
+            "differences": ["d"],
+        },
+    )
+    one["plugins"].append(synthetic.plugin("defence", "x", "Title", "Doe, Roe", "Venue", 2020))
+    for item in one["cells"]:
+        item |= {
+            "reason": "because",
+            "norm": "linf",
+            "config": {"defence": [{"x": {"y": "z"}}]},
+            "guarantee": claim(broken_by=["b"]),
+            "lineage": [{"stage": "s", "part": "p", "reads": "r", "effect": "breaks", "why": "w"}],
+        }
+        for seed in item["seeds"].values():
+            seed["flags"] = ["flag"]
+    made = poisoned(one, text)
+    made["name"], made["scenario"]["name"] = one["name"], one["scenario"]["name"]
+    for item, original in zip(made["plugins"], one["plugins"], strict=True):
+        item["kind"] = original["kind"] + text
+    return made
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_hostile_text_stays_text_in_the_page(tmp_path):
+    put(tmp_path, hostile())
+    build(tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "pwned=1</script>" not in text
+    assert "<img src=x" not in text
+    payload = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    assert not set("<>&\u2028\u2029") & set(payload)
+    assert page_data(tmp_path)["submissions"][0]["note"] == f"note{HOSTILE}"
+    tags = Tags()
+    tags.feed(text)
+    assert [tag for tag, _ in tags.found].count("script") == 4
+    assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path):
+    put(tmp_path, small())
+    build(tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    for tag, attributes in tags.found:
+        assert "src" not in attributes, tag
+        if tag == "link":
+            assert attributes["href"].startswith("data:")
+    policy = next(
+        a["content"]
+        for t, a in tags.found
+        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    script_source = policy.split(";")[1]
+    assert "unsafe" not in script_source
+    assert "http" not in policy
+    assert "sourceMappingURL" not in text
+
+
+def test_hostile_text_stays_text_in_the_readme(tmp_path):
+    from markdown_it import MarkdownIt
+
+    put(tmp_path, hostile())
+    put(tmp_path, small("calm"))
+    build(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
+    tags = Tags()
+    tags.feed(html)
+    assert {tag for tag, _ in tags.found} <= {
+        "h1",
+        "h2",
+        "p",
+        "a",
+        "ul",
+        "li",
+        "strong",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "br",
+        "blockquote",
+    }
+    assert all(
+        a["href"].startswith(("https://example.org/", "index.html", "leaderboard."))
+        for t, a in tags.found
+        if t == "a"
+    )
+    width = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+    assert len(set(width)) == 1
+    assert html.count("pwned") == text.count("pwned") > 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a|b",
+        "`x`",
+        "<b>&lt;",
+        "*x* _y_ ~z~",
+        "[a](b)",
+        "![a](b)",
+        "# x",
+        "- x",
+        "1. x",
+        "= x",
+        "@someone",
+        "https://evil.example",
+        "www.evil.example",
+        "a\n\n## b",
+        "\\|",
+        "$x$",
+        ":rocket:",
+    ],
+)
+def test_markdown_is_shown_as_it_was_written(text):
+    from markdown_it import MarkdownIt
+
+    renderer = MarkdownIt("commonmark").enable("table")
+    html = renderer.render(markdown(text))
+    assert re.fullmatch(r"<p>[^<]*</p>\n", html), html
+    shown = html[3:-5].replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&amp;", "&")
+    assert shown == " ".join(text.split())
+    assert not re.search(r"[|@]|https?:|www\.", markdown(text))
+    assert renderer.render(f"| {markdown(text)} | x |\n| - | - |\n").count("<th>") == 2
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "  =1", "＝1"])
+def test_a_formula_in_the_csv_is_prefixed(text):
+    assert csv_cell(text) == f"'{text}"
+    assert csv_cell(f"a{text}") == f"a{text}"
+
+
+def test_formulas_in_labels_are_prefixed_in_the_csv_and_numbers_are_not(tmp_path):
+    one = small(base=("=HYPERLINK(1)", "-x", "+y"), scenario={"dataset": "@d"})
+    one["cells"][0]["seeds"]["0"]["scores"]["accuracy"] = -5.0
+    put(tmp_path, one)
+    build(tmp_path)
+    (line,) = rows_of(tmp_path)
+    assert [line[k] for k in ("defence", "aggregator", "compressor", "dataset")] == [
+        "'=HYPERLINK(1)",
+        "'-x",
+        "'+y",
+        "'@d",
+    ]
+    assert float(line["accuracy"]) == pytest.approx((-5 + 0.9 + 0.7) / 3)
+    assert pandas.read_parquet(tmp_path / "leaderboard.parquet")["defence"][0] == "=HYPERLINK(1)"
+
+
+def test_json_in_a_script_element_cannot_end_it():
+    value = {"a": "</script><!--<script>\u2028\u2029&amp;", "b": ["\\", '"']}
+    text = script_json(value)
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        script_json(math.inf)
+    with pytest.raises(HarnessError, match="ends a script"):
+        script("x = '</SCRIPT>'", "x.js")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a.example",
+        "javascript:alert(1)",
+        'https://a.example/"onclick=x',
+        "https://",
+        "HTTPS://a.example",
+        "https://a.example/ b",
+        "https://user@a.example",
+        " https://a.example",
+        "https://a.example/)[x](y)<z>",
+        "data:text/html,x",
+        "",
+    ],
+)
+def test_only_plain_https_addresses_become_links(url):
+    assert link(url) == ""
+
+
+def test_plain_https_addresses_become_links():
+    for url in (
+        "https://arxiv.org/abs/1607.00133",
+        "https://a.example:8443/x?y=1&z=(2)#f",
+        "https://a.example",
+    ):
+        assert link(url) == url
+
+
+# citing and repeating -----------------------------------------------------------------------------
+
+
+def row_with(label: str, **fields: Any):
+    one = small(base=(label, "mean", "none"), **fields)
+    return board_of(one).rows[0]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "none",
+        "dp-sgd(epsilon=8)",
+        "a(x=[1, 2],y='z')+b",
+        "x'; rm -rf ~; '",
+        "$(reboot)`id`",
+        "a,b=c",
+        "a)(,b",
+        'ü"\\',
+        "a*?[b]{c",
+    ],
+)
+def test_the_command_is_one_word_of_shell_a_label_and_selects_it(label):
+    from fnmatch import fnmatchcase
+
+    from harness.grid import _split_outside_brackets
+
+    words = shlex.split(command(row_with(label)))
+    assert words[:3] == ["harness", "run", "chest-v1.yaml"]
+    assert words[3::2] == ["--select"] * 3
+    (part,) = _split_outside_brackets(words[4])
+    axis, _, pattern = part.partition("=")
+    assert axis == "defence"
+    assert fnmatchcase(label, pattern)
+
+
+def test_a_plain_label_is_its_own_pattern():
+    for label in (*synthetic.DEFENCES, *synthetic.COMPRESSORS, "mean"):
+        assert selects(label) == label
+
+
+def test_methods_of_the_row_are_cited_and_others_are_not():
+    row = row_with("dp-sgd(epsilon=8)")
+    assert [p.name for p in used(row)] == ["pneumonia", "dp-sgd"]
+    (entry,) = bibtex(used(row))
+    assert entry.startswith("@misc{abadi2016deep,\n")
+    assert "  author = {Abadi and Chu and Goodfellow}," in entry
+    assert "  url = {https://arxiv.org/abs/1607.00133}" in entry
+    nested = small()
+    nested["cells"][0]["config"] = {"aggregator": [{"x": {"inner": {"krum": {"f": 2}}}}]}
+    assert [p.name for p in used(board_of(nested).rows[0])] == ["krum", "pneumonia"]
+
+
+def test_bibtex_is_escaped_and_its_keys_are_distinct():
+    def method(**fields: Any) -> Plugin:
+        return Plugin(kind="attack", name="x", distribution="d", version="1", source=HEX, **fields)
+
+    title = r"100% of {A} & B_C #1 \input{x} ~^$"
+    one, two = bibtex(
+        [
+            method(title=title, authors="Doe", year=2020, url="http://x"),
+            method(title="100 more", authors="Doe", year=2020),
+        ]
+    )
+    assert (
+        r"100\% of \{A\} \& B\_C \#1 \textbackslash{}input\{x\} \textasciitilde{}\textasciicircum{}\$" in one
+    )
+    assert "url" not in one
+    assert one.count("{") - one.count(r"\{") == one.count("}") - one.count(r"\}")
+    keys = [re.match(r"@misc\{([^,]+),", entry)[1] for entry in (one, two)]
+    assert len(set(keys)) == 2
+    assert all(re.fullmatch(r"[a-z0-9-]+", key) for key in keys)
+    assert tex("a\nb") == "a b"
+
+
+# README -------------------------------------------------------------------------------------------
+
+
+def test_a_long_board_shows_its_front_in_the_readme():
+    found = board_of(synthetic.realistic("base", rows=150))
+    kept = shown(found)
+    assert len(kept) == ROWS
+    columns = [c for c in found.columns if c.key in ("accuracy", "robust", "byzantine", "epsilon", "uplink")]
+    points = [[row.values[c.key].mean for c in columns] for row in found.rows]
+    front = [
+        row
+        for row, on in zip(found.rows, pareto_front(points, [c.better for c in columns]), strict=True)
+        if on
+    ]
+    assert front
+    assert all(row in kept for row in front[:ROWS])
+
+
+def test_the_readme_shows_values_intervals_and_the_best(tmp_path):
+    worse = small("worse", ("a", "mean", "none"))
+    for seed in worse["cells"][0]["seeds"].values():
+        seed["scores"]["serialized_bytes"] = 3000.0
+    put(tmp_path, small("lab"))
+    put(tmp_path, worse)
+    build(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| none | mean | none | lab | 80.0<br>[55.2, 104.8] | 30.0<br>[5.2, 54.8] |" in text
+    assert "**2.0**<br>[2.0, 2.0]" in text
+    assert "**3.0**" not in text
+
+
+def test_every_column_has_a_key_of_its_own():
+    assert len(BY_KEY) == len(COLUMNS)
+    assert Submission.model_fields  # the schema is that of the submissions
