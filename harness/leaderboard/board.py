@@ -282,7 +282,7 @@ def _mark_best(board: Board) -> None:
         fair = [v for v in shown if not (v.incomplete or v.masked or v.violated) and math.isfinite(v.mean)]
         if len(shown) < 2 or len({value.clients for value in fair}) != 1:
             continue
-        written = [round(value.mean * column.scale, column.digits) for value in fair]
+        written = [float(column.show(value.mean)) for value in fair]
         top = max(written) if column.better == "higher" else min(written)
         winners = [value for value, number in zip(fair, written, strict=True) if number == top]
         if len(winners) < len(shown):

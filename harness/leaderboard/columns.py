@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from statistics import fmean
 from typing import Literal
 
@@ -53,9 +54,11 @@ class Column:
         return f"{self.title}{unit} {ARROWS[self.better]}"
 
     def show(self, value: float) -> str:
-        """In the column's unit, with its digits; numbers from 1000 on need none."""
+        """In the column's unit, with its digits; numbers from 1000 on need none. Ties go away from zero, as in the
+        page's script."""
         scaled = value * self.scale
-        return f"{scaled:.{self.digits}f}" if abs(scaled) < 1000 else f"{scaled:.0f}"
+        last = Decimal(1).scaleb(-self.digits if abs(scaled) < 1000 else 0)
+        return str(Decimal(scaled).quantize(last, ROUND_HALF_UP))
 
 
 COLUMNS = (
@@ -113,6 +116,7 @@ COLUMNS = (
 )  # fmt: skip
 
 BY_KEY = {column.key: column for column in COLUMNS}
+BY_SCORE = {column.score: column for column in COLUMNS}  # columns of one score write it alike
 SIGNS = {
     "†": "lacks attacks or seeds that this board asks for, so it is not compared",
     "‡": "gradient masking is suspected, so probably too high; not compared",

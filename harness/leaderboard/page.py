@@ -15,13 +15,13 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.leaderboard.board import Board, Estimate, Row, Value, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
-from harness.leaderboard.columns import ARROWS, COLUMNS, SIGNS, TABS, Column
+from harness.leaderboard.columns import ARROWS, BY_SCORE, COLUMNS, SIGNS, TABS, Column
 from harness.leaderboard.escaping import link, script, script_json
 from harness.leaderboard.statistics import too_few
 from harness.leaderboard.submission import Cell, Environment, Submission
 
 PACKAGE = "harness.leaderboard"
-DIGITS = 4  # significant, of numbers in the page; leaderboard.csv has all of them
+DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
 CURVE_POINTS = 40
 # How a score's numbers are to be read: mean and 95 % interval over seeds, or of a bootstrap within the only seed;
 # a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
@@ -273,9 +273,10 @@ def _value(value: Value | None, column: Column, baseline: dict[int, Numbers], ta
         return [value.text, bits, seeds]
     if column.family == "clean" and seeds > 1:
         name = tables.text.position(column.score)
-        if name is not None and baseline.get(name) == _numbers(value.estimate):
+        if name is not None and baseline.get(name) == _numbers(value.estimate, column):
             return 1 + bits
-    return [_number(mean), bits, seeds] + ([] if low is None else [_number(low), _number(high)])
+    bounds = [] if low is None else [_number(low, column), _number(high, column)]
+    return [_number(mean, column), bits, seeds, *bounds]
 
 
 def _cell(
@@ -317,16 +318,17 @@ def _scores(cell: Cell, tables: Tables) -> dict[int, Numbers]:
         values = tuple(value for seed in seeds if (value := score(seed, name)) is not None)
         if not values:
             continue
+        column = BY_SCORE.get(name)
         if len(seeds) == 1 and name in seeds[0].intervals:
-            low, high = seeds[0].intervals[name]
-            found[tables.text.add(name)] = (BOOTSTRAP, _number(values[0]), _number(low), _number(high))
+            numbers = (_number(value, column) for value in (values[0], *seeds[0].intervals[name]))
+            found[tables.text.add(name)] = (BOOTSTRAP, *numbers)
         else:
-            found[tables.text.add(name)] = _numbers(pooled(values))
+            found[tables.text.add(name)] = _numbers(pooled(values), column)
     return found
 
 
-def _numbers(estimate: Estimate) -> Numbers:
-    mean, low, high = _number(estimate.mean), _number(estimate.low), _number(estimate.high)
+def _numbers(estimate: Estimate, column: Column | None) -> Numbers:
+    mean, low, high = (_number(value, column) for value in estimate[:3])
     if low is None:
         return BARE, mean
     return (CONSTANT, mean) if low == high else (INTERVAL, mean, low, high)
@@ -357,11 +359,13 @@ def _parameters(row: Row) -> list[str]:
     return list(found)
 
 
-def _number(value: float | None) -> Any:
-    """With the page's digits; whole numbers without a point; inf and -inf as text."""
+def _number(value: float | None, column: Column | None = None) -> Any:
+    """With the page's digits, or as many as it takes to be written as in the other files; inf and -inf as text."""
     if value is None or math.isnan(value):
         return None
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     short = float(f"{value:.{DIGITS}g}")
+    if column is not None and column.show(short) != column.show(value):
+        short = value
     return int(short) if short.is_integer() and abs(short) < 1e15 else short

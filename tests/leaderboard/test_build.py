@@ -31,6 +31,7 @@ from harness.leaderboard.comparisons import pareto_front
 from harness.leaderboard.escaping import cell as csv_cell
 from harness.leaderboard.escaping import link, markdown, script, script_json, tex
 from harness.leaderboard.markdown import ROWS, shown
+from harness.leaderboard.page import _number as page_number
 from harness.leaderboard.page import data
 from harness.leaderboard.statistics import worst_and_mean
 from harness.leaderboard.submission import Plugin, Submission, parse
@@ -796,3 +797,15 @@ def test_the_readme_shows_values_intervals_and_the_best(tmp_path):
 def test_every_column_has_a_key_of_its_own():
     assert len(BY_KEY) == len(COLUMNS)
     assert Submission.model_fields  # the schema is that of the submissions
+
+
+def test_numbers_are_written_alike_in_all_files():
+    """Shortened for the page, a number must not be rounded twice: 0.629503 is 63.0 %, and 100 × 0.6295 below 62.95."""
+    column = BY_KEY["robust"]
+    for value in (0.629497, 0.629503, 0.6295, 0.5, 1 / 3, -0.0349996):
+        assert column.show(page_number(value, column)) == column.show(value)
+    assert page_number(1 / 3, column) == 0.33333
+    assert page_number(0.629503, column) == 0.629503
+    assert [BY_KEY["size"].show(size) for size in (55250.0, 55350.0, 1234567.0)] == ["55.3", "55.4", "1235"]
+    for score in {c.score for c in COLUMNS}:
+        assert len({(c.scale, c.digits) for c in COLUMNS if c.score == score}) == 1

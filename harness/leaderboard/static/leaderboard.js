@@ -165,7 +165,7 @@
         const shown = competing.map((row) => row.values[column.place]).filter((value) => value);
         const fair = shown.filter((value) => !(value.bits & ~DATA.bits.best) && Number.isFinite(value.mean));
         if (shown.length < 2 || !fair.length) continue;
-        const written = (value) => Number((value.mean * column.scale).toFixed(column.digits));
+        const written = (value) => Number(show(column, value.mean).replace("−", "-"));
         const top = fair.map(written).reduce((a, b) => (column.better === "higher" ? Math.max(a, b) : Math.min(a, b)));
         const winners = fair.filter((value) => written(value) === top);
         if (winners.length < shown.length) for (const value of winners) value.bits |= DATA.bits.best;
@@ -413,7 +413,11 @@
       save();
     });
     $("table").setAttribute("aria-labelledby", "table-title");
-    return new Promise((done) => table.on("tableBuilt", done));
+    return new Promise((done) => table.on("tableBuilt", () => {
+      // A grid's children are rows and groups of them; what scrolls is reached by the buttons within.
+      $("table").querySelector(".tabulator-tableholder").removeAttribute("tabindex");
+      done();
+    }));
   }
 
   async function refresh(columnsToo = true) {
@@ -709,7 +713,7 @@
     else fallback();
   }
 
-  // The radius in steps of 1/255 where it is a whole number of them; null elsewhere. Four digits were kept of it.
+  // The radius in steps of 1/255 where it is a whole number of them; null elsewhere. Five digits were kept of it.
   function greyLevels(radius) {
     const steps = Math.round(radius * 255);
     return Math.abs(radius * 255 - steps) < 2e-3 * Math.max(steps, 0.01) ? steps : null;
@@ -777,7 +781,7 @@
       const marked = DATA.bits.incomplete | DATA.bits.masked | DATA.bits.violated;
       const fair = values.filter((value) => value && Number.isFinite(value.mean) && !(value.bits & marked));
       const sameUnit = new Set(fair.map((value) => value.bits & DATA.bits.clients)).size === 1;
-      const written = (value) => Number((value.mean * column.scale).toFixed(column.digits));
+      const written = (value) => Number(show(column, value.mean).replace("−", "-"));
       const means = fair.map(written);
       const top = column.better === "higher" ? Math.max(...means) : Math.min(...means);
       const winners = mixed || column.measured || !sameUnit ? [] : fair.filter((value) => written(value) === top);
@@ -950,6 +954,9 @@
     await makeTable();
     listen();
     await restore();
+    // What is drawn may bring a scroll bar, which makes the table draw itself again: ready is after that.
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    for (let i = 0; i < 4; i++) await frame();
     document.body.dataset.ready = "true";
   }
 
