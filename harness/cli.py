@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from harness import __version__
+from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
     AsJson,
@@ -29,6 +30,7 @@ from harness.console.options import (
     Store,
     Timeout,
 )
+from harness.console.privacy_commands import audit, explain
 from harness.errors import HarnessError, ScenarioError
 from harness.leaderboard.commands import leaderboard
 
@@ -86,7 +88,7 @@ def run(
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
     """
     from harness.console.arguments import find_scenarios, parse_jobs
-    from harness.console.output import count_of, make_console, print_json, run_values
+    from harness.console.output import count_of, leave, make_console, print_json, run_values
     from harness.console.progress import make_observer
     from harness.console.tables import render_leaderboard
     from harness.export import check_format
@@ -118,16 +120,10 @@ def run(
         console.print(
             f"{count_of(computed, 'stage')} computed, {cached} taken from {result.store}", soft_wrap=True
         )
-    for path, reason in result.skipped:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    for problem in result.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+    status = leave(result)
     if export is not None:
         write(result.records, export)
-    if result.interrupted:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(130)
-    raise typer.Exit(1 if result.failed or result.skipped else 0)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -214,160 +210,8 @@ def schema(
     typer.echo(f"wrote {out}")
 
 
-@app.command()
-def picture(
-    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file with a backdoor threat.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The image to write.")] = Path("triggers.png"),
-    count: Annotated[int, typer.Option(min=1, max=100, help="Test images per attack.")] = 8,
-) -> None:
-    """Draw a scenario's backdoors: test images as they are, with the trigger, and the difference.
-
-    Example: harness picture scenarios/byzantine-fashion.yaml --out triggers.png
-    """
-    from harness.console.picture import draw, strips
-    from harness.scenario import load
-
-    found = strips(load(scenario), count)
-    draw(found, out)
-    typer.echo(f"wrote {out}: {len(found)} backdoor{'s' if len(found) > 1 else ''}")
-
-
-@app.command()
-def plot(
-    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file that has been run.")],
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The figure to write: .pdf, .png or .svg.")
-    ] = Path("curves.svg"),
-    store: Store = Path("runs"),
-    kind: Annotated[
-        str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap or ranks.")
-    ] = "curves",
-    x: Annotated[str, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis.")] = "accuracy",
-    y: Annotated[
-        str, typer.Option(metavar="QUANTITY", help="pareto and ranks: what is compared.")
-    ] = "robust",
-    by: Annotated[
-        str, typer.Option(metavar="AXIS", help="ranks: defence, aggregator or compressor.")
-    ] = "defence",
-) -> None:
-    """Draw a scenario's results, ready for a paper.
-
-    curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
-    hollow markers mean that gradient masking is suspected. pareto: two quantities of every configuration, and the
-    front. heatmap: accuracy of every aggregator under every attack on training. ranks: a critical-difference diagram.
-
-    Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, epsilon, audited, size, uplink.
-
-    Example: harness plot scenarios/quickstart.yaml --figure pareto --x accuracy --y robust --out pareto.pdf
-    """
-    from harness.console.figures import check_kind, draw_heatmap, draw_pareto, draw_ranks
-    from harness.console.output import count_of
-    from harness.grid import cells
-    from harness.scenario import load
-
-    check_kind(kind, by)
-    loaded = load(scenario)
-    known = {cell.id for cell in cells(loaded)}
-    found = [record for record in _records(store, loaded.name) if record["id"] in known]
-    if kind == "pareto":
-        told = f"{draw_pareto(found, out, loaded.name, x, y)} on the front"
-    elif kind == "heatmap":
-        told = count_of(draw_heatmap(found, out, loaded.name), "panel")
-    elif kind == "ranks":
-        blocks, p = draw_ranks(found, out, loaded.name, by, y)
-        told = f"{count_of(blocks, 'block')}, Friedman p = {p:.2g}"
-    else:
-        from harness.console.curves import curves, draw_curves
-
-        panels = curves(found)
-        draw_curves(panels, out, loaded.name)
-        told = count_of(len(panels), "panel")
-    typer.echo(f"wrote {out}: {told}")
-
-
-@app.command()
-def explain(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, or its first digits.")],
-    store: Store = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Show where a cell's privacy guarantee comes from: what creates it, keeps it or breaks it, and why.
-
-    Ids are in `harness plan --json` and in exported results. The cell must have been run.
-
-    Example: harness explain 3f2a --store runs
-    """
-    from harness.console.chain import find_record, render_chain
-    from harness.console.output import make_console, print_json
-
-    record = find_record(_records(store), cell)
-    if as_json:
-        print_json({key: record.get(key) for key in ("id", "cell", "guarantee", "lineage", "flags")})
-    else:
-        render_chain(record, make_console())
-
-
-@app.command()
-def audit(
-    scenarios: Scenarios,
-    attack: Annotated[
-        str, typer.Option(metavar="NAME", help="The audit: an attack of the privacy family.")
-    ] = "audit",
-    device: Device = "auto",
-    jobs: Jobs = "auto",
-    store: Store = Path("runs"),
-    select: Select = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Audit every training of a scenario: plant canaries, and bound epsilon from below by what leaks.
-
-    Exit status: 0 no guarantee refuted, 1 some refuted or some audits failed, 2 bad input, 130 interrupted.
-
-    Example: harness audit scenarios/privacy.yaml --select 'defence=dp-sgd*'
-    """
-    from harness.console.arguments import find_scenarios, parse_jobs
-    from harness.console.audits import audit_scenario, render_audits
-    from harness.console.output import make_console, print_json, run_values
-    from harness.console.progress import make_observer
-    from harness.console.tables import reason
-    from harness.scenario import load_many
-
-    paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
-    loaded = [audit_scenario(scenario, attack) for scenario in load_many(paths)]
-
-    from harness.engine import run as execute
-
-    with make_observer(make_console(stderr=True), quiet=quiet) as observer:
-        result = execute(
-            loaded, device=device, jobs=workers, store=store, select=select or None, observer=observer
-        )
-    if as_json:
-        print_json(run_values(result))
-    refuted = sum("audit-violation" in record["flags"] for record in result.records)
-    for name in dict.fromkeys(r["scenario"]["name"] for r in result.records) if not as_json else ():
-        console = make_console()
-        console.print(name, style="bold")
-        render_audits([r for r in result.records if r["scenario"]["name"] == name], console)
-    for record in result.records:
-        if record["status"] != "scored":
-            print(f"{record['status']}: {record['cell']['defence']}: {reason(record)}", file=sys.stderr)
-    for path, why in result.skipped:
-        print(f"skipped {path}: {why}", file=sys.stderr)
-    if result.interrupted:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(130)
-    raise typer.Exit(1 if refuted or result.failed or result.skipped else 0)
-
-
-def _records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
-    """The records of a store that must be there. Raises HarnessError."""
-    from harness.store import Store as Records
-
-    if not store.is_dir():
-        raise HarnessError(f"--store {store}: there is no such folder; run a scenario first")
-    with Records(store) as records:
-        return records.records(scenario)
+for command in (picture, plot, explain, audit):
+    app.command()(command)
 
 
 @app.command("list")

@@ -101,3 +101,9 @@ def batch_norms(module: nn.Module) -> list[str]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return [name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
+
+
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Lets them use the statistics they hold, and leave these as they are, while the rest stays in its mode."""
+    for name in batch_norms(module):
+        module.get_submodule(name).eval()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
-from harness.contracts.defence import StackContext
+from harness.contracts.defence import StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.counts import clients_per_round, participants, tolerated
@@ -210,16 +210,18 @@ def _round_sizes(cell: Cell) -> list[int]:
 
 def _check_view(cell: Cell) -> None:
     """Where the server sees sums of updates alone, nothing may need the updates themselves."""
-    hiding = next((d.name for d in cell.defences if d.server_view == "sum"), None)
-    if hiding is None:
+    hider = hiding(cell.defences)
+    if hider is None:
         return
     looking = [rule.name for rule in cell.aggregators if not rule.sum_only]
     looking += [compressor.name for compressor in cell.update_compressors if not compressor.summable]
     if looking:
-        raise NotApplicable(f"{looking[0]} needs every update; with {hiding} the server sees only their sum")
+        raise NotApplicable(
+            f"{looking[0]} needs every update; with {hider.name} the server sees only their sum"
+        )
     if isinstance(cell.attack, ByzantineAttack) and cell.threat.knowledge != "own":
         raise NotApplicable(
-            f"with {hiding} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
+            f"with {hider.name} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
             "set `knowledge: own`"
         )
 

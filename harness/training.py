@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,18 +60,17 @@ class Training:
         self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
-        self._planted: Planting | None = None
 
-    @property
+    @cached_property
     def planting(self) -> Planting | None:
         """The canaries of this training, where its variant plants some."""
         variant = self.spec.variant
-        if self._planted is None and variant is not None and variant.canaries is not None:
-            d = sum(part.stop - part.start for part in layout(self.initial_module()).values())
-            images, classes = self.data.train.images, self.data.num_classes
-            seed, clients = self.spec.seed, self.spec.federation.clients
-            self._planted = plant(variant.canaries, variant.name, seed, clients, d, images, classes)
-        return self._planted
+        if variant is None or variant.canaries is None:
+            return None
+        d = sum(part.stop - part.start for part in layout(self.initial_module()).values())
+        images, classes = self.data.train.images, self.data.num_classes
+        seed, clients = self.spec.seed, self.spec.federation.clients
+        return plant(variant.canaries, variant.name, seed, clients, d, images, classes)
 
     @property
     def clients(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import HarnessError
 
@@ -45,3 +45,13 @@ def parse_jobs(text: str) -> int | Literal["auto"]:
     if text.isascii() and text.isdigit():
         return int(text)
     raise HarnessError(f"--jobs takes auto or a number from 0 on, not {text!r}")
+
+
+def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
+    """The records of a store that must be there. Raises HarnessError."""
+    from harness.store import Store as Records
+
+    if not store.is_dir():
+        raise HarnessError(f"--store {store}: there is no such folder; run a scenario first")
+    with Records(store) as records:
+        return records.records(scenario)

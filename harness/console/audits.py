@@ -12,12 +12,12 @@ from rich.text import Text
 
 from harness.console.output import short_labels
 from harness.contracts.compressor import UpdateCompressor
+from harness.contracts.privacy import VIOLATION, PrivacyAttack
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.scenario import Scenario
 
-VIOLATION = "audit-violation"
 WIDEST = 34
 
 
@@ -26,7 +26,6 @@ def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
 
     It has a name of its own, so that its records stand beside the scenario's. Raises HarnessError.
     """
-    from harness.contracts.privacy import PrivacyAttack
     from harness.registry import resolve
     from harness.scenario import Threat
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 
 STYLES = {"creates": "green", "breaks": "bold red", "no guarantee": "dim"}
@@ -66,6 +67,6 @@ def _verdict(record: dict[str, Any]) -> list[tuple[str, str]]:
     audit = (record["attack"] or {}).get("audit")
     if audit is not None:
         line = f"audited: epsilon of at least {audit['epsilon']:.3g}, at confidence {audit['confidence']:g}"
-        violated = "audit-violation" in record["flags"]
+        violated = VIOLATION in record["flags"]
         lines.append((line + ": the guarantee is refuted" * violated, "bold red" if violated else ""))
     return lines

@@ -161,9 +161,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
         value = (record.get("scores") or {}).get(chosen.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
             continue
-        if chosen.family not in ("any", "clean", family(dict(record))):
-            continue
-        if chosen.family == "clean" and family(dict(record)) != "clean":
+        if chosen.family not in ("any", family(dict(record))):
             continue
         cell = record["cell"]
         place = tuple(str(v) for axis, v in cell.items() if axis != by)

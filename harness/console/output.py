@@ -36,6 +36,21 @@ def run_values(result: Any) -> Any:
     return json.loads(dumps({**values, "skipped": skipped, "store": str(result.store)}))
 
 
+def leave(result: Any, bad: bool = False) -> int:
+    """Says on stderr what of a run was skipped, went wrong or was interrupted; returns the exit status.
+
+    bad: something that was found makes it 1, as failed cells do.
+    """
+    for path, reason in result.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    for problem in result.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if result.interrupted:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 1 if bad or result.failed or result.skipped else 0
+
+
 def plain(value: Any) -> Any:
     """The same value with tuples as lists and numbers that are not finite as None."""
     if isinstance(value, dict):

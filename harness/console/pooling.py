@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from harness.contracts.privacy import VIOLATION
+from harness.evaluation.masking import FLAG as MASKED
+
 AXES = ("defence", "aggregator", "compressor")
 KB = 1000.0
 
@@ -158,8 +161,9 @@ def _pooled(
         score = _score(record, quantity)
         if score is None or not _counts(quantity, families[_attack(record)]):
             continue
-        masked |= quantity.family == "evasion" and "gradient-masking-suspected" in (record.get("flags") or ())
-        violated |= quantity.key == "audited" and "audit-violation" in (record.get("flags") or ())
+        flags = record.get("flags") or ()
+        masked |= quantity.family == "evasion" and MASKED in flags
+        violated |= quantity.key == "audited" and VIOLATION in flags
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
         there.add(_point(record, quantity))
     if not seeds:

@@ -12,7 +12,7 @@ The types here are what those functions take and return:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -222,3 +222,8 @@ class Defence(ClientHooks, Plugin):
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
         """What the trainings whose `prepare` results are listed guarantee together."""
         return None
+
+
+def hiding(defences: Iterable[Defence]) -> Defence | None:
+    """The defence of a stack under which the server sees sums of updates alone, if there is one."""
+    return next((defence for defence in defences if defence.server_view == "sum"), None)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Logits = Callable[[Tensor], Tensor]
 
 
+VIOLATION = "audit-violation"  # flag of records whose audit refutes the guarantee
+
+
 @dataclass(frozen=True)
 class Canaries:
     """Planted in a training, each by an independent fair coin, so that the release can be asked about them.

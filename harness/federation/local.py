@@ -15,7 +15,7 @@ from harness.federation.apply import Apply
 from harness.federation.batches import batches
 from harness.federation.optimizers import local_optimizer
 from harness.federation.vector import flatten, layout, load_vector, trainable
-from harness.functional import batch_norms, cross_entropy, mean_gradient
+from harness.functional import cross_entropy, freeze_batch_norms, mean_gradient
 from harness.random import derive, make_key, split, torch_generator
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class LocalTrainer:
         load_vector(self.module, at.weights)
         self.module.train()
         if self.batch_norm == "eval":
-            for name in batch_norms(self.module):
-                self.module.get_submodule(name).eval()
+            freeze_batch_norms(self.module)
         params: Params = dict(trainable(self.module))
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from harness.contracts.defence import Sampling
+from harness.contracts.defence import Sampling, hiding
 from harness.contracts.privacy import Observation, ObservedUpdate
 from harness.errors import PluginError
 from harness.evaluation.predict import to_pixels
@@ -18,7 +18,7 @@ from harness.federation.counts import clients_per_round
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.rounds import Federation
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
-from harness.functional import batch_norms
+from harness.functional import freeze_batch_norms
 from harness.random import numpy_generator
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def observe(
     module = copy.deepcopy(module)
     rng = numpy_generator(spec.seed, "observed", number)
     order = rng.permutation(settings.clients).tolist()
-    together = any(defence.server_view == "sum" for defence in spec.defences)
-    chosen = order[: clients_per_round(settings.clients, settings.participation)] if together else order[:1]
+    together = clients_per_round(settings.clients, settings.participation) if hiding(spec.defences) else 1
+    chosen = order[:together]
     held = {i: pool.clients[i] for i in chosen}
     has = number % 2 == 0
     if wanted.attribute is not None:
@@ -72,8 +72,8 @@ def observe(
     load_vector(module, weights)
     load_buffers(module, buffers)
     module.train()
-    for name in batch_norms(module) if wanted.batch_norm == "eval" else ():
-        module.get_submodule(name).eval()
+    if wanted.batch_norm == "eval":
+        freeze_batch_norms(module)
     victim, optimizer = clients[chosen[0]], local.optimizer
     seen = ObservedUpdate(
         update=torch.stack(list(updates.values())).mean(0),

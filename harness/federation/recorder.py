@@ -26,11 +26,8 @@ class Recorder:
         self.clients = clients
         self.rounds: list[dict[str, Any]] = []
         self.tensors: dict[str, Tensor] = {}
-        self._seen: Tensor | None = (
-            None  # sum over rounds of what the canaries' side sent, at the coordinates
-        )
-        self._mean: Tensor | None = None
-        self._first: Tensor | None = None
+        self._first: Tensor | None = None  # the global weights at the canaries' coordinates, before any round
+        self._moved: dict[str, Tensor] = {}  # sums over rounds of what was sent, at these coordinates
 
     def __call__(self, start: Start, updates: dict[int, Tensor]) -> None:
         if start.round in self.wanted:
@@ -42,33 +39,27 @@ class Recorder:
                 torch.stack(rows) if rows else start.weights.new_empty(0, len(start.weights))
             )
         if self.planting is not None and self.planting.canaries.form == "gradient":
-            self._follow(start, updates)
+            self._follow(self.planting, start, updates)
 
-    def _follow(self, start: Start, updates: dict[int, Tensor]) -> None:
-        assert self.planting is not None
-        index = self.planting.coordinates
+    def _follow(self, planting: Planting, start: Start, updates: dict[int, Tensor]) -> None:
+        index = planting.coordinates
         if self._first is None:
             self._first = start.weights[index].clone()
-            self._seen, self._mean = torch.zeros_like(self._first), torch.zeros_like(self._first)
-        assert self._seen is not None
-        assert self._mean is not None
+            self._moved = {name: torch.zeros_like(self._first) for name in ("updates", "sum")}
         if updates:
-            self._mean += torch.stack([update[index] for update in updates.values()]).mean(0)
-        if self.planting.canaries.unit == "client":
-            for position, number in enumerate(self.planting.clients):
+            self._moved["sum"] += torch.stack([update[index] for update in updates.values()]).mean(0)
+        if planting.canaries.unit == "client":
+            for position, number in enumerate(planting.clients):
                 if self.clients + position in updates:
-                    self._seen[number] += updates[self.clients + position][index[number]]
-        elif self.planting.client in updates:
-            self._seen += updates[self.planting.client][index]
+                    self._moved["updates"][number] += updates[self.clients + position][index[number]]
+        elif planting.client in updates:
+            self._moved["updates"] += updates[planting.client][index]
 
     def signals(self, final: Tensor) -> dict[str, list[float]]:
         """How far things moved against each canary's gradient: `updates` of its client, `sum` of all clients'
         (their mean), `models` from first to last. final (d,): the trained global weights.
         """
-        if self._first is None or self.planting is None:
+        if self.planting is None or self._first is None:
             return {}
-        assert self._seen is not None
-        assert self._mean is not None
-        moved = final[self.planting.coordinates] - self._first
-        named = {"updates": self._seen, "sum": self._mean, "models": moved}
-        return {name: (-value).double().tolist() for name, value in named.items()}
+        moved = self._moved | {"models": final[self.planting.coordinates] - self._first}
+        return {name: (-value).double().tolist() for name, value in moved.items()}

@@ -10,18 +10,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from harness.contracts.privacy import VIOLATION
+from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.columns import COLUMNS, Column
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
-
-AXES = ("defence", "aggregator", "compressor")
-MASKED = "gradient-masking-suspected"
-VIOLATED = "audit-violation"
 
 Axes = tuple[str, str, str]
 Threat = tuple[str, str]  # threat, attack
@@ -134,6 +132,17 @@ class Board:
         return notes
 
 
+def counts(found: Sequence[Board]) -> dict[str, int]:
+    """How many boards, submissions, rows and cells there are."""
+    submissions = [submission for board in found for submission in board.submissions]
+    return {
+        "boards": len(found),
+        "submissions": len(submissions),
+        "rows": sum(len(board.rows) for board in found),
+        "cells": sum(len(submission.cells) for submission in submissions),
+    }
+
+
 def boards(submissions: Iterable[Submission]) -> list[Board]:
     """By name, the newest version first; rows pooled, the best ones marked."""
     groups: dict[tuple[str, int], list[Submission]] = {}
@@ -235,7 +244,7 @@ def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, 
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
             masked=column.family == "evasion" and MASKED in flags,
-            violated=column.key == "audited" and VIOLATED in flags,
+            violated=column.key == "audited" and VIOLATION in flags,
         )
 
 
@@ -264,7 +273,7 @@ def _guaranteed(row: Row) -> Value | None:
         Estimate(epsilon, None, None, len(seeds)),
         "inf" if math.isinf(epsilon) else "",
         clients=any(cell.guarantee.unit == "client" for cell in row.cells if cell.guarantee),
-        violated=VIOLATED in row.flags,
+        violated=VIOLATION in row.flags,
     )
 
 

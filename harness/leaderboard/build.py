@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.console.pooling import AXES
 from harness.errors import HarnessError
 from harness.leaderboard import submission as submissions
-from harness.leaderboard.board import AXES, Board, boards
+from harness.leaderboard.board import Board, boards, counts
 from harness.leaderboard.columns import COLUMNS
 from harness.leaderboard.escaping import cell
 from harness.leaderboard.markdown import readme
@@ -58,10 +59,7 @@ def _build(folder: Path, target: Path) -> dict[str, Any]:
         notes.append(f"{target / PARQUET} is of an earlier build")
     return {
         "written": written,
-        "boards": len(found),
-        "submissions": sum(len(board.submissions) for board in found),
-        "rows": sum(len(board.rows) for board in found),
-        "cells": sum(len(s.cells) for board in found for s in board.submissions),
+        **counts(found),
         "superseded": [board.label for board in found if board.superseded],
         "notes": notes,
     }
@@ -86,7 +84,7 @@ def load(folder: Path) -> list[submissions.Submission]:
         raise HarnessError(f"{records}: no such folder; submissions are the files in it that end in .json")
     paths = sorted(records.glob("*.json"), key=lambda path: path.name)
     if not paths:
-        raise HarnessError(f"{records}: no submission; `harness submit` writes one")
+        raise HarnessError(f"{records}: no submission; `harness leaderboard submit` writes one")
     found = [submissions.read(path) for path in paths]
     names: dict[tuple[str, str], Path] = {}
     for path, one in zip(paths, found, strict=True):

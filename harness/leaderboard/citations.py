@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from harness.leaderboard.board import AXES, Row
+from harness.console.pooling import AXES
+from harness.leaderboard.board import Row
 from harness.leaderboard.escaping import link, tex
 from harness.leaderboard.submission import Plugin
 

@@ -210,7 +210,7 @@ def build(
 
     if not folder.is_dir():
         raise HarnessError(f"{folder}: there is no such folder")
-    facts = make(folder, folder if out is None else out)
+    facts = make(folder, out)
     for path in facts["written"]:
         typer.echo(f"wrote {path}")
     counts = (count_of(facts[f"{noun}s"], noun) for noun in ("board", "submission", "row", "cell"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.leaderboard.board import AXES, Board, Row, Value
+from harness.console.pooling import AXES
+from harness.leaderboard.board import Board, Row, Value
 from harness.leaderboard.columns import SIGNS, Column
 from harness.leaderboard.comparisons import pareto_front
 from harness.leaderboard.escaping import link, markdown

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.leaderboard.board import Board, Estimate, Row, Value, pooled, score
+from harness.leaderboard.board import Board, Estimate, Row, Value, counts, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
 from harness.leaderboard.columns import ARROWS, BY_SCORE, COLUMNS, SIGNS, TABS, Column
 from harness.leaderboard.escaping import link, script, script_json
@@ -80,8 +80,7 @@ def page(found: Sequence[Board], files: Sequence[str]) -> str:
         loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [plotly(), script(_static("tabulator.min.js"), "Tabulator"), _static("leaderboard.js")]
-    scripts[2] = script(scripts[2], "leaderboard.js")
+    scripts = [plotly(), *(script(_static(name), name) for name in ("tabulator.min.js", "leaderboard.js"))]
     return templates.get_template("index.html.j2").render(
         data=script_json(data(found)),
         scripts=scripts,
@@ -90,7 +89,7 @@ def page(found: Sequence[Board], files: Sequence[str]) -> str:
         licences=_static("tabulator-LICENSE.txt"),
         files=files,
         tabs=TABS,
-        counts=_counts(found),
+        counts=counts(found),
     )
 
 
@@ -145,16 +144,6 @@ def _static(name: str) -> str:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _counts(found: Sequence[Board]) -> dict[str, int]:
-    submissions = [submission for board in found for submission in board.submissions]
-    return {
-        "boards": len(found),
-        "submissions": len(submissions),
-        "rows": sum(len(board.rows) for board in found),
-        "cells": sum(len(submission.cells) for submission in submissions),
-    }
 
 
 def _board(board: Board) -> dict[str, Any]:

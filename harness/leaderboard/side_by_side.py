@@ -172,10 +172,4 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
 
 def by_seed(cell: Cell, score: str) -> Seeds:
     """Seed -> score, infinite and undefined ones included."""
-    found: Seeds = {}
-    for seed, entry in cell.seeds.items():
-        if score in entry.scores:
-            found[int(seed)] = entry.scores[score]
-        elif score in entry.undefined:
-            found[int(seed)] = float(entry.undefined[score])
-    return found
+    return {int(seed): entry.values[score] for seed, entry in cell.seeds.items() if score in entry.values}

@@ -165,6 +165,11 @@ class Seed(_Part):
     curve: tuple[tuple[Count, Finite], ...] = Field((), max_length=10_000)
     error: Paragraph | None = None
 
+    @property
+    def values(self) -> dict[str, float]:
+        """All scores as numbers, infinite and undefined ones included."""
+        return dict(self.scores) | {name: float(text) for name, text in self.undefined.items()}
+
 
 class Cell(_Part):
     """One value on each axis, one threat and one attack, over all seeds.

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from harness.scenario import Scenario
 
 AXES = ("defence", "aggregator", "compressor", "threat", "attack")
-CONFIG = AXES  # the keys of a record's configuration that tell its cell apart, plugins with all parameters
 _ABSOLUTE = re.compile(r"/[\w.-]|~[\w.-]*/|\\\\\w|[A-Za-z]:[\\/]|file:", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 _FOLDERS = re.compile(r"(?<![\w/.:~}-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\":,;()<>\\/]+[\\/])+")
@@ -314,7 +313,7 @@ def _cell(records: Sequence[Record]) -> dict[str, Any]:
         "lineage": [
             {**step, "part": line(step["part"]), "why": line(step["why"])} for step in shown["lineage"]
         ],
-        "config": plain({key: shown["config"][key] for key in CONFIG}),
+        "config": plain({key: shown["config"][key] for key in AXES}),
     }
 
 

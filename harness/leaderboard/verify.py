@@ -15,6 +15,7 @@ from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.masking import FLAG
 from harness.leaderboard.check import contradictions, open_scenario
+from harness.leaderboard.citations import selects
 from harness.leaderboard.submission import Cell, Environment, Seed, Submission, Verification
 from harness.leaderboard.submit import cell_name, curve, environment_of, line, shorten
 from harness.registry import registry, source_hash
@@ -211,11 +212,8 @@ def _run(
 
 
 def _selection(cell: Planned) -> list[str]:
-    """`axis=glob` for each axis. Signs with a meaning to globs and selections stand for any one character."""
-    return [
-        f"{axis}=" + "".join("?" if sign in "[](){}*,=" else sign for sign in str(value))
-        for axis, value in cell.axes.items()
-    ]
+    """`axis=glob` for each axis."""
+    return [f"{axis}={selects(str(value))}" for axis, value in cell.axes.items()]
 
 
 def _environment(records: Mapping[str, Mapping[str, Any]], device: str) -> Environment:
@@ -270,8 +268,7 @@ def _other_code(submission: Submission) -> list[str]:
 
 
 def _scores(entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
-    there: dict[str, float] = dict(entry.scores) | {n: float(text) for n, text in entry.undefined.items()}
-    here = record["scores"]
+    there, here = entry.values, record["scores"]
     for name in sorted(there.keys() | here.keys()):
         if name not in here:
             yield f"{name}: {there[name]:.9g} in the file, no such score here"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from harness.contracts.defence import Guarantee
+from harness.contracts.defence import Guarantee, hiding
 from harness.contracts.privacy import (
+    VIOLATION,
     Audit,
     Membership,
     Observation,
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
     from harness.plan import AttackSpec
 
-AUDIT_FLAG = "audit-violation"
 Truth = tuple[tuple["Tensor", ...], tuple["Tensor", ...]]  # images and labels behind each observed update
 
 
@@ -94,7 +95,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         known = scoring.context(audit=found)
         claim = None if found.guarantee is None else found.guarantee.model_dump()
         description["audit"] = {**asdict(replace(found, guarantee=None)), "guarantee": claim}
-        flags = [AUDIT_FLAG] if found.violated else []
+        flags = [VIOLATION] if found.violated else []
     else:
         raise PluginError(f"{attack.name} returned {type(found).__name__}, which nobody can score")
     return {
@@ -155,24 +156,23 @@ class _Scene:
 
     def apply(self, weights: Tensor, images: Tensor) -> Tensor:
         """logits of the trained architecture with other weights (d,), differentiable in both, in eval mode."""
-        module = self._architecture()
+        module = self._architecture
         shapes = trainable(module)
         # One split, not a slice a parameter: its backward pass is one concatenation.
         pieces = weights.split([p.numel() for p in shapes.values()])
         values = {n: piece.view_as(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
         return torch.func.functional_call(module, values, (images,))
 
+    @cached_property
     def _architecture(self) -> nn.Module:
-        if not hasattr(self, "_module"):
-            self._module = load_trained(self.training, self.scoring.store, self.scoring.base)
-        return self._module
+        return load_trained(self.training, self.scoring.store, self.scoring.base)
 
     # the server's view --------------------------------------------------------------------------
 
     def observed(self, wanted: Observation | None) -> tuple[tuple[ObservedUpdate, ...], Truth]:
         if wanted is None:
             return (), ((), ())
-        module = self.training.initial_module() if wanted.at == "start" else self._architecture()
+        module = self.training.initial_module() if wanted.at == "start" else self._architecture
         prepared = self.scoring.base["prepared"][0]
         found = [observe(self.training, module, wanted, prepared, number) for number in range(wanted.count)]
         updates, images, labels = zip(*found, strict=True)
@@ -211,14 +211,10 @@ class _Scene:
         rounds = []
         for i, entry in enumerate(kept):
             updates, clients = tensors[f"updates.{i}"], tuple(entry["clients"])
-            if _only_sum(training) and len(updates):
+            if hiding(training.spec.defences) and len(updates):
                 updates, clients = updates.mean(0, keepdim=True), ()
             rounds.append(RecordedRound(entry["round"], tensors[f"weights.{i}"], updates, clients))
         return tuple(rounds)
-
-
-def _only_sum(training: Training) -> bool:
-    return any(defence.server_view == "sum" for defence in training.spec.defences)
 
 
 def _planted(training: Training, result: dict[str, Any], guarantee: Guarantee | None) -> Planted | None:
@@ -229,5 +225,5 @@ def _planted(training: Training, result: dict[str, Any], guarantee: Guarantee | 
     if planting.canaries.form == "image":
         return Planted(planting.included, None, to_pixels(planting.images), planting.labels)
     against = "server" if guarantee is None else guarantee.against
-    name = "models" if against == "recipients" else "sum" if _only_sum(training) else "updates"
+    name = "models" if against == "recipients" else "sum" if hiding(training.spec.defences) else "updates"
     return Planted(planting.included, np.asarray(result["signals"][name]))

@@ -9,6 +9,7 @@ from harness_plugins.defences._client_level import (
     ClientLevelDP,
     calibrated,
     client_guarantee,
+    clip_rows,
     rounds_of,
 )
 
@@ -64,7 +65,7 @@ class LocalDP(ClientLevelDP):
         generator = context.generator
         # An update that is not finite would reveal itself: it counts as zero, noised like any other.
         sent = delta if bool(delta.isfinite().all()) else torch.zeros_like(delta)
-        sent = sent * (self.clip_norm / sent.norm().clamp_min(1e-12)).clamp(max=1.0)
+        (sent,) = clip_rows(sent[None], self.clip_norm)
         noise = torch.randn(sent.shape, generator=generator, device=generator.device, dtype=sent.dtype)
         return sent + context.prepared["noise_multiplier"] * self.clip_norm * noise.to(sent.device)
 

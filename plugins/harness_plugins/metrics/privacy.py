@@ -143,12 +143,8 @@ def bootstrap(
         )
         for name, value in _resampled(true, false, int((~member).sum())).items():
             found.setdefault(name, []).append(value)
-    low, high = 2.5, 97.5
-    return {
-        name: (float(ends[0]), float(ends[1]))
-        for name, parts in found.items()
-        if (ends := np.percentile(np.concatenate(parts), [low, high])) is not None
-    }
+    ends = {name: np.percentile(np.concatenate(parts), [2.5, 97.5]) for name, parts in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
 
 
 def _mass(

@@ -1,0 +1,80 @@
+"""`harness picture` and `harness plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.console.options import Store
+
+
+def picture(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file with a backdoor threat.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The image to write.")] = Path("triggers.png"),
+    count: Annotated[int, typer.Option(min=1, max=100, help="Test images per attack.")] = 8,
+) -> None:
+    """Draw a scenario's backdoors: test images as they are, with the trigger, and the difference.
+
+    Example: harness picture scenarios/byzantine-fashion.yaml --out triggers.png
+    """
+    from harness.console.picture import draw, strips
+    from harness.scenario import load
+
+    found = strips(load(scenario), count)
+    draw(found, out)
+    typer.echo(f"wrote {out}: {len(found)} backdoor{'s' if len(found) > 1 else ''}")
+
+
+def plot(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file that has been run.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The figure to write: .pdf, .png or .svg.")
+    ] = Path("curves.svg"),
+    store: Store = Path("runs"),
+    kind: Annotated[
+        str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap or ranks.")
+    ] = "curves",
+    x: Annotated[str, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis.")] = "accuracy",
+    y: Annotated[
+        str, typer.Option(metavar="QUANTITY", help="pareto and ranks: what is compared.")
+    ] = "robust",
+    by: Annotated[
+        str, typer.Option(metavar="AXIS", help="ranks: defence, aggregator or compressor.")
+    ] = "defence",
+) -> None:
+    """Draw a scenario's results, ready for a paper.
+
+    curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
+    hollow markers mean that gradient masking is suspected. pareto: two quantities of every configuration, and the
+    front. heatmap: accuracy of every aggregator under every attack on training. ranks: a critical-difference diagram.
+
+    Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, epsilon, audited, size, uplink.
+
+    Example: harness plot scenarios/quickstart.yaml --figure pareto --x accuracy --y robust --out pareto.pdf
+    """
+    from harness.console.arguments import stored_records
+    from harness.console.figures import check_kind, draw_heatmap, draw_pareto, draw_ranks
+    from harness.console.output import count_of
+    from harness.grid import cells
+    from harness.scenario import load
+
+    check_kind(kind, by)
+    loaded = load(scenario)
+    known = {cell.id for cell in cells(loaded)}
+    found = [record for record in stored_records(store, loaded.name) if record["id"] in known]
+    if kind == "pareto":
+        told = f"{draw_pareto(found, out, loaded.name, x, y)} on the front"
+    elif kind == "heatmap":
+        told = count_of(draw_heatmap(found, out, loaded.name), "panel")
+    elif kind == "ranks":
+        blocks, p = draw_ranks(found, out, loaded.name, by, y)
+        told = f"{count_of(blocks, 'block')}, Friedman p = {p:.2g}"
+    else:
+        from harness.console.curves import curves, draw_curves
+
+        panels = curves(found)
+        draw_curves(panels, out, loaded.name)
+        told = count_of(len(panels), "panel")
+    typer.echo(f"wrote {out}: {told}")
