@@ -104,7 +104,8 @@ def test_strength_is_monotone_on_x_rays(xrays, eps):
     steps, square = ladder(*xrays, eps, 48)
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]
-    assert steps[-1] < steps[0]
+    if eps > 1 / 255:  # at half a grey level a network may lose none of 48
+        assert steps[-1] < steps[0]
 
 
 def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
