@@ -300,6 +300,9 @@ class Planner:
             "threads": compute.threads,
             "precision": compute.precision,
             "tf32": compute.tf32,
+            # Equal to float tolerance only. What auto resolves to follows from the device type.
+            "clients": compute.clients,
+            "chunk": compute.chunk,
         }
 
 

@@ -49,7 +49,8 @@ def scored(
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results.values()),
         "training": {
             k: train[k] for k in ("client_sizes", "records", "non_members", "malicious", "dropped_updates")
-        },
+        }
+        | {"execution": train["training"]["execution"]},
         "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
         "test_samples": clean["samples"],
     }

@@ -178,6 +178,13 @@ class Compute(Part):
     threads: int = Field(1, ge=1, description="CPU threads of a stage")
     precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of local training")
     tf32: bool = Field(False, description="allow TensorFloat-32 matrix products on a GPU")
+    clients: Literal["auto", "sequential", "vectorised"] = Field(
+        "auto",
+        description="how clients train: as one program, or one after another; auto: vectorised on a GPU",
+    )
+    chunk: int | None = Field(
+        None, ge=1, description="clients trained as one program at most; default: as many as fit the memory"
+    )
     stage_timeout: float | None = Field(
         None, gt=0, description="seconds after which a stage fails; default: never"
     )

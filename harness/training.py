@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
 from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
-from harness.federation.local import Client, LocalTrainer, seeded_modules
+from harness.federation.local import Client, seeded_modules
 from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Outcome, Rules
 from harness.federation.vector import layout
+from harness.federation.vectorised import make_trainer
 from harness.random import derive, numpy_generator, torch_generator
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ ROOT = -1  # the root dataset's number among clients
 class Trained:
     """A trained module and what its training was like. prepared: one list of dicts per training so far.
 
-    recorder: what was kept for privacy attacks, where the variant asks for it.
+    recorder: what was kept for privacy attacks, where the variant asks for it. execution: how clients were trained.
     """
 
     module: nn.Module
     outcome: Outcome
     prepared: list[list[dict[str, Any]]]
     recorder: Recorder | None = None
+    execution: dict[str, Any] = field(default_factory=dict)
 
 
 class Training:
@@ -120,7 +122,7 @@ class Training:
         prepared = self._prepare(schedule, history)
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
-        trainer = LocalTrainer(module, settings.local, seed, noise_seed, spec.compute.precision, self.device)
+        trainer = make_trainer(module, settings.local, seed, noise_seed, spec.compute, self.device)
         rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
         recorder = None
         if spec.variant is not None and (spec.variant.recorded_rounds or spec.variant.canaries):
@@ -138,7 +140,7 @@ class Training:
             schedule, lambda r: settings.local.schedule.multiplier(r, rounds), evaluate, report
         )
         module.eval()
-        return Trained(module, outcome, [*history, prepared], recorder)
+        return Trained(module, outcome, [*history, prepared], recorder, trainer.facts)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the validation split (never on test)."""

@@ -109,6 +109,11 @@ class Local:
     parameters are used where loss or gradient are called with `dict(module.named_parameters())`.
     start (d,): the global weights training started from. moved (d,): how they moved in the last round, which
     every client that keeps what it receives can see; None in the first. layout: name -> slice of d.
+
+    Where clients are vectorised there is no module, no client number and no generator, the batch size may be a
+    scalar tensor, and `mask` may say which records of the batch are real: a hook that declares `vectorises`
+    reads its client's numbers by `own`, draws noise by `normal`, and leaves records outside the mask out where
+    it uses `loss` itself. `gradient` leaves them out already.
     """
 
     loss: LossFn
@@ -123,6 +128,20 @@ class Local:
     start: Tensor | None = None
     moved: Tensor | None = None
     layout: dict[str, slice] = field(default_factory=dict)
+    mask: Tensor | None = None  # (b,) bool; None: all records are real
+
+    def own(self, number: Callable[[int], float]) -> float | Tensor:
+        """number(client) for this client; a scalar tensor where vectorised clients differ in it."""
+        return number(self.client)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of this shape and type, from the client's own generator."""
+        import torch
+
+        drawn = torch.randn(
+            like.shape, generator=self.generator, device=self.generator.device, dtype=like.dtype
+        )
+        return drawn.to(like.device)
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,20 @@ class UpdateContext:
 
 
 class ClientHooks:
-    """What happens at a client. All hooks are optional; the defaults change nothing."""
+    """What happens at a client. All hooks are optional; the defaults change nothing.
+
+    `batch` and `loss` are pure, so that many clients can train as one program; what cannot be vectorised (a value
+    that decides a branch, a global random number) makes clients train one after another.
+    """
+
+    # True: `gradient` is pure as well, and keeps to what Local says of vectorised clients.
+    vectorises: ClassVar[bool] = False
+    # True: a record's loss may depend on other records of the batch, so that it may not be filled up.
+    couples_samples: ClassVar[bool] = True
+
+    def overrides(self, name: str) -> bool:
+        """Whether a hook is more than the default, which changes nothing."""
+        return getattr(type(self), name) is not getattr(ClientHooks, name)
 
     def at(self, round: int, rounds: int) -> Self:
         """These hooks as they are in a round (from 0) of `rounds`: a schedule returns a changed copy."""

@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 class Apply:
     """apply(params, x): the module's output on x (b, c, h, w) with these parameters.
 
-    With the module's own parameter objects it is a plain call, which keeps buffers up to date. With any
-    other values (an attack's detached ones, torch.func's tracked ones) the module's parameters and
-    buffers stay as they are: batch statistics of attack steps do not enter the running averages.
+    With the client's own parameter objects it keeps the client's buffers up to date. With any other values (an
+    attack's detached ones, torch.func's tracked ones) buffers stay as they are: batch statistics of attack steps
+    do not enter the running averages. own, buffers: the client's; None: the module's.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, own: Params | None = None, buffers: dict[str, Tensor] | None = None
+    ) -> None:
         self.module = module
-        self._own = dict(module.named_parameters())
+        self._own = dict(module.named_parameters()) if own is None else own
+        self._buffers = buffers
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        if all(self._own.get(name) is value for name, value in params.items()):
+        live = all(self._own.get(name) is value for name, value in params.items())
+        if live and self._buffers is None:
             return self.module(x)
-        values: dict[str, Tensor] = dict(params)
-        if self.module.training:
-            values |= {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        return torch.func.functional_call(self.module, values, (x,))
+        buffers = dict(self.module.named_buffers()) if self._buffers is None else self._buffers
+        if not live and self.module.training:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        return torch.func.functional_call(self.module, {**params, **buffers}, (x,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,3 +43,56 @@ def batches(
         if position == 0:
             order = torch.randperm(size, generator=generator, device=generator.device)
         yield order[position * batch_size : (position + 1) * batch_size]
+
+
+def stacked_batches(
+    sizes: Sequence[int],
+    batch_size: int,
+    steps: Sequence[int],
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The same batches for many clients at once: indices (k, b), and a mask (k, b) bool of the real ones.
+
+    steps, falling: k clients are left in a step. b: the largest of their batches. A shorter one is filled up with its
+    first record, an empty one with the client's; the mask is None where there is nothing to fill.
+    """
+    if samplings[0].method == "poisson":
+        yield from _stacked_coins(sizes, steps, samplings, generators)
+        return
+    each = [
+        batches(n, batch_size, s, how, g)
+        for n, s, how, g in zip(sizes, steps, samplings, generators, strict=True)
+    ]
+    for step in range(steps[0]):
+        parts = [next(own) for own, count in zip(each, steps, strict=True) if count > step]
+        lengths = [len(part) for part in parts]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            yield torch.stack(parts), None
+            continue
+        filled = [torch.cat([p, p[:1].expand(longest - len(p))]) if len(p) < longest else p for p in parts]
+        counts = torch.tensor(lengths, device=filled[0].device)[:, None]
+        yield torch.stack(filled), torch.arange(longest, device=counts.device) < counts
+
+
+def _stacked_coins(
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    device = generators[0].device
+    rates = torch.tensor([s.rate for s in samplings], dtype=torch.float64, device=device)[:, None]
+    coins = torch.ones(len(sizes), max(sizes), dtype=torch.float64, device=device)  # no record: never drawn
+    for step in range(steps[0]):
+        k = sum(count > step for count in steps)
+        for row, size, generator in zip(coins[:k], sizes[:k], generators[:k], strict=True):
+            row[:size] = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
+        drawn = coins[:k] < rates[:k]
+        counts = drawn.sum(1, keepdim=True)
+        longest = max(1, int(counts.max()))
+        # A stable sort puts the drawn records first, in their order.
+        index = drawn.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+        mask = torch.arange(longest, device=device) < counts
+        yield index.where(mask, index[:, :1]), mask

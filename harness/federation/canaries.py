@@ -90,6 +90,8 @@ def plant(
 class GradientCanaries(ClientHooks):
     """The outermost loss: a canary's is scale times its coordinate of the parameters, a record's what it was."""
 
+    couples_samples = False
+
     def __init__(self, planting: Planting, num_classes: int) -> None:
         self.coordinates = planting.coordinates
         self.scale = planting.canaries.scale

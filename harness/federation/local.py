@@ -14,14 +14,28 @@ from harness.evaluation.predict import to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import batches
 from harness.federation.optimizers import local_optimizer
-from harness.federation.vector import flatten, layout, load_vector, trainable
-from harness.functional import cross_entropy, freeze_batch_norms, mean_gradient
+from harness.federation.compose import (
+    Hooks,
+    composed_batch,
+    composed_gradient,
+    composed_loss,
+)
+from harness.federation.vector import (
+    buffer_names,
+    flatten,
+    float_buffers,
+    layout,
+    load_buffers,
+    load_vector,
+    trainable,
+)
+from harness.functional import freeze_batch_norms
 from harness.random import derive, make_key, split, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.defence import GradientFn, Params
+    from harness.contracts.defence import GradientFn, LogitsFn, LossFn, Params
 
 
 @dataclass
@@ -81,13 +95,31 @@ class LocalTrainer:
         self.autocast = precision == "bf16"
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
         self.layout = layout(module)
-        self.apply = Apply(module)
+        self.buffer_names = buffer_names(module)
+        self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
+        self._logits = self.in_precision(Apply(module))
 
-    def _logits(self, params: Params, x: Tensor) -> Tensor:
+    def in_precision(self, apply: LogitsFn) -> LogitsFn:
+        """The network in the precision of local training; logits are float32."""
         if not self.autocast:
-            return self.apply(params, x)
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16):
-            return self.apply(params, x).float()
+            return apply
+
+        def lowered(params: Params, x: Tensor) -> Tensor:
+            with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16):
+                return apply(params, x).float()
+
+        return lowered
+
+    def train_all(
+        self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Each client's update (d,) and the float buffers it ends with. buffers: what each one starts with."""
+        trained = []
+        for client, own in zip(clients, buffers, strict=True):
+            load_buffers(self.module, own)
+            update = self.train(client, at)
+            trained.append((update, float_buffers(self.module, self.buffer_names)))
+        return trained
 
     def train(self, client: Client, at: Start) -> Tensor:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
@@ -101,20 +133,18 @@ class LocalTrainer:
         start = [p.detach().clone() for p in params.values()] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)
         noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
-        gradient = self._compose(client, hooks, noise, at)
+        gradient = self._gradient(client, hooks, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         keys = split(
             make_key(self.seed, "local", client.id, round, device=self.device),
             torch.arange(max(client.steps, 1), device=self.device),
         ).unbind()
-        changing = [(i, h) for i, h in enumerate(hooks) if type(h).batch is not ClientHooks.batch]
+        changed = composed_batch(hooks)
         with seeded_modules(self.device, self.seed, client.id, round):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, keys, strict=False):
-                x, y = to_pixels(client.images[index]), client.labels[index]
-                for position, hook in changing:
-                    x, y = hook.batch(x, y, split(key, position))
-                grads = gradient(params, (x, y), key)
+                batch = changed((to_pixels(client.images[index]), client.labels[index]), key)
+                grads = gradient(params, batch, key)
                 for i, (name, parameter) in enumerate(params.items()):
                     parameter.grad = grads[name]
                     if s.proximal:  # FedProx (Li et al. 2020): mu (w - w_global), which reads no data
@@ -122,21 +152,23 @@ class LocalTrainer:
                 optimizer.step()
         for parameter in params.values():
             parameter.grad = None
-        delta = flatten(self.module) - at.weights
+        return self.finish(client, hooks, flatten(self.module) - at.weights, noise, at)
+
+    def finish(
+        self, client: Client, hooks: Hooks, delta: Tensor, noise: torch.Generator, at: Start
+    ) -> Tensor:
+        """The update (d,) as the hooks send it."""
         for hook, prepared in zip(hooks, client.prepared, strict=True):
-            context = UpdateContext(round, client.id, noise, self.layout, prepared, at.clients, at.malicious)
-            delta = hook.update(delta, context)
+            if hook.overrides("update"):
+                context = UpdateContext(
+                    at.round, client.id, noise, self.layout, prepared, at.clients, at.malicious
+                )
+                delta = hook.update(delta, context)
         return delta
 
-    def _compose(
-        self, client: Client, hooks: tuple[ClientHooks, ...], noise: torch.Generator, at: Start
-    ) -> GradientFn:
-        loss = cross_entropy(self._logits)
-        for hook in hooks:
-            loss = hook.loss(loss, self._logits)
-        gradient = mean_gradient(loss)
-        for hook, prepared in zip(hooks, client.prepared, strict=True):
-            local = Local(
+    def _gradient(self, client: Client, hooks: Hooks, noise: torch.Generator, at: Start) -> GradientFn:
+        def local(loss: LossFn, gradient: GradientFn, prepared: dict[str, Any]) -> Local:
+            return Local(
                 loss=loss,
                 gradient=gradient,
                 client=client.id,
@@ -150,8 +182,8 @@ class LocalTrainer:
                 moved=at.moved,
                 layout=self.layout,
             )
-            gradient = hook.gradient(local) or gradient
-        return gradient
+
+        return composed_gradient(hooks, client.prepared, composed_loss(hooks, self._logits), local)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,6 @@ from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.server import Server
 from harness.federation.vector import (
-    buffer_names,
     flatten,
     float_buffers,
     load_buffers,
@@ -131,7 +130,6 @@ class Federation:
         self.watch = watch
         self.device = trainer.device
         self.layout = trainer.layout
-        self._buffer_names = buffer_names(module)
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
         self._wire_state: dict[tuple[int, int], dict[str, Any]] = {}
@@ -148,7 +146,7 @@ class Federation:
     ) -> Outcome:
         """Train in place. schedule: the clients of each round. evaluate(round) -> scores, or {} to skip."""
         weights = flatten(self.module)
-        buffers = float_buffers(self.module, self._buffer_names)
+        buffers = float_buffers(self.module, self.trainer.buffer_names)
         server = Server(self.rules.server)
         done = self.rules.done
         for round, ids in enumerate(schedule):
@@ -211,16 +209,16 @@ class Federation:
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as the server receives it (d,), and their float buffers."""
+        members = [self.clients[i] for i in ids]
+        training = [(i in attackers and m.attacking) or m for i, m in zip(ids, members, strict=True)]
+        held = [m.buffers if m.buffers is not None else buffers for m in members]
         updates: dict[int, Tensor] = {}
         client_buffers: dict[int, dict[str, Tensor]] = {}
-        for i in ids:
-            client = self.clients[i]
-            load_buffers(self.module, client.buffers if client.buffers is not None else buffers)
-            attacks = client.attacking is not None and i in attackers
-            updates[i] = self.trainer.train(client.attacking if attacks else client, start)  # type: ignore[arg-type]
-            client_buffers[i] = float_buffers(self.module, self._buffer_names)
+        trained = self.trainer.train_all(training, start, held)
+        for i, member, (update, own) in zip(ids, members, trained, strict=True):
+            updates[i], client_buffers[i] = update, own
             if self.rules.buffers == "local":
-                client.buffers = client_buffers[i]
+                member.buffers = own
         return self._wire(start.round, updates, _size(buffers)), client_buffers
 
     # server -------------------------------------------------------------------------------------

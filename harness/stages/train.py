@@ -57,6 +57,7 @@ def training_facts(trained: Trained) -> dict[str, Any]:
         "uplink_bytes_per_round": outcome.uplink_bytes / max(outcome.messages, 1),
         "downlink_bytes_per_round": outcome.downlink_bytes / max(outcome.messages, 1),
         "rounds": len(outcome.history),
+        "execution": trained.execution,
         "detection": None if outcome.detection is None else asdict(outcome.detection),
     }
 

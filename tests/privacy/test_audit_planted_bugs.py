@@ -33,7 +33,7 @@ class NoiseOverBatch(DPSGD):
         def gradient(params, batch, key):
             zeros = {name: torch.zeros_like(p) for name, p in params.items()}
             sums = clipped(params, batch, key) if len(batch[1]) else zeros
-            return {n: self._noisy(g, sigma, local.generator) / local.batch_size for n, g in sums.items()}
+            return self._noisy(sums, sigma, local)
 
         return gradient
 
@@ -44,14 +44,14 @@ class ClipsBatch(DPSGD):
     name = "test-clips-batch"
 
     def gradient(self, local):
-        sigma = local.prepared["clients"][local.client]["noise_multiplier"] / local.batch_size
+        sigma = local.prepared["clients"][local.client]["noise_multiplier"]
         plain = mean_gradient(local.loss)
 
         def gradient(params, batch, key):
             mean = plain(params, batch, key)
             length = torch.cat([g.reshape(-1) for g in mean.values()]).norm()
             scale = (self.max_grad_norm / (length + 1e-6)).clamp(max=1.0)
-            return {name: self._noisy(scale * g, sigma, local.generator) for name, g in mean.items()}
+            return self._noisy({n: local.batch_size * scale * g for n, g in mean.items()}, sigma, local)
 
         return gradient
 

@@ -115,6 +115,7 @@ class AdversarialWeightPerturbation(Defence):
     )  # fmt: skip
     couples_samples: ClassVar[bool] = True
     replaces_gradient: ClassVar[bool] = True
+    vectorises: ClassVar[bool] = True
 
     attack: EvasionAttack = Field(
         "pgd", description="evasion attack with a functional form, such as pgd or fgsm"
@@ -135,10 +136,7 @@ class AdversarialWeightPerturbation(Defence):
 
     def gradient(self, local: Local) -> GradientFn:
         attack = self.attack.functional(self.attack.radius())
-        at_leaves = mean_gradient(local.loss)
-
-        def mean_gradients(params: Params, batch: Batch, key: Tensor) -> Params:
-            return at_leaves({name: p.detach().requires_grad_() for name, p in params.items()}, batch, key)
+        mean_gradients = mean_gradient(local.loss)
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
             x, y = batch

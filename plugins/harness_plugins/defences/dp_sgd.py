@@ -58,6 +58,7 @@ class DPSGD(Defence):
     name = "dp-sgd"
     requires = ("opacus",)
     replaces_gradient: ClassVar[bool] = True
+    vectorises: ClassVar[bool] = True
     protects: ClassVar[str | None] = "record"
     reference = Reference(
         title="Deep learning with differential privacy",
@@ -216,7 +217,7 @@ class DPSGD(Defence):
     def gradient(self, local: Local) -> GradientFn:
         import torch
 
-        sigma = local.prepared["clients"][local.client]["noise_multiplier"]
+        sigma = local.own(lambda client: local.prepared["clients"][client]["noise_multiplier"])
         clipped = self._clipped_sum(local)
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
@@ -224,25 +225,27 @@ class DPSGD(Defence):
                 sums = clipped(params, batch, key)
             else:
                 sums = {name: torch.zeros_like(p) for name, p in params.items()}
-            return {
-                name: self._noisy(g, sigma, local.generator) / local.batch_size for name, g in sums.items()
-            }
+            return self._noisy(sums, sigma, local)
 
         return gradient
 
-    def _noisy(self, value: Tensor, sigma: float, generator: Any) -> Tensor:
+    def _noisy(self, sums: Params, sigma: float | Tensor, local: Local) -> Params:
+        """(sum + N(0, (sigma C)^2 I)) / expected batch size."""
         import torch
 
-        if sigma == 0:
-            return value
-        noise = torch.randn(value.shape, generator=generator, device=generator.device, dtype=value.dtype)
-        return value + sigma * self.max_grad_norm * noise.to(value.device)
+        flat = torch.cat([g.reshape(-1) for g in sums.values()])
+        if not isinstance(sigma, float | int) or sigma:
+            flat = flat + sigma * self.max_grad_norm * local.normal(flat)
+        parts = (flat / local.batch_size).split([g.numel() for g in sums.values()])
+        return {name: part.view_as(g) for (name, g), part in zip(sums.items(), parts, strict=True)}
 
     def _clipped_sum(self, local: Local) -> GradientFn:
         """Sum of the clipped per-sample gradients. The path is chosen at the first batch."""
 
         def vmapped(params: Params, batch: Batch, key: Tensor) -> Params:
-            return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm, self.clipping)
+            return vmapped_sum(
+                local.loss, params, batch, key, self.max_grad_norm, self.clipping, local.mask
+            )
 
         if self.per_sample == "vmap" or self.clipping == "per-layer":
             return vmapped
@@ -271,9 +274,18 @@ class DPSGD(Defence):
 
 
 def vmapped_sum(
-    loss: LossFn, params: Params, batch: Batch, key: Tensor, max_grad_norm: float, clipping: str = "flat"
+    loss: LossFn,
+    params: Params,
+    batch: Batch,
+    key: Tensor,
+    max_grad_norm: float,
+    clipping: str = "flat",
+    mask: Tensor | None = None,
 ) -> Params:
-    """Sum of clipped per-sample gradients, see DPSGD for the ways; one that is not finite counts as zero."""
+    """Sum of clipped per-sample gradients, see DPSGD for the ways; one that is not finite counts as zero.
+
+    mask (b,) bool: the records that are real, None for all.
+    """
     import torch
 
     x, y = batch
@@ -290,15 +302,17 @@ def vmapped_sum(
         part = slice(start, start + step)
         grads = per_sample(values, x[part], y[part], keys[part])
         squared = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()])  # (tensors, b)
-        finite = squared.sum(0).isfinite()
+        counted = squared.sum(0).isfinite()
+        if mask is not None:
+            counted = counted & mask[part]
         if clipping == "per-layer":
             scales = clip_scale(squared.sqrt(), max_grad_norm / math.sqrt(len(squared)))
         else:
             scales = clip_scale(squared.sum(0).sqrt(), max_grad_norm, clipping == "automatic").expand(
                 len(squared), -1
             )
-        for (name, g), scale in zip(grads.items(), scales.where(finite, 0), strict=True):
-            g = g.where(finite.view(-1, *[1] * (g.ndim - 1)), 0)
+        for (name, g), scale in zip(grads.items(), scales.where(counted, 0), strict=True):
+            g = g.where(counted.view(-1, *[1] * (g.ndim - 1)), 0)
             summed = torch.tensordot(scale, g, dims=1)
             total[name] = total[name] + summed if name in total else summed
     return total

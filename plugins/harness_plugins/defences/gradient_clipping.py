@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Defence, Field, Local, Reference
 
@@ -21,6 +21,7 @@ class GradientClipping(Defence):
     """
 
     name = "gradient-clipping"
+    vectorises: ClassVar[bool] = True
     reference = Reference(
         title="On the difficulty of training recurrent neural networks",
         authors="Pascanu, Mikolov, Bengio",

@@ -29,6 +29,21 @@ class WithBackdoor(PoisoningAttack):
         return self
 
     @property
+    def vectorises(self) -> bool:  # type: ignore[override]
+        """Where the backdoor's own gradient does, or it has none."""
+        return self.backdoor.vectorises or not self.backdoor.overrides("gradient")
+
+    @property
+    def couples_samples(self) -> bool:  # type: ignore[override]
+        """As the backdoor does; what is built around it does not."""
+        changed = any(map(self.backdoor.overrides, ("batch", "loss", "gradient")))
+        return changed and self.backdoor.couples_samples
+
+    def overrides(self, name: str) -> bool:
+        """Passing a hook on is no hook."""
+        return getattr(type(self), name) is not getattr(WithBackdoor, name) or self.backdoor.overrides(name)
+
+    @property
     def backdoor_target(self) -> int | None:
         return self.backdoor.backdoor_target
 

@@ -36,6 +36,7 @@ class AdversarialSamples(PoisoningAttack):
     """
 
     name: ClassVar[str] = "adversarial-samples"
+    couples_samples: ClassVar[bool] = False
     reference: ClassVar[Reference | None] = Reference(
         title="Can Collaborative Learning Be Private, Robust and Scalable?",
         authors="Usynin, Klause, Paetzold, Rueckert, Kaissis",

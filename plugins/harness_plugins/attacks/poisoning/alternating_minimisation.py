@@ -27,6 +27,7 @@ class AlternatingMinimisation(WithBackdoor):
     """
 
     name: ClassVar[str] = "alternating-minimisation"
+    vectorises: ClassVar[bool] = False  # its gradient counts steps
     reference: ClassVar[Reference | None] = Reference(
         title="Analyzing Federated Learning through an Adversarial Lens",
         authors="Bhagoji, Chakraborty, Mittal, Calo",

@@ -1,0 +1,55 @@
+"""What a client steps along: the one place where hooks become a batch, a loss and a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.functional import cross_entropy, mean_gradient
+from harness.random import split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.contracts.defence import Batch, ClientHooks, GradientFn, Local, LogitsFn, LossFn
+
+Hooks = Sequence["ClientHooks"]
+
+
+def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
+    """(x, y), key -> the batch to train on, left to right."""
+    changing = [(position, hook) for position, hook in enumerate(hooks) if hook.overrides("batch")]
+
+    def changed(batch: Batch, key: Tensor) -> Batch:
+        x, y = batch
+        for position, hook in changing:
+            x, y = hook.batch(x, y, split(key, position))
+        return x, y
+
+    return changed
+
+
+def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
+    """Per-sample losses, cross-entropy where no hook says otherwise."""
+    loss = cross_entropy(logits)
+    for hook in hooks:
+        loss = hook.loss(loss, logits)
+    return loss
+
+
+def composed_gradient(
+    hooks: Hooks,
+    prepared: Sequence[dict[str, Any]],
+    loss: LossFn,
+    local: Callable[[LossFn, GradientFn, dict[str, Any]], Local],
+    mask: Tensor | None = None,
+) -> GradientFn:
+    """What the optimiser steps along, the gradient of the mean loss where no hook says otherwise.
+
+    local: makes what a hook sees of the client. prepared: one dict a hook.
+    """
+    gradient = mean_gradient(loss, mask)
+    for hook, own in zip(hooks, prepared, strict=True):
+        if hook.overrides("gradient"):
+            gradient = hook.gradient(local(loss, gradient, own)) or gradient
+    return gradient

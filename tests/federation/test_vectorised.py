@@ -1,0 +1,428 @@
+"""Vectorised clients: the numbers of clients that train one after another, for every defence, and what falls back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import harness
+from harness.api import Defence, Field
+from harness.contracts.defence import ClientHooks, Sampling
+from harness.engine import data_facts, metrics_of
+from harness.evaluation.predict import to_pixels
+from harness.federation import vectorised
+from harness.federation.batches import batches, stacked_batches
+from harness.federation.local import Client, LocalTrainer, Start
+from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
+from harness.federation.vectorised import VectorisedTrainer, nature
+from harness.grid import cells
+from harness.plan import Planner
+from harness.random import torch_generator
+from harness.scenario import SGD, LocalTraining, load_text
+from harness.training import Training
+
+FEDERATION = """
+schema: 1
+name: vectorised
+dataset: digits
+model: {model}
+federation:
+  clients: 5
+  rounds: 4
+  partition: {partition}
+  local: {local}
+defences: [{defences}]
+"""
+LOCAL = "{epochs: 1, batch_size: 100, optimizer: {sgd: {lr: 0.1, momentum: 0.9}}}"
+
+
+def training(tmp_path, defences="none", model="{small-cnn: {width: 2, hidden: 8}}", local=LOCAL,
+             partition="{dirichlet: {alpha: 1.0}}", threats=""):  # fmt: skip
+    text = FEDERATION
+    for name, value in (("model", model), ("partition", partition), ("local", local), ("defences", defences)):
+        text = text.replace(f"{{{name}}}", value)
+    scenario = load_text(text + threats, tmp_path / "x.yaml")
+    planner = Planner("cpu")
+    plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
+    stage = planner.stages[plan.stages["train"]]
+    return Training(stage.spec, stage.key, "cpu")
+
+
+def members(stage, limit=None):
+    """The clients of a stage, attacking where they can, with images in float64."""
+    ids = list(range(stage.clients))
+    found = stage._clients(stage._prepare([ids] * stage.spec.federation.rounds, []))
+    found = [client.attacking or client for client in found]
+    for client in found:
+        client.images, client.labels = to_pixels(client.images[:limit]).double(), client.labels[:limit]
+        client.steps = stage._steps(client.size)
+    return found
+
+
+def both(stage, module, clients, chunk=None):
+    """Updates and buffers from both trainers, on the same round; the vectorised one's facts."""
+    weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
+    moved = torch.randn(weights.shape, generator=torch_generator("moved"), dtype=weights.dtype)
+    at = Start(1, weights, moved=moved, multiplier=0.5, rounds=4, clients=5, malicious=2)
+    arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, "cpu")
+    found = []
+    for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk)):
+        found.append(trainer.train_all(clients, at, [buffers] * len(clients)))
+        load_vector(module, weights)
+        load_buffers(module, buffers)
+    return *found, trainer.facts
+
+
+def same(stage, module=None, clients=None, tolerance=1e-9, chunk=None):
+    """Trains both ways and compares; the facts of the vectorised trainer."""
+    module = stage.initial_module().double() if module is None else module
+    one, together, facts = both(stage, module, members(stage) if clients is None else clients, chunk)
+    for (a, buffers), (b, others) in zip(one, together, strict=True):
+        assert a.isfinite().all()
+        assert float(a.norm()) > 0
+        assert float((a - b).norm() / a.norm()) < tolerance
+        for name, buffer in buffers.items():
+            torch.testing.assert_close(others[name], buffer, rtol=tolerance, atol=tolerance)
+    return facts
+
+
+PGD = "attack: {pgd: {eps: 0.1, steps: 2}}"
+STACKS = [
+    "none",
+    "label-smoothing",
+    "gradient-clipping: {max_norm: 0.5}",
+    f"adversarial-training: {{{PGD}, fraction: 0.5, curriculum: 1.0}}",
+    "adversarial-training: {attack: fgsm}",
+    "trades: {eps: 0.1, steps: 2}",
+    "mart: {eps: 0.1, steps: 2}",
+    "logit-pairing: {eps: 0.1, steps: 2}",
+    "randomized-smoothing",
+    "gradient-noise",
+    "gradient-noise: {distribution: laplacian}",
+    "gradient-pruning",
+    "local-dp: {noise_multiplier: 1.0}",
+    "dp-fedavg: {noise_multiplier: 1.0}",
+    "dp-ftrl: {noise_multiplier: 1.0}",
+    "secure-aggregation",
+    "bit-depth",
+    "jpeg-compression",
+    "median-smoothing",
+    "dp-sgd: {noise_multiplier: 1.0}",
+    "dp-sgd: {epsilon: 4.0}",
+    "dp-sgd: {noise_multiplier: 0.0, clipping: per-layer}",
+    "dp-sgd: {noise_multiplier: 0.5, clipping: automatic}",
+    "dp-sgd: {noise_multiplier: 0.5, per_sample: vmap}",
+    f"[adversarial-training: {{{PGD}, fraction: 0.5}}, dp-sgd: {{noise_multiplier: 1.0}}]",
+    "[trades: {eps: 0.1, steps: 2}, dp-sgd: {noise_multiplier: 1.0}]",
+    "[mart: {eps: 0.1, steps: 1}, dp-sgd: {epsilon: 3.0}, gradient-clipping]",
+    "[label-smoothing, trades: {eps: 0.1, steps: 1}, gradient-clipping: {max_norm: 0.3}, gradient-noise]",
+    "[dp-sgd: {noise_multiplier: 1.0}, gradient-noise, gradient-pruning]",
+]
+
+
+@pytest.mark.parametrize("defences", STACKS)
+def test_every_stack_trains_as_one_program(tmp_path, defences):
+    stage = training(tmp_path, defences)
+    clients = members(stage)
+    assert len({client.size for client in clients}) == 5  # ragged
+    assert len({client.steps for client in clients}) > 1
+    facts = same(stage, clients=clients)
+    assert facts == {"clients": "vectorised", "chunk": 5, "alone": []}
+
+
+EQUAL = ["adversarial-weight-perturbation: {attack: {pgd: {eps: 0.1, steps: 2}}}", "clean-logit-pairing"]
+
+
+@pytest.mark.parametrize("defences", EQUAL)
+def test_defences_that_couple_records_need_equal_clients(tmp_path, defences):
+    stage = training(tmp_path, defences, partition="iid")
+    assert same(stage, clients=members(stage, limit=150))["chunk"] == 5
+    ragged = training(tmp_path, defences)
+    assert same(ragged)["alone"] == ["no two clients are alike"]
+
+
+ALONE = [
+    ("free-adversarial-training", "free-adversarial-training"),
+    ("soteria: {ratio: 0.3}", "soteria"),
+    ("dp-sgd: {noise_multiplier: 1.0, per_sample: ghost}", "one at a time"),
+]
+
+
+@pytest.mark.parametrize(("defences", "reason"), ALONE)
+def test_what_cannot_be_vectorised_trains_alone_and_says_so(tmp_path, defences, reason):
+    stage = training(tmp_path, defences, local="{steps: 2, batch_size: 8, optimizer: {sgd: {lr: 0.1}}}")
+    facts = same(stage, clients=members(stage, limit=20), tolerance=1e-15)
+    assert facts["clients"] == "sequential"
+    assert len(facts["alone"]) == 1
+    assert reason in facts["alone"][0]
+
+
+def test_every_built_in_defence_is_tested():
+    tested = " ".join([*STACKS, *EQUAL, *(name for name, _ in ALONE)])
+    for name, plugin in harness.plugins("defence").items():
+        if plugin.__module__.startswith("harness_plugins."):
+            assert name in tested
+
+
+OPTIMISERS = [
+    "sgd: {lr: 0.1}",
+    "sgd: {lr: 0.1, momentum: 0.9, weight_decay: 0.01}",
+    "adam: {lr: 0.01, weight_decay: 0.01}",
+    "nadam: {lr: 0.01}",
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+@pytest.mark.parametrize("steps", ["epochs: 2", "steps: 3"])
+@pytest.mark.parametrize("proximal", [0.0, 0.3])
+def test_optimisers_steps_and_the_proximal_term(tmp_path, optimizer, steps, proximal):
+    local = f"{{{steps}, batch_size: 60, proximal: {proximal}, optimizer: {{{optimizer}}}}}"
+    assert same(training(tmp_path, local=local))["chunk"] == 5
+
+
+@pytest.mark.parametrize("model", ["logistic-regression", "{mlp: {hidden: [8]}}", "{resnet9: {width: 2}}"])
+def test_other_networks(tmp_path, model):
+    assert same(training(tmp_path, model=model))["clients"] == "vectorised"
+
+
+def test_batch_normalisation_keeps_each_client_s_statistics(tmp_path):
+    stage = training(tmp_path, model="{resnet9: {width: 2, norm: batch}}")
+    module = stage.initial_module().double()
+    clients = members(stage)
+    for client in clients[:3]:
+        client.images, client.labels = client.images[:90], client.labels[:90]
+        client.steps = stage._steps(90)
+    assert nature(module, clients[0].images[:1]) == "coupled"
+    counter = module.conv1[1].num_batches_tracked
+    assert same(stage, module, clients)["chunk"] == 3  # the others have sizes of their own
+    assert int(counter) == 2 * sum(client.steps for client in clients)  # as often in each of the two ways
+    one, together, _ = both(stage, module, clients)
+    means = [found[i][1]["conv1.1.running_mean"] for found in (one, together) for i in (0, 1)]
+    assert not torch.allclose(means[0], means[1])
+
+
+def test_batch_normalisation_under_a_gradient_hook_trains_alone(tmp_path):
+    stage = training(tmp_path, "gradient-clipping", model="{resnet9: {width: 2, norm: batch}}", partition="iid")
+    facts = same(stage, clients=members(stage, limit=100), tolerance=1e-15)
+    assert "running statistics" in facts["alone"][0]
+
+
+def test_an_attack_in_the_loss_leaves_running_statistics_alone(tmp_path):
+    stage = training(
+        tmp_path, f"adversarial-training: {{{PGD}}}", model="{resnet9: {width: 2, norm: batch}}", partition="iid"
+    )
+    assert same(stage, clients=members(stage, limit=100))["chunk"] == 5
+
+
+def test_dropout_trains_alone(tmp_path):
+    stage = training(tmp_path)
+    module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).double()
+    facts = same(stage, module, tolerance=1e-15)
+    assert "random numbers" in facts["alone"][0]
+
+
+POISONS = [
+    "badnets: {target: 0}", "label-flip", "dba: {target: 0}", "blended: {target: 0}",
+    "adversarial-samples: {attack: {pgd: {eps: 0.1, steps: 2}}}",
+    "neurotoxin: {backdoor: {badnets: {target: 0}}}", "model-replacement: {backdoor: {badnets: {target: 0}}}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", POISONS)
+@pytest.mark.parametrize("defences", ["none", "trades: {eps: 0.1, steps: 1}", "dp-sgd: {noise_multiplier: 1.0}"])
+def test_poisoned_clients_are_a_group_of_their_own(tmp_path, attack, defences):
+    threats = f"threats: [{{name: p, phase: training, malicious: 0.4, attacks: [{attack}]}}]\n"
+    stage = training(tmp_path, defences, threats=threats)
+    clients = members(stage)
+    facts = same(stage, clients=clients)
+    assert facts["clients"] == "vectorised"
+    assert facts["alone"] == []
+    assert len({client.hooks for client in clients}) == 2
+
+
+def test_an_attack_that_counts_steps_trains_alone(tmp_path):
+    attack = "alternating-minimisation: {backdoor: {badnets: {target: 0}}}"
+    threats = f"threats: [{{name: p, phase: training, malicious: 0.4, attacks: [{attack}]}}]\n"
+    facts = same(training(tmp_path, threats=threats))
+    assert facts["chunk"] == 3  # the honest ones
+    assert "alternating-minimisation" in facts["alone"][0]
+
+
+class UsesGenerator(Defence):
+    """A third party's: knows nothing of vectorised clients, and draws from the client's generator."""
+
+    name = "test-uses-generator"
+    scale: float = Field(0.01)
+
+    def gradient(self, local):
+        inner, generator = local.gradient, local.generator
+
+        def gradient(params, batch, key):
+            return {
+                n: g + self.scale * torch.randn(g.shape, generator=generator, dtype=g.dtype)
+                for n, g in inner(params, batch, key).items()
+            }
+
+        return gradient
+
+
+class LooksAtValues(Defence):
+    """A third party's loss that branches on a value, which vmap refuses."""
+
+    name = "test-looks-at-values"
+
+    def loss(self, loss, logits):
+        def halved(params, batch, key):
+            losses = loss(params, batch, key)
+            return losses / 2 if float(losses.detach().mean()) > 0 else losses
+
+        return halved
+
+
+class Weighted(Defence):
+    """A third party's pure loss and batch: vectorised without being told."""
+
+    name = "test-weighted"
+
+    def batch(self, x, y, key):
+        return 1 - x, y
+
+    def loss(self, loss, logits):
+        return lambda params, batch, key: loss(params, batch, key) * (1 + batch[0].flatten(1).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("hook", "way"), [(UsesGenerator(), "sequential"), (LooksAtValues(), "sequential"), (Weighted(), "vectorised")]
+)
+def test_a_third_party_s_defence_works_without_knowing(tmp_path, hook, way):
+    stage = training(tmp_path)
+    clients = members(stage)
+    for client in clients:
+        client.hooks, client.prepared = (hook,), [{}]
+    facts = same(stage, clients=clients)
+    assert facts["clients"] == way
+    assert bool(facts["alone"]) == (way == "sequential")
+
+
+def test_a_hook_that_fails_raises_its_own_error(tmp_path):
+    class Broken(ClientHooks):
+        def loss(self, loss, logits):
+            raise ZeroDivisionError("the hook's own")
+
+    stage = training(tmp_path)
+    clients = members(stage)
+    hook = Broken()
+    for client in clients:
+        client.hooks, client.prepared = (hook,), [{}]
+    module = stage.initial_module().double()
+    trainer = VectorisedTrainer(module, stage.spec.federation.local, 0, "stage", "float32", "cpu")
+    with pytest.raises(ZeroDivisionError, match="the hook's own"):
+        trainer.train_all(clients, Start(0, flatten(module)), [{}] * 5)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_do_not_change_the_numbers(tmp_path, chunk):
+    facts = same(training(tmp_path), chunk=chunk)
+    assert facts["chunk"] == chunk
+    assert facts["clients"] == ("vectorised" if chunk > 1 else "sequential")
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(tmp_path, monkeypatch, caplog):
+    real, sizes = vectorised.Cohort.train, []
+
+    def small(self):
+        sizes.append(len(self.clients))
+        if len(self.clients) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        real(self)
+
+    monkeypatch.setattr(vectorised.Cohort, "train", small)
+    with caplog.at_level("WARNING"):
+        facts = same(training(tmp_path))
+    assert sizes == [5, 2, 2]  # the fifth client trains alone
+    assert facts["clients"] == "vectorised"
+    assert facts["chunk"] == 2
+    assert "5 clients at once did not fit; 2 from then on" in facts["out_of_memory"]
+    assert len(caplog.records) == 1
+
+
+def test_float32_and_bf16(tmp_path):
+    stage = training(tmp_path, "trades: {eps: 0.1, steps: 1}", local="{steps: 3, batch_size: 50}")
+    clients = members(stage)
+    for client in clients:
+        client.images = client.images.float()
+    assert same(stage, stage.initial_module(), clients, tolerance=1e-5)["chunk"] == 5
+    object.__setattr__(stage.spec.compute, "precision", "bf16")
+    assert same(stage, stage.initial_module(), clients, tolerance=0.05)["chunk"] == 5
+
+
+@pytest.mark.parametrize("how", ["shuffle", "poisson"])
+def test_stacked_batches_are_the_clients_own(how):
+    sizes, steps = [30, 23, 7, 12], [9, 6, 4, 0]
+    samplings = [Sampling(how, 0.1 + 0.05 * i if how == "poisson" else None) for i in range(4)]
+
+    def generators():
+        return [torch_generator("order", i) for i in range(4)]
+
+    each = [
+        list(batches(n, 8, s, w, g)) for n, s, w, g in zip(sizes, steps, samplings, generators(), strict=True)
+    ]
+    number = empty = 0
+    for number, (index, mask) in enumerate(stacked_batches(sizes, 8, steps, samplings, generators()), 1):
+        assert len(index) == sum(s >= number for s in steps)
+        for i, row in enumerate(index):
+            real = row if mask is None else row[mask[i]]
+            assert torch.equal(real, each[i][number - 1])
+            empty += not len(real)
+            assert int(row.max()) < sizes[i]
+    assert number == 9
+    assert (empty > 0) == (how == "poisson")
+
+
+@pytest.mark.parametrize("defences", ["none", "dp-sgd: {noise_multiplier: 0.5}"])
+def test_a_whole_run_scores_the_same_and_says_how_clients_trained(tmp_path, defences):
+    text = FEDERATION.replace("{defences}", defences).replace("{model}", "{small-cnn: {width: 2, hidden: 8}}")
+    text = text.replace("{partition}", "iid").replace("{local}", LOCAL).replace("clients: 5", "clients: 4")
+    found = {}
+    for way in ("sequential", "vectorised", "auto"):
+        file = tmp_path / f"{way}.yaml"
+        file.write_text(text + f"compute: {{clients: {way}, chunk: 3}}\n")
+        found[way] = harness.run(file, device="cpu", jobs=0, store=tmp_path / way).records[0]
+    one, together, default = found.values()
+    assert together["training"]["execution"]["clients"] == "vectorised"
+    assert together["training"]["execution"]["chunk"] == 3
+    assert one["training"]["execution"] == default["training"]["execution"] == {"clients": "sequential"}
+    for a, b in zip(one["history"], together["history"], strict=True):
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-3)
+    keys = {record["provenance"]["stages"]["train"] for record in found.values()}
+    assert len(keys) == 3
+
+
+def test_nature_asks_the_network():
+    x = torch.rand(1, 1, 8, 8)
+    flat = [nn.Flatten(), nn.Linear(64, 5)]
+    assert nature(nn.Sequential(*flat), x) == "apart"
+    assert nature(nn.Sequential(nn.BatchNorm2d(1), *flat), x) == "coupled"
+    assert nature(nn.Sequential(*flat, nn.Dropout(0.5)), x) == "random"
+    norm = nn.BatchNorm2d(1).eval()
+    state = torch.get_rng_state()
+    nature(nn.Sequential(norm, *flat), x)
+    assert not norm.training
+    assert int(norm.num_batches_tracked) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_clients_of_other_kinds_are_not_mixed(tmp_path):
+    stage = training(tmp_path, local="{steps: 2, batch_size: 8, optimizer: {sgd: {lr: 0.1}}}")
+    module = stage.initial_module().double()
+    images = torch.rand(20, 1, 8, 8, dtype=torch.float64, generator=torch_generator("images"))
+    labels = torch.zeros(20, dtype=torch.int64)
+    shuffled = [Client(i, images, labels, 2, Sampling()) for i in range(2)]
+    coins = [Client(i, images, labels, 2, Sampling("poisson", 0.4)) for i in (2, 3)]
+    assert same(stage, module, [shuffled[0], coins[0], shuffled[1], coins[1]])["chunk"] == 2
+    still = Client(4, images, labels, 0, Sampling())
+    trainer = VectorisedTrainer(module, LocalTraining(optimizer=SGD()), 0, "stage", "float32", "cpu")
+    (update, _), (moved, _) = trainer.train_all([still, shuffled[0]], Start(0, flatten(module)), [{}, {}])
+    assert not update.any()
+    assert moved.any()
