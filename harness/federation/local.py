@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +14,21 @@ from harness.contracts.defence import ClientHooks, Local, Sampling, UpdateContex
 from harness.evaluation.predict import to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import batches
-from harness.federation.optimizers import local_optimizer
 from harness.federation.compose import (
     Hooks,
     composed_batch,
     composed_gradient,
     composed_loss,
 )
+from harness.federation.optimizers import local_optimizer
 from harness.federation.vector import (
     buffer_names,
-    flatten,
     float_buffers,
+    joined,
     layout,
     load_buffers,
-    load_vector,
     trainable,
+    write,
 )
 from harness.functional import freeze_batch_norms
 from harness.random import derive, make_key, split, torch_generator
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.contracts.defence import GradientFn, LogitsFn, LossFn, Params
+
+
+Trained = tuple["Tensor", dict[str, "Tensor"]]  # an update (d,) and the float buffers it comes with
 
 
 @dataclass
@@ -95,6 +99,7 @@ class LocalTrainer:
         self.autocast = precision == "bf16"
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
         self.layout = layout(module)
+        self.parameters = trainable(module)
         self.buffer_names = buffer_names(module)
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
         self._logits = self.in_precision(Apply(module))
@@ -112,7 +117,7 @@ class LocalTrainer:
 
     def train_all(
         self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]
-    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    ) -> list[Trained]:
         """Each client's update (d,) and the float buffers it ends with. buffers: what each one starts with."""
         trained = []
         for client, own in zip(clients, buffers, strict=True):
@@ -125,24 +130,20 @@ class LocalTrainer:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
         s, round = self.settings, at.round
         hooks = tuple(hook.at(at.done + round, at.rounds) for hook in client.hooks)
-        load_vector(self.module, at.weights)
+        params, parameters = dict(self.parameters), list(self.parameters.values())
+        write(parameters, at.weights)
         self.module.train()
         if self.batch_norm == "eval":
             freeze_batch_norms(self.module)
-        params: Params = dict(trainable(self.module))
-        start = [p.detach().clone() for p in params.values()] if s.proximal else []
-        optimizer = local_optimizer(s.optimizer, list(params.values()), at.multiplier)
+        start = [p.detach().clone() for p in parameters] if s.proximal else []
+        optimizer = local_optimizer(s.optimizer, parameters, at.multiplier)
         noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
         gradient = self._gradient(client, hooks, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
-        keys = split(
-            make_key(self.seed, "local", client.id, round, device=self.device),
-            torch.arange(max(client.steps, 1), device=self.device),
-        ).unbind()
         changed = composed_batch(hooks)
         with seeded_modules(self.device, self.seed, client.id, round):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
-            for index, key in zip(indices, keys, strict=False):
+            for index, key in zip(indices, self._keys(client, hooks, round), strict=False):
                 batch = changed((to_pixels(client.images[index]), client.labels[index]), key)
                 grads = gradient(params, batch, key)
                 for i, (name, parameter) in enumerate(params.items()):
@@ -150,9 +151,16 @@ class LocalTrainer:
                     if s.proximal:  # FedProx (Li et al. 2020): mu (w - w_global), which reads no data
                         parameter.grad = parameter.grad + s.proximal * (parameter.detach() - start[i])
                 optimizer.step()
-        for parameter in params.values():
+        for parameter in parameters:
             parameter.grad = None
-        return self.finish(client, hooks, flatten(self.module) - at.weights, noise, at)
+        return self.finish(client, hooks, joined(parameters) - at.weights, noise, at)
+
+    def _keys(self, client: Client, hooks: Hooks, round: int) -> Iterable[Tensor]:
+        """One key a step. Without a hook nothing reads them: one for all, as it takes longer to split than to use."""
+        key = make_key(self.seed, "local", client.id, round, device=self.device)
+        if not hooks:
+            return itertools.repeat(key)
+        return split(key, torch.arange(max(client.steps, 1), device=self.device)).unbind()
 
     def finish(
         self, client: Client, hooks: Hooks, delta: Tensor, noise: torch.Generator, at: Start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,16 +27,25 @@ def layout(module: nn.Module) -> dict[str, slice]:
 
 def flatten(module: nn.Module) -> Tensor:
     """A copy of the trainable parameters as one vector (d,)."""
-    return torch.cat([p.detach().reshape(-1) for p in trainable(module).values()])
+    return joined(trainable(module).values())
+
+
+def joined(parameters: Iterable[Tensor]) -> Tensor:
+    """A copy of these parameters as one vector (d,)."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters])
+
+
+def load_vector(module: nn.Module, vector: Tensor) -> None:
+    """Write a vector (d,) into the trainable parameters, in place."""
+    write(list(trainable(module).values()), vector)
 
 
 @torch.no_grad()
-def load_vector(module: nn.Module, vector: Tensor) -> None:
-    """Write a vector (d,) into the trainable parameters, in place."""
-    start = 0
-    for parameter in trainable(module).values():
-        parameter.copy_(vector[start : start + parameter.numel()].view_as(parameter))
-        start += parameter.numel()
+def write(parameters: Sequence[Tensor], vector: Tensor) -> None:
+    """Write a vector (d,) into these parameters, in place."""
+    parts = vector.split([p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.copy_(part.view_as(parameter))
 
 
 def buffer_names(module: nn.Module) -> frozenset[str]:

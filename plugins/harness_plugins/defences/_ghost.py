@@ -1,7 +1,9 @@
-"""Sums of clipped per-sample gradients without a gradient per sample: one forward and two backward passes.
+"""Sums of clipped per-sample gradients from one forward and one backward pass.
 
-Opacus' ghost and fast gradient clipping (Bu, Mao, Xu 2022, arXiv 2205.10683; Li et al. 2022, arXiv
-2110.05679), with Opacus' formulas for each layer but other hooks. Opacus' own hooks fail inside
+Norms are those of ghost clipping (Bu, Mao, Xu 2022, arXiv 2205.10683; Li et al. 2022, arXiv 2110.05679), the sums
+those of book-keeping (Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038): a layer's inputs and the gradients of
+its outputs, once known, give its norms and, scaled record by record, its clipped sum, so there is no second backward
+pass. Linear layers and convolutions have formulas here, others Opacus'. Opacus' own hooks fail inside
 torch.func transforms, so with them no attack could run inside the loss. Here a forward hook takes part
 only while a layer holds its own parameter objects, so attacks on detached parameters pass by unseen, and the
 gradients of layer outputs come from autograd.grad on graph edges, which needs no backward hook and no
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,20 +78,21 @@ class GhostClipping:
             with self._capture() as calls:
                 losses = self.loss(params, batch, key)
             self._check_calls(calls, losses)
+            first = self.module not in _verified
             backprops = torch.autograd.grad(
-                losses.sum(), [call.edge for call in calls], retain_graph=True, allow_unused=True
+                losses.sum(), [call.edge for call in calls], retain_graph=first, allow_unused=True
             )
-            for call, gradient in zip(calls, backprops, strict=True):
-                if gradient is None or len(gradient) != len(losses):
-                    raise Unsupported(f"{type(call.layer).__name__} does not put out one row a record")
-            squared = [self._norms(call, g) for call, g in zip(calls, backprops, strict=True)]
-            norms = torch.stack([s for own in squared for s in own]).sum(0).sqrt()
-            scale = clip_scale(norms, self.max_grad_norm, self.automatic)
-            values = list(params.values())
-            sums = torch.autograd.grad((scale * losses).sum(), values)
-        result = {name: g.detach() for name, g in zip(params, sums, strict=True)}
-        if self.module not in _verified and bool(norms.isfinite().all()):
-            _verify(result, params, calls, backprops, scale)
+        parts = []
+        for call, gradient in zip(calls, backprops, strict=True):
+            if gradient is None or len(gradient) != len(losses):
+                raise Unsupported(f"{type(call.layer).__name__} does not put out one row a record")
+            parts.append(_layer_part(call, gradient, self.layers[call.layer]))
+        norms = torch.stack([part.squared for part in parts]).sum(0).sqrt()
+        scale = clip_scale(norms, self.max_grad_norm, self.automatic)
+        sums = {id(p): g.view_as(p) for part in parts for p, g in part.sums(scale).items()}
+        result = {name: sums[id(p)] for name, p in params.items()}
+        if first and bool(norms.isfinite().all()):
+            _verify(sums, parts, list(params.values()), losses, scale)
             _verified[self.module] = True
         return result, norms
 
@@ -126,9 +129,9 @@ class GhostClipping:
                 raise Unsupported(f"{type(layer).__name__} is used {used[layer]} times in the loss")
         if self._loss_checked:
             return
-        samplers, _ = _formulas()
+        known = _formulas()
         for call in calls:
-            if type(call.layer) not in samplers:
+            if type(call.layer) not in known:
                 raise Unsupported(f"there is no formula for {type(call.layer).__name__}")
             if getattr(call.layer, "padding_mode", "zeros") != "zeros":
                 raise Unsupported(f"there is no formula for {call.layer.padding_mode} padding")
@@ -142,17 +145,58 @@ class GhostClipping:
                 raise Unsupported(f"{name} is used {uses[id(parameter)]} times in the loss")
         self._loss_checked = True
 
-    def _norms(self, call: Call, backprops: Tensor) -> list[Tensor]:
-        """Squared norms (b,) of each trainable parameter's per-sample gradients."""
-        samplers, norm_samplers = _formulas()
-        direct = norm_samplers.get(type(call.layer))
-        if direct is not None and backprops.ndim in (2, 3):
-            norms = direct(call.layer, call.activations, backprops)
-            return [norms[p].square() for p in self.layers[call.layer]]
-        samples = samplers[type(call.layer)](call.layer, call.activations, backprops)
-        if any(p not in samples for p in self.layers[call.layer]):
-            raise Unsupported(f"the formula for {type(call.layer).__name__} leaves a parameter out")
-        return [samples[p].flatten(1).square().sum(1) for p in self.layers[call.layer]]
+
+class Part(NamedTuple):
+    """What one layer adds: squared norms (b,) of its gradients, and its clipped sums given the scale (b,)."""
+
+    squared: Tensor
+    sums: Callable[[Tensor], dict[nn.Parameter, Tensor]]
+
+
+def _layer_part(call: Call, backprops: Tensor, wanted: list[nn.Parameter]) -> Part:
+    from torch import nn
+
+    layer, (x, *_) = call.layer, call.activations
+    if type(layer) is nn.Linear and backprops.ndim == 2:
+        return _linear(layer, x, backprops, wanted)
+    if type(layer) is nn.Conv2d and layer.groups == 1 and not isinstance(layer.padding, str):
+        return _per_sample(_convolution(layer, x, backprops), wanted)
+    found = _formulas()[type(layer)](layer, call.activations, backprops)
+    if any(p not in found for p in wanted):
+        raise Unsupported(f"the formula for {type(layer).__name__} leaves a parameter out")
+    return _per_sample({p: found[p].flatten(1) for p in wanted}, wanted)
+
+
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor, wanted: list[nn.Parameter]) -> Part:
+    """Row i of the weight's gradients is g_i x_i^T, an outer product: its norm is the product of theirs."""
+    squares = g.square().sum(1)
+    weight, bias = (any(p is own for p in wanted) for own in (layer.weight, layer.bias))
+    squared = squares * (x.square().sum(1) * weight + float(bias))
+
+    def sums(scale: Tensor) -> dict[nn.Parameter, Tensor]:
+        scaled = scale.unsqueeze(1) * g
+        found = {layer.weight: scaled.T @ x} if weight else {}
+        return found | ({layer.bias: scaled.sum(0)} if bias else {})
+
+    return Part(squared, sums)
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor, g: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Per-sample gradients, flat: output gradients times patches of the input."""
+    from torch.nn import functional
+
+    g = g.flatten(2)
+    patches = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    found = {layer.weight: (g @ patches.transpose(1, 2)).flatten(1)}
+    return found if layer.bias is None else found | {layer.bias: g.sum(2)}
+
+
+def _per_sample(samples: dict[nn.Parameter, Tensor], wanted: list[nn.Parameter]) -> Part:
+    """From gradients (b, numel), which are at hand once their norms are known."""
+    import torch
+
+    squared = torch.stack([samples[p].square().sum(1) for p in wanted]).sum(0)
+    return Part(squared, lambda scale: {p: scale @ samples[p] for p in wanted})
 
 
 def clip_scale(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
@@ -165,10 +209,11 @@ def clip_scale(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> 
     return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
 
 
-def _formulas() -> tuple[dict[Any, Any], dict[Any, Any]]:
+def _formulas() -> dict[Any, Any]:
+    """Layer class -> Opacus' per-sample gradients."""
     from opacus.grad_sample import GradSampleModuleFastGradientClipping as Opacus
 
-    return Opacus.GRAD_SAMPLERS, Opacus.NORM_SAMPLERS
+    return Opacus.GRAD_SAMPLERS
 
 
 def _uses(losses: Tensor) -> Counter[int]:
@@ -188,16 +233,15 @@ def _uses(losses: Tensor) -> Counter[int]:
     return uses
 
 
-def _verify(sums: Params, params: Params, calls: list[Call], backprops: Any, scale: Tensor) -> None:
+def _verify(
+    sums: dict[int, Tensor], parts: list[Part], params: list[Tensor], losses: Tensor, scale: Tensor
+) -> None:
     """The formulas' clipped sums against autograd's: a layer's option that they do not know shows here."""
     import torch
 
-    samplers, _ = _formulas()
-    names = {id(p): name for name, p in params.items()}
-    for call, gradient in zip(calls, backprops, strict=True):
-        for parameter, samples in samplers[type(call.layer)](call.layer, call.activations, gradient).items():
-            name = names[id(parameter)]
-            expected = torch.tensordot(scale, samples, dims=1)
-            size = (scale * samples.flatten(1).norm(dim=1)).sum()
-            if not (expected - sums[name]).norm() <= 1e-3 * size + 1e-12:
-                raise Unsupported(f"the formula for {type(call.layer).__name__} does not cover {name}")
+    expected = dict(zip(map(id, params), torch.autograd.grad((scale * losses).sum(), params), strict=True))
+    for part in parts:
+        size = (scale * part.squared.sqrt()).sum()  # what was added up; little may be left of it
+        for p in part.sums(scale):
+            if not (sums[id(p)] - expected[id(p)]).norm() <= 1e-3 * size + 1e-12:
+                raise Unsupported(f"the formulas do not give autograd's gradient of shape {tuple(p.shape)}")

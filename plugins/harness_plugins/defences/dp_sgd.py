@@ -20,7 +20,6 @@ from harness.api import (
     StackContext,
     accounting,
     batch_norms,
-    record_keys,
 )
 from harness_plugins.defences._ghost import GhostClipping, Unsupported, clip_scale
 
@@ -243,9 +242,7 @@ class DPSGD(Defence):
         """Sum of the clipped per-sample gradients. The path is chosen at the first batch."""
 
         def vmapped(params: Params, batch: Batch, key: Tensor) -> Params:
-            return vmapped_sum(
-                local.loss, params, batch, key, self.max_grad_norm, self.clipping, local.mask
-            )
+            return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm, self.clipping, local.mask)
 
         if self.per_sample == "vmap" or self.clipping == "per-layer":
             return vmapped
@@ -291,16 +288,16 @@ def vmapped_sum(
     x, y = batch
     values = {name: p.detach() for name, p in params.items()}
 
-    def one(values: Params, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        return loss(values, (x.unsqueeze(0), y.unsqueeze(0)), key.unsqueeze(0)).squeeze(0)
+    def one(values: Params, x: Tensor, y: Tensor) -> Tensor:
+        # The batch's own key: losses make a record's from it and the record, as they do on the whole batch.
+        return loss(values, (x.unsqueeze(0), y.unsqueeze(0)), key).squeeze(0)
 
-    per_sample = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0, 0), randomness="different")
-    keys = record_keys(key, x)
+    per_sample = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0), randomness="different")
     step = max(1, CHUNK_ELEMENTS // max(1, sum(p.numel() for p in values.values())))
     total: Params = {}
     for start in range(0, len(y), step):
         part = slice(start, start + step)
-        grads = per_sample(values, x[part], y[part], keys[part])
+        grads = per_sample(values, x[part], y[part])
         squared = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()])  # (tensors, b)
         counted = squared.sum(0).isfinite()
         if mask is not None:
