@@ -303,6 +303,7 @@ class Planner:
             # Equal to float tolerance only. What auto resolves to follows from the device type.
             "clients": compute.clients,
             "chunk": compute.chunk,
+            "channels_last": compute.channels_last,
         }
 
 

@@ -185,6 +185,7 @@ class Compute(Part):
     chunk: int | None = Field(
         None, ge=1, description="clients trained as one program at most; default: as many as fit the memory"
     )
+    channels_last: bool = Field(False, description="layout of convolutions in training that GPUs prefer")
     stage_timeout: float | None = Field(
         None, gt=0, description="seconds after which a stage fails; default: never"
     )

@@ -122,6 +122,8 @@ class Training:
         prepared = self._prepare(schedule, history)
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
+        if spec.compute.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trainer = make_trainer(module, settings.local, seed, noise_seed, spec.compute, self.device)
         rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
         recorder = None

@@ -393,18 +393,21 @@ def test_a_whole_run_scores_the_same_and_says_how_clients_trained(tmp_path, defe
     text = FEDERATION.replace("{defences}", defences).replace("{model}", "{small-cnn: {width: 2, hidden: 8}}")
     text = text.replace("{partition}", "iid").replace("{local}", LOCAL).replace("clients: 5", "clients: 4")
     found = {}
-    for way in ("sequential", "vectorised", "auto"):
-        file = tmp_path / f"{way}.yaml"
-        file.write_text(text + f"compute: {{clients: {way}, chunk: 3}}\n")
+    for way in ("sequential", "vectorised", "auto", "auto, channels_last: true"):
+        file = tmp_path / "run.yaml"
+        file.write_text(text + f"compute: {{chunk: 3, clients: {way}}}\n")
         found[way] = harness.run(file, device="cpu", jobs=0, store=tmp_path / way).records[0]
-    one, together, default = found.values()
+    one, together, default, layout = found.values()
+    assert layout["history"][-1]["val_loss"] == pytest.approx(one["history"][-1]["val_loss"], rel=1e-3)
     assert together["training"]["execution"]["clients"] == "vectorised"
     assert together["training"]["execution"]["chunk"] == 3
     assert one["training"]["execution"] == default["training"]["execution"] == {"clients": "sequential"}
+    hashes = {record["scenario"]["hash"] for record in found.values()}
+    assert len(hashes) == 4
     for a, b in zip(one["history"], together["history"], strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-3)
     keys = {record["provenance"]["stages"]["train"] for record in found.values()}
-    assert len(keys) == 3
+    assert len(keys) == 4
 
 
 def test_nature_asks_the_network():
