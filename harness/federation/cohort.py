@@ -13,7 +13,7 @@ from harness.federation.apply import Apply
 from harness.federation.batches import stacked_batches
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
 from harness.federation.optimizers import keep_first, local_optimizer
-from harness.functional import freeze_batch_norms, masked_mean
+from harness.functional import masked_mean
 from harness.random import derive, split, torch_generator
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ class Cohort:
     def train(self) -> None:
         """All local steps; `weights` and `buffers` change."""
         s = self.trainer.settings
-        self.module.train()
-        if self.trainer.batch_norm == "eval":
-            freeze_batch_norms(self.module)
+        self.trainer.set_modes()
         leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
         optimizer = local_optimizer(s.optimizer, list(leaves.values()), self.at.multiplier)
         k = len(self.clients)

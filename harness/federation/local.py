@@ -100,6 +100,8 @@ class LocalTrainer:
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
         self.layout = layout(module)
         self.parameters = trainable(module)
+        self._layers = list(module.modules())
+        self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
         self._logits = self.in_precision(Apply(module))
@@ -130,14 +132,18 @@ class LocalTrainer:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
         s, round = self.settings, at.round
         hooks = tuple(hook.at(at.done + round, at.rounds) for hook in client.hooks)
-        params, parameters = dict(self.parameters), list(self.parameters.values())
+        params: Params = dict(self.parameters)
+        parameters = list(params.values())
         write(parameters, at.weights)
-        self.module.train()
-        if self.batch_norm == "eval":
-            freeze_batch_norms(self.module)
+        self.set_modes()
         start = [p.detach().clone() for p in parameters] if s.proximal else []
         optimizer = local_optimizer(s.optimizer, parameters, at.multiplier)
-        noise = torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
+        # Nobody draws noise where there are no hooks.
+        noise = (
+            torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
+            if hooks
+            else torch.default_generator
+        )
         gradient = self._gradient(client, hooks, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
@@ -155,11 +161,18 @@ class LocalTrainer:
             parameter.grad = None
         return self.finish(client, hooks, joined(parameters) - at.weights, noise, at)
 
+    def set_modes(self) -> None:
+        """Training mode, which is only set where it is not on: setting takes as long as a small layer."""
+        if not all(layer.training for layer in self._layers):
+            self.module.train()
+        if self.batch_norm == "eval":
+            freeze_batch_norms(self.module)
+
     def _keys(self, client: Client, hooks: Hooks, round: int) -> Iterable[Tensor]:
-        """One key a step. Without a hook nothing reads them: one for all, as it takes longer to split than to use."""
-        key = make_key(self.seed, "local", client.id, round, device=self.device)
+        """One key a step; the same idle one where there is no hook to read it."""
         if not hooks:
-            return itertools.repeat(key)
+            return itertools.repeat(self._idle_key)
+        key = make_key(self.seed, "local", client.id, round, device=self.device)
         return split(key, torch.arange(max(client.steps, 1), device=self.device)).unbind()
 
     def finish(
