@@ -234,9 +234,12 @@ POISONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", POISONS)
+BESIDE = ["trades: {eps: 0.1, steps: 1}", "dp-sgd: {noise_multiplier: 1.0}"]
+
+
 @pytest.mark.parametrize(
-    "defences", ["none", "trades: {eps: 0.1, steps: 1}", "dp-sgd: {noise_multiplier: 1.0}"]
+    ("attack", "defences"),
+    [*((attack, "none") for attack in POISONS), *((POISONS[i], beside) for i in (4, 5) for beside in BESIDE)],
 )
 def test_poisoned_clients_are_a_group_of_their_own(tmp_path, attack, defences):
     threats = f"threats: [{{name: p, phase: training, malicious: 0.4, attacks: [{attack}]}}]\n"
