@@ -109,7 +109,7 @@ class Outcome:
 
 
 class Federation:
-    """Runs rounds over clients, one client after another."""
+    """Runs rounds over clients, which its trainer trains one after another or together."""
 
     def __init__(
         self,

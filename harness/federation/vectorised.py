@@ -15,6 +15,7 @@ import torch
 from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.cohort import Cohort
 from harness.federation.local import Client, LocalTrainer, Start, Trained
+from harness.functional import batch_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -201,7 +202,8 @@ class VectorisedTrainer(LocalTrainer):
 def nature(module: nn.Module, x: Tensor) -> str:
     """How a network in training treats the records of a batch: `apart`, `coupled`, or `random`. x (1, c, h, w).
 
-    Asked of the network itself, not of its layers' names.
+    Asked of the network itself, as third parties' layers may do either; batch normalisation counts in any case, as
+    behind a layer that starts at zero it would not show.
     """
     pair, other = torch.cat([x, 1 - x]), torch.cat([x, x / 2 + 0.25])
     with (
@@ -216,9 +218,13 @@ def nature(module: nn.Module, x: Tensor) -> str:
             return torch.func.functional_call(module, values, (batch,))[0]
 
         once, again, beside = first(pair), first(pair), first(other)
-    if not torch.equal(once, again):
+
+    def equal(a: Tensor, b: Tensor) -> bool:
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    if not equal(once, again):
         return "random"
-    return "apart" if torch.allclose(once, beside, rtol=1e-4, atol=1e-5, equal_nan=True) else "coupled"
+    return "apart" if equal(once, beside) and not batch_norms(module) else "coupled"
 
 
 def make_trainer(

@@ -419,6 +419,9 @@ def test_nature_asks_the_network():
     assert nature(nn.Sequential(*flat), x) == "apart"
     assert nature(nn.Sequential(nn.BatchNorm2d(1), *flat), x) == "coupled"
     assert nature(nn.Sequential(*flat, nn.Dropout(0.5)), x) == "random"
+    silent = nn.Sequential(nn.BatchNorm2d(1), *flat)
+    nn.init.zeros_(silent[2].weight)
+    assert nature(silent, x) == "coupled"
     norm = nn.BatchNorm2d(1).eval()
     state = torch.get_rng_state()
     nature(nn.Sequential(norm, *flat), x)
