@@ -12,6 +12,8 @@ from harness import __version__
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
+    Address,
+    Artifacts,
     AsJson,
     CheckData,
     Device,
@@ -27,10 +29,12 @@ from harness.console.options import (
     Quiet,
     Scenarios,
     Select,
+    ShardOption,
     Store,
     Timeout,
 )
 from harness.console.privacy_commands import audit, explain
+from harness.console.store_commands import merge
 from harness.errors import HarnessError, ScenarioError
 from harness.leaderboard.commands import leaderboard
 
@@ -75,7 +79,10 @@ def run(
     dry_run: DryRun = False,
     fail_fast: FailFast = False,
     timeout: Timeout = None,
+    shard: ShardOption = None,
     executor: Executor = "local",
+    address: Address = "auto",
+    artifacts: Artifacts = "objects",
     export: Export = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -86,6 +93,8 @@ def run(
     1 some cells failed or a scenario was skipped, 2 bad input, 130 interrupted.
 
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
+    On a Ray cluster: harness run scenarios/quickstart.yaml --executor ray --address auto
+    One of eight parts: harness run scenarios/quickstart.yaml --shard 2/8 --store shard2
     """
     from harness.console.arguments import find_scenarios, parse_jobs
     from harness.console.output import count_of, leave, make_console, print_json, run_values
@@ -94,12 +103,12 @@ def run(
     from harness.export import check_format
     from harness.export import export as write
 
-    if executor != "local":
-        raise HarnessError(f"--executor {executor}: the only one is local")
     if timeout is not None and not timeout > 0:
         raise HarnessError(f"--timeout must be greater than 0 seconds, not {timeout:g}")
     if dry_run:
-        return plan(scenarios, device=device, jobs=jobs, store=store, select=select, as_json=as_json)
+        return plan(
+            scenarios, device=device, jobs=jobs, store=store, select=select, shard=shard, as_json=as_json
+        )
     if export is not None:
         check_format(export)
     paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
@@ -109,7 +118,7 @@ def run(
     with make_observer(make_console(stderr=True), quiet=quiet) as observer:
         result = execute(
             paths, device=device, jobs=workers, store=store, select=select or None, fail_fast=fail_fast,
-            timeout=timeout, observer=observer,
+            timeout=timeout, observer=observer, shard=shard, executor=executor, address=address, artifacts=artifacts,
         )  # fmt: skip
     if as_json:
         print_json(run_values(result))
@@ -133,6 +142,7 @@ def plan(
     jobs: Jobs = "auto",
     store: Store = Path("runs"),
     select: Select = None,
+    shard: ShardOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would do: cells, stages, what is in the store, the time it may take.
@@ -147,7 +157,9 @@ def plan(
 
     from harness.engine import plan as make_plan
 
-    found = make_plan(paths, device=device, jobs=workers, store=store, select=select or None).to_dict()
+    found = make_plan(
+        paths, device=device, jobs=workers, store=store, select=select or None, shard=shard
+    ).to_dict()
     if as_json:
         print_json(found)
     else:
@@ -210,7 +222,7 @@ def schema(
     typer.echo(f"wrote {out}")
 
 
-for command in (picture, plot, explain, audit):
+for command in (picture, plot, explain, audit, merge):
     app.command()(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.devices import resolve_device
 from harness.errors import HarnessError, describe_error
+from harness.executors.choice import connection, job_count, ray_executor, resources
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable
 from harness.grid import select as select_cells
 from harness.observers import Observers
@@ -20,6 +20,7 @@ from harness.plan import CellPlan, Plan, Planner, Stage
 from harness.registry import BUILTIN, registry
 from harness.runner import Runner, in_order
 from harness.scenario import Scenario, load_many
+from harness.shards import Shard
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -77,24 +78,35 @@ def run(
     fail_fast: bool = False,
     timeout: float | None = None,
     observer: Any = None,
+    shard: str | None = None,
+    executor: str = "local",
+    address: str = "auto",
+    artifacts: str = "objects",
 ) -> RunResult:
     """Score every cell that the store does not have yet.
 
     scenarios: files or loaded scenarios. device: auto, cpu, cuda or cuda:i. jobs: worker processes, auto for
-    one per core (one per GPU on CUDA), 0 for this process. select: `axis=glob` expressions. timeout: seconds
-    a stage may take. observer: a display, see harness.observers. Raises HarnessError on bad input; failures
-    of cells are in the records.
+    one per core (one per GPU on CUDA), 0 for this process; on Ray, stages at a time, auto for all there is room for.
+    select: `axis=glob` expressions. timeout: seconds a stage may take. observer: a display, see harness.observers.
+    shard: `i/n`, one of n parts of the cells, see harness.shards. executor: local, or ray with the cluster's address
+    and how artifacts travel, see harness.executors.ray. Raises HarnessError on bad input; failures of cells are in
+    the records.
     """
     started = time.monotonic()
     loaded = _load(scenarios)
-    device = resolve_device(device)
-    workers = job_count(jobs, device)
-    if timeout is not None and workers == 0:
-        raise HarnessError("a time limit needs worker processes: use jobs >= 1")
+    part = None if shard is None else Shard.parse(shard)
     folder = Path(store)
-    with Store(folder) as opened, opened.lock():
-        planned, metrics, skipped = _plan(loaded, device, opened, _expressions(select))
-        executor = _executor(planned, folder, device, workers)
+    with connection(executor, address, artifacts), Store(folder) as opened, opened.lock():
+        device, limit = resources(executor, device, jobs)
+        if timeout is not None and executor == "local" and limit == 0:
+            raise HarnessError("a time limit needs worker processes: use jobs >= 1")
+        planned, metrics, skipped = _plan(loaded, device, opened, _expressions(select), part)
+        running = (
+            _executor(planned, folder, device, limit)
+            if executor == "local"
+            else ray_executor(folder, device, planned, metrics, limit, artifacts)
+        )
+        workers = limit if executor == "local" else running.capacity
         observers = Observers(observer, [t for s in loaded for t in s.trackers])
         facts = {
             "id": uuid.uuid4().hex[:12],
@@ -106,7 +118,7 @@ def run(
             "store": str(folder),
         }
         observers.run_started(facts, _describe(planned, opened, workers))
-        runner = Runner(planned, metrics, opened, executor, observers, fail_fast=fail_fast, timeout=timeout)
+        runner = Runner(planned, metrics, opened, running, observers, fail_fast=fail_fast, timeout=timeout)
         tally = runner.run()
         result = RunResult(
             records=list(in_order(planned, runner.records)),
@@ -142,33 +154,17 @@ def plan(
     jobs: str | int = "auto",
     store: str | Path = "runs",
     select: str | Sequence[str] | None = None,
+    shard: str | None = None,
 ) -> PlanResult:
     """What `run` would do: cells, unique stages, what is cached, an estimate of the time. Writes no store."""
     loaded = _load(scenarios)
     device = resolve_device(device)
+    part = None if shard is None else Shard.parse(shard)
     with _existing(Path(store)) as opened:
-        planned, _, skipped = _plan(loaded, device, opened, _expressions(select))
+        planned, _, skipped = _plan(loaded, device, opened, _expressions(select), part)
         description = _describe(planned, opened, job_count(jobs, device))
     description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped]
     return PlanResult(description)
-
-
-def job_count(jobs: str | int, device: str) -> int:
-    """The number of worker processes; 0: this process. Raises HarnessError."""
-    if jobs == "auto":
-        if device.startswith("cuda"):
-            import torch
-
-            return torch.cuda.device_count() if device == "cuda" else 1
-        usable = getattr(os, "sched_getaffinity", None)  # not on every system
-        return len(usable(0)) if usable else os.cpu_count() or 1
-    try:
-        count = int(jobs)
-    except ValueError:
-        raise HarnessError(f"jobs must be auto or a number, not {jobs!r}") from None
-    if count < 0:
-        raise HarnessError(f"jobs must be 0 (this process) or more, not {count}")
-    return count
 
 
 # parts --------------------------------------------------------------------------------------------
@@ -232,7 +228,11 @@ def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
 
 
 def _plan(
-    loaded: list[Scenario], device: str, store: Store | None, expressions: list[str]
+    loaded: list[Scenario],
+    device: str,
+    store: Store | None,
+    expressions: list[str],
+    part: Shard | None = None,
 ) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
     facts: dict[str, DataFacts] = {}
     modules: dict[str, nn.Module] = {}
@@ -249,6 +249,11 @@ def _plan(
             skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
     if not facts:
         raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+    if part is not None and skipped:
+        details = "\n".join(f"{name}: {reason}" for name, reason in skipped)
+        raise HarnessError(
+            f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
+        )
     usable = [s for s in loaded if s.name in facts]
     metrics = {s.name: metrics_of(s) for s in usable}
     chosen: list[Cell] = [cell for scenario in usable for cell in cells(scenario)]
@@ -268,7 +273,8 @@ def _plan(
             plans.append(CellPlan(cell, reason=verdict.reason, error=verdict.error))
         else:
             plans.append(planner.add(cell, facts[name], metrics[name]))
-    return Plan(plans, planner.stages, facts, device), metrics, skipped
+    whole = Plan(plans, planner.stages, facts, device)
+    return whole if part is None else part.of(whole), metrics, skipped
 
 
 def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:
@@ -339,4 +345,5 @@ def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
         "estimate_seconds": estimate(planned, pending, known, jobs) if pending else 0.0,
         "jobs": jobs,
         "device": planned.device,
+        "shard": planned.shard,
     }

@@ -34,10 +34,14 @@ def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], floa
 
 
 def _seconds(spec: Any, train: TrainSpec, facts: DataFacts, device: str) -> float:
+    batch = train.federation.local.batch_size
+    step, forward = _measure(train.model, train.normalization, facts, batch, train.compute.threads, device)
+    return work(spec, train, facts, step, forward)
+
+
+def work(spec: Any, train: TrainSpec, facts: DataFacts, step: float, forward: float) -> float:
+    """Seconds of a stage where a local step takes `step` and an image through the network `forward` seconds."""
     local = train.federation.local
-    step, forward = _measure(
-        train.model, train.normalization, facts, local.batch_size, train.compute.threads, device
-    )
     records = facts.train * (1 - train.holdout) * train.federation.participation
     clients = max(1, round(train.federation.clients * train.federation.participation))
     per_round = (
@@ -76,6 +80,8 @@ def _measure_cached(
 
     from harness.contracts.model import Normalization
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cpu"  # the GPUs are elsewhere
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -50,6 +50,11 @@ class Observers:
     ) -> None:
         self._show("stage_finished", key, kind, label, status, seconds, error)
 
+    def problem(self, text: str) -> None:
+        """Something that the user should know of and that fails no cell; shown at once, and again at the end."""
+        self.problems.append(text)
+        self._show("problem", text)
+
     def cell_started(self, cell: dict[str, Any]) -> None:
         self._hook("harness_cell_started", cell=cell)
 

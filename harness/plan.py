@@ -124,7 +124,7 @@ class CellPlan:
     cell: Cell
     stages: dict[str, str] = field(
         default_factory=dict
-    )  # role -> key: train, compress, clean, attack, variant:NAME
+    )  # role -> key: train, compress, clean, attack, variant:NAME, surrogate train
     reason: str | None = None
     error: dict[str, Any] | None = None  # planning itself failed
 
@@ -137,6 +137,9 @@ class Plan:
     stages: dict[str, Stage]
     facts: dict[str, DataFacts]  # scenario name -> its dataset
     device: str
+    shard: dict[str, int] | None = (
+        None  # where it is a part of a plan: index, count, cells, and cells of the whole
+    )
 
     def count(self, kind: str) -> int:
         return sum(stage.kind == kind for stage in self.stages.values())
@@ -218,6 +221,9 @@ class Planner:
                 "surrogate": spec.surrogate_needs,
             }
             label = f"{cell.attack.label()} on {released_label(model)}"
+            for role, key in zip(("train", "compress"), spec.surrogate_needs, strict=False):
+                if key not in plan.stages.values():  # a model that the cell has otherwise nothing to do with
+                    plan.stages[f"surrogate {role}"] = key
             further = (key for keys in spec.variant_needs for key in keys)
             needs = tuple(dict.fromkeys((*further, *spec.surrogate_needs, *released)))
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)

@@ -49,16 +49,17 @@ def environment(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "libraries": library_versions(),
         "device": device,
-        "device_name": _device_name(device),
+        "device_name": device_name(device),
     }
 
 
 @cache
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What it is called; a GPU of other machines is called after none of this one's."""
     if device.startswith("cuda"):
         import torch
 
-        return str(torch.cuda.get_device_name(device))
+        return str(torch.cuda.get_device_name(device)) if torch.cuda.is_available() else "remote GPU"
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

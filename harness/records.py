@@ -33,8 +33,13 @@ def scored(
     """The record of a cell whose stages are all done; results by role."""
     train, clean, attack = results["train"], results["clean"], results.get("attack")
     compress = results.get("compress")
+    base = _base(plan, facts, metrics, device)
+    # Where the stages ran, which may not be where the record is written. Stages of older stores do not say.
+    places = {r["device_name"] for r in results.values() if "device_name" in r}
+    if places:
+        base["provenance"]["device_name"] = ", ".join(sorted(places))
     scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
-    return _base(plan, facts, metrics, device) | {
+    return base | {
         "status": "scored",
         "scores": scores,
         "intervals": attack.get("intervals", {}) if attack else {},

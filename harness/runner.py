@@ -128,9 +128,12 @@ class Runner:
             self.executor.submit(stage)
 
     def _handle(self, event: Event) -> None:
-        if event.kind == "began":  # a new worker has imported its libraries: time counts from here
+        if event.kind == "problem":
+            self.observer.problem(event.payload["text"])
+            return
+        if event.kind in ("queued", "began"):  # time counts from here, once its worker has imported libraries
             self._running[event.key] = (self._running[event.key][0], time.monotonic())
-            self._loading.discard(event.key)
+            (self._loading.discard if event.kind == "began" else self._loading.add)(event.key)
             return
         if event.kind == "progress":
             p = event.payload

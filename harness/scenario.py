@@ -142,7 +142,7 @@ def _read_text(text: str, path: Path | None) -> _Source:
     reader = Reader(document)
     scenario = reader.scenario() if document.complete else None
     if scenario is not None and path is not None:
-        scenario = scenario.model_copy(update={"path": path, "root": path.parent})
+        scenario = scenario.model_copy(update={"path": path, "root": path.parent.absolute()})
     label = "<scenario>" if path is None else str(path)
     return _Source(label, document, reader.problems, scenario)
 

@@ -17,12 +17,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import StoreError
 
@@ -43,15 +44,111 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
+_FILES = re.compile(r"artifacts/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors|pictures/([0-9a-f]{16})\.png")
 
-class Store:
-    """One store folder. Open it in each process; do not carry a connection across a fork."""
+
+class StageRow(NamedTuple):
+    """A finished stage as a store keeps it. finished: seconds since the epoch."""
+
+    key: str
+    kind: str
+    signature: str
+    label: str
+    result: dict[str, Any]
+    seconds: float
+    finished: float
+
+
+def artifact_name(digest: str) -> str:
+    """Where a store keeps the tensors of this sha256, relative to its folder."""
+    return f"artifacts/{digest[:2]}/{digest}.safetensors"
+
+
+def files_of(result: dict[str, Any]) -> list[str]:
+    """The files that a stage's result refers to, relative to the store's folder."""
+    names = [artifact_name(digest) for digest in result.get("artifacts", ())]
+    return [*names, *(result.get("attack") or {}).get("pictures", ())]
+
+
+def _fits(name: str, data: bytes) -> bool:
+    """Whether this is a file of a store that holds what its name says."""
+    found = _FILES.fullmatch(name)
+    return found is not None and hashlib.sha256(data).hexdigest().startswith(found[2] or found[3])
+
+
+class Artifacts:
+    """The files of a store folder: tensors and pictures, named by their content."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._artifacts = self.path / "artifacts"
         try:
-            self._artifacts.mkdir(parents=True, exist_ok=True)
+            (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot use the store {self.path}: {error}") from error
+
+    def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
+        """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
+        from safetensors.torch import save
+
+        # The format refuses tensors that share memory: each name gets bytes of its own.
+        data = save({n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        self.write_file(artifact_name(digest), data)
+        return digest, len(data)
+
+    def load_tensors(self, digest: str, device: str = "cpu") -> dict[str, Tensor]:
+        """The tensors of an artifact. Raises StoreError where the file is missing or altered."""
+        from safetensors.torch import load
+
+        data = self.read_file(artifact_name(digest))
+        return {name: tensor.to(device) for name, tensor in load(data).items()}
+
+    def save_picture(self, picture: Image) -> str:
+        """Write a PNG named by its content; returns its path, relative to the store."""
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png")
+        data = buffer.getvalue()
+        name = f"pictures/{hashlib.sha256(data).hexdigest()[:16]}.png"
+        self.write_file(name, data)
+        return name
+
+    def read_file(self, name: str) -> bytes:
+        """The content of a file by its name in the store. Raises StoreError where it is missing or altered."""
+        what = f"{self.path}: {name.split('/')[0].rstrip('s')} {Path(name).stem[:12]}"
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise StoreError(f"{what} is missing: {error}") from error
+        if not _fits(name, data):
+            raise StoreError(f"{what} is damaged; delete it and run again")
+        return data
+
+    def write_file(self, name: str, data: bytes) -> bool:
+        """Write a file named by its content; whether it is new. Raises StoreError where name and content differ."""
+        if not _fits(name, data):
+            raise StoreError(f"{self.path}: the content of {name} is not what its name says")
+        target = self.path / name
+        if target.exists():
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._write(target, data)
+        return True
+
+    @staticmethod
+    def _write(target: Path, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, target)
+
+
+class Store(Artifacts):
+    """One store folder. Open it in each process; do not carry a connection across a fork."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        try:
             self._db = sqlite3.connect(self.path / "store.sqlite", timeout=60, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -62,7 +159,7 @@ class Store:
                 )
             self._db.executescript(_TABLES)
             self._db.execute(f"PRAGMA user_version={SCHEMA}")
-        except (OSError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             raise StoreError(f"cannot use the store {self.path}: {error}") from error
 
     def close(self) -> None:
@@ -97,55 +194,6 @@ class Store:
         finally:
             file.close()
 
-    # artifacts ----------------------------------------------------------------------------------
-
-    def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
-        """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
-        from safetensors.torch import save
-
-        # The format refuses tensors that share memory: each name gets bytes of its own.
-        data = save({n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()})
-        digest = hashlib.sha256(data).hexdigest()
-        target = self._artifact(digest)
-        if not target.exists():
-            target.parent.mkdir(exist_ok=True)
-            self._write(target, data)
-        return digest, len(data)
-
-    def load_tensors(self, digest: str, device: str = "cpu") -> dict[str, Tensor]:
-        """The tensors of an artifact. Raises StoreError where the file is missing or altered."""
-        from safetensors.torch import load
-
-        try:
-            data = self._artifact(digest).read_bytes()
-        except OSError as error:
-            raise StoreError(f"{self.path}: artifact {digest[:12]} is missing: {error}") from error
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise StoreError(f"{self.path}: artifact {digest[:12]} is damaged; delete it and run again")
-        return {name: tensor.to(device) for name, tensor in load(data).items()}
-
-    def save_picture(self, picture: Image) -> str:
-        """Write a PNG named by its content; returns its path, relative to the store."""
-        buffer = io.BytesIO()
-        picture.save(buffer, format="png")
-        data = buffer.getvalue()
-        target = self.path / "pictures" / f"{hashlib.sha256(data).hexdigest()[:16]}.png"
-        target.parent.mkdir(exist_ok=True)
-        if not target.exists():
-            self._write(target, data)
-        return str(target.relative_to(self.path))
-
-    @staticmethod
-    def _write(target: Path, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, target)
-
-    def _artifact(self, digest: str) -> Path:
-        return self._artifacts / digest[:2] / f"{digest}.safetensors"
-
     # stages -------------------------------------------------------------------------------------
 
     def put_stage(
@@ -168,7 +216,16 @@ class Store:
         if row is None:
             return None
         result = loads(row[0])
-        return result if all(self._artifact(a).exists() for a in result.get("artifacts", ())) else None
+        there = all((self.path / artifact_name(a)).exists() for a in result.get("artifacts", ()))
+        return result if there else None
+
+    def stage_rows(self) -> list[StageRow]:
+        """Every finished stage, the earliest first."""
+        rows = self._db.execute(
+            "SELECT key, kind, signature, label, result, seconds, finished FROM stages WHERE status='done' "
+            "ORDER BY finished, key"
+        )
+        return [StageRow(*row)._replace(result=loads(row[4])) for row in rows]
 
     def seconds_by_signature(self) -> dict[tuple[str, str], float]:
         """(kind, signature) -> mean seconds of the finished stages, for estimates."""
@@ -200,6 +257,11 @@ class Store:
             return None
         return loads(row[0])
 
+    def marked_records(self) -> list[tuple[dict[str, Any], str]]:
+        """Every record with its fingerprint, in insertion order."""
+        rows = self._db.execute("SELECT record, fingerprint FROM records ORDER BY rowid")
+        return [(loads(record), mark) for record, mark in rows]
+
     def records(self, scenario: str | None = None) -> list[dict[str, Any]]:
         """Every record, of one scenario or all, in insertion order."""
         where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
@@ -214,9 +276,39 @@ class Store:
         row = self._db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
+    def facts(self) -> dict[str, Any]:
+        """All small cached values."""
+        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM facts")}
+
     def put_fact(self, key: str, value: Any) -> None:
         """Cache a small JSON value."""
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, json.dumps(value)))
+
+    def adopt(
+        self,
+        stages: Iterable[StageRow],
+        records: Iterable[tuple[dict[str, Any], str]],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Take over stages, records with their fingerprints, and facts of other stores: all of it or nothing."""
+        with self._transaction():
+            for row in stages:
+                values = (*row[:4], "done", dumps(row.result), row.seconds, row.finished)
+                self._db.execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", values)
+            for record, mark in records:
+                self.put_record(record, mark)
+            for key, value in facts.items():
+                self.put_fact(key, value)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
 
 def dumps(value: Any) -> str:

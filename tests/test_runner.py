@@ -171,6 +171,17 @@ def test_fail_fast_stops(tmp_path):
     assert result.executed["train"] == 0
 
 
+def test_a_surrogate_that_no_other_cell_trains_is_trained(tmp_path):
+    text = """
+defences: [none, gradient-clipping: {max_norm: 1.0}]
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [transfer: {attack: fgsm, source: other, defences: []}]}]
+"""
+    result = run(text, tmp_path, select="defence=gradient-clipping*")
+    (record,) = result.records
+    assert (record["status"], result.executed["train"]) == ("scored", 2)
+    assert "surrogate train" in record["provenance"]["stages"]
+
+
 def test_missing_data_skips_one_of_several_scenarios(tmp_path):
     other = BASE.replace("name: small", "name: absent").replace(
         "dataset: digits", "dataset: {npz: {path: nowhere.npz}}"

@@ -28,7 +28,32 @@ Timeout = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(metavar="SECONDS", help="A stage that takes longer fails."),
 ]
-Executor = Annotated[str, typer.Option(help="Where stages run: local.")]
+Executor = Annotated[
+    str,
+    typer.Option(metavar="local|ray", help="Where stages run: on this machine, or on a Ray cluster."),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+        help="The Ray cluster; auto takes the one this machine is part of.",
+    ),
+]
+Artifacts = Annotated[
+    str,
+    typer.Option(
+        metavar="objects|shared",
+        help="How models travel on a Ray cluster: through Ray, or in the store, if all nodes see its folder.",
+    ),
+]
+ShardOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Only part I of N of the cells, the same on every machine; see `merge`.",
+    ),
+]
 Export = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(metavar="FILE", help="Also write the results: .jsonl, .csv or .parquet."),

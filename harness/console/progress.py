@@ -54,6 +54,9 @@ class Observer:
     def cell_finished(self, record: dict[str, Any]) -> None:
         self.estimate.cell(str(record["id"]), str(record["status"]))
 
+    def problem(self, text: str) -> None:
+        self.failure(f"warning: {text}")
+
     def run_finished(self, result: Any) -> None:
         """The final table is the caller's."""
 

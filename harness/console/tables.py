@@ -167,6 +167,8 @@ def reason(record: dict[str, Any]) -> str:
 
 def render_plan(plan: dict[str, Any], console: Console) -> None:
     """What a run would do: cells by scenario, stages by kind, what is cached, and the estimate."""
+    if plan.get("shard"):
+        console.print("shard {index} of {count}: {cells} of {of} cells".format(**plan["shard"]))
     cells = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     cells.add_column("scenario", overflow="fold")
     for header in ("cells", "to score", "in the store", "not applicable"):

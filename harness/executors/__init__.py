@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from harness.plan import Stage
+    from harness.stages.train import Progress
 
 
 @dataclass(frozen=True)
 class Event:
-    """began: a worker has loaded the stage · progress: done, total, text, round (its history entry, or None) ·
-    done · failed: type, message, traceback.
+    """queued: waits for room, so that its time does not count yet · began: a worker has loaded the stage ·
+    progress: done, total, text, round (its history entry, or None) · done · failed: type, message, traceback ·
+    problem: text, about no stage in particular.
     """
 
     kind: str
@@ -23,7 +27,9 @@ class Event:
 class Executor(Protocol):
     """What the runner asks of an executor. The result of a finished stage is in the store."""
 
-    capacity: int
+    @property
+    def capacity(self) -> int:
+        """How many stages may be under way at a time; it may change."""
 
     def submit(self, stage: Stage) -> None:
         """Start a stage; the runner never has more than `capacity` under way."""
@@ -36,3 +42,17 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End everything that still runs, at once."""
+
+
+def reporter(key: str, send: Callable[[Event], object], every: float) -> Progress:
+    """Sends a stage's progress, at most once in `every` seconds, but each finished round and the end."""
+    last = 0.0
+
+    def progress(done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if round is not None or now - last >= every or done == total:
+            last = now
+            send(Event("progress", key, {"done": done, "total": total, "text": text, "round": round}))
+
+    return progress

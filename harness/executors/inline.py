@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.errors import describe_error
-from harness.executors import Event
+from harness.executors import Event, reporter
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -26,12 +26,8 @@ class InlineExecutor:
     def submit(self, stage: Stage) -> None:
         from harness.stages import execute
 
-        def progress(done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None:
-            payload = {"done": done, "total": total, "text": text, "round": round}
-            self._events.append(Event("progress", stage.key, payload))
-
         try:
-            execute(stage, self._store, self._device, progress)
+            execute(stage, self._store, self._device, reporter(stage.key, self._events.append, every=0.0))
         except Exception as error:
             self._events.append(Event("failed", stage.key, describe_error(error)))
         else:

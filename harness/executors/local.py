@@ -14,7 +14,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import types
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
-from harness.executors import Event
+from harness.executors import Event, reporter
 
 if TYPE_CHECKING:
     from harness.plan import Stage
@@ -171,19 +170,7 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
     while True:
         stage: Stage = pickle.loads(stages.get())
         send(Event("began", stage.key))
-        throttle = _Throttle(0.2)
-
-        def progress(
-            done: int,
-            total: int,
-            text: str,
-            round: dict[str, Any] | None = None,
-            stage: Stage = stage,
-            throttle: _Throttle = throttle,
-        ) -> None:
-            if round is not None or throttle.due() or done == total:
-                payload = {"done": done, "total": total, "text": text, "round": round}
-                send(Event("progress", stage.key, payload))
+        progress = reporter(stage.key, send, every=0.2)
 
         try:
             execute(stage, store, device, progress)
@@ -193,19 +180,6 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
             send(Event("failed", stage.key, describe_error(error)))
         else:
             send(Event("done", stage.key))
-
-
-class _Throttle:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.last = 0.0
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self.last < self.seconds:
-            return False
-        self.last = now
-        return True
 
 
 def _log_output(store: Path) -> None:

@@ -63,7 +63,7 @@ def collect(
     if not kept:
         raise HarnessError(_nothing(scenario, len(named)))
     reasons = [*_missing(planned, known), *disagreements(kept)]
-    provenance = kept[0]["provenance"]
+    provenance = next((r for r in kept if r["status"] == "scored"), kept[0])["provenance"]
     data = {
         "schema": SCHEMA,
         "name": name,
@@ -90,6 +90,44 @@ def collect(
         "cells": [_cell(group) for group in _grouped(planned, known)],
     }
     return parse(data, f"{scenario.name}, {name}")
+
+
+def of_store(records: Iterable[Record], name: str) -> list[Submission]:
+    """What a store holds, one unofficial submission for each content of each scenario: for looking at, not to publish.
+
+    Without the scenario's file nobody knows which cells are missing.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["scenario"]["name"], record["scenario"]["hash"]), []).append(record)
+    return [_looked_at(group, name) for group in groups.values()]
+
+
+def _looked_at(records: Sequence[Record], name: str) -> Submission:
+    cells: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        cells.setdefault(tuple(str(record["cell"][axis]) for axis in AXES), []).append(record)
+    first = records[0]
+    data = {
+        "schema": SCHEMA,
+        "name": name,
+        "created": first["provenance"]["recorded"],
+        "official": False,
+        "unofficial_because": ["it is a store, looked at without its scenario's file"],
+        "scenario": {
+            **{key: first["scenario"][key] for key in ("name", "version", "hash")},
+            "dataset": line(str(first["config"].get("dataset", ""))),
+            "fingerprint": first["provenance"]["dataset"]["fingerprint"],
+            "model": line(str(first["config"].get("model", ""))),
+            "seeds": sorted({record["cell"]["seed"] for record in records}),
+            "text": "",
+        },
+        "environment": environment_of(first["provenance"]).model_dump(),
+        "units": _units(records),
+        "plugins": list(_plugins(records)),
+        "cells": [_cell(group) for group in cells.values()],
+    }
+    return parse(data, f"{first['scenario']['name']}, {name}")
 
 
 # what may be published ----------------------------------------------------------------------------
@@ -192,7 +230,9 @@ def disagreements(records: Sequence[Record]) -> list[str]:
             }
         )
         found.append(f"the records are of different versions of {', '.join(names)}")
-    devices = dict.fromkeys(f"{origin['device']} ({origin['device_name']})" for origin in origins)
+    # What is not applicable was computed nowhere: it names the machine that wrote the record.
+    computed = [record["provenance"] for record in records if record["status"] == "scored"]
+    devices = dict.fromkeys(f"{origin['device']} ({origin['device_name']})" for origin in computed)
     if len(devices) > 1:
         found.append(f"the records are of different devices: {', '.join(devices)}")
     if len({origin["dataset"]["fingerprint"] for origin in origins}) > 1:

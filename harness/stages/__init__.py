@@ -11,6 +11,7 @@ import torch
 
 from harness.devices import PeakMemory
 from harness.plan import CleanSpec, CompressSpec, Stage, TrainSpec, training_of
+from harness.provenance import device_name
 from harness.stages.compress import compress
 from harness.stages.score import attack, clean
 from harness.stages.train import Progress, train
@@ -35,6 +36,7 @@ def execute(stage: Stage, store: Store, device: str, progress: Progress) -> dict
         else:
             result = attack(stage, spec, store, device, progress)
     result["peak_memory_bytes"] = memory.bytes()
+    result["device_name"] = device_name(device)
     seconds = time.perf_counter() - started
     result["seconds"] = seconds
     store.put_stage(stage.key, stage.kind, stage.signature, stage.label, "done", result, seconds)

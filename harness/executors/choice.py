@@ -1,0 +1,76 @@
+"""Which executor a run has, on which device, with how many stages at a time."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.devices import resolve_device
+from harness.errors import HarnessError, did_you_mean
+
+if TYPE_CHECKING:
+    from harness.contracts.metric import Metric
+    from harness.executors import Executor
+    from harness.plan import Plan
+
+EXECUTORS = ("local", "ray")
+ARTIFACTS = ("objects", "shared")
+
+
+def connection(executor: str, address: str, artifacts: str) -> AbstractContextManager[Any]:
+    """What has to be open while an executor is used. Raises HarnessError for an unknown one, or unknown settings."""
+    for what, value, known in (("executor", executor, EXECUTORS), ("way of artifacts", artifacts, ARTIFACTS)):
+        if value not in known:
+            raise HarnessError(f"unknown {what} {value!r}; {did_you_mean(value, known)}")
+    if executor == "local":
+        if (address, artifacts) != ("auto", "objects"):
+            raise HarnessError("an address, and a way for artifacts, are for --executor ray")
+        return nullcontext()
+    from harness.executors.ray_cluster import connected
+
+    return connected(address)
+
+
+def resources(executor: str, device: str, jobs: str | int) -> tuple[str, int]:
+    """The device, and how many stages at a time: 0 for this process; on Ray, 0 for all that there is room for."""
+    if executor == "local":
+        device = resolve_device(device)
+        return device, job_count(jobs, device)
+    from harness.executors.ray_cluster import cluster_device
+
+    if jobs != "auto" and _number(jobs) == 0:
+        raise HarnessError("--jobs 0 is for this process; on Ray take auto or a number of stages at a time")
+    return cluster_device(device), 0 if jobs == "auto" else _number(jobs)
+
+
+def ray_executor(
+    store: Path, device: str, plan: Plan, metrics: dict[str, tuple[Metric, ...]], jobs: int, artifacts: str
+) -> Executor:
+    """An executor on the connected cluster. Raises HarnessError where none of its nodes can be used."""
+    from harness.executors.ray import RayExecutor
+
+    return RayExecutor(store, device, plan, metrics, jobs=jobs or None, shared=artifacts == "shared")
+
+
+def job_count(jobs: str | int, device: str) -> int:
+    """The number of worker processes; 0: this process. Raises HarnessError."""
+    if jobs == "auto":
+        if device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.device_count() if device == "cuda" else 1
+        usable = getattr(os, "sched_getaffinity", None)  # not on every system
+        return len(usable(0)) if usable else os.cpu_count() or 1
+    return _number(jobs)
+
+
+def _number(jobs: str | int) -> int:
+    try:
+        count = int(jobs)
+    except ValueError:
+        raise HarnessError(f"jobs must be auto or a number, not {jobs!r}") from None
+    if count < 0:
+        raise HarnessError(f"jobs must be 0 (this process) or more, not {count}")
+    return count

@@ -1,0 +1,103 @@
+"""Whether another machine computes what this one means: engine, plugins, numeric libraries and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness import __version__
+from harness.errors import PluginError
+from harness.plan import Plan, library_versions
+from harness.provenance import plugin_list
+from harness.registry import BUILTIN, registry, source_hash
+
+if TYPE_CHECKING:
+    from harness.contracts.metric import Metric
+
+
+class Code(NamedTuple):
+    """A version, and the sha256 of the sources."""
+
+    version: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides numbers on a machine. plugins: by (kind, name, distribution)."""
+
+    engine: Code
+    libraries: dict[str, str]
+    plugins: dict[tuple[str, str, str], Code]
+
+    @classmethod
+    def of(cls, plan: Plan, metrics: dict[str, tuple[Metric, ...]]) -> Identity:
+        """This machine's, as far as a plan needs it."""
+        cells = [p.cell for p in plan.cells]
+        plugins = {
+            id(plugin): plugin
+            for cell in cells
+            for plugin in (
+                cell.scenario.dataset,
+                cell.scenario.model,
+                cell.scenario.federation.partition,
+                *cell.defences,
+                *cell.aggregators,
+                *cell.compressors,
+                *([cell.attack] if cell.attack else []),
+                *metrics[cell.scenario.name],
+            )
+        }
+        found = {
+            (item["kind"], item["name"], item["distribution"]): Code(item["version"], item["source"])
+            for item in plugin_list(plugins.values())
+        }
+        return cls(_engine(), library_versions(), found)
+
+    def differences(self) -> list[str]:
+        """What is not the same on the machine that this is called on, a line each; `here` is where it was made."""
+        return [*self._differences()]
+
+    def _differences(self) -> Iterator[str]:
+        yield from _compare("the engine", _engine(), self.engine)
+        here = library_versions()
+        for name, version in self.libraries.items():
+            if here.get(name, "absent") != version:
+                yield f"{name} {here.get(name, 'absent')} there, {version} here"
+        for (kind, name, distribution), expected in self.plugins.items():
+            try:
+                entry = registry().find(kind, f"{distribution}/{name}")
+            except PluginError as error:
+                yield f"{kind} {name} of {distribution} {expected.version} is missing there: {error}"
+                continue
+            code = Code(entry.version, source_hash(entry.distribution, entry.plugin.__module__))
+            yield from _compare(f"{kind} {name} of {distribution}", code, expected)
+
+
+def data_differences(datasets: list[tuple[Any, Path, str]]) -> list[str]:
+    """Data sets (plugin, root, fingerprint) that this machine lacks, or has with another content."""
+    found = []
+    for dataset, root, fingerprint in datasets:
+        try:
+            there = dataset.fingerprint(root)
+        except Exception as error:  # a plugin's own
+            found.append(f"the data set {dataset.label()} cannot be read there: {error}")
+            continue
+        if there != fingerprint:
+            found.append(
+                f"the data set {dataset.label()} has another content: {there[:12]} there, {fingerprint[:12]} here"
+            )
+    return found
+
+
+def _engine() -> Code:
+    return Code(__version__, source_hash(BUILTIN, "harness"))
+
+
+def _compare(what: str, there: Code, here: Code) -> Iterator[str]:
+    if there.version != here.version:
+        yield f"{what} {there.version} there, {here.version} here"
+    elif there.source != here.source:
+        yield f"{what} {here.version} has other sources: {there.source[:12]} there, {here.source[:12]} here"

@@ -1,0 +1,214 @@
+"""A Ray cluster as the driver sees it: the connection, its nodes, and which of them may be used."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.executors.ray_tasks import examine
+
+EXAMINATION = 300.0  # seconds that a node may take to answer before the first stage starts
+ALONE = 600.0  # seconds to wait for a node when none is left: clusters replace those that were taken away
+REACHABLE = 10.0  # seconds for a host to answer
+LOOK_EVERY = 2.0  # seconds between two looks at the cluster's nodes
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to a running cluster; one that this process has already is used, and left as it is.
+
+    address: auto (the cluster that this machine is part of, or $RAY_ADDRESS), HOST:PORT, or ray://HOST:PORT. Raises
+    HarnessError.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it in every run
+    try:
+        import ray
+    except ImportError:
+        raise HarnessError("--executor ray needs Ray: pip install 'psr-harness[ray]'") from None
+    if ray.is_initialized():
+        yield
+        return
+    _check_reachable(address)
+    try:
+        ray.init(address=address, namespace="psr-harness", log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, ValueError, RuntimeError: by the kind of address
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HarnessError(
+            f"--address {address}: no Ray cluster can be reached: {reason.rstrip('. ')}; "
+            "start one with `ray start --head`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """A host that does not answer is said at once: Ray would try for minutes. Raises HarnessError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # auto, or something that Ray itself refuses
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE).close()
+    except OSError as error:
+        raise HarnessError(f"--address {address}: nothing answers there: {error}") from None
+
+
+def cluster_device(name: str) -> str:
+    """auto, cpu or cuda -> cpu or cuda, by what the connected cluster has. Raises HarnessError."""
+    import ray
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise HarnessError(f"--device {name}: Ray chooses the GPUs; use auto, cpu or cuda")
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if name == "cuda" and not gpus:
+        raise HarnessError("--device cuda: no node of the Ray cluster has a GPU")
+    return "cuda" if name == "cuda" or (name == "auto" and gpus) else "cpu"
+
+
+@dataclass
+class Node:
+    """A node of the cluster. accepted: None until it was examined."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+    accepted: bool | None = None
+
+
+class Nodes:
+    """The nodes that have room for a stage, examined before they get one.
+
+    threads, gpu: what a stage needs. questions: the arguments of `examine`. problems: what the user should know of,
+    until somebody takes it.
+    """
+
+    def __init__(self, threads: int, gpu: bool, questions: Sequence[Any]) -> None:
+        import ray
+
+        self._ray = ray
+        self._threads = threads
+        self._gpu = gpu
+        self._questions = questions
+        self._examine = ray.remote(max_retries=0)(examine)
+        self._examinations: dict[Any, str] = {}  # reference -> node
+        self._nodes: dict[str, Node] = {}
+        self._looked = 0.0
+        self._alone_since: float | None = None
+        self.problems: list[str] = []
+
+    @property
+    def accepted(self) -> list[Node]:
+        return [node for node in self._nodes.values() if node.accepted]
+
+    @property
+    def room(self) -> int:
+        """Stages that the accepted nodes hold at a time."""
+        return sum(self._slots(node) for node in self.accepted)
+
+    @property
+    def examinations(self) -> list[Any]:
+        """References to the answers that are still to come, for `examined`."""
+        return list(self._examinations)
+
+    def name(self, node: str | None) -> str:
+        return self._nodes[node].name if node in self._nodes else "a node that is gone"
+
+    def examine_all(self) -> None:
+        """Before anything starts. Raises HarnessError where no node can be used."""
+        self.look()
+        limit = time.monotonic() + EXAMINATION
+        while self._examinations and time.monotonic() < limit:
+            for reference in self._ray.wait(self.examinations, timeout=1.0)[0]:
+                self.examined(reference)
+        if not self.accepted:
+            need = f"{self._threads} CPU{'s' * (self._threads > 1)}" + " and a GPU" * self._gpu
+            said = self.problems or [f"a stage needs {need}, and no node that answered has them"]
+            raise HarnessError("no node of the Ray cluster can be used:\n" + "\n".join(said))
+
+    def look(self, now: bool = False) -> None:
+        """New nodes are examined; those that are gone are forgotten, and what ran there ends by itself."""
+        if not now and time.monotonic() - self._looked < LOOK_EVERY:
+            return
+        self._looked = time.monotonic()
+        alive = {}
+        for facts in self._ray.nodes():
+            resources = facts["Resources"]
+            name = f"{facts['NodeManagerHostname']} ({facts['NodeManagerAddress']}, {facts['NodeID'][:8]})"
+            node = Node(facts["NodeID"], name, resources.get("CPU", 0), resources.get("GPU", 0))
+            if facts["Alive"] and self._slots(node):
+                alive[node.id] = self._nodes.get(node.id, node)
+        self.problems += [
+            f"the node {node.name} is gone; what ran there runs again elsewhere"
+            for node in self.accepted
+            if node.id not in alive
+        ]
+        new = [node for node in alive.values() if node.id not in self._nodes]
+        self._nodes = alive
+        for node in new:
+            options = {**at(node.id), "num_cpus": 0}
+            self._examinations[self._examine.options(**options).remote(*self._questions)] = node.id
+        self._check_alone()
+
+    def examined(self, reference: Any) -> None:
+        """Takes in a node's answer."""
+        node = self._examinations.pop(reference)
+        try:
+            reasons = self._ray.get(reference)
+        except Exception as error:  # no harness there, another Python, or the node is gone already
+            reasons = [last_line(error)]
+        if node in self._nodes:
+            self._nodes[node].accepted = not reasons
+            if reasons:
+                self.refuse(node, reasons)
+
+    def refuse(self, node: str | None, reasons: Sequence[str]) -> None:
+        """A node that must not be used, and why."""
+        if node in self._nodes:
+            self._nodes[node].accepted = False
+            self.problems.append(f"the node {self._nodes[node].name} is refused: {'; '.join(reasons)}")
+
+    def _slots(self, node: Node) -> int:
+        slots = int(node.cpus // self._threads)
+        return min(slots, int(node.gpus)) if self._gpu else slots
+
+    def _check_alone(self) -> None:
+        if self._examinations or self.accepted:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = time.monotonic()
+            self.problems.append(f"no node is left; waiting {ALONE / 60:g} minutes for another one")
+        elif time.monotonic() - self._alone_since > ALONE:
+            raise HarnessError("no node of the Ray cluster is left; run the same command again to go on")
+
+
+def home() -> str:
+    """The node where the driver is; for a client of the cluster, its head."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    own = ray.get_runtime_context().get_node_id()
+    heads = [node["NodeID"] for node in alive if "node:__internal_head__" in node["Resources"]]
+    return own if not heads or any(node["NodeID"] == own for node in alive) else str(heads[0])
+
+
+def at(node: str) -> dict[str, Any]:
+    """Options of what runs on this node and no other."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error that says something: of a remote one, what was raised there."""
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,304 @@
+"""Stores that were filled apart, such as by shards on several machines, become one.
+
+What two stores agree on is kept once. What they contradict each other in (a stage or cell of one key with two
+contents) is kept from neither, together with all that was made from it, and is named.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.comparable import comparable_record, comparable_result, measured_scores
+from harness.errors import HarnessError, StoreError
+from harness.evaluation.masking import FLAG, suspect_masking
+from harness.plan import digest
+from harness.store import StageRow, Store, dumps, files_of
+
+Key = tuple[str, str]  # scenario, cell id
+Origins = dict[str, list[int]]  # digest of a content -> the stores that have it
+
+
+@dataclass
+class Merged:
+    """What a merge did. conflicts, damaged: a line each; notes: what readers of the merged store should know."""
+
+    into: Path
+    stores: int
+    cells: int = 0
+    new_cells: int = 0
+    overlapping: int = 0  # cells that several stores have, with the same scores
+    stages: int = 0
+    files: int = 0
+    bytes: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def merge(
+    sources: Sequence[Path], into: Path, progress: Callable[[int, int, str], None] | None = None
+) -> Merged:
+    """Everything that the sources hold and do not contradict each other in, added to the store `into`.
+
+    What `into` holds already stays, and takes part in the comparison. Nobody may use any of the stores meanwhile.
+    Files are written first and rows then, at once: a merge that is interrupted leaves a valid store, and the next
+    one goes on. progress: called with files done, files in all, and a name. Raises HarnessError where a source is no
+    store, or in use.
+    """
+    paths = [into, *_distinct(sources, into)]
+    with ExitStack() as stack:
+        stores = [stack.enter_context(Store(path)) for path in paths]
+        for store in stores:
+            stack.enter_context(store.lock())
+        return _Merge(stores, Merged(into, len(sources))).run(progress or (lambda done, total, text: None))
+
+
+def _distinct(sources: Sequence[Path], into: Path) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for path in sources:
+        if not (path / "store.sqlite").is_file():
+            raise HarnessError(f"{path} is no store: it holds no store.sqlite")
+        if path.resolve() == into.resolve():
+            raise HarnessError(f"{path} is both merged and merged into")
+        if path.resolve() in found:
+            raise HarnessError(f"{path} is given twice")
+        found[path.resolve()] = path
+    return list(found.values())
+
+
+class _Merge:
+    """stores: the target first, then the sources."""
+
+    def __init__(self, stores: list[Store], report: Merged) -> None:
+        self.stores = stores
+        self.report = report
+        self.records: list[dict[Key, tuple[str, dict[str, Any]]]] = [
+            {(r["scenario"]["name"], r["id"]): (mark, r) for r, mark in store.marked_records()}
+            for store in stores
+        ]
+        self.rows = [{row.key: row for row in store.stage_rows()} for store in stores]
+        everything = [r for known in self.records for _, r in known.values()]
+        self.measured = measured_scores(everything)
+
+    def run(self, progress: Callable[[int, int, str], None]) -> Merged:
+        stages = self._stage_origins()
+        bad_stages = {key for key, contents in stages.items() if len(contents) > 1}
+        chosen, bad_cells = self._cells(bad_stages)
+        kept = self._stages(stages, bad_stages, chosen)
+        rows = self._copy(kept, chosen, progress)
+        records = [(self.records[i][key][1], self.records[i][key][0]) for key, i in chosen.items() if i]
+        self._write(rows, records)
+        self._name_conflicts(bad_cells, bad_stages, stages)
+        return self.report
+
+    # comparing ----------------------------------------------------------------------------------
+
+    def _stage_origins(self) -> dict[str, Origins]:
+        """Key -> content -> stores, of all finished stages."""
+        found: dict[str, Origins] = defaultdict(lambda: defaultdict(list))
+        for number, rows in enumerate(self.rows):
+            for key, row in rows.items():
+                content = digest(dumps(comparable_result(row.result, self.measured)))
+                found[key][content].append(number)
+        return found
+
+    def _cells(self, bad_stages: set[str]) -> tuple[dict[Key, int], dict[Key, str]]:
+        """Cell -> the store its record is taken from; and the cells in conflict, each with what differs."""
+        chosen: dict[Key, int] = {}
+        bad: dict[Key, str] = {}
+        order = dict.fromkeys(key for known in self.records for key in known)
+        for key in order:
+            having = [i for i, known in enumerate(self.records) if key in known]
+            # A failure is no result: one that went well elsewhere replaces it.
+            scored = [i for i in having if self.records[i][key][1]["status"] != "failed"] or having
+            reason = self._contradiction(key, scored, bad_stages)
+            if reason is not None:
+                bad[key] = reason
+                continue
+            chosen[key] = scored[0]
+            self.report.overlapping += len(scored) > 1
+            if len(having) > len(scored):
+                failed = next(i for i in having if i not in scored)
+                self.report.notes.append(
+                    f"{self._named(key)} failed in {self.stores[failed].path}; "
+                    f"taken from {self.stores[scored[0]].path}, where it did not"
+                )
+        return chosen, bad
+
+    def _contradiction(self, key: Key, having: list[int], bad_stages: set[str]) -> str | None:
+        found = [self.records[i][key] for i in having]
+        where = ", ".join(str(self.stores[i].path) for i in having)
+        tainted = any(set(record["provenance"]["stages"].values()) & bad_stages for _, record in found)
+        if len({mark for mark, _ in found}) > 1:
+            return f"made from other stages ({_other_stages([r for _, r in found])}) in {where}"
+        if found[0][1]["status"] == "failed":
+            return "made from a stage that is in conflict" if tainted else None
+        first, *others = [comparable_record(record) for _, record in found]
+        for other in others:
+            if first["scenario"]["hash"] != other["scenario"]["hash"]:
+                return f"made for two contents of the scenario, in {where}"
+            if dumps(first) != dumps(other):
+                return f"{_difference(first, other)} in {where}"
+        return f"made from a stage that is in conflict, in {where}" if tainted else None
+
+    def _stages(
+        self, stages: dict[str, Origins], bad: set[str], chosen: dict[Key, int]
+    ) -> dict[str, list[int]]:
+        """Key -> the stores that have it, of the stages to keep.
+
+        Rows do not say what they were made from, records do: once there is a conflict, only trainings, which are
+        made from nothing, and stages of cells that are kept are sure not to come from it.
+        """
+        used = {
+            stage
+            for key, i in chosen.items()
+            for stage in self.records[i][key][1]["provenance"]["stages"].values()
+        }
+        sure = {key for key in stages if key not in bad}
+        if bad:
+            kinds = {key: row.kind for rows in self.rows for key, row in rows.items()}
+            sure = {key for key in sure if key in used or kinds[key] == "train"}
+        return {key: next(iter(stages[key].values())) for key in sure}
+
+    # copying ------------------------------------------------------------------------------------
+
+    def _copy(
+        self, kept: dict[str, list[int]], chosen: dict[Key, int], progress: Callable[[int, int, str], None]
+    ) -> list[StageRow]:
+        """The rows that the target lacks, whose files it has now."""
+        wanted = {key: origins for key, origins in kept.items() if origins[0] != 0}
+        rows = [self.rows[origins[0]][key] for key, origins in wanted.items()]
+        names: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            for name in files_of(row.result):  # equal contents name equal files
+                names[name] += wanted[row.key]
+        for key, i in [(key, i) for key, i in chosen.items() if i]:
+            for name in files_of({"attack": self.records[i][key][1]["attack"]}):
+                names[name].append(i)
+        lost = set()
+        for number, (name, places) in enumerate(names.items(), 1):
+            if not self._copy_file(name, dict.fromkeys(places)):
+                lost.add(name)
+            progress(number, len(names), name)
+        whole = [row for row in rows if not lost & set(files_of(row.result))]
+        if len(whole) < len(rows):
+            self.report.notes.append(
+                f"{len(rows) - len(whole)} stages are left out, as their files are missing or damaged; "
+                "a run computes them again where they are needed"
+            )
+        return sorted(whole, key=lambda row: row.finished)
+
+    def _copy_file(self, name: str, places: Iterable[int]) -> bool:
+        """From the first store that has it whole."""
+        for i in places:
+            try:
+                data = self.stores[i].read_file(name)
+            except StoreError as error:
+                if (self.stores[i].path / name).exists():
+                    self.report.damaged.append(str(error))
+                continue
+            new = self.stores[0].write_file(name, data)
+            self.report.files += new
+            self.report.bytes += len(data) * new
+            return True
+        return False
+
+    def _write(self, rows: list[StageRow], records: list[tuple[dict[str, Any], str]]) -> None:
+        target = self.stores[0]
+        flagged = self._flagged(records)
+        facts = {key: value for store in self.stores[1:] for key, value in store.facts().items()}
+        target.adopt(rows, flagged, facts)
+        self.report.stages = len(rows)
+        self.report.new_cells = len(records)
+        merged = target.records()
+        self.report.cells = len(merged)
+        self.report.notes += _environments(merged)
+
+    def _flagged(self, records: list[tuple[dict[str, Any], str]]) -> list[tuple[dict[str, Any], str]]:
+        """Gradient masking shows where attacks on one model are compared, which may have been in several stores."""
+        own = {(r["scenario"]["name"], r["id"]): (r, mark) for mark, r in self.records[0].values()}
+        union = own | {(r["scenario"]["name"], r["id"]): (r, mark) for r, mark in records}
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for record, _ in union.values():
+            groups[record["scenario"]["name"], record["scenario"]["hash"]].append(record)
+        new = {id(record) for record, _ in records}
+        changed = []
+        for group in groups.values():
+            flags = suspect_masking(group)
+            for record in group:
+                before = record["flags"]
+                record["flags"] = [f for f in before if f != FLAG] + flags.get(record["id"], [])
+                if id(record) in new or record["flags"] != before:
+                    changed.append(record)
+        marks = {id(record): mark for record, mark in union.values()}
+        return [(record, marks[id(record)]) for record in changed]
+
+    # saying -------------------------------------------------------------------------------------
+
+    def _named(self, key: Key) -> str:
+        from harness.leaderboard.submit import cell_name
+
+        record = next(known[key][1] for known in self.records if key in known)
+        return f"{key[0]}: {cell_name(record['cell'], record['cell']['seed'])} ({key[1]})"
+
+    def _name_conflicts(
+        self, cells: dict[Key, str], bad_stages: set[str], stages: dict[str, Origins]
+    ) -> None:
+        self.report.conflicts += [f"{self._named(key)}: {reason}" for key, reason in cells.items()]
+        rows = {key: row for known in self.rows for key, row in known.items() if key in bad_stages}
+        labels = {key: f"{row.kind} {row.label}" for key, row in rows.items()}
+        for key in sorted(bad_stages, key=lambda k: labels[k]):
+            where = " and ".join(
+                ", ".join(str(self.stores[i].path) for i in numbers) for numbers in stages[key].values()
+            )
+            self.report.conflicts.append(f"stage {labels[key]} ({key[:12]}): other results in {where}")
+
+
+def _other_stages(records: list[dict[str, Any]]) -> str:
+    """Why stages have other keys, as far as records say."""
+    first, *others = records
+    for other in others:
+        if first["scenario"]["hash"] != other["scenario"]["hash"]:
+            return "another content of the scenario"
+        for what in ("libraries", "plugins", "dataset"):
+            if first["provenance"][what] != other["provenance"][what]:
+                return f"other {what}"
+    return "other settings or devices"
+
+
+def _difference(first: Any, second: Any, where: str = "") -> str:
+    """The first place where two values differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            if dumps(first.get(key)) != dumps(second.get(key)):
+                return _difference(first.get(key), second.get(key), f"{where}.{key}" if where else str(key))
+    return f"{where}: {_short(first)} and {_short(second)}"
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.9g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _environments(records: list[dict[str, Any]]) -> list[str]:
+    """Where records of one scenario are not of one engine, set of libraries, device, data set or content."""
+    from harness.leaderboard.submit import disagreements
+
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[record["scenario"]["name"]].append(record)
+    found = []
+    for name, group in groups.items():
+        found += [
+            f"{name}: {text}"
+            for text in disagreements(group)
+            if text.startswith("the records are of different")
+        ]
+        if len({record["scenario"]["hash"] for record in group}) > 1:
+            found.append(f"{name}: the records are of different contents of the scenario")
+    return found
