@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import __version__
+from harness.console.advice_commands import recommend
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
@@ -34,6 +35,7 @@ from harness.console.options import (
     Timeout,
 )
 from harness.console.privacy_commands import audit, explain
+from harness.console.starter_commands import init
 from harness.console.store_commands import merge
 from harness.errors import HarnessError, ScenarioError
 from harness.leaderboard.commands import leaderboard
@@ -222,7 +224,7 @@ def schema(
     typer.echo(f"wrote {out}")
 
 
-for command in (picture, plot, explain, audit, merge):
+for command in (picture, plot, explain, audit, merge, init, recommend):
     app.command()(command)
 
 

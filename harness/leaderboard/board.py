@@ -41,6 +41,7 @@ class Value:
 
     text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
     missing. masked, violated: what the records' flags say. clients: the guarantee is for a client with its data.
+    by_seed: what the estimate averages.
     """
 
     estimate: Estimate
@@ -50,6 +51,7 @@ class Value:
     violated: bool = False
     clients: bool = False
     best: bool = False
+    by_seed: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -238,13 +240,15 @@ def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, 
     # An attack that gives nobody this score, such as an inversion a membership AUC, is not asked for.
     wanted = {p for attack, points in asked.items() if attack not in silent - answered for p in points}
     for row, seeds, there, flags in found:
-        estimate = pooled(tuple(column.pool(seeds[number]) for number in sorted(seeds)))
+        by_seed = {number: column.pool(seeds[number]) for number in sorted(seeds)}
+        estimate = pooled(tuple(by_seed.values()))
         row.values[column.key] = Value(
             estimate,
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
             masked=column.family == "evasion" and MASKED in flags,
             violated=column.key == "audited" and VIOLATION in flags,
+            by_seed=by_seed,
         )
 
 

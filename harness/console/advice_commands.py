@@ -1,0 +1,86 @@
+"""`harness recommend`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from harness.console.options import AsJson
+
+Number = Optional[float]  # noqa: UP045
+SHARES = ("accuracy", "robust", "byzantine", "backdoor")
+
+
+def _limit(help: str) -> Any:
+    return typer.Option(help=help, min=0)
+
+
+def recommend(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="STORE|SUBMISSION...", help="Folders of results, or submissions.")
+    ],
+    max_epsilon: Annotated[Number, _limit("Largest guaranteed epsilon.")] = None,
+    min_accuracy: Annotated[Number, _limit("Smallest clean accuracy, a share in [0, 1].")] = None,
+    min_robust: Annotated[Number, _limit("Smallest accuracy under the worst attack at inference.")] = None,
+    min_attacked: Annotated[Number, _limit("Smallest accuracy under the worst Byzantine attack.")] = None,
+    max_backdoor: Annotated[Number, _limit("Largest success rate of the worst backdoor.")] = None,
+    max_mia: Annotated[Number, _limit("Largest AUC of the best membership inference; 0.5 is chance.")] = None,
+    max_bytes: Annotated[Number, _limit("Largest file of the model, in bytes.")] = None,
+    max_uplink: Annotated[Number, _limit("Most bytes that a client sends in a round.")] = None,
+    max_latency: Annotated[
+        Number, _limit("Most milliseconds for one image, as measured where it ran.")
+    ] = None,
+    objective: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="COLUMN", help="What matters, the most important first; repeat for more."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows to show of each board.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Name the configurations within limits, those that nobody beats in everything first.
+
+    There is no single score: a row marked * is on the Pareto front of the objectives, among the rows that fit.
+    Values that lack attacks or seeds, that an audit refutes or that hide gradients do not meet any limit. Exit status:
+    0 something fits, 1 nothing does, 2 bad input.
+
+    Example: harness recommend runs --max-epsilon 8 --min-accuracy 0.8 --max-bytes 200000
+    """
+    from harness.console.advice import as_values, render_advice
+    from harness.console.output import make_console, print_json
+    from harness.errors import HarnessError
+    from harness.leaderboard.columns import BY_KEY
+    from harness.leaderboard.recommend import Limit, submissions_of
+    from harness.leaderboard.recommend import recommend as choose
+
+    given = {
+        "--max-epsilon": ("epsilon", max_epsilon),
+        "--min-accuracy": ("accuracy", min_accuracy),
+        "--min-robust": ("robust", min_robust),
+        "--min-attacked": ("byzantine", min_attacked),
+        "--max-backdoor": ("backdoor", max_backdoor),
+        "--max-mia": ("mia", max_mia),
+        "--max-bytes": ("size", max_bytes),
+        "--max-uplink": ("uplink", max_uplink),
+        "--max-latency": ("latency", max_latency),
+    }
+    limits = []
+    for option, (key, bound) in given.items():
+        if bound is None:
+            continue
+        if key in SHARES and bound > 1:
+            raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
+        limits.append(Limit(option, BY_KEY[key], bound))
+    submissions = [one for path in results for one in submissions_of(path)]
+    advice = choose(submissions, limits, objective or ())
+    if as_json:
+        print_json([as_values(one, top) for one in advice])
+    else:
+        console = make_console()
+        for one in advice:
+            render_advice(one, top, console)
+    if not any(one.suggestions for one in advice):
+        print("nothing fits", file=sys.stderr)
+        raise typer.Exit(1)

@@ -1,0 +1,213 @@
+"""Configurations within limits: which fit, which of them nobody beats in everything, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from harness.errors import HarnessError, did_you_mean
+from harness.leaderboard.board import Board, Row, Value, boards
+from harness.leaderboard.columns import BY_KEY, Column
+from harness.leaderboard.comparisons import pareto_front
+from harness.leaderboard.statistics import PairedDifference, holm, paired_difference, too_few
+from harness.leaderboard.submission import Submission, read
+from harness.leaderboard.submit import of_store
+
+OBJECTIVES = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size")
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on a column, in the score's own unit."""
+
+    option: str
+    column: Column
+    bound: float
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.column.better == "higher" else value <= self.bound
+
+    @property
+    def text(self) -> str:
+        return f"{self.option} {self.bound:g}"
+
+
+@dataclass
+class Suggestion:
+    """A row that fits. front: no fitting row is at least as good in every objective and better in one.
+
+    sure: every limit is met by the whole interval over seeds, not by the mean alone; None: too few seeds to say.
+    behind: the first suggestion's lead in the first objective over shared seeds; p is adjusted by Holm's method for
+    all rows that are compared with it. level: that lead cannot be told from chance.
+    """
+
+    row: Row
+    front: bool
+    sure: bool | None
+    behind: PairedDifference | None = None
+    level: bool | None = None
+
+
+@dataclass
+class Exclusion:
+    """What a limit does: rows that fail it, rows without a value that can be trusted, and rows that would fit
+    without it. best: the best value there is."""
+
+    limit: Limit
+    failed: int
+    unknown: int
+    would_fit: int
+    best: float | None
+
+
+@dataclass
+class Advice:
+    """One board: what fits, the best ones first; or what excludes how many."""
+
+    board: Board
+    objectives: list[Column]
+    limits: list[Limit]
+    suggestions: list[Suggestion] = field(default_factory=list)
+    exclusions: list[Exclusion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def submissions_of(path: Path) -> list[Submission]:
+    """What a submission's file holds, or every scenario of a store. Raises HarnessError."""
+    if not path.is_dir():
+        return [read(path)]
+    from harness.console.arguments import stored_records
+
+    if not (path / "store.sqlite").is_file():
+        raise HarnessError(f"{path} is neither a submission nor a store")
+    found = of_store(stored_records(path), "store")
+    if not found:
+        raise HarnessError(f"{path} holds no record; run a scenario first")
+    return found
+
+
+def recommend(
+    submissions: Sequence[Submission], limits: Sequence[Limit], objectives: Sequence[str] = ()
+) -> list[Advice]:
+    """What fits on each board. objectives: keys of columns, the most important first; those of OBJECTIVES that the
+    board has where not given. Raises HarnessError for an unknown one, and one that no board has.
+    """
+    for key in objectives:
+        if key not in BY_KEY:
+            raise HarnessError(f"--objective {key}: {did_you_mean(key, BY_KEY)}")
+    found = boards(submissions)
+    known = {column.key for board in found for column in board.columns}
+    for key in [*objectives, *(limit.column.key for limit in limits)]:
+        if key not in known:
+            raise HarnessError(f"no result has {BY_KEY[key].title.lower()}: no threat or metric measured it")
+    return [_advise(board, limits, objectives) for board in found]
+
+
+def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Advice:
+    there = {column.key for column in board.columns}
+    keys = wanted or [*OBJECTIVES, *(limit.column.key for limit in limits)]
+    objectives = [BY_KEY[key] for key in dict.fromkeys(keys) if key in there]
+    advice = Advice(board, objectives, list(limits))
+    fitting = [row for row in board.rows if all(_meets(row, limit) for limit in limits)]
+    advice.exclusions = sorted(
+        (_exclusion(board, limit, limits) for limit in limits), key=lambda e: -(e.failed + e.unknown)
+    )
+    if not fitting:
+        return advice
+    # A row without a value that can be trusted is beaten by every row that has one.
+    points = [[_cost(row, column) for column in objectives] for row in fitting]
+    front = pareto_front(points, ["lower"] * len(objectives)) if objectives else np.ones(len(fitting), bool)
+    order = sorted(range(len(fitting)), key=lambda i: (not front[i], points[i]))
+    advice.suggestions = [Suggestion(fitting[i], bool(front[i]), _sure(fitting[i], limits)) for i in order]
+    if objectives:
+        _compare(advice.suggestions, objectives[0])
+    advice.notes = _notes(advice)
+    return advice
+
+
+def trusted(row: Row, column: Column) -> Value | None:
+    """A value that may be compared: complete, not refuted by an audit, without a suspicion of gradient masking."""
+    value = row.values.get(column.key)
+    return None if value is None or value.incomplete or value.masked or value.violated else value
+
+
+def _meets(row: Row, limit: Limit) -> bool:
+    value = trusted(row, limit.column)
+    return value is not None and limit.met(value.mean)
+
+
+def _sure(row: Row, limits: Sequence[Limit]) -> bool | None:
+    """Guarantees and sizes that are the same for every seed have nothing to be unsure of."""
+    answers: list[bool | None] = []
+    for limit in limits:
+        value = row.values[limit.column.key]
+        if limit.column.pooling == "claim":
+            continue
+        low, high = value.estimate.low, value.estimate.high
+        if low is None or high is None:
+            answers.append(None)
+        else:
+            answers.append(limit.met(low) and limit.met(high))
+    return False if False in answers else None if None in answers else True
+
+
+def _cost(row: Row, column: Column) -> float:
+    """Lower is better; a value that is not there or not to be trusted is the worst."""
+    value = trusted(row, column)
+    if value is None:
+        return math.inf
+    return -value.mean if column.better == "higher" else value.mean
+
+
+def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:
+    values = [trusted(row, limit.column) for row in board.rows]
+    known = [value.mean for value in values if value is not None and math.isfinite(value.mean)]
+    others = [other for other in limits if other is not limit]
+    return Exclusion(
+        limit,
+        failed=sum(value is not None and not limit.met(value.mean) for value in values),
+        unknown=values.count(None),
+        would_fit=sum(all(_meets(row, other) for other in others) for row in board.rows),
+        best=(max if limit.column.better == "higher" else min)(known) if known else None,
+    )
+
+
+def _compare(suggestions: list[Suggestion], column: Column) -> None:
+    """Each with the first, over the seeds that both have."""
+    first = suggestions[0].row.values.get(column.key)
+    if first is None:
+        return
+    for suggestion in suggestions[1:]:
+        value = suggestion.row.values.get(column.key)
+        if value is not None and first.by_seed and value.by_seed:
+            suggestion.behind = paired_difference(first.by_seed, value.by_seed)  # type: ignore[arg-type]
+    compared = [s for s in suggestions if s.behind is not None]
+    if not compared:
+        return
+    adjusted = holm([s.behind.p for s in compared if s.behind is not None])
+    for suggestion, p in zip(compared, adjusted, strict=True):
+        assert suggestion.behind is not None
+        suggestion.behind = suggestion.behind._replace(p=float(p))
+        if not math.isnan(p):
+            suggestion.level = bool(p > ALPHA)
+
+
+def _notes(advice: Advice) -> list[str]:
+    notes = [*advice.board.notes]
+    seeds = [v.estimate.seeds for s in advice.suggestions for v in s.row.values.values()]
+    if (warning := too_few(min(seeds, default=0))) is not None:
+        notes.append(warning)
+    if any(s.row.claim is not None for s in advice.suggestions):
+        notes.append(
+            "choosing among these rows is itself a look at the data, which no epsilon here accounts for"
+        )
+    else:
+        notes.append(
+            "the choice was made on these data: expect the chosen row to do a little worse on new ones"
+        )
+    return notes

@@ -1,0 +1,136 @@
+"""A scenario from a few answers: a template of the built-in plugins, who choose the methods, is filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.registry import BUILTIN, registry
+from harness.scenario import check_data, load_text
+
+TEMPLATE = "starter.yaml.jinja"
+THREATS = ("evasion", "byzantine", "backdoor", "privacy")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """data: a data set's name, or a path. model: a name; empty: by the data. epsilon, device_bytes: 0 for none."""
+
+    data: str = "digits"
+    model: str = ""
+    clients: int = 5
+    rounds: int = 10
+    epsilon: float = 8.0
+    threats: tuple[str, ...] = THREATS
+    device_bytes: int = 0
+    seeds: int = 3
+    name: str = ""
+
+
+def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
+    """Write the scenario once it is valid and its data can be read; returns its text.
+
+    Raises HarnessError for a bad answer, and where the file is there already, unless `force` says to replace it.
+    """
+    if file.exists() and not force:
+        raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
+    if file.suffix not in (".yaml", ".yml"):
+        raise HarnessError(f"{file}: a scenario's file ends in .yaml")
+    text = compose(answers, file)
+    scenario = load_text(text, file)
+    check_data(scenario)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise HarnessError(f"{file}: {error.strerror or error}") from None
+    return text
+
+
+def compose(answers: Answers, file: Path) -> str:
+    """The scenario's text. file: where it will be, for relative paths. Raises HarnessError."""
+    from jinja2 import Environment, StrictUndefined
+
+    unknown = [threat for threat in answers.threats if threat not in THREATS]
+    if unknown:
+        raise HarnessError(f"unknown threat {unknown[0]!r}; {did_you_mean(unknown[0], THREATS)}")
+    if answers.model:
+        registry().find("model", answers.model)
+    kind, data = _data(answers.data, file)
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters["wrapped"] = lambda text: f"{{{text}}}"
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment.from_string(_template()).render(
+        name=answers.name or re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-") or "scenario",
+        file=file.name,
+        kind=kind,
+        data=data,
+        model=answers.model,
+        clients=answers.clients,
+        rounds=answers.rounds,
+        epsilon=f"{answers.epsilon:g}" if answers.epsilon else "",
+        threats=answers.threats,
+        device_bytes=answers.device_bytes,
+        seeds=list(range(answers.seeds)),
+    )
+
+
+def _template() -> str:
+    module = registry().manager.get_plugin(f"{BUILTIN}:builtin")
+    if module is None:
+        raise HarnessError("the built-in plugins are not loaded; `harness doctor` says why")
+    return (resources.files(module.__name__) / TEMPLATE).read_text(encoding="utf-8")
+
+
+def _data(given: str, file: Path) -> tuple[str, str]:
+    """(`named`, name), or the kind of files and their path as the scenario should write it."""
+    path = Path(os.path.expandvars(given)).expanduser()
+    if not path.exists() and not {"/", "\\", "."} & set(given):
+        try:
+            registry().find("dataset", given)
+        except PluginError as error:
+            raise HarnessError(f"{error}; and there is no file or folder {given}") from None
+        return "named", given
+    if not path.exists():
+        raise HarnessError(f"--data {given}: there is no such file or folder")
+    return _kind(path), _written(path, file)
+
+
+def _kind(path: Path) -> str:
+    if path.is_file():
+        suffix = path.suffix.lower().lstrip(".")
+        if suffix not in ("npz", "parquet"):
+            raise HarnessError(
+                f"--data {path}: a file is .npz or .parquet; a folder holds a folder for each class"
+            )
+        return suffix
+    return "parquet" if any(path.rglob("*.parquet")) else "folder"
+
+
+def _written(path: Path, file: Path) -> str:
+    """Relative to the scenario or to $HARNESS_DATA where it lies in there, so that it means the same elsewhere."""
+    target = path.resolve()
+    bases = {"": file.parent.resolve(), "${HARNESS_DATA}/": os.environ.get("HARNESS_DATA")}
+    for prefix, base in bases.items():
+        if base is not None and target.is_relative_to(Path(base).resolve()):
+            return prefix + target.relative_to(Path(base).resolve()).as_posix()
+    return target.as_posix()
+
+
+def parse_threats(text: str) -> tuple[str, ...]:
+    """`evasion,privacy`, `all` or `none`, in any order, each once."""
+    if text.strip() in ("all", "none"):
+        return THREATS if text.strip() == "all" else ()
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def known(kind: str) -> Sequence[str]:
+    """Names to choose from."""
+    return registry().names(kind)

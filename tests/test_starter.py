@@ -1,0 +1,107 @@
+"""`harness init`: every answer ends in a scenario that validates; nothing is overwritten or half written."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.cli import main
+from harness.errors import HarnessError
+from harness.grid import cells
+from harness.scenario import load, load_text
+from harness.starter import THREATS, Answers, compose, write_scenario
+
+
+@pytest.mark.parametrize("threats", [t for n in range(5) for t in itertools.combinations(THREATS, n)])
+@pytest.mark.parametrize(("epsilon", "device"), [(0, 0), (4, 100_000)])
+def test_every_combination_of_answers_validates(threats, epsilon, device, tmp_path):
+    answers = Answers(threats=threats, epsilon=epsilon, device_bytes=device, seeds=2)
+    scenario = load_text(compose(answers, tmp_path / "x.yaml"))
+    families = {t.name for t in scenario.threats}
+    assert families == {"none", *threats} - {"privacy"} | ({"membership"} if "privacy" in threats else set())
+    private = [d for stack in scenario.defences for d in stack if d.name == "dp-sgd"]
+    assert [d.epsilon for d in private] == ([4.0] if epsilon else [])
+    assert (len(scenario.compressors) > 1) is bool(device)
+    assert scenario.seeds == (0, 1)
+    assert list(cells(scenario))
+
+
+def test_the_data_is_found_by_what_it_is(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 60), ("val", 20), ("test", 20)):
+        arrays[f"{split}_images"] = rng.integers(0, 255, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n) % 2
+    np.savez(tmp_path / "x rays.npz", **arrays)
+    folder = tmp_path / "images"
+    for label, number in itertools.product("ab", range(20)):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(arrays["train_images"][number]).save(folder / label / f"{number}.png")
+    file = tmp_path / "scenario.yaml"
+    write_scenario(Answers(data=str(tmp_path / "x rays.npz")), file)
+    assert load(file).dataset.path == "x rays.npz"
+    write_scenario(Answers(data=str(folder)), file, force=True)
+    assert load(file).dataset.spec()["imagefolder"]["path"] == "images"
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere" / "deep" / "scenario.yaml"
+    write_scenario(Answers(data=str(tmp_path / "x rays.npz"), model="mlp"), elsewhere)
+    assert load(elsewhere).dataset.path == "${HARNESS_DATA}/x rays.npz"
+    assert load(elsewhere).model.name == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        (Answers(data="digist"), "did you mean 'digits'"),
+        (Answers(data="nowhere.npz"), "no such file"),
+        (Answers(model="small-cn"), "did you mean 'small-cnn'"),
+        (Answers(threats=("evason",)), "did you mean 'evasion'"),
+    ],
+)
+def test_a_bad_answer_is_said_and_nothing_is_written(answers, words, tmp_path):
+    with pytest.raises(HarnessError, match=words):
+        write_scenario(answers, tmp_path / "x.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_cannot_be_read_writes_nothing(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"not an archive")
+    with pytest.raises(HarnessError, match="not a readable"):
+        write_scenario(Answers(data=str(tmp_path / "bad.npz")), tmp_path / "x.yaml")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.npz"]
+
+
+def test_the_command_is_scripted_and_never_overwrites(tmp_path, capsys):
+    file = str(tmp_path / "mine.yaml")
+    arguments = ["init", file, "--data", "digits", "--epsilon", "2", "--threats", "evasion,privacy", "--yes"]
+    assert main(arguments) == 0
+    assert "wrote" in capsys.readouterr().out
+    first = (tmp_path / "mine.yaml").read_text()
+    assert load(file).name == "mine"
+    assert main(arguments) == 2
+    assert "is there already; give --force" in capsys.readouterr().err
+    assert main([*arguments, "--force", "--seeds", "1"]) == 0
+    assert (tmp_path / "mine.yaml").read_text() != first
+    assert load(file).seeds == (0,)
+    assert main(["validate", file]) == 0
+
+
+def test_questions_are_asked_on_a_terminal(tmp_path, monkeypatch):
+    import sys
+
+    asked = []
+
+    def answered(question, default, type):
+        asked.append(question)
+        return 7 if question == "Clients" else default
+
+    monkeypatch.setattr("typer.prompt", answered)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["init", str(tmp_path / "asked.yaml"), "--rounds", "3"]) == 0
+    assert len(asked) == 7  # all but what was given
+    scenario = load(tmp_path / "asked.yaml")
+    assert (scenario.federation.clients, scenario.federation.rounds) == (7, 3)
