@@ -22,7 +22,8 @@ from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
 
 Axes = tuple[str, str, str]
-Threat = tuple[str, str]  # threat, attack
+Attack = tuple[str, str]  # threat, attack
+View = tuple[str] | tuple[str, str]  # one threat with all its attacks, or one attack of it
 Point = tuple[str, str, int] | tuple[int]  # threat, attack and seed; the seed alone for clean scores
 
 
@@ -41,7 +42,7 @@ class Value:
 
     text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
     missing. masked, violated: what the records' flags say. clients: the guarantee is for a client with its data.
-    by_seed: what the estimate averages.
+    by_seed: what the mean is of, so that rows can be compared seed by seed; empty for guarantees.
     """
 
     estimate: Estimate
@@ -52,6 +53,11 @@ class Value:
     clients: bool = False
     best: bool = False
     by_seed: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def fair(self) -> bool:
+        """It can be compared with others of its column."""
+        return not (self.incomplete or self.masked or self.violated) and math.isfinite(self.mean)
 
     @property
     def mean(self) -> float:
@@ -65,13 +71,17 @@ class Value:
 
 @dataclass
 class Row:
-    """One configuration of one submission. id: stays the same however often the pages are built."""
+    """One configuration of one submission. id: stays the same however often the pages are built.
+
+    values: by column, over all attacks. under: the same over the attacks of one threat, or of one attack alone.
+    """
 
     id: str
     submission: Submission
     axes: Axes
     cells: list[Cell]
     values: dict[str, Value] = field(default_factory=dict)
+    under: dict[View, dict[str, Value]] = field(default_factory=dict)
 
     @property
     def flags(self) -> list[str]:
@@ -158,7 +168,6 @@ def boards(submissions: Iterable[Submission]) -> list[Board]:
         )
         board.rows = list(_rows(board))
         _pool(board)
-        _mark_best(board)
         found.append(board)
     return found
 
@@ -191,6 +200,7 @@ def _rows(board: Board) -> Iterator[Row]:
 
 
 def _pool(board: Board) -> None:
+    """Fills in the values of all rows, over all attacks and under each threat and attack, and marks the best."""
     families = {id(submission): _families(submission) for submission in board.submissions}
     known = {
         name
@@ -199,27 +209,61 @@ def _pool(board: Board) -> None:
         for seed in cell.seeds.values()
         for name in (*seed.scores, *seed.undefined)
     }
+    columns = [column for column in COLUMNS if column.pooling != "claim" and column.score in known]
+    everything = [(row, row.cells) for row in board.rows]
     for column in COLUMNS:
         if column.pooling == "claim":
-            for row in board.rows:
-                if (value := _guaranteed(row)) is not None:
-                    row.values[column.key] = value
-        elif column.score in known:
-            _pool_column(board, column, families)
+            values = [(row, value) for row in board.rows if (value := _guaranteed(row)) is not None]
+        else:
+            values = _pooled(board, column, families, everything) if column in columns else []
+        for row, value in values:
+            row.values[column.key] = value
+        _mark_best(board, column, values)
+    for view, kinds in _views(families).items():
+        part = [
+            (row, [cell for cell in row.cells if (cell.threat, cell.attack)[: len(view)] == view])
+            for row in board.rows
+        ]
+        for column in columns:
+            if column.family not in kinds or (len(view) == 2 and column.pooling == "mean"):
+                continue
+            values = _pooled(board, column, families, part)
+            for row, value in values:
+                row.under.setdefault(view, {})[column.key] = value
+            _mark_best(board, column, values)
 
 
-def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, str]]) -> None:
+def _views(families: dict[int, dict[Attack, str]]) -> dict[View, set[str]]:
+    """Each threat of several attacks, and each attack, with the families of its attacks."""
+    attacks = {
+        attack: family for own in families.values() for attack, family in own.items() if family != "clean"
+    }
+    found: dict[View, set[str]] = {}
+    for (threat, attack), family in attacks.items():
+        if sum(other == threat for other, _ in attacks) > 1:
+            found.setdefault((threat,), set()).add(family)
+        found[threat, attack] = {family}
+    return found
+
+
+def _pooled(
+    board: Board,
+    column: Column,
+    families: dict[int, dict[Attack, str]],
+    cells: Iterable[tuple[Row, list[Cell]]],
+) -> list[tuple[Row, Value]]:
+    """The rows that have a value in a column, over the given cells of each."""
     reference = {id(submission) for submission in board.reference}
-    asked: dict[Threat, set[Point]] = {}
-    answered: set[Threat] = set()
-    silent: set[Threat] = set()
+    asked: dict[Attack, set[Point]] = {}
+    answered: set[Attack] = set()
+    silent: set[Attack] = set()
     found: list[tuple[Row, dict[int, list[float]], set[Point], set[str]]] = []
-    for row in board.rows:
+    for row, own_cells in cells:
         own, counts = families[id(row.submission)], id(row.submission) in reference
         seeds: dict[int, list[float]] = {}
         there: set[Point] = set()
         flags: set[str] = set()
-        for cell in row.cells:
+        for cell in own_cells:
             attack = (cell.threat, cell.attack)
             if not _counts(column, own[attack]):
                 continue
@@ -239,10 +283,11 @@ def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, 
             found.append((row, seeds, there, flags))
     # An attack that gives nobody this score, such as an inversion a membership AUC, is not asked for.
     wanted = {p for attack, points in asked.items() if attack not in silent - answered for p in points}
+    values = []
     for row, seeds, there, flags in found:
         by_seed = {number: column.pool(seeds[number]) for number in sorted(seeds)}
         estimate = pooled(tuple(by_seed.values()))
-        row.values[column.key] = Value(
+        value = Value(
             estimate,
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
@@ -250,11 +295,13 @@ def _pool_column(board: Board, column: Column, families: dict[int, dict[Threat, 
             violated=column.key == "audited" and VIOLATION in flags,
             by_seed=by_seed,
         )
+        values.append((row, value))
+    return values
 
 
-def _families(submission: Submission) -> dict[Threat, str]:
+def _families(submission: Submission) -> dict[Attack, str]:
     """A cell without scores says little about its attack; a scored cell of the same attack says more."""
-    found: dict[Threat, str] = {(cell.threat, cell.attack): cell.family for cell in submission.cells}
+    found: dict[Attack, str] = {(cell.threat, cell.attack): cell.family for cell in submission.cells}
     return found | {(c.threat, c.attack): c.family for c in submission.cells if c.status == "scored"}
 
 
@@ -285,19 +332,17 @@ def _weakness(claim: Claim) -> tuple[bool, float]:
     return not claim.holds, math.inf if claim.epsilon is None else claim.epsilon
 
 
-def _mark_best(board: Board) -> None:
-    """Of the rows that can be compared those that are shown as equally good as the best; none if all are."""
-    competing = [row for row in board.rows if any(row.submission is s for s in board.reference)]
-    for column in COLUMNS:
-        if column.measured:
-            continue
-        shown = [row.values[column.key] for row in competing if column.key in row.values]
-        fair = [v for v in shown if not (v.incomplete or v.masked or v.violated) and math.isfinite(v.mean)]
-        if len(shown) < 2 or len({value.clients for value in fair}) != 1:
-            continue
-        written = [float(column.show(value.mean)) for value in fair]
-        top = max(written) if column.better == "higher" else min(written)
-        winners = [value for value, number in zip(fair, written, strict=True) if number == top]
-        if len(winners) < len(shown):
-            for value in winners:
-                value.best = True
+def _mark_best(board: Board, column: Column, values: Sequence[tuple[Row, Value]]) -> None:
+    """Of the values that can be compared those that are shown as equally good as the best; none if all are."""
+    if column.measured:
+        return
+    shown = [value for row, value in values if any(row.submission is s for s in board.reference)]
+    fair = [value for value in shown if value.fair]
+    if len(shown) < 2 or len({value.clients for value in fair}) != 1:
+        return
+    written = [float(column.show(value.mean)) for value in fair]
+    top = max(written) if column.better == "higher" else min(written)
+    winners = [value for value, number in zip(fair, written, strict=True) if number == top]
+    if len(winners) < len(shown):
+        for value in winners:
+            value.best = True

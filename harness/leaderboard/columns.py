@@ -14,7 +14,9 @@ TABS = {
     "privacy": "Privacy",
     "compression": "Compression",
     "aggregation": "Aggregation",
+    "ranks": "Ranks",
 }
+EVERY = ("overview", "robustness", "privacy", "compression", "aggregation")  # tabs that hold rows
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
@@ -62,7 +64,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("accuracy", "Clean accuracy", "%", "accuracy", "clean", "higher", tuple(TABS),
+    Column("accuracy", "Clean accuracy", "%", "accuracy", "clean", "higher", EVERY,
            "accuracy on the test set without an attack", 100),
     Column("robust", "Robust, worst", "%", "robust_accuracy", "evasion", "higher",
            ("overview", "robustness", "compression"),
@@ -76,8 +78,10 @@ COLUMNS = (
            "accuracy under the worst Byzantine or untargeted poisoning attack", 100),
     Column("byzantine_mean", "Attacked, mean", "%", "accuracy", "byzantine", "higher", ("robustness", "aggregation"),
            "accuracy under Byzantine and untargeted poisoning attacks, averaged over attacks", 100, pooling="mean"),
-    Column("backdoor", "Backdoor success", "%", "attack_success_rate", "backdoor", "lower",
+    Column("backdoor", "Backdoor, worst", "%", "attack_success_rate", "backdoor", "lower",
            ("overview", "robustness", "aggregation"), "success rate of the worst backdoor", 100),
+    Column("backdoor_mean", "Backdoor, mean", "%", "attack_success_rate", "backdoor", "lower", ("robustness",),
+           "success rate of backdoors, averaged over them", 100, pooling="mean"),
     Column("detection_precision", "Detection precision", "%", "detection_precision", "byzantine", "higher",
            ("aggregation",), "share of the clients that the server left out that were malicious, worst attack", 100),
     Column("detection_recall", "Detection recall", "%", "detection_recall", "byzantine", "higher", ("aggregation",),
@@ -89,9 +93,11 @@ COLUMNS = (
            "privacy loss that an audit proved at least", digits=2),
     Column("mia", "Membership AUC", "", "mia_auc", "privacy", "lower", ("overview", "privacy"),
            "best membership inference, area under its ROC curve; 0.50 is chance", digits=2),
+    Column("mia_mean", "Membership AUC, mean", "", "mia_auc", "privacy", "lower", ("privacy",),
+           "the same averaged over the attacks", digits=2, pooling="mean"),
     Column("mia_tpr", "Members found", "%", "mia_tpr_at_1pct_fpr", "privacy", "lower", ("privacy",),
            "members found by the best attack at 1 % false positives; 1 % is chance", 100),
-    Column("inversion", "Inversion PSNR", "dB", "reconstruction_psnr", "privacy", "lower", ("privacy",),
+    Column("inversion", "Inversion PSNR", "dB", "reconstruction_psnr", "privacy", "lower", ("overview", "privacy"),
            "how close the strongest attack gets to records that it reconstructs from updates"),
     Column("labels", "Labels recovered", "%", "label_recovery", "privacy", "lower", ("privacy",),
            "labels of the records behind an update that were found", 100),

@@ -15,17 +15,24 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.leaderboard.board import Board, Estimate, Row, Value, counts, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
-from harness.leaderboard.columns import ARROWS, BY_SCORE, COLUMNS, SIGNS, TABS, Column
+from harness.leaderboard.columns import ARROWS, BY_KEY, BY_SCORE, COLUMNS, SIGNS, TABS, Column
 from harness.leaderboard.escaping import link, script, script_json
+from harness.leaderboard.rank_figures import ranks
 from harness.leaderboard.statistics import too_few
 from harness.leaderboard.submission import Cell, Environment, Submission
 
 PACKAGE = "harness.leaderboard"
+# In the order in which they are run; what one declares the later ones use.
+SCRIPTS = (
+    "tabulator.min.js", "dom.js", "rows.js", "table.js", "scatter.js", "ranks.js", "card.js", "comparison.js",
+    "export.js", "main.js",
+)  # fmt: skip
 DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
 CURVE_POINTS = 40
 # How a score's numbers are to be read: mean and 95 % interval over seeds, or of a bootstrap within the only seed;
 # a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
 INTERVAL, BOOTSTRAP, BARE, CONSTANT, LOST = range(5)
+PLACES = {column.key: place for place, column in enumerate(COLUMNS)}
 SIGN_BITS = {"incomplete": 1, "masked": 2, "clients": 4, "violated": 8, "best": 16}
 
 
@@ -61,7 +68,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.text, self.lists, self.attack = Table(), Table(), Table()
-        self.guarantee, self.lineage, self.rounds = Table(), Table(), Table()
+        self.guarantee, self.lineage, self.rounds, self.view = Table(), Table(), Table(), Table()
 
     def texts(self, parts: Iterable[str]) -> int:
         """The position of a list of texts."""
@@ -80,7 +87,7 @@ def page(found: Sequence[Board], files: Sequence[str]) -> str:
         loader=PackageLoader(PACKAGE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    scripts = [plotly(), *(script(_static(name), name) for name in ("tabulator.min.js", "leaderboard.js"))]
+    scripts = [plotly(), *(script(_static(name), name) for name in SCRIPTS)]
     return templates.get_template("index.html.j2").render(
         data=script_json(data(found)),
         scripts=scripts,
@@ -89,6 +96,7 @@ def page(found: Sequence[Board], files: Sequence[str]) -> str:
         licences=_static("tabulator-LICENSE.txt"),
         files=files,
         tabs=TABS,
+        ranks=ranks(found),
         counts=counts(found),
     )
 
@@ -118,9 +126,15 @@ def data(found: Sequence[Board]) -> dict[str, Any]:
             for c in COLUMNS
         ],
         "boards": [_board(board) for board in found],
-        "submissions": [_submission(submission) for submission in submissions],
+        "start": _start(found),
+        "submissions": [
+            _submission(submission, any(submission is one for one in board.reference))
+            for board in found
+            for submission in board.submissions
+        ],
         "units": _units(submissions),
         "few": {str(seeds): too_few(seeds) for seeds in (1, 2)},
+        "quantiles": _quantiles(found),
         "tables": tables.to_json(),
         "rows": rows,
     }  # fmt: skip
@@ -160,7 +174,16 @@ def _board(board: Board) -> dict[str, Any]:
     }
 
 
-def _submission(submission: Submission) -> dict[str, Any]:
+def _start(found: Sequence[Board]) -> str:
+    """The board that readers see first: the current one that answers most questions, and then has most rows."""
+
+    def richness(board: Board) -> tuple[int, int]:
+        return sum("overview" in column.tabs for column in board.columns), len(board.rows)
+
+    return max([board for board in found if not board.superseded], key=richness).label
+
+
+def _submission(submission: Submission, competes: bool) -> dict[str, Any]:
     scenario, check = submission.scenario, submission.verification
     return {
         "name": submission.name,
@@ -170,6 +193,7 @@ def _submission(submission: Submission) -> dict[str, Any]:
         "note": submission.note,
         "created": submission.created,
         "official": submission.official,
+        "competes": competes,
         "because": list(submission.unofficial_because),
         "model": scenario.model,
         "dataset": scenario.dataset,
@@ -214,6 +238,14 @@ def _units(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
     return {name: found[name] for name in sorted(found)}
 
 
+def _quantiles(found: Sequence[Board]) -> list[float]:
+    """Of Student's t at 97.5 %, by degrees of freedom from 1 on: for differences paired over shared seeds."""
+    from scipy.special import stdtrit
+
+    seeds = {value.estimate.seeds for board in found for row in board.rows for value in row.values.values()}
+    return [_number(float(stdtrit(freedom, 0.975))) for freedom in range(1, max(seeds, default=1))]
+
+
 def _row(
     row: Row, board: int, submission: int, tables: Tables, citations: dict[tuple[int, ...], tuple[int, int]]
 ) -> dict[str, Any]:
@@ -231,9 +263,12 @@ def _row(
         "b": board,
         "s": submission,
         "a": [tables.text.add(part) for part in row.axes],
-        "v": [_value(row.values.get(c.key), c, baseline, tables) for c in COLUMNS],
+        "v": [_value(row.values.get(c.key), c, tables, baseline, _seeds(clean)) for c in COLUMNS],
+        "p": [_by_seed(row.values.get(c.key), row.submission.scenario.seeds) for c in COLUMNS],
+        "w": _under(row, tables),
         "c": [_cell(cell, row, tables, baseline, curve) for cell in row.cells],
         "f": [tables.text.add(flag) for flag in row.flags],
+        "g": None if row.claim is None else tables.guarantee.json(row.claim.model_dump()),
         "m": methods,
         "k": tables.texts(_parameters(row)),
         "t": entries,
@@ -249,10 +284,12 @@ def _plain(label: str) -> bool:
     return selects(label) == label and "'" not in label
 
 
-def _value(value: Value | None, column: Column, baseline: dict[int, Numbers], tables: Tables) -> Any:
+def _value(
+    value: Value | None, column: Column, tables: Tables, baseline: dict[int, Numbers], clean_seeds: int
+) -> Any:
     """0: none. A number n: the clean cell's score, with the bits n - 1. Else [mean or text, bits, seeds, low, high].
 
-    Low and high are left out where there are none.
+    Low and high are left out where there are none. baseline: the clean cell's scores, over `clean_seeds`.
     """
     if value is None:
         return 0
@@ -260,12 +297,41 @@ def _value(value: Value | None, column: Column, baseline: dict[int, Numbers], ta
     mean, low, high, seeds = value.estimate
     if value.text:
         return [value.text, bits, seeds]
-    if column.family == "clean" and seeds > 1:
+    if column.family == "clean" and 1 < seeds == clean_seeds:
         name = tables.text.position(column.score)
         if name is not None and baseline.get(name) == _numbers(value.estimate, column):
             return 1 + bits
     bounds = [] if low is None else [_number(low, column), _number(high, column)]
     return [_number(mean, column), bits, seeds, *bounds]
+
+
+def _by_seed(value: Value | None, seeds: Sequence[int]) -> Any:
+    """A number for each seed of the scenario, None where there is none; 0 where all are the mean, or there is one."""
+    numbers = {} if value is None else value.by_seed
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers.values())):
+        return 0
+    if len(numbers) == len(seeds) and len(set(numbers.values())) == 1:
+        return 0
+    return [_number(numbers.get(seed)) for seed in seeds]
+
+
+def _under(row: Row, tables: Tables) -> list[Any]:
+    """A view, a column's place and the value there, one after the other: what is shown of one threat or attack."""
+    return [
+        part
+        for view, values in row.under.items()
+        for key, value in values.items()
+        for part in (
+            tables.view.add(list(view), view),
+            PLACES[key],
+            _value(value, BY_KEY[key], tables, {}, 0),
+        )
+    ]
+
+
+def _seeds(cell: Cell | None) -> int:
+    """Those that have scores."""
+    return 0 if cell is None else sum(bool(seed.scores or seed.undefined) for seed in cell.seeds.values())
 
 
 def _cell(
@@ -279,7 +345,7 @@ def _cell(
         own = own if own != curve else []
     flags = sorted({flag for seed in cell.seeds.values() for flag in seed.flags})
     reason = cell.reason or next((s.error for s in cell.seeds.values() if s.error), None)
-    seeds = len(cell.seeds)
+    seeds = _seeds(cell)
     parts: dict[str, Any] = {
         "h": tables.attack.json([cell.threat, cell.attack, cell.family, cell.norm, _number(cell.eps)]),
         "x": "" if cell.status == "scored" else cell.status,
@@ -312,8 +378,13 @@ def _scores(cell: Cell, tables: Tables) -> dict[int, Numbers]:
             numbers = (_number(value, column) for value in (values[0], *seeds[0].intervals[name]))
             found[tables.text.add(name)] = (BOOTSTRAP, *numbers)
         else:
-            found[tables.text.add(name)] = _numbers(pooled(values), column)
+            found[tables.text.add(name)] = _pooled(values, name)
     return found
+
+
+@lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
+def _pooled(values: tuple[float, ...], name: str) -> Numbers:
+    return _numbers(pooled(values), BY_SCORE.get(name))
 
 
 def _numbers(estimate: Estimate, column: Column | None) -> Numbers:

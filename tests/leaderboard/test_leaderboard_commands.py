@@ -334,7 +334,7 @@ def test_build_passes_on_what_its_reader_should_know(call, tmp_path, monkeypatch
     module.build = lambda folder, out: given.append((folder, out)) or facts
     monkeypatch.setitem(sys.modules, "harness.leaderboard.build", module)
     status, out, err = call("build", tmp_path)
-    assert (status, given) == (0, [(tmp_path, tmp_path)])
+    assert (status, given) == (0, [(tmp_path, None)])
     assert out == (
         f"wrote {tmp_path / 'x'}\n2 boards, 1 submission, 3 rows, 4 cells\nsuperseded by a newer version: hand v1\n"
     )

@@ -1,0 +1,163 @@
+"""Rankings as the page shows them: a critical-difference diagram's coordinates, sentences and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from harness.console.output import count_of, shorten
+from harness.leaderboard.board import Board
+from harness.leaderboard.ranks import ROUGH, Ranking, Unranked, rankings
+
+LABELS, AXIS, BAR, ROW, TOP = (
+    250,
+    420,
+    14,
+    24,
+    52,
+)  # widths of a diagram's parts, heights of a row and of its head
+TICKS = 12
+BLOCKS = 12  # of which a table shows the values
+PAIRS = 60
+
+
+def ranks(found: Sequence[Board]) -> dict[str, Any]:
+    """For the page's template: the rankings, across boards and by board, and a line for each reason against others."""
+    ranked, unranked = rankings(found)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one in ranked:
+        groups.setdefault(one.board or "Across boards", []).append(_ranking(one))
+    return {"groups": groups, "unranked": _unranked(unranked)}
+
+
+def _ranking(one: Ranking) -> dict[str, Any]:
+    shown = one.blocks if len(one.blocks) <= BLOCKS else ()
+    show = one.column.show
+    table = [
+        [
+            method,
+            f"{one.ranks[i]:.2f}",
+            show(float(one.table[:, i].mean())),
+            *map(show, one.table[: len(shown), i]),
+        ]
+        for i, method in enumerate(one.methods)
+    ]
+    return {
+        "key": f"{one.board or 'all'}|{one.axis}|{one.column.key}",
+        "option": f"{one.axis.capitalize()}s by {one.column.title}",
+        "title": f"{one.axis.capitalize()}s by {one.column.header}",
+        "scope": _scope(one),
+        "verdict": verdict(one),
+        "differs": one.differs,
+        "diagram": diagram(one),
+        "head": [one.axis, "average rank", "mean", *shown],
+        "table": table,
+        "pairs": [
+            [
+                pair.first,
+                pair.second,
+                f"{100 * pair.share:.0f} %",
+                _bounds(pair.low, pair.high),
+                _p(pair.adjusted),
+            ]
+            for pair in one.pairs[:PAIRS]
+        ],
+        "more": max(0, len(one.pairs) - PAIRS),
+        "left_out": list(one.left_out),
+    }
+
+
+def verdict(one: Ranking) -> list[str]:
+    """What the tests say, and how far that reaches, in sentences."""
+    test, blocks, methods = one.test, len(one.blocks), len(one.methods)
+    if test.test == "friedman":
+        name = (
+            f"Friedman's test (χ² = {test.statistic:.2f}, {methods - 1} degrees of freedom, p = {_p(test.p)})"
+        )
+    else:
+        name = f"Wilcoxon's signed-rank test (p = {_p(test.p)})"
+    noun = "attack" if one.board else "board"
+    if one.differs:
+        said = [f"{name} over {count_of(blocks, noun)} rejects that all are alike."]
+        if methods > 2:
+            said.append(
+                "Bars join methods that Nemenyi's test at 5 % does not tell apart: "
+                f"their average ranks differ by less than {one.critical_difference:.2f}."
+            )
+    else:
+        said = [
+            f"{name} over {count_of(blocks, noun)} does not reject that all are alike: this order may be chance."
+        ]
+    if one.least_p > 0.05:
+        said.append(
+            f"That is too few: with {count_of(blocks, noun)} and {count_of(methods, 'method')} p is never below "
+            f"{_p(one.least_p)}, even if the order were the same everywhere."
+        )
+    elif blocks < ROUGH and methods > 2:
+        said.append(f"Below {ROUGH} {noun}s the test is rough.")
+    return said
+
+
+def diagram(one: Ranking) -> dict[str, Any]:
+    """Coordinates of the average ranks, a row a method, with bars down the side for those that are not told apart."""
+    count = len(one.methods)
+
+    def x(rank: float) -> float:
+        return round(LABELS + AXIS * (rank - 1) / (count - 1), 1)
+
+    def y(place: int) -> int:
+        return TOP + ROW * place + ROW // 2
+
+    step = math.ceil((count - 1) / TICKS)
+    rows = [
+        {"label": shorten(method, 36), "method": method, "rank": f"{rank:.2f}", "x": x(rank), "y": y(place)}
+        for place, (method, rank) in enumerate(zip(one.methods, map(float, one.ranks), strict=True))
+    ]
+    right = LABELS + AXIS + 60
+    bars = [
+        {"x": right + BAR * number, "top": y(group[0]) - 8, "bottom": y(group[-1]) + 8}
+        for number, group in enumerate(one.groups)
+    ]
+    distance = one.critical_difference
+    # A difference as wide as the axis separates nothing: it is said, not drawn.
+    fits = one.groups and distance <= count - 1
+    return {
+        "width": right + BAR * max(1, len(bars)),
+        "height": TOP + ROW * count + 8,
+        "left": LABELS,
+        "right": LABELS + AXIS,
+        "top": TOP,
+        "ticks": [{"rank": rank, "x": x(rank)} for rank in range(1, count + 1, step)],
+        "rows": rows,
+        "bars": bars,
+        "distance": {"x": x(1 + distance), "text": f"critical difference {distance:.2f}"} if fits else None,
+    }
+
+
+def _scope(one: Ranking) -> str:
+    if one.board is None:
+        return (
+            "A block is a board: a method's mean over the configurations that all these methods share there. Names "
+            "stand for methods with the parameters that each scenario gives them."
+        )
+    return (
+        f"A block is an attack on training, on {one.board} alone. Its attacks share data and seeds, so they are not "
+        "independent and p-values come out too small: this describes the board and says nothing of other data."
+    )
+
+
+def _unranked(found: Sequence[Unranked]) -> list[str]:
+    """One line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in found:
+        reasons.setdefault(f"{one.axis}s, as {one.reason} boards", []).append(one.column.title)
+    return [f"{reason}: {', '.join(titles)}" for reason, titles in reasons.items()]
+
+
+def _bounds(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{100 * low:.0f} – {100 * high:.0f} %"
+
+
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"

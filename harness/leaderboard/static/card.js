@@ -1,0 +1,116 @@
+"use strict";
+// One row's card.
+
+function scoreText(score, seeds) {
+  if (score.low === null || score.low === score.high) return general(score.mean) + (seeds === 1 ? " (1 seed)" : "");
+  return `${general(score.mean)} [${general(score.low)}, ${general(score.high)}]${score.bootstrap ? " (bootstrap, 1 seed)" : ""}`;
+}
+
+function unitOf(name) {
+  const unit = DATA.units[name] || ["", "none", ""];
+  return [DATA.arrows[unit[1]] || "", unit[0], unit[2]];
+}
+
+function openCard(id) {
+  const row = byId.get(id);
+  if (!row) return;
+  state.card = id;
+  const one = DATA.submissions[row.source.s], board = DATA.boards[row.source.b], claim = claimOf(row);
+  const clean = cleanCell(row);
+  const flags = row.source.f.map((flag) => TEXT[flag]);
+  const children = [
+    h("h2", {id: "card-title", tabindex: -1}, row.defence, h("small", {}, ` / ${row.aggregator} / ${row.compressor}`)),
+    h("p", {class: "badges"}, h("span", {class: "badge"}, board.label), board.superseded ? h("span", {class: "badge warn"}, "superseded") : null,
+      h("span", {class: `badge ${one.verification ? one.verification.verdict : ""}`}, one.verification ? one.verification.verdict : "unverified"),
+      h("span", {class: "badge"}, one.official ? "official" : "unofficial"),
+      ...flags.map((flag) => h("span", {class: flag === "audit-violation" ? "badge bad" : "badge warn"}, flag))),
+    ...one.because.map((reason) => h("p", {class: "notice"}, `Unofficial: ${reason}`)),
+    flags.includes("audit-violation") ? h("p", {class: "notice bad"}, "An audit refutes the guarantee: suspect a bug in the defence.") : null,
+    flags.includes("gradient-masking-suspected") ? h("p", {class: "notice"}, "Gradient masking is suspected: robust accuracy is probably too high.") : null,
+    DATA.few[one.seeds.length] ? h("p", {class: "notice"}, DATA.few[one.seeds.length]) : null,
+    h("div", {class: "charts"}, h("figure", {id: "by-round"}), h("figure", {id: "by-eps"})),
+    h("h3", {}, "Pooled over attacks"),
+    grid("Means over seeds and 95 % intervals, as in the table", ["quantity", "value", "95 % interval", "seeds"],
+      COLUMNS.map((column) => [column, pooled(row, column)]).filter(([, value]) => value).map(([column, value]) => [
+        `${column.title}${column.unit ? ` [${column.unit}]` : ""} ${DATA.arrows[column.better]}`, shownNumber(column, value),
+        value.low === null ? "" : span(column, value), String(value.seeds)])),
+  ];
+  const attacks = row.source.c.filter((cell) => cell !== clean);
+  if (attacks.length) {
+    children.push(h("h3", {}, "Attack by attack"), grid("What each attack changes; everything else is as without an attack",
+      ["attack", "radius", "scores", "notes"], attacks.map((cell) => [
+        `${cell.threat} / ${cell.attack}`, cell.eps === null ? "" : `${cell.norm === null ? "" : `${cell.norm} `}${greyLevels(cell.eps) === null ? general(cell.eps) : `${greyLevels(cell.eps)}/255`}`,
+        h("ul", {}, cell.x ? h("li", {}, cell.x) : [...scoresOf(cell)].map(([name, score]) => h("li", {title: unitOf(name)[2]},
+          `${name} ${unitOf(name)[0]} `, h("b", {}, score.mean === null ? "none" : scoreText(score, seedsOf(row, cell))))),),
+        [...(cell.f || []).map((flag) => TEXT[flag]), ...(cell.r === undefined ? [] : [TEXT[cell.r]])].join("; ")])));
+  }
+  if (clean && !clean.x) {
+    children.push(h("h3", {}, "Without an attack"), grid("Every score without an attack", ["score", "value", "unit", "meaning"],
+      [...scoresOf(clean)].map(([name, score]) => [`${name} ${unitOf(name)[0]}`, scoreText(score, seedsOf(row, clean)), unitOf(name)[1], unitOf(name)[2]])));
+  } else if (clean && clean.r !== undefined) children.push(h("p", {class: "notice"}, `Without an attack: ${clean.x}: ${TEXT[clean.r]}`));
+  children.push(h("h3", {}, "Guarantee"), claim ? facts([
+    ["epsilon", claim.epsilon === null ? "∞" : general(claim.epsilon)], ["delta", general(claim.delta)], ["holds", claim.holds ? "yes" : "no"],
+    ["for", `one ${claim.unit}, ${claim.neighbours}`], ["against", claim.against], ["by", claim.by], ["accountant", claim.accountant],
+    ["group", claim.group_epsilon === null ? "" : `${general(claim.group_epsilon)} for ${claim.largest_group} records`],
+    ["noise", claim.simulated ? "from seeds: the method is measured, no release is protected" : "not from seeds"],
+    ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, "None: the updates carry no accounted noise."));
+  const chain = row.source.c.find((cell) => cell.l !== undefined && (!claim || DATA.tables.guarantee[cell.g] === claim));
+  if (chain) children.push(grid("From the data to the release", ["stage", "part", "reads", "effect", "why"],
+    DATA.tables.lineage[chain.l].map((step) => list(step).map((text, place) => (place === 3 ? h("span", {class: `effect ${text === "breaks" ? "bad" : ""}`}, text) : text)))));
+  children.push(
+    h("h3", {}, "Repeat it"), h("p", {}, `Save the scenario below as ${one.file}, then:`),
+    snippet("Command", `harness run ${one.file} ${
+      row.source.r.map((part, place) => (part ? TEXT[part] : `--select '${AXES[place]}=${TEXT[row.source.a[place]]}'`)).join(" ")}`),
+    h("details", {}, h("summary", {}, `Scenario ${one.file}`), snippet("Scenario", one.text, one.file)),
+    h("details", {}, h("summary", {}, "All parameters"), h("pre", {tabindex: 0}, list(row.source.k).join("\n") || "not given")),
+    h("h3", {}, "Where it comes from"), facts([
+      ["submission", one.name], ["authors", one.authors], ["address", one.url ? linkOrText(one.url, one.link) : ""], ["created", one.created],
+      ["note", one.note], ["data", `${one.dataset}, contents ${one.fingerprint.slice(0, 12)}`], ["model", one.model],
+      ["seeds", one.seeds.join(", ")], ["scenario", one.hash.slice(0, 12)], ...one.environment]),
+    one.verification ? facts([["re-run", `${one.verification.verdict}: ${one.verification.cells} cells, ${one.verification.when}`],
+      ...one.verification.differences.slice(0, 50).map((text) => ["differs", text]),
+      ...one.verification.environment.map(([name, value]) => [`re-run, ${name}`, value])]) : h("p", {}, "Nobody has re-run it yet."),
+    h("details", {}, h("summary", {}, "Methods and their code"), h("ul", {}, list(row.source.m).map((part) => h("li", {}, part)))),
+    h("h3", {}, "Cite"), list(row.source.t).length ? snippet("BibTeX", list(row.source.t).join("\n\n"), "methods.bib")
+      : h("p", {}, "No method of this row names a publication."));
+  openDialog($("card"), children.filter((child) => child));
+  drawCurves(row);
+  save();
+}
+
+// The radius in steps of 1/255 where it is a whole number of them; null elsewhere. Five digits were kept of it.
+function greyLevels(radius) {
+  const steps = Math.round(radius * 255);
+  return Math.abs(radius * 255 - steps) < 2e-3 * Math.max(steps, 0.01) ? steps : null;
+}
+
+function drawCurves(row) {
+  const clean = cleanCell(row);
+  const trace = (name, x, y, colour, mode = "lines+markers") => ({name: plain(name), x, y, mode, type: "scatter",
+    line: {color: PALETTE[colour % PALETTE.length]}, marker: {size: 5}});
+  const rounds = row.source.c.filter((cell) => cell.u).slice(0, 8).map((cell, place) => trace(cell === clean ? "no attack" : `${cell.threat} / ${cell.attack}`,
+    DATA.tables.rounds[cell.u[0]], cell.u[1].map((value) => value / 10), place));
+  const radii = new Map();
+  const grey = row.source.c.every((cell) => cell.eps === null || greyLevels(cell.eps) !== null);
+  for (const cell of row.source.c) {
+    if (cell.y !== "evasion" || cell.x || cell.eps === null) continue;
+    const score = scoresOf(cell).get("robust_accuracy");
+    if (!score || score.mean === null) continue;
+    const name = cell.attack + (cell.norm === null ? "" : `, ${cell.norm}`);
+    if (!radii.has(name)) radii.set(name, []);
+    radii.get(name).push([cell.eps, score.mean * 100]);
+  }
+  const curves = [...radii].map(([name, points], place) => {
+    points.sort((a, b) => a[0] - b[0]);
+    return trace(name, points.map((point) => point[0] * (grey ? 255 : 1)), points.map((point) => point[1]), place, points.length > 1 ? "lines+markers" : "markers");
+  });
+  const draw = (id, traces, title, x, y) => {
+    if (!traces.length) { $(id).remove(); return; }
+    const plot = h("div", {role: "img", "aria-label": `${title}: ${traces.length} curves`});
+    $(id).replaceChildren(h("figcaption", {}, title), plot);
+    Plotly.newPlot(plot, traces, layout({height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
+      legend: {orientation: "h", y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
+  };
+  draw("by-round", rounds, "Validation accuracy by round", "round", "accuracy [%]");
+  draw("by-eps", curves, "Robust accuracy by radius of the attack", grey ? "radius [1/255]" : "radius, pixels in [0, 1]", "accuracy [%]");
+}

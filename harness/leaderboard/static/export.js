@@ -1,0 +1,63 @@
+"use strict";
+// The shown table as CSV and LaTeX.
+
+function exported() {
+  const columns = visibleColumns().filter((key) => !AXES.includes(key));
+  return [columns, table.getRows("active").map((row) => row.getData())];
+}
+
+const fileName = (ending) => `leaderboard-${state.tab}.${ending}`;
+
+function exportCsv() {
+  const [columns, rows] = exported();
+  const cell = (value) => {
+    let text = value === null || value === undefined ? "" : String(value);
+    if (typeof value === "string" && /^ *[=+\-@\t\r\n＝＋－＠]/.test(text)) text = `'${text}`;
+    return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
+  };
+  const head = [...AXES], parts = [];
+  for (const key of columns) {
+    head.push(key);
+    if (byKey.has(key)) head.push(`${key}_low`, `${key}_high`, `${key}_seeds`, `${key}_signs`);
+  }
+  for (const row of rows) {
+    const line = AXES.map((axis) => row[axis]);
+    for (const key of columns) {
+      const column = byKey.get(key);
+      if (!column) { line.push(row[key]); continue; }
+      const value = row.values[column.place];
+      line.push(value ? (value.text ? value.text : value.mean) : null, value ? value.low : null, value ? value.high : null,
+        value ? value.seeds : 0, value ? signs(value) : "");
+    }
+    parts.push(line.map(cell).join(","));
+  }
+  download(fileName("csv"), "text/csv", `${head.join(",")}\n${parts.join("\n")}\n`);
+}
+
+function tex(text) {
+  const special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"};
+  const symbols = {"−": "$-$", "ε": "$\\varepsilon$", "δ": "$\\delta$", "≥": "$\\geq$", "↑": "$\\uparrow$", "↓": "$\\downarrow$",
+    "†": "\\dag{}", "‡": "\\ddag{}", "§": "\\S{}", "∞": "$\\infty$", "–": "--"};
+  return String(text).replace(/[\\~^{}$&#%_]/g, (sign) => special[sign] || `\\${sign}`).replace(/[−εδ≥↑↓†‡§∞–]/g, (sign) => symbols[sign]).replace(/\s+/g, " ");
+}
+
+function exportLatex() {
+  const [columns, rows] = exported();
+  const numbers = columns.map((key) => byKey.get(key)).filter((column) => column);
+  const texts = columns.filter((key) => !byKey.has(key) && key !== "state");
+  const head = ["Defence", "Aggregator", "Compressor", ...texts.map((key) => TEXTS[key]),
+    ...numbers.map((column) => tex(`${column.title}${column.unit ? ` [${column.unit}]` : ""} ${DATA.arrows[column.better]}`))];
+  const value = (row, column) => {
+    const found = row.values[column.place];
+    if (!found) return "--";
+    const main = tex(shownNumber(column, found));
+    const bold = found.bits & DATA.bits.best ? `\\textbf{${main}}` : main;
+    return found.low === null ? bold : `${bold} {\\scriptsize [${tex(show(column, found.low))}, ${tex(show(column, found.high))}]}`;
+  };
+  const lines = rows.map((row) => [...AXES.map((axis) => tex(row[axis])), ...texts.map((key) => tex(row[key])),
+    ...numbers.map((column) => value(row, column))].join(" & ") + " \\\\");
+  const note = `${state.board ? `Board ${tex(state.board)}. ` : ""}Means over seeds and 95\\,\\% intervals; bold is the best of the board.`;
+  download(fileName("tex"), "text/x-tex", ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering",
+    `\\begin{tabular}{${"l".repeat(3 + texts.length)}${"r".repeat(numbers.length)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",
+    ...lines, "\\bottomrule", "\\end{tabular}", `\\caption{${note}}`, "\\end{table}", ""].join("\n"));
+}

@@ -1,0 +1,102 @@
+"use strict";
+// Theme, events and start.
+
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const stored = () => { try { return localStorage.getItem("psr-theme"); } catch { return null; } };
+
+function paint(choice) {
+  const on = choice === "dark" || (choice !== "light" && dark.matches);
+  document.documentElement.dataset.theme = on ? "dark" : "light";
+  $("theme").textContent = on ? "Light" : "Dark";
+  $("theme").setAttribute("aria-label", `Use the ${on ? "light" : "dark"} theme`);
+  if (table) drawScatter();
+}
+
+async function showTab(tab) {
+  state.tab = tab;
+  state.columns = "";
+  state.sort = "";
+  await refresh();
+}
+
+async function restore() {
+  // Closing a dialog is told later, and would then clear what was just read.
+  for (const dialog of [$("card"), $("comparison")]) {
+    if (dialog.open) await new Promise((done) => { dialog.addEventListener("close", done, {once: true}); dialog.close(); });
+  }
+  restoring = true;
+  load();
+  fillFilters();
+  await refresh();
+  restoring = false;
+  if (state.card) openCard(state.card);
+  else if (state.side) openComparison();
+}
+
+function listen() {
+  $("tabs").addEventListener("click", (event) => event.target.dataset.tab && showTab(event.target.dataset.tab));
+  $("tabs").addEventListener("keydown", (event) => {
+    const move = {ArrowRight: 1, ArrowLeft: -1, Home: -TABS.length, End: TABS.length}[event.key];
+    if (!move) return;
+    event.preventDefault();
+    const here = TABS.indexOf(state.tab);
+    const next = Math.abs(move) === 1 ? (here + move + TABS.length) % TABS.length : move < 0 ? 0 : TABS.length - 1;
+    showTab(TABS[next]);
+    $(`tab-${TABS[next]}`).focus();
+  });
+  let wait = 0;
+  const changed = (event) => {
+    const input = event.target, name = input.dataset.filter;
+    if (!name) return;
+    state[name] = input.type === "checkbox" ? (input.checked ? "1" : "") : input.value;
+    if (name === "board") fillFilters();
+    clearTimeout(wait);
+    wait = setTimeout(() => refresh(name === "board"), name === "q" ? 120 : 0);
+  };
+  $("filters").addEventListener("input", changed);
+  $("filters").addEventListener("submit", (event) => event.preventDefault());
+  $("filters").addEventListener("reset", (event) => {
+    event.preventDefault();
+    for (const name of FILTERS) state[name] = DEFAULTS[name];
+    fillFilters();
+    refresh();
+  });
+  for (const name of ["x", "y"]) $(name).addEventListener("change", () => { state[name] = $(name).value; drawScatter(); save(); });
+  for (const [name, dialog] of [["card", $("card")], ["side", $("comparison")]]) {
+    dialog.addEventListener("close", () => dialogClosed(name));
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  }
+  $("ranking")?.addEventListener("change", () => { state.ranking = $("ranking").value; drawRanks(); save(); });
+  $("compare").addEventListener("click", openComparison);
+  $("clear").addEventListener("click", () => { state.compare = ""; drawBasket(); save(); table.redraw(true); });
+  $("csv").addEventListener("click", exportCsv);
+  $("latex").addEventListener("click", exportLatex);
+  $("permalink").addEventListener("click", () => copyText(location.href, $("permalink")));
+  $("theme").addEventListener("click", () => {
+    const choice = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+    try { localStorage.setItem("psr-theme", choice); } catch { /* not kept, then */ }
+    paint(choice);
+  });
+  dark.addEventListener("change", () => paint(stored()));
+  window.addEventListener("hashchange", () => { if (location.hash !== hash) restore(); });
+  document.addEventListener("click", (event) => { if (!event.target.closest("#chooser")) $("chooser").open = false; });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && $("chooser").open) { $("chooser").open = false; $("chooser").firstElementChild.focus(); }
+  });
+}
+
+async function start() {
+  paint(stored());
+  load();
+  fillFilters();
+  restoring = true;
+  await makeTable();
+  listen();
+  await restore();
+  // What is drawn may bring a scroll bar, which makes the table draw itself again: ready is after that.
+  const frame = () => new Promise((done) => requestAnimationFrame(done));
+  for (let i = 0; i < 4; i++) await frame();
+  document.body.dataset.ready = "true";
+}
+
+start();

@@ -1,0 +1,159 @@
+"use strict";
+// The page's data, its rows, and how their numbers are written.
+
+// Everything in DATA comes from strangers: it is put into the page as text nodes and never as markup.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const TEXT = DATA.tables.text;
+const COLUMNS = DATA.columns;
+const AXES = ["defence", "aggregator", "compressor"];
+const TABS = Object.keys(DATA.tabs);
+const MAX_POINTS = 3000;
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8a8a8a"];
+const QUESTIONS = {
+  overview: "What does protection cost? Pick two quantities; the front joins the rows that no other one beats in both.",
+  robustness: "What is left under attack, at inference and in training?",
+  privacy: "What is guaranteed, and what do attacks find out?",
+  compression: "How small and fast does the model get, and what does that cost?",
+  aggregation: "Which rule stands up to malicious clients, and at what price without them?",
+  ranks: "Which methods rank better over many problems, and may that be chance?",
+};
+const TEXTS = {
+  defence: "Defence", aggregator: "Aggregator", compressor: "Compressor", board: "Board", dataset: "Data set",
+  submission: "Submission", state: "State",
+};
+const byKey = new Map(COLUMNS.map((column, place) => [column.key, Object.assign(column, {place})]));
+
+const list = (place) => DATA.tables.lists[place].map((part) => TEXT[part]);
+const number = (value) => (value === "inf" ? Infinity : value === "-inf" ? -Infinity : value === undefined ? null : value);
+
+for (const row of DATA.rows) {
+  for (const cell of row.c) {
+    const [threat, attack, family, norm, eps] = DATA.tables.attack[cell.h];
+    Object.assign(cell, {threat, attack, y: family, norm, eps});
+  }
+}
+
+const ROWS = DATA.rows.map((row, place) => {
+  const one = DATA.submissions[row.s], board = DATA.boards[row.b];
+  const labels = row.a.map((part) => TEXT[part]);
+  const verdict = one.verification ? one.verification.verdict : "unverified";
+  return {
+    place, id: row.id, source: row, defence: labels[0], aggregator: labels[1], compressor: labels[2],
+    board: board.label, dataset: one.dataset, submission: one.name, official: one.official,
+    state: `${verdict}, ${one.official ? "official" : "unofficial"}`, values: [], name: labels.join(" / "),
+    attacks: new Set(row.c.flatMap((cell) => [JSON.stringify([cell.threat]), JSON.stringify([cell.threat, cell.attack])])),
+    words: [...labels, board.label, one.dataset, one.name, one.authors, ...row.c.map((c) => `${c.threat} ${c.attack}`),
+      ...row.f.map((flag) => TEXT[flag])].join("\n").toLowerCase(),
+  };
+});
+const byId = new Map(ROWS.map((row) => [row.id, row]));
+
+// null: none. A number n: the clean cell's score, with the bits n - 1. Else [mean or text, bits, seeds, low, high].
+function unpack(row, column, parts) {
+  if (!parts) return null;
+  if (typeof parts === "number") {
+    const clean = cleanCell(row);
+    return {...scoresOf(clean).get(column.score), seeds: seedsOf(row, clean), bits: parts - 1, text: ""};
+  }
+  const [mean, bits, seeds, low = null, high = null] = parts;
+  const text = typeof mean === "string" ? mean : "";
+  return {mean: text === "-inf" ? -Infinity : text ? Infinity : mean, bits, seeds, text, low, high};
+}
+
+const pooled = (row, column) => unpack(row, column, row.source.v[column.place]);
+
+// A row's number at each seed, by seed; empty where there are not several.
+function bySeed(row, column) {
+  const seeds = DATA.submissions[row.source.s].seeds, numbers = row.source.p[column.place], value = pooled(row, column);
+  if (!numbers && (!value || value.seeds < 2 || value.text)) return new Map();
+  return new Map(seeds.map((seed, place) => [seed, numbers ? numbers[place] : value.mean]).filter(([, mean]) => mean !== null));
+}
+
+const seedsOf = (row, cell) => (cell.n === undefined ? DATA.submissions[row.source.s].seeds.length : cell.n);
+
+// Kinds of numbers: 0 mean, low, high over seeds; 1 the same by bootstrap in the only seed; 2 a mean without an
+// interval; 3 the same at every seed; 4 a score that the clean cell has and this one lacks.
+function scoresOf(cell) {
+  const found = new Map();
+  const flat = cell.s || [];
+  for (let i = 0; i < flat.length;) {
+    const name = TEXT[flat[i]], kind = flat[i + 1];
+    const mean = kind === 4 ? null : number(flat[i + 2]);
+    const [low, high] = kind < 2 ? [number(flat[i + 3]), number(flat[i + 4])] : kind === 3 ? [mean, mean] : [null, null];
+    found.set(name, {mean, low, high, bootstrap: kind === 1});
+    i += kind < 2 ? 5 : kind === 4 ? 2 : 3;
+  }
+  return found;
+}
+
+const cleanCell = (row) => row.source.c.find((cell) => cell.y === "clean");
+
+const ofAttacks = (column) => !["clean", "any"].includes(column.family);
+
+// Over all attacks, or in the columns of attacks under the chosen threat or attack alone.
+function fill() {
+  const view = DATA.tables.view.findIndex((parts) => JSON.stringify(parts) === state.attack);
+  for (const row of ROWS) {
+    const under = new Map();
+    for (let i = 0; i < row.source.w.length; i += 3) if (row.source.w[i] === view) under.set(row.source.w[i + 1], row.source.w[i + 2]);
+    for (const column of COLUMNS) {
+      const value = state.attack && ofAttacks(column) ? unpack(row, column, under.get(column.place)) : pooled(row, column);
+      row.values[column.place] = value;
+      row[column.key] = value ? value.mean : null;
+    }
+  }
+}
+
+const competes = (row) => DATA.submissions[row.source.s].competes;
+
+function show(column, value) {
+  const scaled = value * column.scale;
+  return (Math.abs(scaled) < 1000 ? scaled.toFixed(column.digits) : scaled.toFixed(0)).replace(/^-/, "−");
+}
+
+function general(value) {
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  return value !== 0 && (Math.abs(value) < 0.001 || Math.abs(value) >= 1e7) ? value.toExponential(2)
+    : String(Number(value.toPrecision(5)));
+}
+
+function signs(value) {
+  const names = {incomplete: "†", masked: "‡", clients: "§", violated: "!"};
+  return Object.entries(names).map(([name, sign]) => (value.bits & DATA.bits[name] ? sign : "")).join("");
+}
+
+const shownNumber = (column, value) => (value.text === "inf" ? "∞" : value.text || show(column, value.mean)) + signs(value);
+
+function below(row, column, value) {
+  if (column.key === "epsilon") {
+    const claim = claimOf(row);
+    return claim ? `δ ${general(claim.delta)}` : "";
+  }
+  if (value.low !== null) return span(column, value);
+  return value.seeds === 1 ? "1 seed" : "";
+}
+
+function span(column, value) {
+  const [low, high] = [show(column, value.low), show(column, value.high)];
+  return low === high ? "± 0" : `${low} – ${high}`;
+}
+
+const claimOf = (row) => (row.source.g === null ? null : DATA.tables.guarantee[row.source.g]);
+
+function meaning(value) {
+  const said = [...signs(value)].map((sign) => DATA.signs[sign]);
+  if (value.bits & DATA.bits.best) said.push("best of its board");
+  if (DATA.few[value.seeds]) said.push(DATA.few[value.seeds]);
+  return said.join("; ");
+}
+
+function valueNode(row, column) {
+  const value = row.values[column.place];
+  if (!value) return h("span", {class: "none"}, "–");
+  const classes = ["value"];
+  if (value.bits & DATA.bits.best) classes.push("best");
+  if (value.bits & DATA.bits.violated) classes.push("violated");
+  const small = below(row, column, value);
+  return h("span", {class: classes.join(" "), title: meaning(value)}, h("b", {}, shownNumber(column, value)),
+    value.bits & DATA.bits.best ? h("span", {class: "unseen"}, " best") : null, small ? h("small", {}, small) : null);
+}

@@ -1,0 +1,100 @@
+"use strict";
+// The trade-off of two quantities, and the rows that no other one beats in both.
+
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const method = (label) => label.replace(/\([^()]*(\([^()]*(\([^()]*\)[^()]*)*\)[^()]*)*\)/g, "");
+
+function axisColumns() {
+  const columns = present();
+  const keys = columns.map((column) => column.key);
+  const rows = ROWS.filter((row) => !state.board || row.board === state.board);
+  const varies = (key) => keys.includes(key) && new Set(rows.map((row) => row[key]).filter(Number.isFinite)).size > 1;
+  const first = (...wanted) => wanted.find(varies) || wanted.find((key) => keys.includes(key)) || keys[0];
+  const x = keys.includes(state.x) ? state.x : first("accuracy");
+  const y = keys.includes(state.y) ? state.y : first("robust", "byzantine", "mia", "inversion", "epsilon", "size");
+  return [columns, byKey.get(x), byKey.get(y)];
+}
+
+// Positions that no other one beats in both: sorted by x, best first, each must improve on y.
+function front(rows, x, y) {
+  const cost = (row, column) => (column.better === "higher" ? -row[column.key] : row[column.key]);
+  const order = [...rows].sort((a, b) => cost(a, x) - cost(b, x) || cost(a, y) - cost(b, y));
+  const found = [];
+  for (const row of order) {
+    const last = found[found.length - 1];
+    if (!last || cost(row, y) < cost(last, y) || (cost(row, y) === cost(last, y) && cost(row, x) === cost(last, x))) found.push(row);
+  }
+  return found;
+}
+
+function layout(extra) {
+  const axis = {gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true};
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: css("--text"), size: 12, family: css("--font")},
+    margin: {l: 56, r: 12, t: 12, b: 48}, hoverlabel: {bgcolor: css("--surface"), bordercolor: css("--line"), font: {color: css("--text")}},
+    ...extra, xaxis: {...axis, ...extra.xaxis}, yaxis: {...axis, ...extra.yaxis},
+  };
+}
+
+const CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
+
+function drawScatter() {
+  $("scatter").hidden = state.tab !== "overview";
+  if (state.tab !== "overview") return;
+  const [columns, x, y] = axisColumns();
+  if (!x || !y) { $("scatter").hidden = true; return; }
+  for (const [name, column] of [["x", x], ["y", y]]) {
+    options($(name), columns.map((one) => [one.key, one.title]));
+    $(name).value = column.key;
+  }
+  const usable = shown.filter((row) => Number.isFinite(row[x.key]) && Number.isFinite(row[y.key]));
+  const fronts = DATA.boards.map((board, place) => front(usable.filter((row) => row.source.b === place && competes(row)
+    && ![x, y].some((column) => row.values[column.place].bits & ~(DATA.bits.best | DATA.bits.clients))), x, y));
+  const best = new Set(fronts.flat());
+  const others = usable.filter((row) => !best.has(row));
+  const step = Math.ceil(others.length / MAX_POINTS) || 1;
+  const points = [...others.filter((_, place) => place % step === 0), ...best];
+  const groups = new Map();
+  for (const row of points) {
+    const name = method(row.defence);
+    if (!groups.has(name)) groups.set(name, []);
+    groups.get(name).push(row);
+  }
+  const names = [...groups.keys()].sort();
+  const told = (row) => plain(`${row.name} (${row.submission})`).replace(/ \/ /g, "<br>");
+  const traces = fronts.filter((rows) => rows.length).map((rows) => ({
+    x: rows.map((row) => row[x.key] * x.scale), y: rows.map((row) => row[y.key] * y.scale), mode: "lines",
+    line: {color: css("--muted"), width: 1.5, dash: "dot", shape: "linear"}, hoverinfo: "skip", name: "front",
+    showlegend: false,
+  }));
+  names.forEach((name, place) => {
+    const rows = groups.get(name);
+    const colour = PALETTE[Math.min(place, PALETTE.length - 1)];
+    traces.push({
+      x: rows.map((row) => row[x.key] * x.scale), y: rows.map((row) => row[y.key] * y.scale), mode: "markers",
+      type: "scatter", name: plain(name.length > 34 ? `${name.slice(0, 33)}…` : name), customdata: rows.map((row) => row.id), text: rows.map(told),
+      hovertemplate: "%{text}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>",
+      marker: {color: colour, size: rows.map((row) => (best.has(row) ? 12 : 8)), opacity: rows.map((row) => (best.has(row) ? 1 : 0.65)),
+        symbol: rows.map((row) => (best.has(row) ? "diamond" : "circle")),
+        line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
+    });
+  });
+  const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`;
+  const narrow = window.innerWidth < 720;
+  Plotly.react($("plot"), traces, layout({
+    height: narrow ? 380 : 430, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
+    legend: narrow ? {orientation: "h", y: -0.25, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
+  }), CONFIG).then((plot) => {
+    plot.removeAllListeners("plotly_click");
+    plot.on("plotly_click", (event) => event.points[0].customdata && openCard(event.points[0].customdata));
+  });
+  const list = fronts.flat();
+  const skipped = shown.length - usable.length, thinned = usable.length - points.length;
+  $("plot").setAttribute("aria-label", `${y.title} against ${x.title} of ${points.length} rows; ${list.length} are on the front, listed below`);
+  $("front").replaceChildren(list.length ? "◆ On the front: " : "No row can be compared in both.",
+    ...list.slice(0, 12).flatMap((row, place) => [place ? "; " : "", h("button", {type: "button", class: "inline", "data-row": row.id,
+      onclick: () => openCard(row.id)}, `${row.name}${state.board ? "" : ` (${row.board})`}`)]),
+    list.length > 12 ? `; and ${list.length - 12} more.` : list.length ? "." : "",
+    skipped ? ` ${skipped} rows lack a finite value.` : "", thinned ? ` ${thinned} points off the front are not drawn.` : "");
+}
