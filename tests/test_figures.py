@@ -77,14 +77,18 @@ def test_the_heatmap_shows_means_over_seeds(tmp_path):
 
 def test_ranks_tell_a_better_rule_from_others(tmp_path):
     found = []
-    for seed in range(12):
-        for place, (rule, value) in enumerate((("best", 0.9), ("middle", 0.6), ("worst", 0.3))):
-            found.append(record(10 * seed + place, value + 0.001 * seed, aggregator=rule, seed=seed))
+    for block in range(12):
+        for rule, value in (("best", 0.9), ("middle", 0.6), ("worst", 0.3)):
+            for seed in (0, 1):  # by the first seed alone the worst would be the best
+                off = (1 - 2 * seed) * (rule == "worst")
+                score = value + 0.001 * block + off
+                found.append(record(len(found), score, aggregator=rule, compressor=f"c{block}", seed=seed))
     out = tmp_path / "ranks.svg"
     blocks, p = draw_ranks(found, out, "t", "aggregator", "accuracy")
-    assert blocks == 12
+    assert blocks == 12  # seeds are no blocks
     assert p < 0.001
     text = out.read_text()
+    assert "bars join what Nemenyi's test" in text
     assert "best  1.00" in text
     assert "middle  2.00" in text
     assert "worst  3.00" in text
@@ -93,7 +97,10 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     with pytest.raises(
         HarnessError, match="two or more blocks in which every aggregator has accuracy, not 1"
     ):
-        draw_ranks(found[:3], out, "t", "aggregator", "accuracy")
+        draw_ranks(found[:6], out, "t", "aggregator", "accuracy")
+    alike = [one for one in found if one["cell"]["compressor"] in ("c0", "c1")]
+    draw_ranks(alike, out, "t", "aggregator", "accuracy")
+    assert "the order may be chance" in out.read_text()
 
 
 @pytest.mark.parametrize(

@@ -142,21 +142,18 @@ def _mean(values: Iterable[float]) -> float:
 def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tuple[int, float]:
     """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
 
-    A block is everything else: the other axes, threat, attack and seed. After Demsar, "Statistical comparisons of
-    classifiers over multiple data sets" (JMLR 2006). Returns the blocks used and Friedman's p. Raises HarnessError.
+    A block is everything else: the other axes, threat and attack, averaged over seeds. Blocks of one scenario share
+    data and seeds, so p comes out too small: the figure describes the scenario. After Demsar, "Statistical comparisons
+    of classifiers over multiple data sets" (JMLR 2006). Returns the blocks used and the test's p. Raises HarnessError.
     """
     import numpy as np
 
-    from harness.leaderboard.comparisons import (
-        average_ranks,
-        cliques,
-        complete_blocks,
-        friedman,
-        nemenyi_critical_difference,
-    )
+    from harness.leaderboard.columns import BY_KEY
+    from harness.leaderboard.comparisons import complete_blocks
+    from harness.leaderboard.ranks import Ranking
 
     chosen = quantity(key)
-    blocks: dict[tuple[Any, ...], dict[str, float]] = {}
+    blocks: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
@@ -164,29 +161,29 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
         if chosen.family not in ("any", family(dict(record))):
             continue
         cell = record["cell"]
-        place = tuple(str(v) for axis, v in cell.items() if axis != by)
-        blocks.setdefault(place, {})[str(cell[by])] = float(value)
+        place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))
+        blocks.setdefault(place, {}).setdefault(str(cell[by]), []).append(float(value))
     methods = list(dict.fromkeys(m for block in blocks.values() for m in block))
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
-    table = np.array([[block.get(m, np.nan) for m in methods] for block in blocks.values()])
+    table = np.array([[_mean(block.get(m, ())) for m in methods] for block in blocks.values()])
     kept, _ = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
-    ranks = average_ranks(kept, chosen.better == "higher")
-    test, distance = friedman(kept), nemenyi_critical_difference(len(methods), len(kept))
+    one = Ranking(by, BY_KEY[key], title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
     with figure(out, 5.2, 1.2 + 0.2 * len(methods)) as drawn:
         axes = drawn.subplots()
-        order = np.argsort(ranks, kind="stable")
+        order = np.argsort(one.ranks, kind="stable")
         for height, position in enumerate(order):
-            axes.plot([1, ranks[position]], [height, height], color="#cccccc", linewidth=0.6, zorder=1)
-            axes.plot(ranks[position], height, marker="o", color=COLOURS[0], markersize=4)
+            rank = float(one.ranks[position])
+            axes.plot([1, rank], [height, height], color="#cccccc", linewidth=0.6, zorder=1)
+            axes.plot(rank, height, marker="o", color=COLOURS[0], markersize=4)
             axes.annotate(
-                f"{shorten(methods[position], 40)}  {ranks[position]:.2f}", (ranks[position], height),
+                f"{shorten(methods[position], 40)}  {rank:.2f}", (rank, height),
                 textcoords="offset points", xytext=(6, -2), fontsize=7,
             )  # fmt: skip
-        for number, group in enumerate(cliques(ranks, distance)):
-            ends = [float(ranks[i]) for i in group]
+        for number, group in enumerate(one.groups):
+            ends = [float(one.ranks[i]) for i in group]
             below = len(methods) - 0.3 + 0.35 * number
             axes.plot([min(ends), max(ends)], [below, below], color="black", linewidth=2)
         axes.set_xlim(0.9, len(methods) + 0.9)
@@ -194,8 +191,14 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
         axes.set_yticks([])
         axes.set_xlabel(f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)")
         axes.set_title(
-            f"{title}: Friedman p = {test.p:.2g}; bars join what Nemenyi's test at 5 % does not tell apart "
-            f"(CD {distance:.2f})",
-            fontsize=7,
+            f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}", fontsize=7
         )
-    return len(kept), float(test.p)
+    return len(kept), float(one.test.p)
+
+
+def _claim(ranking: Any) -> str:
+    if not ranking.differs:
+        return "the order may be chance"
+    if len(ranking.methods) == 2:
+        return "the two differ"
+    return f"bars join what Nemenyi's test at 5 % does not tell apart (CD {ranking.critical_difference:.2f})"
