@@ -283,11 +283,11 @@ def _pooled(
             found.append((row, seeds, there, flags))
     # An attack that gives nobody this score, such as an inversion a membership AUC, is not asked for.
     wanted = {p for attack, points in asked.items() if attack not in silent - answered for p in points}
-    values = []
+    estimates = []
     for row, seeds, there, flags in found:
         by_seed = {number: column.pool(seeds[number]) for number in sorted(seeds)}
         estimate = pooled(tuple(by_seed.values()))
-        value = Value(
+        made = Value(
             estimate,
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
@@ -295,8 +295,8 @@ def _pooled(
             violated=column.key == "audited" and VIOLATION in flags,
             by_seed=by_seed,
         )
-        values.append((row, value))
-    return values
+        estimates.append((row, made))
+    return estimates
 
 
 def _families(submission: Submission) -> dict[Attack, str]:

@@ -184,8 +184,8 @@ def rank(
             best = methods, list(complete), list(complete.values())
     if best is None:
         return "no two of them are on the same two"
-    methods, names, values = best
-    table = np.array(values)
+    methods, names, rows = best
+    table = np.array(rows)
     placed = np.argsort(average_ranks(table, column.better == "higher"), kind="stable")
     return Ranking(
         axis,

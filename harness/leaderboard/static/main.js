@@ -31,6 +31,9 @@ async function restore() {
   restoring = false;
   if (state.card) openCard(state.card);
   else if (state.side) openComparison();
+  // What is drawn may bring a scroll bar, which makes the table draw itself again: ready is after that.
+  for (let i = 0; i < 4; i++) await new Promise((done) => requestAnimationFrame(done));
+  document.body.dataset.ready = "true";
 }
 
 function listen() {
@@ -93,10 +96,6 @@ async function start() {
   await makeTable();
   listen();
   await restore();
-  // What is drawn may bring a scroll bar, which makes the table draw itself again: ready is after that.
-  const frame = () => new Promise((done) => requestAnimationFrame(done));
-  for (let i = 0; i < 4; i++) await frame();
-  document.body.dataset.ready = "true";
 }
 
 start();

@@ -1,0 +1,546 @@
+"""The page in a browser, from the file system: what its script does, and that it asks for nothing and fails nowhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import synthetic
+
+from harness.leaderboard.board import Board, boards
+from harness.leaderboard.build import build, load
+from harness.leaderboard.citations import bibtex, command, used
+from harness.leaderboard.columns import BY_KEY
+from harness.leaderboard.statistics import paired_difference
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium found: the leaderboard's page is not tested"
+)
+expect = playwright.expect
+
+ROOT = Path(__file__).resolve().parents[2]
+AXE = Path(os.environ.get("HARNESS_AXE") or ROOT / "node_modules/axe-core/axe.min.js")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PATIENCE = int(
+    os.environ.get("PATIENCE", 60_000)
+)  # milliseconds: a busy machine draws slowly, a broken page never
+ROWS = "#table .tabulator-row"
+
+
+@dataclass
+class Site:
+    """A built page and the boards behind it."""
+
+    page: Path
+    boards: list[Board]
+
+    def board(self, label: str) -> Board:
+        return next(board for board in self.boards if board.label == label)
+
+    def row(self, board: str, *axes: str):
+        return next(row for row in self.board(board).rows if row.axes == axes)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Site:
+    """The published records and two made-up boards."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(ROOT / "leaderboard" / "records", folder / "records")
+    synthetic.put(folder, synthetic.realistic("base", numbers=1))
+    synthetic.put(folder, synthetic.realistic("base", numbers=2, scenario={"name": "digits"}))
+    build(folder)
+    return Site(folder / "index.html", boards(load(folder)))
+
+
+@pytest.fixture(scope="module")
+def page(site, tmp_path_factory):
+    """One page for all tests, as loading it is most of the work; its console and requests are looked at in the end."""
+    said, asked = [], []
+    with playwright.sync_playwright() as driver:
+        # TMPDIR: the profile, which Chromium makes anew for each start.
+        environment = {**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("profile"))}
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=list(FLAGS), env=environment, timeout=PATIENCE
+        )
+        context = browser.new_context(offline=True, accept_downloads=True)
+        context.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        opened = context.new_page()
+        opened.on(
+            "console", lambda message: message.type in ("error", "warning") and said.append(message.text)
+        )
+        opened.on("pageerror", lambda error: said.append(str(error)))
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.goto(site.page.as_uri())
+        yield opened
+        browser.close()
+    assert said == []
+    own = {site.page.as_uri(), site.page.with_name("hostile.html").as_uri()}
+    assert {url.partition("#")[0] for url in asked if not url.startswith(("data:", "blob:"))} <= own
+
+
+@pytest.fixture
+def visit(page):
+    """visit(permalink, width, scheme) -> the page as that link shows it."""
+    count = 0
+
+    def go(link: str = "", width: int = 1400, scheme: str = "light"):
+        nonlocal count
+        count += 1
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        ready(page)
+        page.evaluate("localStorage.clear()")
+        # Something new each time: an address that stays the same is no visit.
+        page.evaluate(
+            "link => { delete document.body.dataset.ready; location.hash = link; }",
+            f"{link}&visit={id(go)}.{count}",
+        )
+        ready(page)
+        return page
+
+    return go
+
+
+def ready(page):
+    page.locator("body[data-ready]").wait_for()
+
+
+def choose(page, name: str, value: str):
+    page.locator(f"[data-filter={name}]").select_option(value)
+
+
+def column(page, key: str):
+    """The numbers of a column, in the table's order."""
+    return page.locator(f"{ROWS} [tabulator-field={key}] b")
+
+
+def head(page, title: str):
+    return page.locator("#table button.head").filter(has_text=re.compile(f"^{re.escape(title)}"))
+
+
+def written(value, key: str) -> str:
+    return (value.text or BY_KEY[key].show(value.mean).replace("-", "−")) + value.signs
+
+
+def in_order(page, rows, key: str, count: int = 6):
+    """The first rows of the table are these."""
+    for place, row in enumerate(rows[:count]):
+        expect(page.locator(f"{ROWS} button.open").nth(place)).to_have_attribute("data-row", row.id)
+        expect(column(page, key).nth(place)).to_have_text(written(row.values[key], key))
+
+
+def by(rows, key: str, reverse: bool):
+    return sorted((r for r in rows if key in r.values), key=lambda r: r.values[key].mean, reverse=reverse)
+
+
+# table --------------------------------------------------------------------------------------------
+
+
+def test_columns_sort_by_their_numbers_better_ones_first(visit, site):
+    page = visit()
+    rows = site.board("chest v1").rows
+    in_order(page, by(rows, "accuracy", True), "accuracy")
+    head(page, "Robust, worst").click()
+    in_order(page, by(rows, "robust", True), "robust")
+    expect(page.locator("[tabulator-field=robust][aria-sort]").first).to_have_attribute(
+        "aria-sort", "descending"
+    )
+    head(page, "Robust, worst").click()
+    in_order(page, by(rows, "robust", False), "robust")
+    head(page, "Membership AUC").click()  # lower is better
+    in_order(page, by(rows, "mia", False), "mia")
+    assert "sort=mia%3Aasc" in page.url
+
+
+def test_filters_leave_the_rows_that_fit(visit, site):
+    page = visit()
+    rows, count = site.board("chest v1").rows, page.locator("#count")
+    total = sum(len(board.rows) for board in site.boards)
+    expect(count).to_have_text(f"{len(rows)} of {total}")
+    choose(page, "aggregator", "krum")
+    kept = [row for row in rows if row.axes[1] == "krum"]
+    expect(count).to_have_text(f"{len(kept)} of {total}")
+    page.locator("[data-filter=q]").fill("DP-SGD static")
+    kept = [row for row in kept if "dp-sgd" in row.axes[0] and row.axes[2] == "static-int8"]
+    assert len(kept) == 2
+    expect(count).to_have_text(f"2 of {total}")
+    in_order(page, by(kept, "accuracy", True), "accuracy")
+    page.get_by_role("button", name="Reset").click()
+    expect(count).to_have_text(f"{len(rows)} of {total}")
+    choose(page, "board", "")
+    expect(count).to_have_text(f"{total} of {total}")
+    expect(page.locator("#board")).to_contain_text("not comparable")
+
+
+@pytest.mark.parametrize("view", [("byzantine",), ("evasion@4/255", "pgd(steps=20)")], ids=len)
+def test_columns_of_attacks_show_the_chosen_threat_or_attack_alone(visit, site, view):
+    page = visit()
+    choose(page, "attack", json.dumps(view, separators=(",", ":")))
+    key = "byzantine" if len(view) == 1 else "robust"
+    expect(page.locator("#board")).to_contain_text(f"Columns of attacks show {' / '.join(view)} alone.")
+    head(page, BY_KEY[key].title).click()
+    rows = sorted(site.board("chest v1").rows, key=lambda row: -row.under[view][key].mean)
+    for place, row in enumerate(rows[:4]):
+        expect(column(page, key).nth(place)).to_have_text(written(row.under[view][key], key))
+    best = [row.id for row in rows if row.under[view][key].best]
+    assert best
+    expect(page.locator(f"{ROWS}:has([tabulator-field={key}] .best) button.open").first).to_have_attribute(
+        "data-row", best[0]
+    )
+
+
+def test_columns_are_chosen_and_tabs_have_their_own(visit):
+    page = visit()
+    page.locator("#chooser summary").click()
+    page.get_by_role("checkbox", name="Size").uncheck()
+    page.get_by_role("checkbox", name="MACs").check()
+    page.keyboard.press("Escape")
+    expect(head(page, "MACs")).to_be_visible()
+    expect(head(page, "Size")).to_have_count(0)
+    page.get_by_role("tab", name="Robustness").click()
+    for title in ("Robust, worst", "Robust, mean", "Attacked, worst", "Attacked, mean", "Backdoor, mean"):
+        expect(head(page, title)).to_have_count(1)
+    expect(page.locator("#scatter")).to_be_hidden()
+    choose(page, "board", "inversion v1")
+    expect(page.locator("#board")).to_contain_text("measures nothing of this kind")
+    page.locator("#board").get_by_role("button", name="digits v1").click()
+    expect(page.locator("[data-filter=board]")).to_have_value("digits v1")
+
+
+# dialogs ------------------------------------------------------------------------------------------
+
+
+def test_a_card_has_every_score_and_what_repeats_it(visit, site, tmp_path):
+    page = visit()
+    row = site.row("chest v1", "dp-sgd(epsilon=8)", "krum", "none")
+    page.locator("[data-filter=q]").fill("epsilon=8 krum")
+    expect(page.locator("#count")).to_contain_text("3 of")
+    button = page.locator(f"button.open[data-row='{row.id}']")
+    button.click()
+    card = page.locator("#card")
+    expect(card).to_be_visible()
+    expect(card.get_by_role("heading", level=2)).to_have_text("dp-sgd(epsilon=8) / krum / none")
+    for key in ("accuracy", "robust", "robust_mean", "byzantine", "mia", "size"):
+        line = card.get_by_role("row").filter(
+            has=page.get_by_role("rowheader", name=BY_KEY[key].header, exact=True)
+        )
+        expect(line.get_by_role("cell").first).to_have_text(written(row.values[key], key))
+    expect(card.locator("#by-round .main-svg").first).to_be_visible()
+    expect(card.locator("#by-eps .main-svg").first).to_be_visible()
+    expect(card.locator("#by-round .legendtext")).to_have_count(
+        4
+    )  # no attack, two Byzantine ones, the backdoor
+    expect(card.get_by_label("Command")).to_have_text(command(row))
+    expect(card.get_by_label("BibTeX")).to_have_text("\n\n".join(bibtex(used(row))))
+    card.get_by_text("Scenario chest-v1.yaml").click()
+    expect(card.get_by_label("Scenario", exact=True)).to_contain_text("dataset: pneumonia")
+    with page.expect_download() as saved:
+        card.locator(".snippet").filter(has=page.get_by_label("Scenario", exact=True)).get_by_text(
+            "Save"
+        ).click()
+    saved.value.save_as(tmp_path / "saved.yaml")
+    assert saved.value.suggested_filename == "chest-v1.yaml"
+    assert (tmp_path / "saved.yaml").read_text() == row.submission.scenario.text
+    for text in ("record, add-remove", "creates", "noise", row.submission.environment.commit):
+        expect(card.get_by_text(text).first).to_be_attached()
+    assert f"card={row.id}" in page.url
+    page.keyboard.press("Escape")
+    expect(card).to_be_hidden()
+    expect(button).to_be_focused()
+    assert "card=" not in page.url
+
+
+def test_rows_are_compared_by_their_shared_seeds(visit, site):
+    page = visit()
+    first = site.row("chest v1", "none", "krum", "none")
+    second = site.row("chest v1", "dp-sgd(epsilon=8)", "krum", "none")
+    page.locator("[data-filter=q]").fill("krum none")
+    page.get_by_role("checkbox", name="Compare none / krum / none, base").check()
+    expect(page.get_by_role("button", name="Compare")).to_be_disabled()
+    page.get_by_role("checkbox", name="Compare dp-sgd(epsilon=8) / krum / none, base").check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#comparison")).to_be_visible()
+    for key in ("accuracy", "robust", "seconds"):
+        one, shown = BY_KEY[key], page.locator("#comparison tr").filter(has_text=BY_KEY[key].title).first
+        found = paired_difference(second.values[key].by_seed, first.values[key].by_seed)
+        mean, low, high = (one.show(number).replace("-", "−") for number in found[:3])
+        expect(shown.get_by_role("cell").first).to_contain_text(written(first.values[key], key))
+        expect(shown.get_by_role("cell").last).to_contain_text(
+            f"{'+' * (found.mean > 0)}{mean} [{low}, {high}]"
+        )
+    link = page.url
+    page.reload()
+    ready(page)
+    expect(page.locator("#comparison")).to_be_visible()
+    assert page.url == link
+
+
+# permalinks, files --------------------------------------------------------------------------------
+
+
+def test_a_permalink_restores_what_was_seen(visit, site):
+    page = visit()
+    choose(page, "board", "digits v1")
+    page.get_by_role("tab", name="Aggregation").click()
+    choose(page, "compressor", "none")
+    head(page, "Attacked, worst").click()
+    rows = [row for row in site.board("digits v1").rows if row.axes[2] == "none"]
+    order = by(rows, "byzantine", True)
+    in_order(page, order, "byzantine")
+    page.locator(f"button.open[data-row='{order[1].id}']").click()
+    expect(page.locator("#card")).to_be_visible()
+    page.reload()
+    again = page
+    ready(page)
+    expect(again.locator("#card h2")).to_contain_text(order[1].axes[1])
+    again.keyboard.press("Escape")
+    in_order(again, order, "byzantine")
+    expect(again.get_by_role("tab", name="Aggregation")).to_have_attribute("aria-selected", "true")
+    expect(again.locator("[data-filter=compressor]")).to_have_value("none")
+    again.get_by_role("button", name="Copy link").click()
+    expect(again.locator("#permalink")).to_have_text(re.compile("^Copied"))
+
+
+def test_permalinks_that_make_no_sense_show_the_start(visit, site):
+    page = visit("tab=nothing&board=x&card=1&compare=2,3&side=1&sort=a:b&columns=c&attack={}&x=1&ranking=<b>")
+    expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("[data-filter=board]")).to_have_value("chest v1")
+    expect(page.locator("dialog[open]")).to_have_count(0)
+
+
+def test_the_shown_table_is_exported_as_csv_and_latex(visit, site, tmp_path):
+    page = visit()
+    choose(page, "defence", "dp-sgd(epsilon=1)")
+    rows = by([r for r in site.board("chest v1").rows if r.axes[0] == "dp-sgd(epsilon=1)"], "accuracy", True)
+    in_order(page, rows, "accuracy", len(rows))
+    texts = {}
+    for name in ("CSV", "LaTeX"):
+        with page.expect_download() as saved:
+            page.get_by_role("button", name=name, exact=True).click()
+        saved.value.save_as(tmp_path / name)
+        texts[name] = (tmp_path / name).read_text(encoding="utf-8")
+    table = list(csv.DictReader(texts["CSV"].splitlines()))
+    assert [(line["defence"], line["aggregator"], line["compressor"]) for line in table] == [
+        r.axes for r in rows
+    ]
+    for line, row in zip(table, rows, strict=True):
+        value = row.values["robust"]
+        assert float(line["robust"]) == pytest.approx(value.mean, rel=1e-4)
+        assert float(line["robust_low"]) == pytest.approx(value.estimate.low, rel=1e-4)
+        assert (line["robust_seeds"], line["robust_signs"]) == ("3", value.signs)
+    lines = [line for line in texts["LaTeX"].splitlines() if line.startswith("dp-sgd(epsilon=1)")]
+    assert len(lines) == len(rows)
+    assert lines[0].count("&") == texts["LaTeX"].splitlines()[5].count("&")
+    accuracy = rows[0].values["accuracy"]
+    low, high = (BY_KEY["accuracy"].show(bound) for bound in accuracy.estimate[1:3])
+    assert f"& {written(accuracy, 'accuracy')} {{\\scriptsize [{low}, {high}]}} &" in lines[0]
+    assert "\\begin{tabular}" in texts["LaTeX"]
+    assert not re.search(r"(?<!\\)%(?! \\usepackage)", texts["LaTeX"])
+
+
+def test_ranks_show_the_chosen_ranking(visit):
+    page = visit()
+    page.get_by_role("tab", name="Ranks").click()
+    expect(page.locator("#rows")).to_be_hidden()
+    shown = page.locator("#ranks article:visible")
+    expect(shown).to_have_count(1)
+    page.get_by_label("Ranking").select_option(label="Aggregators by Attacked, worst")
+    expect(shown.get_by_role("heading")).to_have_text("Aggregators by Attacked, worst [%] ↑")
+    expect(shown).to_contain_text("over 2 boards does not reject that all are alike")
+    expect(shown).to_contain_text("That is too few")
+    expect(shown.locator("svg circle")).to_have_count(3)
+    link = page.url.partition("#")[2]
+    visit()
+    expect(page.locator("#ranks")).to_be_hidden()
+    again = visit(link)
+    expect(again.locator("#ranks article:visible h2")).to_have_text("Aggregators by Attacked, worst [%] ↑")
+    again.get_by_role("tab", name="Overview").click()
+    expect(again.locator(ROWS).first).to_be_visible()
+
+
+# for everybody ------------------------------------------------------------------------------------
+
+
+def overflow(page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def test_a_phone_shows_everything_within_its_width(visit):
+    page = visit(width=390)
+    for tab in ("Overview", "Robustness", "Privacy", "Compression", "Aggregation", "Ranks"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+        assert overflow(page) <= 0, tab
+    page.get_by_role("tab", name="Overview").click()
+    page.locator(f"{ROWS} button.open").first.click()
+    expect(page.locator("#card")).to_be_visible()
+    box = page.locator("#card").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 390
+    assert page.locator("#card").evaluate("node => node.scrollWidth - node.clientWidth") <= 0
+    assert overflow(page) <= 0
+
+
+def test_the_keyboard_reaches_everything(visit, site):
+    page = visit()
+    page.get_by_role("tab", name="Overview").focus()
+    for key, tab in (
+        ("ArrowRight", "Robustness"),
+        ("End", "Ranks"),
+        ("ArrowRight", "Overview"),
+        ("Home", "Overview"),
+    ):
+        page.keyboard.press(key)
+        expect(page.get_by_role("tab", name=tab)).to_be_focused()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Tab")
+    expect(page.locator("[data-filter=board]")).to_be_focused()
+    # From the column's header on: sort, tick, open, close, compare.
+    head(page, "Uplink").focus()
+    page.keyboard.press("Enter")
+    rows = by(site.board("chest v1").rows, "uplink", False)
+    expect(column(page, "uplink").first).to_have_text(written(rows[0].values["uplink"], "uplink"))
+    boxes = page.locator(f"{ROWS} input[type=checkbox]")
+    for place in (0, 1):
+        boxes.nth(place).focus()
+        page.keyboard.press("Space")
+        expect(boxes.nth(place)).to_be_checked()
+    page.keyboard.press("Tab")
+    button = page.locator(f"{ROWS} button.open").nth(1)
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#card h2")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+    page.get_by_role("button", name="Compare").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#comparison h2")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#comparison")).to_be_hidden()
+
+
+def test_dark_follows_the_system_until_the_reader_chooses(visit):
+    page = visit(scheme="dark")
+    root = page.locator("html")
+    expect(root).to_have_attribute("data-theme", "dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 18, 23)"
+    page.get_by_role("button", name="Use the light theme").click()
+    expect(root).to_have_attribute("data-theme", "light")
+    page.reload()
+    ready(page)
+    expect(root).to_have_attribute("data-theme", "light")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the results")).to_be_focused()
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core not found: set HARNESS_AXE to its axe.min.js")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(visit, scheme):
+    page = visit(scheme=scheme)
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+
+    def faults() -> list[str]:
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        return [
+            f"{one['id']}: {node['html'][:200]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+            for node in one["nodes"]
+        ]
+
+    assert faults() == []
+    page.locator(f"{ROWS} button.open").first.click()
+    expect(page.locator("#by-eps .main-svg").first).to_be_visible()
+    assert faults() == []
+    page.keyboard.press("Escape")
+    for place in (0, 1):
+        page.locator(f"{ROWS} input[type=checkbox]").nth(place).check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#comparison")).to_be_visible()
+    assert faults() == []
+    page.keyboard.press("Escape")
+    page.get_by_role("tab", name="Ranks").click()
+    expect(page.locator("#ranks article:visible")).to_have_count(1)
+    assert faults() == []
+
+
+# hostile ------------------------------------------------------------------------------------------
+
+MARKUP = "</script><script>pwned=1</script><img src=x onerror=pwned=1><b onclick=pwned=1>{{7*7}}${pwned=1}"
+
+
+def marked(value, path=()):
+    """Decoded JSON of a submission with markup put into every text that may be free."""
+    if isinstance(value, dict):
+        return {name: marked(inner, (*path, name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [marked(inner, (*path, name)) for name, inner in enumerate(value)]
+    closed = {
+        "kind",
+        "family",
+        "status",
+        "direction",
+        "verdict",
+        "hash",
+        "fingerprint",
+        "commit",
+        "id",
+        "source",
+    }
+    formed = path[-1:] == ("name",) and path[0] in ("name", "scenario")
+    free = isinstance(value, str) and not formed and (path[-1] not in closed or path[0] == "plugins")
+    return f"{value[:9]}{MARKUP}" if free and path[-1] != "source" else value
+
+
+def test_markup_in_every_text_is_shown_and_never_run(page, site, tmp_path):
+    one = synthetic.realistic("lab", rows=2)
+    one |= {"official": False, "unofficial_because": ["why"], "note": "note", "url": "javascript:pwned=1"}
+    one["verification"] = {
+        "verdict": "diverged", "when": "now", "cells": 1, "environment": synthetic.environment(), "differences": ["d"],
+    }  # fmt: skip
+    for cell in one["cells"]:
+        cell["norm"], cell["config"] = "linf", {"defence": [{"soteria": {"layer": "name"}}]}
+        for seed in cell["seeds"].values():
+            seed["flags"] = ["flag"]
+    synthetic.put(tmp_path, marked(one))
+    build(tmp_path)
+    file = site.page.with_name("hostile.html")
+    shutil.copy(tmp_path / "index.html", file)
+    page.goto(file.as_uri())
+    ready(page)
+    expect(page.locator(f"{ROWS} button.open").first).to_contain_text(MARKUP[:30])
+    for tab in ("Robustness", "Privacy", "Compression", "Aggregation", "Ranks", "Overview"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
+    expect(page.locator("#board")).to_contain_text(f"Chest X-r{MARKUP}"[:40])
+    page.locator("[data-filter=q]").fill("onerror")
+    page.locator("#plot .points path").first.hover(force=True)
+    page.locator(f"{ROWS} button.open").first.click()
+    card = page.locator("#card")
+    for details in card.locator("details > summary").all():
+        details.click()
+    for text in ("note", "why", "linf", "flag", "A. Author", "d"):
+        expect(card.get_by_text(f"{text}{MARKUP}"[:40]).first).to_be_attached()
+    assert card.locator("img, script, b[onclick], a[href^=javascript]").count() == 0
+    page.keyboard.press("Escape")
+    for place in (0, 1):
+        page.locator(f"{ROWS} input[type=checkbox]").nth(place).check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#comparison")).to_contain_text(MARKUP[:30])
+    assert page.locator("img, [onclick], [onerror]").count() == 0
+    assert page.evaluate("typeof pwned") == "undefined"
+    assert page.evaluate("document.scripts.length") == page.evaluate(
+        "document.body.querySelectorAll(':scope > script').length"
+    )
