@@ -177,7 +177,7 @@ def test_filters_leave_the_rows_that_fit(visit, site):
     assert len(kept) == 2
     expect(count).to_have_text(f"2 of {total}")
     in_order(page, by(kept, "accuracy", True), "accuracy")
-    page.get_by_role("button", name="Reset").click()
+    page.get_by_role("button", name="Reset", exact=True).click()
     expect(count).to_have_text(f"{len(rows)} of {total}")
     choose(page, "board", "")
     expect(count).to_have_text(f"{total} of {total}")

@@ -81,6 +81,13 @@ function listen() {
     paint(choice);
   });
   dark.addEventListener("change", () => paint(stored()));
+  let width = window.innerWidth, resized = 0;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth === width) return;  // a phone's address bar comes and goes
+    width = window.innerWidth;
+    clearTimeout(resized);
+    resized = setTimeout(() => refresh(), 150);
+  });
   window.addEventListener("hashchange", () => { if (location.hash !== hash) restore(); });
   document.addEventListener("click", (event) => { if (!event.target.closest("#chooser")) $("chooser").open = false; });
   document.addEventListener("keydown", (event) => {

@@ -161,7 +161,8 @@ function makeTable() {
   table = new Tabulator("#table", {
     data: [], index: "id", columns: definitions(), layout: "fitColumns", maxHeight: "78vh", rowHeight: 52,
     initialSort: sortList(), columnDefaults: {headerWordWrap: true}, placeholder: "No row fits these filters",
-    columnHeaderSortMulti: true, resizableColumnFit: false, headerSortElement: "<span aria-hidden='true'></span>",
+    // Left to itself it draws all rows anew whenever it scrolls into sight, under the reader's pointer.
+    autoResize: false, columnHeaderSortMulti: true, resizableColumnFit: false, headerSortElement: "<span aria-hidden='true'></span>",
   });
   table.on("rowClick", (event, row) => {
     if (!event.target.closest("input,button,a") && !String(getSelection())) openCard(row.getData().id);
@@ -190,7 +191,7 @@ function refresh(columnsToo = true) {
 }
 
 async function redraw(columnsToo) {
-  const ranked = state.tab === "ranks";
+  const ranked = state.tab === "ranks", appears = $("rows").hidden && !ranked;
   $("rows").hidden = ranked;
   if (!ranked) {
     const order = sortList();
@@ -200,6 +201,7 @@ async function redraw(columnsToo) {
     if (columnsToo) table.setColumns(definitions());
     await table.replaceData(shown);
     table.setSort(order);
+    if (appears) table.redraw(true);
     drawing = false;
   }
   drawSurroundings();
