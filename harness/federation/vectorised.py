@@ -14,7 +14,7 @@ import torch
 
 from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.cohort import Cohort
-from harness.federation.local import Client, LocalTrainer, Start, Trained
+from harness.federation.local import Client, LocalTrainer, Start, Trained, seeded_modules
 from harness.functional import batch_norms
 
 if TYPE_CHECKING:
@@ -205,26 +205,22 @@ def nature(module: nn.Module, x: Tensor) -> str:
     Asked of the network itself, as third parties' layers may do either; batch normalisation counts in any case, as
     behind a layer that starts at zero it would not show.
     """
-    pair, other = torch.cat([x, 1 - x]), torch.cat([x, x / 2 + 0.25])
-    with (
-        modes_restored(module),
-        torch.no_grad(),
-        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
-    ):
+    rows, others = torch.cat([x, *[1 - x] * 7]), torch.cat([x, *[x / 2 + 0.25] * 7])
+    with modes_restored(module), torch.no_grad(), seeded_modules(str(x.device), "nature"):
         module.train()
 
-        def first(batch: Tensor) -> Tensor:
+        def outputs(batch: Tensor) -> Tensor:
             values: dict[str, Tensor] = {n: b.clone() for n, b in module.named_buffers()}
-            return torch.func.functional_call(module, values, (batch,))[0]
+            return torch.func.functional_call(module, values, (batch,))
 
-        once, again, beside = first(pair), first(pair), first(other)
+        once, again, beside = outputs(rows), outputs(rows), outputs(others)
 
     def equal(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
 
     if not equal(once, again):
         return "random"
-    return "apart" if equal(once, beside) and not batch_norms(module) else "coupled"
+    return "apart" if equal(once[0], beside[0]) and not batch_norms(module) else "coupled"
 
 
 def make_trainer(
