@@ -10,6 +10,7 @@ import typer
 
 from harness import __version__
 from harness.console.advice_commands import recommend
+from harness.console.check_command import check
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
@@ -51,6 +52,16 @@ app = typer.Typer(
 
 
 app.add_typer(leaderboard, name="leaderboard")
+
+plugin = typer.Typer(no_args_is_help=True, help="Check that plugins keep their contracts.")
+plugin.command()(check)
+app.add_typer(plugin, name="plugin")
+
+
+@plugin.callback()
+def _plugin() -> None:
+    """Check that plugins keep their contracts."""
+
 
 
 def _version(wanted: bool) -> None:

@@ -92,13 +92,13 @@ def facts(plugin: type[Plugin]) -> dict[str, Any]:
 def parameter(name: str, field: Any) -> dict[str, Any]:
     """Name, type, default (None where required), bounds and description."""
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    bounds = [*_bounds(field.metadata), *_annotated_bounds(field.annotation)]
+    found = [*bounds(field.metadata), *annotated_bounds(field.annotation)]
     return {
         "name": name,
         "type": type_name(field.annotation),
         "required": field.is_required(),
         "default": _value(default),
-        "bounds": ", ".join(dict.fromkeys(bounds)),
+        "bounds": ", ".join(dict.fromkeys(found)),
         "description": field.description or "",
     }
 
@@ -133,7 +133,7 @@ def type_name(annotation: Any) -> str:
     return names.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
-def _bounds(metadata: Any) -> list[str]:
+def bounds(metadata: Any) -> list[str]:
     return [
         f"{sign} {value:g}" if isinstance(value, float) else f"{sign} {value}"
         for item in metadata
@@ -142,16 +142,16 @@ def _bounds(metadata: Any) -> list[str]:
     ]
 
 
-def _annotated_bounds(annotation: Any) -> list[str]:
-    own = _bounds(getattr(annotation, "__metadata__", ()))
-    return own + [bound for inner in typing.get_args(annotation) for bound in _annotated_bounds(inner)]
+def annotated_bounds(annotation: Any) -> list[str]:
+    own = bounds(getattr(annotation, "__metadata__", ()))
+    return own + [bound for inner in typing.get_args(annotation) for bound in annotated_bounds(inner)]
 
 
 def example(plugin: type[Plugin]) -> str:
     """A value as a scenario would spell it, one that validates where one can be found."""
     import yaml
 
-    chosen = _example_parameters(plugin)
+    chosen = example_parameters(plugin)
     if not chosen:
         return plugin.name
     text = yaml.safe_dump(
@@ -160,7 +160,7 @@ def example(plugin: type[Plugin]) -> str:
     return text.strip().removeprefix("{").removesuffix("}")
 
 
-def _example_parameters(plugin: type[Plugin]) -> dict[str, Any]:
+def example_parameters(plugin: type[Plugin]) -> dict[str, Any]:
     fields = plugin.model_fields
     needed: dict[str, Any] = {}
     for name, field in fields.items():

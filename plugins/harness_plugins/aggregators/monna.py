@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
 from harness_plugins.aggregators._columns import mean_of, squared_distances_to, tolerated
@@ -35,7 +35,7 @@ class NearestNeighborAveraging(Aggregator):
     f: int | None = Field(
         None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
     )
-    trusted: int | Literal["root"] = Field(
+    trusted: Annotated[int, Field(ge=0)] | Literal["root"] = Field(
         0, description="number of the trusted client, or root: the server's own update on a root dataset"
     )
     root_size: int = Field(100, ge=1, description="records in the root dataset")

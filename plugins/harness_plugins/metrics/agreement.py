@@ -13,7 +13,10 @@ RADII = (0.25, 0.5, 1.0)
 
 
 class Agreement(Metric):
-    """Share of test samples to which the compressed model gives the class that it gave before compression."""
+    """Share of test samples to which the compressed model gives the class that it gave before compression.
+
+    A prediction that is undefined (NaN logits) agrees with nothing.
+    """
 
     name = "agreement"
     needs: ClassVar[tuple[str, ...]] = ("logits", "uncompressed_logits")
@@ -25,7 +28,8 @@ class Agreement(Metric):
         before, after = context.uncompressed_logits, context.logits
         if before is None or after is None or before.shape != after.shape or not len(after):
             raise PluginError("agreement needs logits of the same samples before and after compression")
-        return {"agreement": float((predicted(before) == predicted(after)).mean())}
+        first, second = predicted(before), predicted(after)
+        return {"agreement": float(((first == second) & (first >= 0)).mean())}
 
 
 class CertifiedAccuracy(Metric):

@@ -37,7 +37,10 @@ class ALittleIsEnough(ByzantineAttack):
     )
 
     z: float | None = Field(
-        None, allow_inf_nan=False, description="standard deviations from the mean; null: the paper's quantile"
+        None,
+        allow_inf_nan=False,
+        json_schema_extra={"unbounded": True},
+        description="standard deviations from the mean; null: the paper's quantile",
     )
 
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:

@@ -53,7 +53,9 @@ class Optimal(ByzantineAttack):
     reference: ClassVar[Reference | None] = SHEJWALKAR
 
     evaluations: int = Field(20, ge=1, description="how often the server's rule is tried")
-    start: float = Field(0.0, allow_inf_nan=False, description="first factor tried")
+    start: float = Field(
+        0.0, allow_inf_nan=False, json_schema_extra={"unbounded": True}, description="first factor tried"
+    )
     step: float = Field(10.0, gt=0, allow_inf_nan=False, description="first step of the search")
     shrink: float = Field(0.8, gt=0.5, lt=1, description="what a step is multiplied by when it stops growing")
 

@@ -32,7 +32,9 @@ class Gaussian(ByzantineAttack):
     uses_own: ClassVar[bool] = False
     reference: ClassVar[Reference | None] = BLANCHARD
 
-    mu: float = Field(0.0, allow_inf_nan=False, description="mean of a coordinate")
+    mu: float = Field(
+        0.0, allow_inf_nan=False, json_schema_extra={"unbounded": True}, description="mean of a coordinate"
+    )
     sigma: float = Field(200.0, ge=0, allow_inf_nan=False, description="standard deviation of a coordinate")
 
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:

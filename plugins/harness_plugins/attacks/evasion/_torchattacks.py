@@ -26,14 +26,19 @@ class TorchattacksAttack(EvasionAttack):
         """x (b, c, h, w) in [0, 1], y (b,) -> x_adv like x. Draws from torch's global generators."""
         if context.eps == 0:  # some divide by it, others start at random even so
             return x
-        return self.build(self.implementation, model, x, self.arguments(context))(x, y)  # type: ignore[no-any-return]
+        return run(self.build(self.implementation, model, x, self.arguments(context)), x, y)
 
     @staticmethod
     def build(implementation: str, model: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Any:
         """torchattacks' attack object on [0, 1] pixels: call it with x and y."""
         import torchattacks
 
-        return getattr(torchattacks, implementation)(_pixel_model_class()(model, x.device), **arguments)
+        return getattr(torchattacks, implementation)(_pixel_model_class()(model, x), **arguments)
+
+
+def run(attack: Any, x: Tensor, y: Tensor) -> Tensor:
+    """What torchattacks' attack object makes of x, in x's dtype: some of its classes know float32 alone."""
+    return attack(x.float(), y).to(x.dtype)  # type: ignore[no-any-return]
 
 
 def check_square(name: str, input_shape: tuple[int, int, int]) -> None:
@@ -69,14 +74,15 @@ def _pixel_model_class() -> type[nn.Module]:
         It also has a short repr: torchattacks formats the whole model for every attack.
         """
 
-        def __init__(self, model: nn.Module, device: torch.device) -> None:
+        def __init__(self, model: nn.Module, like: Tensor) -> None:
             super().__init__()
             self.model = model
-            self.device_marker = torch.nn.Parameter(torch.empty(0, device=device), requires_grad=False)
+            self.device_marker = torch.nn.Parameter(like.new_empty(0), requires_grad=False)
             self.training = model.training  # torchattacks goes back to this mode
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.model(x)
+            # The attack computes in float32, whatever the model does; see `run`.
+            return self.model(x.to(self.device_marker.dtype)).to(x.dtype)
 
         def __repr__(self) -> str:
             return "PixelModel()"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from harness.api import EvasionContext, Field, Reference, did_you_mean
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack, run
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
 OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
@@ -76,7 +76,7 @@ class AnyTorchattack(TorchattacksAttack):
     def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
         if context.eps == 0:
             return x
-        return self.build(self.attack, model, x, self.arguments(context))(x, y)
+        return run(self.build(self.attack, model, x, self.arguments(context)), x, y)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         names, given = self._signature(), dict(self.settings)

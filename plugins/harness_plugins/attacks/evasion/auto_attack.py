@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api import EvasionAttack, EvasionContext, Field, NotApplicable, Reference
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack, check_square
+from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack, check_square, run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +78,7 @@ class APGD(_Part):
         settings = {**self.common(context), "steps": self.steps, "n_restarts": self.restarts}
         attack = self.build("APGDT", model, x, {**settings, "n_classes": context.num_classes})
         attack.n_target_classes = min(TARGETS, context.num_classes - 1)
-        return attack(x, y)  # type: ignore[no-any-return]
+        return run(attack, x, y)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         return {**self.common(context), "steps": self.steps, "n_restarts": self.restarts, "loss": self.loss}
@@ -120,7 +120,7 @@ class FAB(_Part):
         }  # fmt: skip
         attack = self.build("FAB", model, x, settings)
         attack.n_target_classes = min(TARGETS, context.num_classes - 1)
-        return attack(x, y)  # type: ignore[no-any-return]
+        return run(attack, x, y)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         return {}

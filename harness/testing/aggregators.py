@@ -1,0 +1,339 @@
+"""Aggregators and pre-aggregators: rows in, one update or other rows out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from harness.contracts.aggregator import AggregationContext, Aggregator, PreAggregator, finite_rows
+from harness.errors import NotApplicable, PluginError
+from harness.testing.core import (
+    FAMILIES,
+    CheckFailed,
+    CheckSkipped,
+    Family,
+    Setting,
+    Subject,
+    Trial,
+    after,
+    check,
+    overrides,
+    require,
+)
+
+ROWS, MALICIOUS = 11, 2
+BOTH = ("aggregator", "pre-aggregator")
+
+
+def _context(
+    rule: Aggregator, rows: Any, f: int, setting: Setting, world: Any, **changes: Any
+) -> AggregationContext:
+    import torch
+
+    from harness.testing.toy import generator, updates
+
+    n = len(rows)
+    root = setting.forbid(
+        f"{rule.name} uses the root dataset and does not declare it: set `root_records` (and `data_access`), so that "
+        "a privacy guarantee can be told of it"
+    )
+    if rule.root_records:
+        own = updates(world, 1, seed=9)[0]
+        root = own.clone
+    given: dict[str, Any] = {
+        "round": 1,
+        "rounds": 3,
+        "f": f,
+        "weights": torch.full((n,), 1 / max(n, 1)).to(rows),
+        "client_ids": list(range(n)),
+        "layout": world.layout,
+        "generator": generator(setting),
+        "noise": generator(setting, 1),
+        "global_weights": world.vector,
+        "input_shape": world.shape,
+        "logits": world.logits,
+        "root_update": root,
+    }
+    return AggregationContext(**{**given, **changes})
+
+
+def _tolerance(rule: Aggregator, n: int) -> int:
+    """The largest f, at most 2, that the rule's conditions allow. Raises PluginError where none is."""
+    problem: Exception | None = None
+    for f in range(min(MALICIOUS, (n - 1) // 2), -1, -1):
+        try:
+            rule.check(n, f)
+        except PluginError as error:
+            problem = error
+        else:
+            return f
+    raise PluginError(f"no f is tolerated among {n} rows: {problem}")
+
+
+def _apply(rule: Aggregator, rows: Any, context: AggregationContext) -> dict[str, Any]:
+    if isinstance(rule, PreAggregator):
+        transformed, after = rule.transform(rows, context)
+        return {"rows": transformed, "weights": after.weights, "client_ids": after.client_ids, "f": after.f}
+    return {"update": rule.aggregate(rows, context)}
+
+
+def _trial(rule: Aggregator, setting: Setting) -> Trial:
+    from harness.testing.toy import toy, updates
+
+    world = toy(setting)
+    rows = updates(world, ROWS)
+    f = _tolerance(rule, ROWS)
+    rows[:f] *= -5
+    reports: list[dict[str, Any]] = []
+    context = _context(rule, rows, f, setting, world, reporter=reports.append)
+    inputs = {"updates": rows, "weights": context.weights, "global_weights": context.global_weights}
+    inputs["client_ids"] = context.client_ids
+    return Trial(
+        inputs, lambda: {**_apply(rule, rows, context), "reports": reports}, ("update", "rows", "weights")
+    )
+
+
+for _name in BOTH:
+    FAMILIES[_name] = Family(_name, _trial)
+
+
+def _proper(rule: Aggregator, output: dict[str, Any], like: Any, what: str) -> None:
+    """Raises CheckFailed where a result is not of the shape, dtype and range that the engine needs."""
+    n, d = like.shape
+    if "update" in output:
+        update = output["update"]
+        shape = tuple(getattr(update, "shape", ()))
+        require(
+            shape == (d,),
+            f"{rule.name} returns {shape or type(update).__name__} for updates ({n}, {d}) ({what}), not one update ({d},)",
+        )
+        require(
+            bool(update.isfinite().all()), f"{rule.name} returns values that are not finite ({what}): "
+            "raise PluginError with the reason instead, or leave the row out"
+        )  # fmt: skip
+        return
+    rows, weights, ids, f = (output[name] for name in ("rows", "weights", "client_ids", "f"))
+    require(
+        rows.ndim == 2 and rows.shape[1] == d and len(rows) >= 1,
+        f"{rule.name} returns rows {tuple(rows.shape)} for updates ({n}, {d}) ({what}), not (n', {d})",
+    )
+    require(
+        len(weights) == len(rows) == len(ids) and 0 <= f <= len(rows),
+        f"{rule.name} returns {len(rows)} rows with {len(weights)} weights, {len(ids)} client ids and f = {f} ({what}): "
+        "return `context.with_rows(weights, client_ids, f)` that fits the rows",
+    )
+    require(
+        bool(weights.min() >= 0) and abs(float(weights.sum()) - 1) < 1e-4,
+        f"{rule.name} returns weights that do not sum to 1 ({what})",
+    )
+    require(bool(rows.isfinite().all()), f"{rule.name} returns rows that are not finite ({what})")
+
+
+@check(*BOTH)
+def result_well_formed(subject: Subject) -> None:
+    """(n, d) becomes (d,), or rows with the weights, ids and f that fit them; all finite."""
+    outcome = subject.outcome()
+    _proper(subject.plugin, outcome.output, outcome.trial.inputs["updates"], "n = 11")
+
+
+@check(*BOTH)
+def few_clients(subject: Subject) -> None:
+    """n = 2f + 1, two clients and a single one work, or are refused with a PluginError."""
+    rule = subject.plugin
+    after(subject, result_well_formed)
+    for n, f in ((5, 2), (3, 1), (2, 0), (1, 0)):
+        _edge(subject, n, f, f"n = {n}, f = {f}")
+    if rule.accepts_empty:
+        _edge(subject, 0, 0, "a round without updates")
+
+
+def _edge(subject: Subject, n: int, f: int, what: str, change: Any = None) -> None:
+    from harness.testing.toy import toy, updates
+
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    rows = updates(world, n) if n else world.vector.new_empty((0, len(world.vector)))
+    if change is not None:
+        rows = change(rows)
+    try:
+        if n:
+            rule.check(n, f)
+        rule, rows, context = (
+            finite_rows(rule, rows, _context(rule, rows, f, setting, world))
+            if n
+            else (rule, rows, _context(rule, rows, f, setting, world))
+        )
+        if n:
+            rule.check(len(rows), context.f)
+        output = _apply(rule, rows, context)
+    except (PluginError, NotApplicable):
+        return
+    except Exception as error:
+        raise CheckFailed(
+            f"{rule.name} breaks with {what}: {type(error).__name__}: {error}. Refuse it in `check(n, f)` with a "
+            "PluginError that has the numbers in it, or make it work"
+        ) from error
+    _proper(rule, output, rows, what)
+
+
+@check(*BOTH)
+def unusual_rows(subject: Subject) -> None:
+    """Rows of zeros, equal rows, rows with NaN (which the engine drops) and a huge one give a finite result."""
+    after(subject, result_well_formed)
+    n, f = ROWS, _tolerance(subject.plugin, ROWS)
+
+    def with_nan(rows: Any) -> Any:
+        rows[0] = float("nan")
+        return rows
+
+    def with_huge(rows: Any) -> Any:
+        rows[0] = 1e30
+        return rows
+
+    _edge(subject, n, f, "rows of zeros", lambda rows: rows * 0)
+    _edge(subject, n, f, "equal rows", lambda rows: rows[:1].repeat(n, 1))
+    _edge(subject, n, f, "a row of NaN", with_nan)
+    if f:
+        _edge(subject, n, f, "a row of 1e30", with_huge)
+
+
+@check(*BOTH)
+def several_rounds(subject: Subject) -> None:
+    """With its own state from the round before, another round works as the first did."""
+    from harness.testing.toy import toy, updates
+
+    after(subject, result_well_formed)
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world, f = toy(setting), _tolerance(subject.plugin, ROWS)
+    state: dict[str, Any] = {}
+    for number in range(3):
+        rows = updates(world, ROWS, seed=number)
+        context = _context(rule, rows, f, setting, world, round=number, state=state)
+        try:
+            output = _apply(rule, rows, context)
+        except Exception as error:
+            raise CheckFailed(
+                f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
+            ) from error
+        _proper(rule, output, rows, f"round {number + 1}")
+
+
+@check(*BOTH)
+def report_valid(subject: Subject) -> None:
+    """The rows it reports as kept exist."""
+    for report in subject.outcome().output["reports"]:
+        import torch
+
+        if report.get("kept") is None:
+            continue
+        kept = torch.as_tensor(report["kept"])
+        positions = kept.nonzero().flatten() if kept.dtype == torch.bool else kept
+        fits = kept.dtype != torch.bool or len(kept) == ROWS
+        require(
+            fits and all(0 <= int(p) < ROWS for p in positions),
+            f"{subject.name} reports rows {kept.tolist()} as kept, of {ROWS}: report positions, or a boolean a row",
+        )
+
+
+@check("aggregator", when=lambda plugin: plugin.sum_only)
+def sum_only_true(subject: Subject) -> None:
+    """What declares `sum_only` gives the same for other updates with the same weighted sum."""
+    from harness.testing.toy import toy, updates
+
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    rows = updates(world, ROWS).double()
+    moved = rows.clone()
+    moved[0] += rows[3] * 4
+    moved[1] -= rows[3] * 4
+    results = [
+        _apply(rule, each, _context(rule, each, 0, setting, world))["update"] for each in (rows, moved)
+    ]
+    require(
+        bool((results[0] - results[1]).abs().max() <= 1e-9 * (1 + results[0].abs().max())),
+        f"{rule.name} declares sum_only, but gives another result for updates with the same weighted sum: a server that "
+        "sees the sum alone could not compute it. Set sum_only = False",
+    )
+
+
+@check("aggregator", when=lambda plugin: overrides(plugin, Aggregator, "inference"))
+def deployed_model_answers(subject: Subject) -> None:
+    """The model as deployed takes what the network took, and gives logits of the same shape."""
+    from harness.testing.models import answers
+    from harness.testing.toy import toy
+
+    world = toy(Setting(scene=subject.outcome().setting.scene))
+    answers(subject, subject.plugin.inference(world.net), world)
+
+
+@check(*BOTH)
+def cost_as_documented(subject: Subject) -> None:
+    """The work grows with n and d no faster than the O(...) in the docstring says.
+
+    Counted are the elements that torch's operations read and write; what is done in NumPy is not seen.
+    """
+    cost = documented_cost(inspect.getdoc(subject.cls) or "")
+    if cost is None:
+        raise CheckSkipped("its docstring states no cost in n and d alone, such as `Costs O(n d)`")
+    subject.outcome()
+    small = _work(subject.plugin, 16, 4096)
+    for n, d in ((48, 4096), (16, 16384)):
+        grown, allowed = _work(subject.plugin, n, d) / small, cost(n, d) / cost(16, 4096)
+        require(
+            grown <= 1.5 * allowed,
+            f"the work of {subject.name} grows {grown:.1f}-fold from n = 16, d = 4096 to n = {n}, d = {d}, the cost in "
+            f"its docstring {allowed:.1f}-fold: correct the docstring, or the code (a loop over pairs of rows?)",
+        )
+
+
+def documented_cost(text: str) -> Any:
+    """The first `O(...)` of a docstring as a function of n and d; None where there is none, or it has other letters."""
+    import math
+
+    found = re.search(r"\bO\(((?:[^()]|\([^()]*\))*)\)(?!\s*(?:and|plus|forward))", text)
+    if found is None:
+        return None
+    words = found.group(1).replace("²", "^2")
+    if set(re.findall(r"[A-Za-z_]+", words)) - {"n", "d", "log"}:
+        return None
+    words = re.sub(r"log\s*\(?([nd])\)?", r"log(\1)", words)
+    words = re.sub(r"(?<=[\w)])\s+(?=[nd(l])", " * ", words).replace("^", "**")
+    try:
+        code = compile(words, "cost", "eval")
+        eval(code, {"__builtins__": {}}, {"n": 3, "d": 5, "log": math.log})
+    except Exception:
+        return None
+    return lambda n, d: eval(code, {"__builtins__": {}}, {"n": n, "d": d, "log": math.log})
+
+
+def _work(rule: Aggregator, n: int, d: int) -> int:
+    """Elements read and written by torch for n rows of d. Raises CheckSkipped where it needs the network."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for leaf in tree_leaves((args, kwargs, result)):
+                if isinstance(leaf, torch.Tensor):
+                    Count.total += leaf.numel()
+            return result
+
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn((n, d), generator=draw)
+    try:
+        f = _tolerance(rule, n)
+        context = AggregationContext(
+            round=0, f=f, weights=torch.full((n,), 1 / n), client_ids=list(range(n)),
+            layout={"all": slice(0, d)}, generator=draw, noise=torch.Generator().manual_seed(1),
+            global_weights=torch.ones(d), root_update=lambda: rows[0].clone(),
+        )  # fmt: skip
+        with Count():
+            _apply(rule, rows, context)
+    except (PluginError, NotApplicable) as error:
+        raise CheckSkipped(f"it cannot be tried with {n} rows and without a network: {error}") from error
+    return Count.total

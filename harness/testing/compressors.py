@@ -1,0 +1,179 @@
+"""Model compressors: a smaller network, and the file it comes back from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness.contracts.compressor import (
+    DATA_ACCESS,
+    CompressedModel,
+    CompressionContext,
+    ModelCompressor,
+    Surroundings,
+)
+from harness.contracts.defence import ClientHooks
+from harness.testing.core import (
+    FAMILIES,
+    CheckFailed,
+    Family,
+    Setting,
+    Subject,
+    Trial,
+    check,
+    require,
+)
+
+FAMILY = "model compressor"
+
+
+def _trial(compressor: ModelCompressor, setting: Setting) -> Trial:
+    from harness.testing.local import begin
+    from harness.testing.toy import CLASSES, generator, toy
+
+    world = toy(setting)
+    module = world.net
+    images, labels = world.images.clone(), world.labels.clone()
+    rounds: list[int] = []
+
+    def data() -> Any:
+        return images, labels
+
+    def fine_tune(module: Any, count: int, *hooks: ClientHooks) -> Any:
+        from dataclasses import replace
+
+        rounds.append(count)
+        training = begin(hooks, replace(world, module=module), setting)
+        training.steps(images, labels, 3)
+        module.load_state_dict(training.module.state_dict())
+        return module
+
+    if compressor.data_access == "none":
+        data = setting.forbid(
+            f"{compressor.name} asks for data and declares data_access = 'none': a guarantee would be broken in silence. "
+            "Declare public or private"
+        )
+    given: Any = fine_tune
+    if not compressor.fine_tuning_rounds:
+        given = setting.forbid(
+            f"{compressor.name} trains in the federation and declares no fine_tuning_rounds: estimates need the number"
+        )
+    context = CompressionContext(
+        input_shape=world.shape, num_classes=CLASSES, build=world.build, generator=generator(setting),
+        data=data, fine_tune=given,
+    )  # fmt: skip
+    inputs = {"the network": module, "images": images, "labels": labels}
+
+    def call() -> dict[str, Any]:
+        found = compressor.compress(module, context)
+        if not isinstance(found, CompressedModel):
+            raise CheckFailed(f"{compressor.name}.compress returns {type(found).__name__}, not a CompressedModel")
+        return {"state": dict(found.state), "facts": found.facts, "compressed": lambda: found, "rounds": rounds}
+
+    return Trial(inputs, call)
+
+
+FAMILIES[FAMILY] = Family(FAMILY, _trial, dtypes=("float32",))
+
+
+def _found(subject: Subject) -> tuple[CompressedModel, Any]:
+    from harness.testing.toy import toy
+
+    outcome = subject.outcome()
+    return outcome.output["compressed"](), toy(Setting(scene=outcome.setting.scene))
+
+
+def _logits(module: Any, world: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return module.eval()(world.images)
+
+
+@check(FAMILY)
+def compressed_answers(subject: Subject) -> None:
+    """The compressed network takes the images the network took, and gives finite logits."""
+    from harness.testing.models import answers
+
+    found, world = _found(subject)
+    answers(subject, found.module, world)
+    require(
+        subject.plugin.data_access in DATA_ACCESS,
+        f"{subject.name} declares data_access = {subject.plugin.data_access!r}: {', '.join(DATA_ACCESS)}",
+    )
+
+
+@check(FAMILY)
+def file_restores(subject: Subject) -> None:
+    """Written to a file and read back, the compressed network makes the same predictions."""
+    import torch
+    from safetensors.torch import load, save
+
+    found, world = _found(subject)
+    require(
+        bool(found.state) and all(isinstance(t, torch.Tensor) for t in found.state.values()),
+        f"{subject.name} has a state that is not made of tensors: what `restore` needs must be in its file",
+    )
+    read = load(save({name: t.detach().cpu().clone().contiguous() for name, t in found.state.items()}))
+    surroundings = Surroundings(world.shape, 3, world.build)
+    restored = subject.plugin.restore(world.net, read, surroundings)
+    require(
+        torch.allclose(_logits(found.module, world), _logits(restored.module, world), rtol=1e-4, atol=1e-5),
+        f"the predictions of {subject.name} are others after its file was written and read: `restore` must rebuild the "
+        "network from the state alone",
+    )
+
+
+@check(FAMILY)
+def gradients_as_declared(subject: Subject) -> None:
+    """What says `differentiable` has gradients, and what says `straight_through` brings a twin that has."""
+    import torch
+
+    found, world = _found(subject)
+    compressor = subject.plugin
+    networks = []
+    if compressor.differentiable and found.differentiable:
+        networks.append(("the compressed network", found.module))
+    if compressor.straight_through:
+        require(
+            found.twin is not None, f"{compressor.name} declares straight_through and returns no twin"
+        )
+        networks.append(("the twin", found.twin))
+    for what, module in networks:
+        x = world.images[:6].clone().requires_grad_()
+        logits = module.eval()(x)  # type: ignore[union-attr]
+        require(
+            logits.requires_grad,
+            f"{what} of {compressor.name} has no gradient with respect to its input: declare differentiable = False, or "
+            "return a twin",
+        )
+        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+        require(
+            bool(gradient.isfinite().all()) and bool(gradient.any()),
+            f"the gradient of {what} of {compressor.name} is zero or not finite: rounding has none, declare "
+            "differentiable = False and return a straight-through twin",
+        )
+    require(
+        not (found.differentiable and not compressor.differentiable),
+        f"{compressor.name} returns differentiable = True and declares False",
+    )
+
+
+@check(FAMILY)
+def facts_plain(subject: Subject) -> None:
+    """What was reached is kept in the record: plain JSON values."""
+    facts = subject.outcome().output["facts"]
+    try:
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(f"the facts of {subject.name} are no plain values: {error}") from error
+
+
+@check(FAMILY)
+def fine_tuning_counted(subject: Subject) -> None:
+    """It trains no more rounds in the federation than it declares."""
+    asked, declared = sum(subject.outcome().output["rounds"]), subject.plugin.fine_tuning_rounds
+    require(
+        asked <= declared,
+        f"{subject.name} asks for {asked} rounds of training and declares fine_tuning_rounds = {declared}",
+    )

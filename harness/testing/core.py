@@ -1,0 +1,310 @@
+"""What a check is, and which checks there are for a plugin."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from harness.contracts.base import Plugin
+from harness.errors import HarnessError, NotApplicable, PluginError
+from harness.testing.watch import global_random_state, same, snapshot
+
+
+class CheckFailed(AssertionError):
+    """The plugin breaks its contract; the message says how, and what to change."""
+
+
+class CheckSkipped(Exception):
+    """The check cannot be made here; the message says why."""
+
+
+class Touched(Exception):
+    """Raised in the plugin's face when it reaches for something that it did not declare."""
+
+
+@dataclass
+class Setting:
+    """How a trial is run. device and dtype: of what the plugin is given. scene: which of the toy worlds, from 0.
+
+    touched: what the plugin reached for without having declared it.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    scene: int = 0
+    touched: list[str] = field(default_factory=list)
+
+    def forbid(self, message: str) -> Callable[..., Any]:
+        """A function that must not be called: it notes that it was, and raises."""
+
+        def refuse(*arguments: Any, **named: Any) -> Any:
+            self.touched.append(message)
+            raise Touched(message)
+
+        return refuse
+
+
+@dataclass
+class Trial:
+    """One complete use of a plugin. inputs: what must be as before afterwards. call: does it, and returns the output.
+
+    keeps: the entries of the output whose tensors must have the setting's dtype and device.
+    """
+
+    inputs: dict[str, Any]
+    call: Callable[[], dict[str, Any]]
+    keeps: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What came of a trial."""
+
+    setting: Setting
+    trial: Trial
+    output: dict[str, Any]
+    changed: list[str]
+    random: list[str]  # global generators that moved
+    error: Exception | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """Plugins that are used alike. own_random: may draw from global generators, which the engine seeds around it.
+
+    trial(plugin, setting) raises PluginError or NotApplicable where the scene does not suit the plugin.
+    """
+
+    name: str
+    trial: Callable[[Any, Setting], Trial]
+    own_random: bool = False
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    scenes: int = 3
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+@dataclass(frozen=True)
+class _Definition:
+    function: Callable[[Subject], None]
+    families: tuple[str, ...]  # none: all
+    when: Callable[[Any], bool]
+
+
+_DEFINITIONS: list[_Definition] = []
+
+
+def check(
+    *families: str, when: Callable[[Any], bool] = lambda plugin: True
+) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """Registers a function as a check for plugins of some families. when: asked of the instance, or of the class."""
+
+    def register(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        _DEFINITIONS.append(_Definition(function, families, when))
+        return function
+
+    return register
+
+
+def overrides(plugin: Any, base: type, *names: str) -> bool:
+    """Whether a plugin, class or instance, has its own version of any of these methods of a base class."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    return any(getattr(cls, name) is not getattr(base, name) for name in names)
+
+
+class Subject:
+    """A plugin under test, and what was learnt about it so far, shared by its checks."""
+
+    def __init__(self, plugin: Plugin | type[Plugin]) -> None:
+        self.cls: type[Plugin] = plugin if isinstance(plugin, type) else type(plugin)
+        self._given = None if isinstance(plugin, type) else plugin
+        self._outcomes: dict[tuple[str, str], Outcome] = {}
+
+    @property
+    def name(self) -> str:
+        return self.cls.name or self.cls.__name__
+
+    @property
+    def family(self) -> str:
+        return family_of(self.cls)
+
+    @cached_property
+    def plugin(self) -> Any:
+        """The instance given, else one with the defaults, or with the examples of parameters that have none."""
+        if self._given is not None:
+            return self._given
+        from harness.console.describe import example_parameters
+
+        try:
+            return self.cls.create()
+        except PluginError:
+            return self.cls.create(example_parameters(self.cls))
+
+    def trial(self, setting: Setting, plugin: Any = None) -> Outcome:
+        """One run in the first scene that suits the plugin. What the plugin raises is in the outcome."""
+        family = FAMILIES[self.family]
+        outcome: Outcome | None = None
+        for scene in range(setting.scene, family.scenes):
+            outcome = _run(
+                family, self.plugin if plugin is None else plugin, Setting(setting.device, setting.dtype, scene)
+            )
+            if not isinstance(outcome.error, PluginError | NotApplicable):
+                break
+        assert outcome is not None
+        return outcome
+
+    def outcome(self, device: str = "cpu", dtype: str = "float32") -> Outcome:
+        """The same, kept for all checks. Raises CheckSkipped where there is no output to look at."""
+        key = (device, dtype)
+        if key not in self._outcomes:
+            start = 0 if not self._outcomes else next(iter(self._outcomes.values())).setting.scene
+            self._outcomes[key] = self.trial(Setting(device, dtype, start))
+        found = self._outcomes[key]
+        if found.error is not None:
+            which = "declared_access_respected" if found.setting.touched else "runs"
+            raise CheckSkipped(f"it did not run: see {which}")
+        return found
+
+    def first(self) -> Outcome:
+        """The outcome with the defaults, also where the plugin raised."""
+        try:
+            return self.outcome()
+        except CheckSkipped:
+            return self._outcomes["cpu", "float32"]
+
+    def error(self, device: str, dtype: str) -> Exception | None:
+        """What the plugin raised in the run that `outcome` remembers."""
+        return self._outcomes[device, dtype].error
+
+    def again(self, plugin: Any = None) -> Outcome:
+        """A second run in the same scene, of this plugin or of another one."""
+        return self.trial(Setting(scene=self.outcome().setting.scene), plugin)
+
+
+def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
+    import torch
+
+    started = time.perf_counter()
+    trial, output, error = Trial({}, dict), {}, None
+    changed: list[str] = []
+    moved: list[str] = []
+    with torch.random.fork_rng(), global_random_state() as state:
+        try:
+            trial = family.trial(plugin, setting)
+            before = snapshot(trial.inputs)
+            state.mark()
+            output = trial.call()
+            moved = state.moved()
+            after = snapshot(trial.inputs)
+            changed = [name for name in before if not same(before[name], after[name])]
+        except Exception as raised:  # the plugin's own: every check says what it makes of it
+            error = raised
+    return Outcome(setting, trial, output, changed, moved, error, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to one plugin: call it. Raises CheckFailed with what is wrong, or CheckSkipped with why not."""
+
+    name: str
+    plugin: Plugin | type[Plugin]
+    function: Callable[[Subject], None] = field(repr=False)
+    subject: Subject = field(repr=False)
+
+    @property
+    def description(self) -> str:
+        """What is asked."""
+        return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
+
+    def __call__(self) -> None:
+        try:
+            self.function(self.subject)
+        except (CheckFailed, CheckSkipped):
+            raise
+        except HarnessError as error:
+            raise CheckFailed(f"{self.subject.name}: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{self.subject.family} {self.subject.name}: {self.name}"
+
+
+def checks_of(plugin: Plugin | type[Plugin]) -> list[Check]:
+    """The checks for a plugin, in order: a class is tried with its defaults, an instance as it is."""
+    _load()
+    subject = Subject(plugin)
+    return [
+        Check(getattr(definition.function, "__name__", ""), plugin, definition.function, subject)
+        for definition in _DEFINITIONS
+        if (not definition.families or subject.family in definition.families) and definition.when(plugin)
+    ]
+
+
+def family_of(cls: type[Plugin]) -> str:
+    """`evasion`, `model compressor`, `pre-aggregator`, or the kind. Raises PluginError for what is none of them."""
+    family = cls.kind
+    if cls.kind == "attack":
+        family = str(getattr(cls, "family", ""))
+    elif cls.kind == "compressor":
+        family = f"{getattr(cls, 'acts_on', '')} compressor"
+    elif getattr(cls, "pre", False):
+        family = "pre-aggregator"
+    _load()
+    if family not in FAMILIES:
+        raise PluginError(f"{cls.__qualname__} is of no kind: subclass one of the kinds in harness.api")
+    return family
+
+
+def _load() -> None:
+    """The modules that register checks, in the order of the report."""
+    if FAMILIES:
+        return
+    from harness.testing import (  # noqa: F401
+        parameters,
+        behaviour,
+        data,
+        models,
+        aggregators,
+        defences,
+        compressors,
+        updates,
+        evasion,
+        poisoning,
+        byzantine,
+        privacy,
+        metrics,
+        trackers,
+    )  # fmt: skip
+
+
+def after(subject: Subject, function: Callable[[Subject], None]) -> None:
+    """Raises CheckSkipped where another check fails, whose fault would only be found again."""
+    try:
+        function(subject)
+    except CheckFailed:
+        raise CheckSkipped(f"see {getattr(function, '__name__', '')}") from None
+
+
+def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(where, tensor) of every tensor in nested dictionaries, lists and tuples."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from tensors(inner, f"{path}[{number}]")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises CheckFailed with the message where the condition is false."""
+    if not condition:
+        raise CheckFailed(message)

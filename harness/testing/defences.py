@@ -1,0 +1,354 @@
+"""Defences: pure hooks that compose, and the guarantee they give."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from typing import Any
+
+from harness.contracts.defence import ClientHooks, Defence, Guarantee, Sampling
+from harness.errors import HarnessError, NotApplicable
+from harness.testing.core import (
+    FAMILIES,
+    CheckFailed,
+    Family,
+    Setting,
+    Subject,
+    Trial,
+    check,
+    overrides,
+    require,
+)
+from harness.testing.watch import global_random_state, same, snapshot
+
+HOOKS = ("defence", "poisoning")  # both run ClientHooks at the clients
+
+
+def _trial(defence: Defence, setting: Setting) -> Trial:
+    from harness.testing.local import PlainMean, begin
+    from harness.testing.toy import toy, updates
+
+    world = toy(setting)
+    training = begin((defence,), world, setting)
+    images, labels = world.images[:12].clone(), world.labels[:12].clone()
+    released, prepared = world.net, training.prepared[0]
+    inputs = {
+        "the images of a batch": images, "the labels of a batch": labels, "the global weights": training.start,
+        "the model that `inference` gets": released, "what `prepare` returned": prepared,
+    }  # fmt: skip
+
+    def call() -> dict[str, Any]:
+        output: dict[str, Any] = {"update": training.steps(images, labels), "prepared": prepared}
+        output["sampling"] = defence.sampling(12, 8)
+        rule = defence.aggregator(PlainMean(), prepared)
+        if overrides(defence, Defence, "aggregator"):
+            output["aggregated"] = _aggregated(rule, updates(world, 4), world, setting)
+        deployed = defence.inference(released)
+        if not defence.stochastic:
+            with global_random_state():  # answers at random are looked at by deployed_model_answers
+                output["logits"] = deployed.eval()(images).detach()
+        return output
+
+    return Trial(inputs, call, ("update", "logits"))
+
+
+def _aggregated(rule: Any, rows: Any, world: Any, setting: Setting) -> Any:
+    import torch
+
+    from harness.contracts.aggregator import AggregationContext
+    from harness.testing.toy import generator
+
+    context = AggregationContext(
+        round=0, f=0, weights=torch.full((len(rows),), 1 / len(rows)).to(rows), client_ids=list(range(len(rows))),
+        layout=world.layout, generator=generator(setting), noise=generator(setting, 1), rounds=2,
+        global_weights=world.vector, input_shape=world.shape, logits=world.logits,
+    )  # fmt: skip
+    return rule.aggregate(rows, context)
+
+
+FAMILIES["defence"] = Family("defence", _trial)
+
+
+@check("defence")
+def update_well_formed(subject: Subject) -> None:
+    """A client still sends one finite update (d,), and the server's rule still gives one."""
+    outcome = subject.outcome()
+    d = len(outcome.trial.inputs["the global weights"])
+    for name in ("update", "aggregated"):
+        if name in outcome.output:
+            found = outcome.output[name]
+            require(
+                tuple(found.shape) == (d,) and bool(found.isfinite().all()),
+                f"the {name} of {subject.name} is {tuple(found.shape)}, or not finite: it must be ({d},)",
+            )
+    sampling = outcome.output["sampling"]
+    require(
+        sampling is None or (isinstance(sampling, Sampling) and sampling.method in ("shuffle", "poisson")),
+        f"{subject.name}.sampling returns {sampling!r}: Sampling('shuffle'), Sampling('poisson', rate) or None",
+    )
+    require(
+        subject.plugin.server_view in ("updates", "sum") and subject.plugin.neighbours in ("add-remove", "replace"),
+        f"{subject.name} declares server_view {subject.plugin.server_view!r} and neighbours "
+        f"{subject.plugin.neighbours!r}: see harness.contracts.defence for what there is",
+    )  # fmt: skip
+
+
+@check(*HOOKS)
+def hooks_pure(subject: Subject) -> None:
+    """Hooks called twice with the same arguments return the same, and leave their arguments alone."""
+    import torch
+
+    training, world = _begin(subject)
+    x, y, key = world.images[:8].clone(), world.labels[:8].clone(), training.key(3)
+    params = {name: p.detach().clone().requires_grad_() for name, p in training.params.items()}
+    delta = torch.ones_like(training.start)
+    kept = snapshot([x, y, key, params, delta])
+    results = []
+    for _ in range(2):
+        batch = training.batch(x, y, key)
+        losses = training.loss(params, (x, y), key)
+        results.append([batch[0], batch[1], losses.detach()])
+    _update(subject, training, delta)
+    for value, before, name in zip(
+        [x, y, key, params, delta], kept, ["images", "labels", "key", "parameters", "update"], strict=True
+    ):
+        require(
+            same(snapshot(value), before), f"a hook of {subject.name} changes the {name} that it was given in place"
+        )  # fmt: skip
+    require(
+        same(*results),
+        f"`batch` or `loss` of {subject.name} returns something else the second time: whatever is random must come "
+        "from `key`, and nothing may be kept between calls",
+    )
+    images, labels = results[0][:2]
+    require(
+        tuple(images.shape[1:]) == world.shape and len(images) == len(labels) and labels.dtype == torch.int64,
+        f"`batch` of {subject.name} returns images {tuple(images.shape)} and labels {tuple(labels.shape)} {labels.dtype}",
+    )
+    require(
+        tuple(results[0][2].shape) == (8,) and bool(results[0][2].isfinite().all()),
+        f"`loss` of {subject.name} returns {tuple(results[0][2].shape)} for 8 records, or values that are not finite: "
+        "one loss a record, without a mean",
+    )
+
+
+def _update(subject: Subject, training: Any, delta: Any) -> Any:
+    from harness.contracts.defence import UpdateContext
+    from harness.federation.vector import layout
+    from harness.testing.toy import generator
+
+    context = UpdateContext(
+        0, 0, generator(training.setting), layout(training.module), training.prepared[0], 4, 1
+    )
+    return subject.plugin.update(delta, context)
+
+
+def _begin(subject: Subject, dtype: str = "float32", others: Any = ()) -> Any:
+    from harness.testing.local import begin
+    from harness.testing.toy import toy
+
+    setting = Setting(dtype=dtype, scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    return begin((subject.plugin, *others), world, setting), world
+
+
+@check(*HOOKS, when=lambda plugin: not getattr(plugin, "couples_samples", False)
+       and overrides(plugin, ClientHooks, "loss", "batch"))  # fmt: skip
+def couples_samples_declared(subject: Subject) -> None:
+    """Unless it says `couples_samples`, what becomes of a record does not depend on the others of its batch."""
+    import torch
+
+    training, world = _begin(subject, "float64")
+    x, y, key = world.images[:8], world.labels[:8], training.key(5)
+    one = slice(3, 4)
+    together, alone = training.batch(x, y, key), training.batch(x[one], y[one], key)
+    advice = (
+        "noise for a single record could not hide it. Draw randomness with harness.api.record_keys(key, x), take no "
+        "statistics over the batch, or declare couples_samples = True"
+    )
+    require(
+        len(alone[0]) == 1 and torch.allclose(together[0][one], alone[0], atol=1e-9) and same(together[1][one], alone[1]),
+        f"what `batch` of {subject.name} makes of a record depends on the other records of the batch, or its place in it: "
+        + advice,
+    )  # fmt: skip
+    params = {name: p.detach().requires_grad_() for name, p in training.params.items()}
+    gradients = []
+    for images, labels, row in ((x, y, 3), (x[one], y[one], 0)):
+        loss = training.loss(params, (images, labels), key)[row]
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
+    require(
+        torch.allclose(gradients[0], gradients[1], rtol=1e-6, atol=1e-8),
+        f"the gradient of a record's loss under {subject.name} depends on the other records of the batch, and "
+        f"couples_samples is False: {advice}",
+    )
+
+
+@check(*HOOKS)
+def empty_batch(subject: Subject) -> None:
+    """A batch without records, as Poisson sampling draws them, gives a finite gradient."""
+    training, world = _begin(subject)
+    x, y, key = world.images[:0], world.labels[:0], training.key(1)
+    try:
+        gradients = training.gradient(training.params, training.batch(x, y, key), key)
+    except Exception as error:
+        raise CheckFailed(
+            f"{subject.name} breaks on an empty batch: {type(error).__name__}: {error}. Poisson sampling draws them: return "
+            "the batch as it is, or a zero gradient"
+        ) from error
+    require(
+        all(bool(g.isfinite().all()) for g in gradients.values()),
+        f"{subject.name} gives a gradient that is not finite for an empty batch: a mean over no record is NaN",
+    )
+
+
+@check("defence")
+def deployed_model_answers(subject: Subject) -> None:
+    """The model as deployed gives logits; where it answers at random it says `stochastic`."""
+    from harness.testing.models import answers
+    from harness.testing.toy import toy
+
+    world = toy(Setting(scene=subject.outcome().setting.scene))
+    defence = subject.plugin
+    answers(subject, defence.inference(world.net), world)
+    if not defence.stochastic:
+        found = []
+        for seed in (1, 2):
+            with global_random_state(seed):
+                found.append(defence.inference(world.net).eval()(world.images[:5]).detach())
+        require(
+            same(found[0], found[1]),
+            f"the model that {subject.name} deploys answers at random: let `stochastic` be True, so that gradient attacks "
+            "average over its answers",
+        )
+
+
+@check("defence", when=lambda plugin: overrides(plugin, Defence, "certify"))
+def certificate_well_formed(subject: Subject) -> None:
+    """Certificates are labels (b,), -1 for abstained, with radii (b,) that are not negative."""
+    from harness.testing.toy import generator, toy
+
+    setting = Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    found = subject.plugin.certify(world.net, world.images[:3], generator(setting))
+    if found is None:
+        return
+    labels, radii = found
+    require(
+        tuple(labels.shape) == tuple(radii.shape) == (3,) and not labels.is_floating_point(),
+        f"{subject.name} certifies labels {tuple(labels.shape)} and radii {tuple(radii.shape)} for 3 images",
+    )
+    require(
+        bool((radii >= 0).all()) and bool((labels >= -1).all()) and bool((labels < 3).all()),
+        f"{subject.name} certifies negative radii or labels outside [-1, classes)",
+    )
+
+
+@check("defence")
+def prepared_plain(subject: Subject) -> None:
+    """What `prepare` returns is kept in the record: plain JSON values."""
+    prepared = subject.outcome().output["prepared"]
+    try:
+        again = json.loads(json.dumps(prepared))
+    except (TypeError, ValueError) as error:
+        raise CheckFailed(
+            f"`prepare` of {subject.name} returns what JSON has not: {error}. Use numbers, text, lists and mappings"
+        ) from error
+    require(
+        again == prepared,
+        f"`prepare` of {subject.name} is not the same after it was written as JSON: text as keys, lists for tuples",
+    )
+
+
+@check("defence")
+def guarantee_valid(subject: Subject) -> None:
+    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows with training."""
+    from harness.testing.local import CLIENTS, PER_CLIENT, federation
+
+    defence, prepared = subject.plugin, subject.outcome().output["prepared"]
+    require(
+        defence.guarantee([]) is None,
+        f"{subject.name} guarantees something without a training: `guarantee([])` is None",
+    )
+    first = defence.guarantee([prepared])
+    if first is None:
+        require(
+            defence.protects is None,
+            f"{subject.name} says that it protects a {defence.protects} and gives no guarantee",
+        )
+        return
+    require(isinstance(first, Guarantee), f"{subject.name}.guarantee returns {type(first).__name__}")
+    require(
+        first.unit == defence.protects,
+        f"{subject.name} guarantees for a {first.unit} and declares protects = {defence.protects!r}: they must agree, "
+        "the engine plans by `protects`",
+    )
+    if not first.holds:
+        require(bool(first.broken_by), f"{subject.name} gives a guarantee that does not hold, and no reason")
+        return
+    units = PER_CLIENT * CLIENTS if first.unit == "record" else CLIENTS
+    require(
+        first.epsilon > 0 and math.isfinite(first.epsilon) and 0 <= first.delta < 1 / units,
+        f"{subject.name} guarantees epsilon {first.epsilon:g} and delta {first.delta:g} over {units} {first.unit}s: "
+        "epsilon must be positive and finite, delta below 1 / N",
+    )
+    second = defence.prepare(federation([prepared]))
+    both = defence.guarantee([prepared, second])
+    require(
+        both is not None and (not both.holds or both.epsilon >= first.epsilon * (1 - 1e-9)),
+        f"{subject.name} guarantees a smaller epsilon for two trainings of the same weights than for one: "
+        "`guarantee(history)` composes over all of them",
+    )
+
+
+@check("defence")
+def composes(subject: Subject) -> None:
+    """In a stack with private training and with adversarial training it works, or says why it is not applicable."""
+    subject.outcome()
+    from harness.testing.local import begin
+    from harness.testing.toy import toy
+
+    setting = Setting(scene=subject.outcome().setting.scene)
+    for what, partner in partners().items():
+        if partner.name == subject.name:
+            continue
+        for stack in ((subject.plugin, partner), (partner, subject.plugin)):
+            names = " + ".join(d.name for d in stack)
+            world = toy(setting)
+            x, y = world.images[:12], world.labels[:12]
+            try:
+                update = begin(stack, world, setting).steps(x, y)
+                if partner.protects:  # clients that run side by side have no module of their own
+                    update = update + begin(stack, world, setting, alone=False).steps(x[:2], y[:2], 1)
+            except NotApplicable as reason:
+                require(bool(str(reason)), f"{names} is not applicable, and nobody says why: give the reason")
+                continue
+            except Exception as error:
+                raise CheckFailed(
+                    f"the stack {names} ({what}) fails: {type(error).__name__}: {error}. Losses must work under "
+                    "torch.func.vmap with one key a record; where a stack makes no sense raise NotApplicable in `check`"
+                ) from error
+            require(
+                bool(update.isfinite().all()), f"the stack {names} sends an update that is not finite"
+            )
+
+
+@cache
+def partners() -> dict[str, Defence]:
+    """A registered defence that guarantees something for records, and one that trains on a dearer loss."""
+    from harness.console.describe import example_parameters
+    from harness.registry import registry
+
+    found: dict[str, Defence] = {}
+    for entry in registry().entries("defence"):
+        cls: Any = entry.plugin
+        try:
+            defence = cls.create(example_parameters(cls) if cls.protects else None)
+        except HarnessError:
+            continue
+        if cls.protects == "record":
+            found.setdefault("private training", defence)
+        elif cls.loss is not Defence.loss and not cls.couples_samples and defence.cost() > 1.5:
+            found.setdefault("adversarial training", defence)
+    return found

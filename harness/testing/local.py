@@ -1,0 +1,120 @@
+"""A few local steps with hooks, put together as the engine does. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.contracts.aggregator import AggregationContext, Aggregator
+from harness.contracts.defence import (
+    ClientHooks,
+    Defence,
+    Local,
+    PrepareContext,
+    Sampling,
+    StackContext,
+    UpdateContext,
+)
+from harness.federation.apply import Apply
+from harness.federation.vector import flatten, layout, trainable
+from harness.functional import cross_entropy, mean_gradient
+from harness.random import make_key, split
+from harness.testing.core import Setting
+from harness.testing.toy import Toy, generator
+
+BATCH, STEPS, CLIENTS, ROUNDS, PER_CLIENT = 8, 2, 4, 2, 12
+
+
+class PlainMean(Aggregator):
+    """The mean of the rows: what a defence's server rule is wrapped around here."""
+
+    name = "plain-mean"
+    sum_only = True
+
+    def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
+        return context.weights.to(updates.dtype) @ updates
+
+
+def federation(history: list[dict[str, Any]] | None = None) -> PrepareContext:
+    """Four clients of 12 records that all take part in two rounds."""
+    return PrepareContext(
+        sizes=[PER_CLIENT] * CLIENTS,
+        steps=[STEPS * ROUNDS] * CLIENTS,
+        batch_size=BATCH,
+        records=PER_CLIENT * CLIENTS,
+        rounds=ROUNDS,
+        largest_group=2,
+        schedule=[list(range(CLIENTS))] * ROUNDS,
+        history=history or [],
+    )
+
+
+@dataclass
+class Training:
+    """Hooks composed over a module, which `steps` trains in place."""
+
+    module: nn.Module
+    hooks: tuple[ClientHooks, ...]
+    prepared: list[dict[str, Any]]
+    setting: Setting
+    alone: bool = True  # False: as where clients run side by side
+
+    def __post_init__(self) -> None:
+        self.hooks = tuple(hook.at(0, ROUNDS) for hook in self.hooks)
+        self.start = flatten(self.module)
+        self.params = dict(trainable(self.module))
+        self.noise = generator(self.setting, 11)
+        self.loss = cross_entropy(Apply(self.module))
+        logits = Apply(self.module)
+        for hook in self.hooks:
+            self.loss = hook.loss(self.loss, logits)
+        self.gradient = mean_gradient(self.loss)
+        for hook, prepared in zip(self.hooks, self.prepared, strict=True):
+            local = Local(
+                loss=self.loss, gradient=self.gradient, client=0, batch_size=BATCH, sampling=Sampling(),
+                prepared=prepared, module=self.module if self.alone else None, generator=self.noise, logits=logits, start=self.start,
+                moved=None, layout=layout(self.module),
+            )  # fmt: skip
+            self.gradient = hook.gradient(local) or self.gradient
+
+    def key(self, number: int) -> Tensor:
+        return make_key("check", number, device=self.setting.device)
+
+    def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch after every hook."""
+        for position, hook in enumerate(self.hooks):
+            x, y = hook.batch(x, y, split(key, position))
+        return x, y
+
+    def steps(self, images: Tensor, labels: Tensor, count: int = STEPS) -> Tensor:
+        """The update (d,) that the client sends after `count` steps of SGD."""
+        for number in range(count):
+            index = torch.arange(min(BATCH, len(labels)), device=labels.device)
+            index = (index + number * BATCH) % len(labels)
+            key = self.key(number)
+            batch = self.batch(images[index], labels[index], key)
+            gradients = self.gradient(self.params, batch, key)
+            with torch.no_grad():
+                for name, parameter in self.params.items():
+                    parameter -= 0.05 * gradients[name]
+        delta = flatten(self.module) - self.start
+        for hook, prepared in zip(self.hooks, self.prepared, strict=True):
+            context = UpdateContext(0, 0, self.noise, layout(self.module), prepared, CLIENTS, 0)
+            delta = hook.update(delta, context)
+        return delta
+
+
+def begin(hooks: Sequence[ClientHooks], world: Toy, setting: Setting, alone: bool = True) -> Training:
+    """A training that is about to start. Raises NotApplicable where a defence of the stack refuses."""
+    module = world.net
+    defences = tuple(hook for hook in hooks if isinstance(hook, Defence))
+    for defence in defences:
+        module = defence.model(module)
+    for position, defence in enumerate(defences):
+        defence.check(StackContext(defences, position, module))
+    prepared = [hook.prepare(federation()) if isinstance(hook, Defence) else {} for hook in hooks]
+    return Training(module.train(), tuple(hooks), prepared, setting, alone)

@@ -1,0 +1,826 @@
+"""Plugins with one planted fault each. FAULTS: (plugin, the check that must catch it, words of its message)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import heavy_plugin
+import numpy as np
+import sound
+from pydantic import ConfigDict, PrivateAttr
+
+from harness.api import (
+    Audit,
+    ClientData,
+    CompressedModel,
+    Field,
+    Guarantee,
+    Membership,
+    Payload,
+    PluginError,
+    Score,
+    Split,
+    Splits,
+    hookimpl,
+)
+
+FAULTS: list[tuple[type, str, str]] = []
+
+
+def fault(check: str, words: str):
+    def register(cls):
+        cls.name = "broken-" + cls.__name__.lower()
+        FAULTS.append((cls, check, words))
+        return cls
+
+    return register
+
+
+FAULTS.append((heavy_plugin.Eager, "heavy_imports_deferred", "imports torch at the top (line 5)"))
+
+# what every plugin owes ---------------------------------------------------------------------------
+
+
+@fault("documented", "has no docstring")
+class Undocumented(sound.Mean):
+    pass
+
+
+@fault("documented", "begin with a whole sentence")
+class Terse(sound.Mean):
+    """Mean"""
+
+
+@fault("reference_present", "has no reference")
+class Unpublished(sound.Mean):
+    """A mean that names no publication."""
+
+    reference = None
+
+
+@fault("reference_present", "has no address")
+class Homeless(sound.Mean):
+    """A mean whose publication has no address."""
+
+    reference = sound.SOURCE.model_copy(update={"url": ""})
+
+
+@fault("parameters_described", "parameter 'shift' of broken-undescribed has no description")
+class Undescribed(sound.Mean):
+    """A mean with a parameter that nobody explains."""
+
+    shift: float = Field(0.0, ge=0)
+
+
+@fault("parameters_bounded", "parameter 'shift' of broken-unbounded is a number without bounds")
+class Unbounded(sound.Mean):
+    """A mean with a parameter that takes every number."""
+
+    shift: float | None = Field(None, description="added, in units of the updates")
+
+
+@fault("parameters_typed", "parameter 'shift' of broken-untyped is not typed")
+class Untyped(sound.Mean):
+    """A mean with a parameter of any type."""
+
+    shift: Any = Field(None, description="added, in units of the updates")
+
+
+@fault("unknown_parameters_refused", "takes a parameter that it does not have")
+class Tolerant(sound.Mean):
+    """A mean that drops parameters it does not know."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+@fault("immutable", "'scale' of a broken-changeable can be set")
+class Changeable(sound.Mean):
+    """A mean whose parameters can be changed later."""
+
+    model_config = ConfigDict(frozen=False)
+
+
+@fault("pickles", "cannot be sent to a worker process")
+class Tethered(sound.Mean):
+    """A mean that holds a function."""
+
+    _function: Any = PrivateAttr(default_factory=lambda: lambda: 1)
+
+
+@fault("constructs", "cannot be made without parameters")
+class Demanding(sound.Mean):
+    """A mean with a parameter that has neither a default nor an example that fits."""
+
+    word: str = Field(description="a word of the author's choice", pattern="^xyzzy$")
+
+
+@fault("parameters_round_trip", "cannot be read back from YAML")
+class Pairs(sound.Mean):
+    """A mean with a parameter that YAML cannot say in strict form."""
+
+    corners: frozenset[int] = Field(frozenset({1, 2}), description="positions of the corners")
+
+
+@fault("runs", "fails in an ordinary use: ZeroDivisionError")
+class Crashing(sound.Mean):
+    """A mean that divides by zero."""
+
+    def aggregate(self, updates, context):
+        return updates.sum(0) / (1 // 0)
+
+
+# aggregators ----------------------------------------------------------------------------------------
+
+
+@fault("inputs_unchanged", "changes what it was given: updates")
+class InPlace(sound.Mean):
+    """A mean that centres the updates in place. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        centre = updates.mean(0)
+        updates -= centre
+        return centre
+
+
+@fault("global_random_state_untouched", "global generator of torch")
+class Dice(sound.Mean):
+    """A mean with noise from torch's own generator."""
+
+    def aggregate(self, updates, context):
+        import torch
+
+        return updates.mean(0) + 1e-3 * torch.randn(updates.shape[1]).to(updates)
+
+
+@fault("global_random_state_untouched", "global generator of numpy.random")
+class Seeding(sound.Mean):
+    """A mean that seeds NumPy's own generator."""
+
+    def aggregate(self, updates, context):
+        np.random.seed(7)
+        return updates.mean(0)
+
+
+@fault("deterministic", "returns something else the second time")
+class Moody(sound.Mean):
+    """A mean with noise from the operating system."""
+
+    def aggregate(self, updates, context):
+        return updates.mean(0) * (1 + int.from_bytes(os.urandom(4)) * 1e-12)
+
+
+@fault("device_and_dtype_kept", "as float32 on cpu for float64 on cpu")
+class Single(sound.Mean):
+    """A mean in float32 whatever comes."""
+
+    def aggregate(self, updates, context):
+        return updates.mean(0).float()
+
+
+@fault("result_well_formed", "not one update")
+class Short(sound.Mean):
+    """A mean that is one coordinate short."""
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)[:-1]
+
+
+@fault("unusual_rows", "values that are not finite (rows of zeros)")
+class Direction(sound.Mean):
+    """The mean of the updates' directions, undefined for zeros. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        return (updates / updates.norm(dim=1, keepdim=True)).nan_to_num(posinf=0, nan=float("nan")).mean(0)
+
+
+@fault("few_clients", "breaks with n = 2, f = 0: IndexError")
+class Third(sound.Mean):
+    """The third update. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        return updates[2].clone()
+
+
+@fault("several_rounds", "breaks in round 2")
+class Forgetful(sound.Mean):
+    """A mean that cannot find its own state again. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        if "seen" in context.state:
+            return updates.mean(0) + context.state["mean"]
+        context.state["seen"] = True
+        return updates.mean(0)
+
+
+@fault("report_valid", "reports rows [99] as kept")
+class Stranger(sound.Mean):
+    """A mean that reports a row nobody sent. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        context.report(kept=[99])
+        return updates.mean(0)
+
+
+@fault("declared_access_respected", "does not declare it: set `root_records`")
+class Rooted(sound.Mean):
+    """Moves towards an update on a root dataset that it does not declare."""
+
+    def aggregate(self, updates, context):
+        return (updates.mean(0) + context.root_update()) / 2
+
+
+@fault("sum_only_true", "declares sum_only, but gives another result")
+class NotASum(sound.Mean):
+    """A median that says it follows from the sum."""
+
+    sum_only = True
+
+    def aggregate(self, updates, context):
+        return updates.median(0).values
+
+
+@fault("cost_as_documented", "grows 9.0-fold from n = 16, d = 4096 to n = 48")
+class Pairwise(sound.Mean):
+    """A mean over all pairs of rows. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        return ((updates[:, None] + updates[None]) / 2).mean((0, 1))
+
+
+@fault("result_well_formed", "weights, 11 client ids")
+class OldWeights(sound.Halves):
+    """Merges rows and keeps the weights of the rows before."""
+
+    def transform(self, updates, context):
+        return super().transform(updates, context)[0], context
+
+
+# attacks ----------------------------------------------------------------------------------------------
+
+
+@fault("declared_access_respected", "runs the server's rule and declares knowledge = 'own'")
+class Omniscient(sound.Opposite):
+    """Tries the server's rule without saying that it needs it."""
+
+    def craft(self, honest, context):
+        return -context.aggregator(honest).expand(context.m, -1).clone()
+
+
+@fault("declared_access_respected", "reads context.own and declares uses_own = False")
+class NotOwn(sound.Opposite):
+    """Says that it does not look at the attackers' own updates, and does."""
+
+    uses_own = False
+
+
+@fault("crafted_well_formed", "not one row a malicious client: (3,")
+class OneForAll(sound.Opposite):
+    """One row for all attackers."""
+
+    def craft(self, honest, context):
+        return -honest.mean(0)
+
+
+@fault("few_clients", "crafts NaN (8 honest and 1 malicious clients)")
+class Deviation(sound.Opposite):
+    """The attackers' own mean and standard deviation, undefined for one."""
+
+    def craft(self, honest, context):
+        return (context.own.mean(0) - context.own.std(0)).expand(context.m, -1).clone()
+
+
+@fault("budget_kept", "in linf, and eps is 0.03137")
+class TooFar(sound.Step):
+    """Twice the step that it is allowed."""
+
+    def perturb(self, model, x, y, context):
+        return super().perturb(model, x, y, replace(context, eps=2 * context.eps))
+
+
+@fault("pixel_range_kept", "leaves the range of pixels")
+class Outside(sound.Step):
+    """A step that leaves the range of pixels."""
+
+    def perturb(self, model, x, y, context):
+        return x + context.eps * self.direction(model, x, y).sign()
+
+
+@fault("zero_budget_moves_nothing", "moves images with eps = 0")
+class Restless(sound.Step):
+    """At least a thousandth, whatever the budget."""
+
+    def perturb(self, model, x, y, context):
+        return super().perturb(model, x, y, replace(context, eps=max(context.eps, 0.001)))
+
+
+@fault("declared_access_respected", "uses the model's gradients and declares access = 'labels'")
+class SecretGradient(sound.Step):
+    """A gradient step that says it needs labels alone."""
+
+    access = "labels"
+
+
+@fault("declared_access_respected", "asks the model and declares access = 'none'")
+class SecretQuery(sound.Darken):
+    """Asks the model and says that it does not."""
+
+    access = "none"
+
+
+@fault("labels_are_enough", "reads the logits")
+class SecretLogits(sound.Darken):
+    """Darkens by how sure the model is, and says that labels are enough."""
+
+    def perturb(self, model, x, y, context):
+        sure = model(x).softmax(1).amax(1)
+        return (x - context.eps * sure.view(-1, 1, 1, 1)).clamp(0, 1).detach()
+
+
+@fault("device_and_dtype_kept", "adversarial as float32 on cpu for float64")
+class SingleImages(sound.Step):
+    """Examples in float32 whatever comes."""
+
+    def perturb(self, model, x, y, context):
+        return super().perturb(model, x, y, context).float()
+
+
+@fault("single_image", "breaks on a batch of one image")
+class Batchwise(sound.Step):
+    """A step scaled by the spread over the batch."""
+
+    def perturb(self, model, x, y, context):
+        if len(x) < 2:
+            raise IndexError("a batch of two is needed")
+        return super().perturb(model, x, y, context)
+
+
+@fault("poison_well_formed", "leave [0, 1]")
+class Glaring(sound.Corner):
+    """A trigger in the records that is brighter than white."""
+
+    def poison(self, data, context):
+        return ClientData(data.images + 1, data.labels)
+
+
+@fault("backdoor_well_formed", "the trigger of broken-dazzling leaves [0, 1]")
+class Dazzling(sound.Corner):
+    """A trigger at inference that is brighter than white."""
+
+    def trigger(self, x):
+        return super().trigger(x) + 0.5
+
+
+@fault("inputs_unchanged", "changes what it was given: labels")
+class Relabels(sound.Corner):
+    """Changes the client's labels in place."""
+
+    def poison(self, data, context):
+        data.labels.fill_(0)
+        return ClientData(data.images.clone(), data.labels.clone())
+
+
+@fault("declared_access_respected", "looks at view.module and declares knowledge = 'black-box'")
+class Peeks(sound.Confidence):
+    """Reads the weights and says that answers are enough."""
+
+    def score(self, view, images, labels):
+        return view.module(images).detach()[:, 0].double().numpy()
+
+
+@fault("result_well_formed", "scores that are not finite")
+class Undefined(sound.Confidence):
+    """Scores that may be undefined."""
+
+    def run(self, view, context):
+        found = super().run(view, context)
+        return Membership(found.scores * np.nan, found.is_member)
+
+
+@fault("result_well_formed", "returns the score 'hidden' and does not declare it")
+class UndeclaredExposure(sound.Exposure):
+    """A score that boards know nothing of."""
+
+    def run(self, view, context):
+        return {"hidden": 0.5}
+
+
+@fault("result_well_formed", "returns an audit with epsilon -1.0")
+class Negative(sound.Bound):
+    """An audit that finds less than nothing."""
+
+    def run(self, view, context):
+        return Audit(-1.0, 1e-5, 0.95)
+
+
+# compressors ------------------------------------------------------------------------------------------
+
+
+@fault("declared_access_respected", "asks for data and declares data_access = 'none'")
+class SecretData(sound.Rounded):
+    """Calibrates on data that it does not declare."""
+
+    def compress(self, model, context):
+        context.data()
+        return super().compress(model, context)
+
+
+@fault("file_restores", "predictions of broken-amnesia are others")
+class Amnesia(sound.Rounded):
+    """Gives the uncompressed network back instead of the file's."""
+
+    def restore(self, model, state, surroundings):
+        return CompressedModel(model, state)
+
+
+@fault("inputs_unchanged", "changes what it was given: the network")
+class Overwrites(sound.Rounded):
+    """Compresses the network that it was given, in place."""
+
+    def compress(self, model, context):
+        found = super().compress(model, context)
+        model.load_state_dict(found.module.state_dict())
+        return found
+
+
+@fault("gradients_as_declared", "is zero or not finite")
+class Flat(sound.Rounded):
+    """Rounds the input, and says that it has gradients."""
+
+    def load(self, model, state):
+        from torch import nn
+
+        class Rounding(nn.Module):
+            def forward(self, x):
+                return (x * 16).round() / 16
+
+        found = super().load(model, state)
+        return replace(found, module=nn.Sequential(Rounding(), found.module).eval())
+
+
+@fault("facts_plain", "are no plain values")
+class Crowded(sound.Rounded):
+    """Puts a tensor into the facts."""
+
+    def load(self, model, state):
+        found = super().load(model, state)
+        return replace(found, facts={"first": next(iter(state.values()))})
+
+
+@fault("bytes_counted", "in `facts`, which are not counted")
+class Smuggler(sound.Signs):
+    """Sends the update as plain facts, which cost nothing."""
+
+    def encode(self, update, state, context):
+        if not update.isfinite().all():
+            raise PluginError("a finite update is needed")
+        return Payload({}, {"update": update.tolist()})
+
+    def decode(self, payload, context):
+        import torch
+
+        return torch.tensor(payload.facts["update"])
+
+
+LAST: list[Any] = []
+
+
+@fault("payload_is_all", "everything that the server needs must be in the payload")
+class Whispers(sound.Signs):
+    """Keeps the scale outside of the payload."""
+
+    def encode(self, update, state, context):
+        payload = super().encode(update, state, context)
+        LAST[:] = [payload.tensors.pop("scale")]
+        return payload
+
+    def decode(self, payload, context):
+        return payload.tensors["signs"] * LAST[0]
+
+
+@fault("unusual_updates", "decodes an update of zeros into")
+class Relative(sound.Signs):
+    """Scales by the largest value, which may be zero."""
+
+    def encode(self, update, state, context):
+        import torch
+
+        if not update.isfinite().all():
+            raise PluginError("a finite update is needed")
+        top = update.abs().max()
+        return Payload({"shares": (update / top).to(torch.float16), "top": top})
+
+    def decode(self, payload, context):
+        return payload.tensors["shares"].float() * payload.tensors["top"]
+
+
+@fault("unusual_updates", "turns an update of NaN into ordinary numbers")
+class Smooths(sound.Signs):
+    """Hides that a client has diverged."""
+
+    def encode(self, update, state, context):
+        return super().encode(update.nan_to_num(), state, context)
+
+
+# data and models --------------------------------------------------------------------------------------
+
+
+@fault("splits_disjoint", "test images of broken-rehearsed are training images too")
+class Rehearsed(sound.Drawn):
+    """Tests on the records that it trains on."""
+
+    def load(self, root=None):
+        found = sound.drawn(groups=False)
+        return Splits(found.train, found.val, found.train, found.class_names)
+
+
+@fault("splits_well_formed", "share")
+class Shared(sound.Drawn):
+    """A patient in two splits."""
+
+    def load(self, root=None):
+        found = sound.drawn()
+        groups = found.test.groups.copy()
+        groups[0] = found.train.groups[0]
+        return replace(found, test=Split(found.test.images, found.test.labels, groups))
+
+
+@fault("splits_well_formed", "float images must lie in [0, 1]")
+class Bytes(sound.Drawn):
+    """Bytes as floats."""
+
+    def load(self, root=None):
+        found = sound.drawn()
+        return replace(found, train=replace(found.train, images=found.train.images.astype(np.float32)))
+
+
+@fault("every_record_once", "loses 1 of 400 records")
+class Loses(sound.Dealt):
+    """Loses the last record."""
+
+    def partition(self, labels, groups, clients, rng):
+        return super().partition(labels[:-1], groups, clients, rng)
+
+
+@fault("every_record_once", "leaves client 1 without records")
+class Starves(sound.Dealt):
+    """Leaves a client without records."""
+
+    def partition(self, labels, groups, clients, rng):
+        parts = super().partition(labels, groups, clients, rng)
+        return [np.concatenate(parts[:2]), parts[0][:0], *parts[2:]]
+
+
+@fault("client_counts", "401 clients")
+class Overfull(sound.Dealt):
+    """Deals to more clients than there are records."""
+
+    def partition(self, labels, groups, clients, rng):
+        return np.array_split(rng.permutation(len(labels)), clients)
+
+
+@fault("normalises_inside", "does not normalise as it is told")
+class Raw(sound.Linear):
+    """Takes pixels as they are, whatever the scenario says."""
+
+    def build(self, input_shape, num_classes, normalization=None):
+        return super().build(input_shape, num_classes)
+
+
+@fault("logits_well_formed", "returns probabilities")
+class Probabilities(sound.Linear):
+    """Ends in a softmax."""
+
+    def build(self, input_shape, num_classes, normalization=None):
+        from torch import nn
+
+        return super().build(input_shape, num_classes, normalization).append(nn.Softmax(1))
+
+
+@fault("records_independent", "change with the other images of the batch")
+class Crowd(sound.Linear):
+    """Normalises over the batch, in eval mode too."""
+
+    def build(self, input_shape, num_classes, normalization=None):
+        from torch import nn
+
+        return super().build(input_shape, num_classes, normalization).append(
+            nn.BatchNorm1d(num_classes, track_running_stats=False)
+        )
+
+
+@fault("weights_follow_seed", "are the same for every seed")
+class Stubborn(sound.Linear):
+    """Starts from the same weights whatever the seed."""
+
+    def build(self, input_shape, num_classes, normalization=None):
+        import torch
+
+        torch.default_generator.manual_seed(0)
+        return super().build(input_shape, num_classes, normalization)
+
+
+@fault("trains", "gets no finite gradient")
+class Idle(sound.Linear):
+    """Holds a parameter that is not used."""
+
+    def build(self, input_shape, num_classes, normalization=None):
+        import torch
+
+        module = super().build(input_shape, num_classes, normalization)
+        module.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+        return module
+
+
+# defences -----------------------------------------------------------------------------------------------
+
+
+@fault("couples_samples_declared", "depends on the other records of the batch, and couples_samples is False")
+class Coupled(sound.Jitter):
+    """A loss relative to the batch's mean."""
+
+    def loss(self, loss, logits):
+        def centred(params, batch, key):
+            losses = loss(params, batch, key)
+            return losses - 0.5 * losses.mean() + 1
+
+        return centred
+
+
+@fault("couples_samples_declared", "its place in it")
+class Positional(sound.Jitter):
+    """Noise by a record's place in the batch."""
+
+    def batch(self, x, y, key):
+        from harness.api import uniform
+
+        return (x + 0.05 * uniform(key, x.shape).to(x)).clamp(0, 1), y
+
+
+@fault("hooks_pure", "changes the images that it was given in place")
+class Clamps(sound.Jitter):
+    """Changes the batch that it was given."""
+
+    def batch(self, x, y, key):
+        return x.mul_(0.9), y
+
+
+@fault("empty_batch", "not finite for an empty batch")
+class MeanOfNone(sound.Jitter):
+    """A mean over the batch, undefined for an empty one."""
+
+    def gradient(self, local):
+        import torch
+
+        def gradient(params, batch, key):
+            total = local.loss(params, batch, key).sum()
+            sums = torch.autograd.grad(total, list(params.values()))
+            return {name: g / len(batch[1]) for name, g in zip(params, sums, strict=True)}
+
+        return gradient
+
+
+@fault("deployed_model_answers", "answers at random")
+class Wavering(sound.Jitter):
+    """A deployed model that answers at random and does not say so."""
+
+    def inference(self, model):
+        import torch
+
+        class Noisy(torch.nn.Module):
+            def forward(self, x):
+                return model(x + 0.1 * torch.randn_like(x))
+
+        return Noisy()
+
+
+@fault("guarantee_valid", "a smaller epsilon for two trainings")
+class Shrinking(sound.Private):
+    """A guarantee that gets better the more is trained."""
+
+    def guarantee(self, history):
+        found = super().guarantee(history)
+        return None if found is None else found.model_copy(update={"epsilon": 1.5 / len(history)})
+
+
+@fault("guarantee_valid", "delta below 1 / N")
+class Generous(sound.Private):
+    """A delta that allows to reveal a record outright."""
+
+    def prepare(self, context):
+        return {"epsilon": 1.5, "delta": 0.5}
+
+
+@fault("guarantee_valid", "declares protects = 'client'")
+class Mislabelled(sound.Private):
+    """Guarantees for records and says clients."""
+
+    protects = "client"
+
+
+@fault("guarantee_valid", "gives no guarantee")
+class Boastful(sound.Private):
+    """Says that it protects records, and guarantees nothing."""
+
+    def guarantee(self, history) -> Guarantee | None:
+        return None
+
+
+@fault("prepared_plain", "returns what JSON has not")
+class Unwritable(sound.Jitter):
+    """Prepares what no record can hold."""
+
+    def prepare(self, context):
+        return {"sizes": np.array(context.sizes)}
+
+
+@fault("composes", "fails: RuntimeError")
+class Lonely(sound.Jitter):
+    """A loss that asks for a value, which vmap has not."""
+
+    def loss(self, loss, logits):
+        def gated(params, batch, key):
+            losses = loss(params, batch, key)
+            return losses * 2 if float(losses.detach().sum()) > 0 else losses
+
+        return gated
+
+
+# metrics and trackers -------------------------------------------------------------------------------------
+
+
+@fault("scores_exactly_declared", "returns the score 'wrong' and does not declare it")
+class Talkative(sound.Right):
+    """A score that it does not declare."""
+
+    def score(self, context):
+        found = super().score(context)
+        return {**found, "wrong": 1 - found["right"]}
+
+
+@fault("scores_exactly_declared", "declares the score 'right' and does not return it")
+class Silent(sound.Right):
+    """A score that it declares and leaves out."""
+
+    def score(self, context):
+        return {}
+
+
+@fault("scores_well_formed", "a share lies in [0, 1]")
+class Percent(sound.Right):
+    """A share in percent."""
+
+    def score(self, context):
+        return {"right": 100 * super().score(context)["right"]}
+
+
+@fault("scores_declared", "has no description")
+class Laconic(sound.Right):
+    """A score that does not say what it is."""
+
+    scores = {"right": Score("higher", "share")}
+
+
+@fault("declared_access_respected", "reads context.state and does not declare it")
+class Curious(sound.Right):
+    """Looks at the file without saying that it needs it."""
+
+    def score(self, context):
+        assert context.state
+        return super().score(context)
+
+
+@fault("survives_nan", "is perfect for logits that are all NaN")
+class Flattered(sound.Right):
+    """Counts what is not provably wrong."""
+
+    def score(self, context):
+        rows = np.arange(len(context.labels))
+        own = context.logits[rows, context.labels]
+        return {"right": float(1 - (own < context.logits.max(1)).mean())}
+
+
+@fault("hooks_known", "is called with cell, record by keyword")
+class Halfway(sound.Counter):
+    """A hook that does not take what it is called with."""
+
+    @hookimpl
+    def harness_cell_finished(self, cell):
+        pass
+
+
+@fault("hooks_known", "which is no observer hook")
+class Mistyped(sound.Counter):
+    """A hook that nobody calls."""
+
+    def harness_cell_done(self, cell):
+        pass
+
+
+@fault("unusual_runs", "breaks with a failed cell: KeyError")
+class Optimist(sound.Counter):
+    """Takes for granted that cells are scored."""
+
+    def harness_cell_finished(self, cell, record):
+        record["scores"]["accuracy"].as_integer_ratio()

@@ -1,0 +1,171 @@
+"""`harness plugin check`, and what `harness.testing` offers to test suites."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import broken
+import pytest
+import sound
+
+import harness.api
+from harness.cli import main
+from harness.registry import registry
+from harness.testing import Check, CheckFailed, check_plugin, checks_of, parametrize_with_checks
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """Two plugins of a package of its own, one of them broken, beside the built-in ones."""
+
+    class Module:
+        @staticmethod
+        @harness.api.hookimpl
+        def harness_register(register):
+            for plugin in (sound.Mean, broken.Short):
+                register(plugin)
+
+    module = Module()
+    registry().add(module, "mine", "my-package", "1.2")
+    yield
+    registry.cache_clear()
+
+
+def test_report_of_a_sound_plugin(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plugin", "check", "sound-mean"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0] == "aggregator sound-mean, my-package 1.2"
+    assert printed.splitlines()[-1] == "24 passed"
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_report_of_a_broken_plugin(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plugin", "check", "my-package/broken-short"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed" in printed
+    assert "not one update" in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "20 passed, 1 failed, 3 skipped"
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_report_as_json(package, capsys):
+    assert main(["plugin", "check", "aggregator", "broken-short", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["name"], report["distribution"], report["failed"]) == ("broken-short", "my-package", 1)
+    failed = [item for item in report["checks"] if item["status"] == "failed"]
+    assert [item["check"] for item in failed] == ["result_well_formed"]
+
+
+def test_parameters_may_be_given(package, capsys):
+    assert main(["plugin", "check", "sound-mean", "--with", "{scale: 2}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["krumm"], "unknown plugin 'krumm'; did you mean 'krum'?"),
+        (["aggregator", "krumm"], "unknown aggregator 'krumm'"),
+        (["agregator", "krum"], "unknown kind 'agregator'; did you mean 'aggregator'"),
+        (["nobody/krum"], "no package 'nobody' has the aggregator 'krum'"),
+        (["a", "b", "c"], "one plugin at a time"),
+        (["krum", "--with", "{f: many}"], "krum"),
+        (["krum", "--with", "[1]"], "parameters are a mapping such as '{f: 2}'"),
+        (["krum", "--with", "{f: 1, f: 2}"], "appears twice"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, words, capsys):
+    assert main(["plugin", "check", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_help_has_an_example(capsys):
+    assert main(["plugin", "check", "--help"]) == 0
+    assert "Example: harness plugin check" in capsys.readouterr().out
+
+
+def test_command_line_stays_light():
+    """Asking for help loads neither torch nor the checks."""
+    code = """
+        import sys
+        from harness.cli import main
+        main(["plugin", "check", "--help"])
+        assert not [m for m in sys.modules if m.split(".")[0] == "torch" or m.startswith("harness.testing")]
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# for test suites --------------------------------------------------------------------------------
+
+
+def test_checks_can_be_called_one_by_one():
+    checks = {check.name: check for check in checks_of(broken.Short)}
+    assert all(isinstance(check, Check) and check.plugin is broken.Short for check in checks.values())
+    checks["documented"]()
+    with pytest.raises(CheckFailed, match="not one update"):
+        checks["result_well_formed"]()
+
+
+def test_instance_is_checked_with_its_parameters():
+    class Big(sound.Mean):
+        """The mean, and infinity for a large scale."""
+
+        name = "big"
+
+        def aggregate(self, updates, context):
+            return super().aggregate(updates, context) * (float("inf") if self.scale > 5 else 1)
+
+    assert check_plugin(Big(scale=2)).count("failed") == 1  # a local class cannot be pickled
+    failed = {r.check for r in check_plugin(Big(scale=9)).results if r.status == "failed"}
+    assert failed == {"pickles", "result_well_formed"}
+
+
+def test_what_is_no_plugin_of_a_kind_is_refused():
+    with pytest.raises(harness.PluginError, match="is of no kind"):
+        checks_of(harness.api.Plugin)
+
+
+SUITE = """
+    import sys
+    sys.path.insert(0, {folder!r})
+    import broken, sound
+    from harness.testing import parametrize_with_checks
+
+    @parametrize_with_checks([sound.Mean, broken.Short], expected_failures={expected})
+    def test_conforms(check):
+        check()
+"""
+
+
+@pytest.mark.parametrize(
+    ("expected", "outcome"),
+    [
+        ("None", "1 failed, 44 passed, 3 skipped"),
+        ("lambda p: {'result_well_formed': 'see section 3'} if p is broken.Short else {}", "44 passed, 3 skipped, 1 xfailed"),
+        ("{'result_well_formed': 'see section 3'}", "1 failed, 43 passed, 3 skipped, 1 xfailed"),  # strict
+    ],
+)
+def test_decorator_in_a_suite(tmp_path, expected, outcome):
+    import os
+    from pathlib import Path
+
+    suite = tmp_path / "test_suite.py"
+    suite.write_text(textwrap.dedent(SUITE.format(folder=str(Path(__file__).parent), expected=expected)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c", os.devnull, str(suite)],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stdout.strip().splitlines()[-1].split(" in ")[0] == outcome, done.stdout[-2000:]
+
+
+def test_expected_failures_must_name_checks():
+    with pytest.raises(ValueError, match="has no check 'no_such_check'"):
+        parametrize_with_checks([sound.Mean], expected_failures=lambda plugin: {"no_such_check": "why"})
