@@ -63,7 +63,6 @@ def _plugin() -> None:
     """Check that plugins keep their contracts."""
 
 
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"harness {__version__}")

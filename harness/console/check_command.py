@@ -81,7 +81,9 @@ def find(words: list[str]) -> Entry:
     if kinds:
         return loaded.find(kinds[0], name)
     near = did_you_mean(short, {known for kind in KINDS for known in loaded.names(kind)})
-    disabled = [item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")]
+    disabled = [
+        item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
+    ]
     reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
     raise PluginError(f"unknown plugin {name!r}; {near}{reasons}")
 

@@ -106,7 +106,8 @@ def _proper(rule: Aggregator, output: dict[str, Any], like: Any, what: str) -> N
         shape = tuple(getattr(update, "shape", ()))
         require(
             shape == (d,),
-            f"{rule.name} returns {shape or type(update).__name__} for updates ({n}, {d}) ({what}), not one update ({d},)",
+            f"{rule.name} returns {shape or type(update).__name__} for updates ({n}, {d}) ({what}), not one "
+            f"update ({d},)",
         )
         require(
             bool(update.isfinite().all()), f"{rule.name} returns values that are not finite ({what}): "
@@ -120,7 +121,8 @@ def _proper(rule: Aggregator, output: dict[str, Any], like: Any, what: str) -> N
     )
     require(
         len(weights) == len(rows) == len(ids) and 0 <= f <= len(rows),
-        f"{rule.name} returns {len(rows)} rows with {len(weights)} weights, {len(ids)} client ids and f = {f} ({what}): "
+        f"{rule.name} returns {len(rows)} rows with {len(weights)} weights, {len(ids)} client ids and f = {f} "
+        f"({what}): "
         "return `context.with_rows(weights, client_ids, f)` that fits the rows",
     )
     require(
@@ -252,7 +254,8 @@ def sum_only_true(subject: Subject) -> None:
     ]
     require(
         bool((results[0] - results[1]).abs().max() <= 1e-9 * (1 + results[0].abs().max())),
-        f"{rule.name} declares sum_only, but gives another result for updates with the same weighted sum: a server that "
+        f"{rule.name} declares sum_only, but gives another result for updates with the same weighted sum: a "
+        "server that "
         "sees the sum alone could not compute it. Set sum_only = False",
     )
 

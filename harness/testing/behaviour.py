@@ -76,7 +76,8 @@ def global_random_state_untouched(subject: Subject) -> None:
         moved = subject.again().random
     require(
         not moved,
-        f"{subject.name} draws from (or seeds) the global generator of {', '.join(moved)}: results would depend on what "
+        f"{subject.name} draws from (or seeds) the global generator of {', '.join(moved)}: results would "
+        "depend on what "
         "ran before. Draw from the generator in the context, or from the key",
     )
 
@@ -87,7 +88,8 @@ def deterministic(subject: Subject) -> None:
     first, second = subject.outcome(), subject.again()
     if second.error is not None:
         raise CheckFailed(
-            f"{subject.name} works once and fails the second time: {type(second.error).__name__}: {second.error}. It must "
+            f"{subject.name} works once and fails the second time: {type(second.error).__name__}: "
+            f"{second.error}. It must "
             "keep nothing outside of the context's state"
         ) from second.error
     different = [name for name in first.output if not same(first.output[name], second.output.get(name))]
@@ -104,7 +106,16 @@ def _devices() -> list[str]:
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-@check("aggregator", "pre-aggregator", "byzantine", "evasion", "poisoning", "defence", "update compressor", "model")
+@check(
+    "aggregator",
+    "pre-aggregator",
+    "byzantine",
+    "evasion",
+    "poisoning",
+    "defence",
+    "update compressor",
+    "model",
+)
 def device_and_dtype_kept(subject: Subject) -> None:
     """float32 in, float32 out, and so for float64; on the CPU, and on the GPU where there is one."""
     subject.outcome()
@@ -124,6 +135,7 @@ def device_and_dtype_kept(subject: Subject) -> None:
                     found = str(tensor.dtype).removeprefix("torch.")
                     require(
                         found == dtype and tensor.device.type == device,
-                        f"{subject.name} returns {where} as {found} on {tensor.device.type} for {dtype} on {device}: end with "
+                        f"{subject.name} returns {where} as {found} on {tensor.device.type} for {dtype} on "
+                        f"{device}: end with "
                         "`.to(input)`, and make new tensors with new_zeros, zeros_like or device=... and dtype=...",
                     )

@@ -22,7 +22,9 @@ from harness.testing.watch import guarded
 HONEST, MALICIOUS = 8, 3
 
 
-def _context(attack: ByzantineAttack, honest: Any, own: Any, world: Any, setting: Setting, **changes: Any) -> Any:
+def _context(
+    attack: ByzantineAttack, honest: Any, own: Any, world: Any, setting: Setting, **changes: Any
+) -> Any:
     """What a threat grants that knows no more than the attack declares."""  # fmt: skip
     from harness.testing.toy import generator
 
@@ -34,7 +36,8 @@ def _context(attack: ByzantineAttack, honest: Any, own: Any, world: Any, setting
     probe: Any = rule
     if attack.knowledge != "omniscient":
         probe = setting.forbid(
-            f"{attack.name} runs the server's rule and declares knowledge = {attack.knowledge!r}: it would fail under such a "
+            f"{attack.name} runs the server's rule and declares knowledge = {attack.knowledge!r}: it would "
+            "fail under such a "
             "threat. Declare knowledge = 'omniscient'"
         )
     known = honest if attack.knowledge != "own" else own
@@ -108,7 +111,8 @@ def few_clients(subject: Subject) -> None:
             continue
         except Exception as error:
             raise CheckFailed(
-                f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. Raise PluginError with the numbers"
+                f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. Raise PluginError with "
+                "the numbers"
             ) from error
         _proper(subject, crafted, m, honest.shape[1], what)
 

@@ -50,7 +50,8 @@ def _trial(compressor: ModelCompressor, setting: Setting) -> Trial:
 
     if compressor.data_access == "none":
         data = setting.forbid(
-            f"{compressor.name} asks for data and declares data_access = 'none': a guarantee would be broken in silence. "
+            f"{compressor.name} asks for data and declares data_access = 'none': a guarantee would be broken "
+            "in silence. "
             "Declare public or private"
         )
     given: Any = fine_tune
@@ -67,8 +68,15 @@ def _trial(compressor: ModelCompressor, setting: Setting) -> Trial:
     def call() -> dict[str, Any]:
         found = compressor.compress(module, context)
         if not isinstance(found, CompressedModel):
-            raise CheckFailed(f"{compressor.name}.compress returns {type(found).__name__}, not a CompressedModel")
-        return {"state": dict(found.state), "facts": found.facts, "compressed": lambda: found, "rounds": rounds}
+            raise CheckFailed(
+                f"{compressor.name}.compress returns {type(found).__name__}, not a CompressedModel"
+            )
+        return {
+            "state": dict(found.state),
+            "facts": found.facts,
+            "compressed": lambda: found,
+            "rounds": rounds,
+        }
 
     return Trial(inputs, call)
 
@@ -135,16 +143,15 @@ def gradients_as_declared(subject: Subject) -> None:
     if compressor.differentiable and found.differentiable:
         networks.append(("the compressed network", found.module))
     if compressor.straight_through:
-        require(
-            found.twin is not None, f"{compressor.name} declares straight_through and returns no twin"
-        )
+        require(found.twin is not None, f"{compressor.name} declares straight_through and returns no twin")
         networks.append(("the twin", found.twin))
     for what, module in networks:
         x = world.images[:6].clone().requires_grad_()
         logits = module.eval()(x)  # type: ignore[union-attr]
         require(
             logits.requires_grad,
-            f"{what} of {compressor.name} has no gradient with respect to its input: declare differentiable = False, or "
+            f"{what} of {compressor.name} has no gradient with respect to its input: declare differentiable = "
+            "False, or "
             "return a twin",
         )
         (gradient,) = torch.autograd.grad(logits.square().sum(), x)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from harness.contracts.base import Plugin
@@ -88,6 +89,11 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+# What registers checks, in the order of the report.
+MODULES = (
+    "parameters", "behaviour", "data", "models", "aggregators", "defences", "compressors", "updates", "evasion",
+    "poisoning", "byzantine", "privacy", "metrics", "trackers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,9 @@ class Subject:
         outcome: Outcome | None = None
         for scene in range(setting.scene, family.scenes):
             outcome = _run(
-                family, self.plugin if plugin is None else plugin, Setting(setting.device, setting.dtype, scene)
+                family,
+                self.plugin if plugin is None else plugin,
+                Setting(setting.device, setting.dtype, scene),
             )
             if not isinstance(outcome.error, PluginError | NotApplicable):
                 break
@@ -260,26 +268,11 @@ def family_of(cls: type[Plugin]) -> str:
     return family
 
 
+@cache
 def _load() -> None:
     """The modules that register checks, in the order of the report."""
-    if FAMILIES:
-        return
-    from harness.testing import (  # noqa: F401
-        parameters,
-        behaviour,
-        data,
-        models,
-        aggregators,
-        defences,
-        compressors,
-        updates,
-        evasion,
-        poisoning,
-        byzantine,
-        privacy,
-        metrics,
-        trackers,
-    )  # fmt: skip
+    for name in MODULES:
+        importlib.import_module(f"harness.testing.{name}")
 
 
 def after(subject: Subject, function: Callable[[Subject], None]) -> None:

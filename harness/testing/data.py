@@ -8,7 +8,18 @@ import numpy as np
 
 from harness.contracts.data import Dataset, Partitioner
 from harness.errors import HarnessError, PluginError
-from harness.testing.core import FAMILIES, CheckFailed, CheckSkipped, Family, Setting, Subject, Trial, after, check, require
+from harness.testing.core import (
+    FAMILIES,
+    CheckFailed,
+    CheckSkipped,
+    Family,
+    Setting,
+    Subject,
+    Trial,
+    after,
+    check,
+    require,
+)
 
 
 def _dataset_trial(dataset: Dataset, setting: Setting) -> Trial:
@@ -60,7 +71,8 @@ def splits_disjoint(subject: Subject) -> None:
         share = np.mean([_bytes(image) in known for image in part.images[:2000]])
         require(
             share <= 0.5,
-            f"{share:.0%} of the {name} images of {subject.name} are training images too: split by record, and by group "
+            f"{share:.0%} of the {name} images of {subject.name} are training images too: split by record, "
+            "and by group "
             "where one patient or site has several (harness.api.hold_out)",
         )
 
@@ -132,7 +144,8 @@ def _partition(subject: Subject, parts: Any, clients: int, what: str) -> None:
     lost = np.setdiff1d(np.arange(RECORDS), dealt)
     require(
         len(lost) == 0,
-        f"{subject.name} loses {len(lost)} of {RECORDS} records ({what}), the first at position {lost[0] if len(lost) else ''}",
+        f"{subject.name} loses {len(lost)} of {RECORDS} records ({what}), the first at position "
+        f"{lost[0] if len(lost) else ''}",
     )
     require(
         len(dealt) == RECORDS and dealt.min() >= 0 and dealt.max() < RECORDS,
@@ -145,7 +158,13 @@ def client_counts(subject: Subject) -> None:
     """One client, many clients and data without groups work, or are refused with a PluginError."""
     after(subject, every_record_once)
     labels, groups = _records()
-    for clients, known in ((1, groups), (40, groups), (RECORDS, None), (CLIENTS, None), (RECORDS + 1, groups)):
+    for clients, known in (
+        (1, groups),
+        (40, groups),
+        (RECORDS, None),
+        (CLIENTS, None),
+        (RECORDS + 1, groups),
+    ):
         what = f"{clients} clients" + ("" if known is not None else ", no groups")
         try:
             parts = subject.plugin.partition(labels, known, clients, np.random.default_rng(3))
@@ -153,7 +172,7 @@ def client_counts(subject: Subject) -> None:
             continue
         except Exception as error:
             raise CheckFailed(
-                f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. Raise PluginError with the numbers"
+                f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. Raise PluginError with "
+                "the numbers"
             ) from error
         _partition(subject, parts, clients, what)
-

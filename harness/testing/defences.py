@@ -124,7 +124,8 @@ def hooks_pure(subject: Subject) -> None:
     images, labels = results[0][:2]
     require(
         tuple(images.shape[1:]) == world.shape and len(images) == len(labels) and labels.dtype == torch.int64,
-        f"`batch` of {subject.name} returns images {tuple(images.shape)} and labels {tuple(labels.shape)} {labels.dtype}",
+        f"`batch` of {subject.name} returns images {tuple(images.shape)} and labels {tuple(labels.shape)} "
+        f"{labels.dtype}",
     )
     require(
         tuple(results[0][2].shape) == (8,) and bool(results[0][2].isfinite().all()),
@@ -168,8 +169,11 @@ def couples_samples_declared(subject: Subject) -> None:
         "statistics over the batch, or declare couples_samples = True"
     )
     require(
-        len(alone[0]) == 1 and torch.allclose(together[0][one], alone[0], atol=1e-9) and same(together[1][one], alone[1]),
-        f"what `batch` of {subject.name} makes of a record depends on the other records of the batch, or its place in it: "
+        len(alone[0]) == 1
+        and torch.allclose(together[0][one], alone[0], atol=1e-9)
+        and same(together[1][one], alone[1]),
+        f"what `batch` of {subject.name} makes of a record depends on the other records of the batch, or its "
+        "place in it: "
         + advice,
     )  # fmt: skip
     params = {name: p.detach().requires_grad_() for name, p in training.params.items()}
@@ -194,7 +198,8 @@ def empty_batch(subject: Subject) -> None:
         gradients = training.gradient(training.params, training.batch(x, y, key), key)
     except Exception as error:
         raise CheckFailed(
-            f"{subject.name} breaks on an empty batch: {type(error).__name__}: {error}. Poisson sampling draws them: return "
+            f"{subject.name} breaks on an empty batch: {type(error).__name__}: {error}. Poisson sampling "
+            "draws them: return "
             "the batch as it is, or a zero gradient"
         ) from error
     require(
@@ -219,7 +224,8 @@ def deployed_model_answers(subject: Subject) -> None:
                 found.append(defence.inference(world.net).eval()(world.images[:5]).detach())
         require(
             same(found[0], found[1]),
-            f"the model that {subject.name} deploys answers at random: let `stochastic` be True, so that gradient attacks "
+            f"the model that {subject.name} deploys answers at random: let `stochastic` be True, so that "
+            "gradient attacks "
             "average over its answers",
         )
 
@@ -263,7 +269,8 @@ def prepared_plain(subject: Subject) -> None:
 
 @check("defence")
 def guarantee_valid(subject: Subject) -> None:
-    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows with training."""
+    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows "
+    "with training."""
     from harness.testing.local import CLIENTS, PER_CLIENT, federation
 
     defence, prepared = subject.plugin, subject.outcome().output["prepared"]
@@ -329,9 +336,7 @@ def composes(subject: Subject) -> None:
                     f"the stack {names} ({what}) fails: {type(error).__name__}: {error}. Losses must work under "
                     "torch.func.vmap with one key a record; where a stack makes no sense raise NotApplicable in `check`"
                 ) from error
-            require(
-                bool(update.isfinite().all()), f"the stack {names} sends an update that is not finite"
-            )
+            require(bool(update.isfinite().all()), f"the stack {names} sends an update that is not finite")
 
 
 @cache

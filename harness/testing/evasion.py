@@ -40,7 +40,8 @@ def withheld(attack: EvasionAttack, world: Any, setting: Setting) -> Any:
         f"{attack.name} asks the model and declares access = 'none': declare logits, labels or gradients"
     )
     no_gradient = setting.forbid(
-        f"{attack.name} uses the model's gradients and declares access = {access!r}: it would be run against models that "
+        f"{attack.name} uses the model's gradients and declares access = {access!r}: it would be run against "
+        "models that "
         "have none. Declare access = 'gradients', or ask for outputs only, under torch.no_grad()"
     )
 
@@ -75,9 +76,7 @@ def _trial(attack: EvasionAttack, setting: Setting) -> Trial:
     world = toy(setting)
     attack.check(CLASSES, world.shape)
     if attack.access not in ACCESS:
-        raise CheckFailed(
-            f"{attack.name} declares access = {attack.access!r}: one of {', '.join(ACCESS)}"
-        )
+        raise CheckFailed(f"{attack.name} declares access = {attack.access!r}: one of {', '.join(ACCESS)}")
     model = withheld(attack, world, setting)
     x, y = world.images[:RECORDS].clone(), world.labels[:RECORDS].clone()
 
@@ -174,7 +173,8 @@ def labels_are_enough(subject: Subject) -> None:
     found = _attack(attack, LabelsOnly(), inputs["x"], inputs["y"], _budget(attack))
     require(
         same(found, outcome.output["adversarial"]),
-        f"{attack.name} declares access = 'labels', but finds other examples where the model tells only the predicted class: it "
+        f"{attack.name} declares access = 'labels', but finds other examples where the model tells only the "
+        "predicted class: it "
         "reads the logits. Use logits.argmax(1) alone, or declare access = 'logits'",
     )
 
@@ -238,4 +238,3 @@ def functional_form_agrees(subject: Subject) -> None:
             still is None or same(still(loss, x, make_key("check")), x),
             f"`functional` of {attack.name} moves images with eps = 0",
         )
-

@@ -76,7 +76,8 @@ class Training:
         for hook, prepared in zip(self.hooks, self.prepared, strict=True):
             local = Local(
                 loss=self.loss, gradient=self.gradient, client=0, batch_size=BATCH, sampling=Sampling(),
-                prepared=prepared, module=self.module if self.alone else None, generator=self.noise, logits=logits, start=self.start,
+                prepared=prepared, module=self.module if self.alone else None, generator=self.noise, logits=logits,
+                start=self.start,
                 moved=None, layout=layout(self.module),
             )  # fmt: skip
             self.gradient = hook.gradient(local) or self.gradient

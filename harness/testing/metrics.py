@@ -65,7 +65,7 @@ def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
             "peak_memory_bytes": 10**6,
             "detection": {"flagged_malicious": 3, "flagged_honest": 1, "kept_malicious": 1, "kept_honest": 7},
         },
-        guarantee=Guarantee(unit="record", epsilon=3.0, delta=1e-5, accountant="rdp", group_epsilon=9.0, largest_group=3),
+        guarantee=Guarantee(unit="record", epsilon=3.0, delta=1e-5, accountant="rdp", group_epsilon=9.0),
         uncompressed_logits=shifted,
         certificate=Certificate(labels[:90], np.where(np.arange(90) % 9, labels[:90], -1), rng.random(90)),
     )  # fmt: skip
@@ -74,7 +74,8 @@ def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
 def _withheld(metric: Metric, known: MetricContext, setting: Setting) -> MetricContext:
     return guarded(known, {
         name: setting.forbid(
-            f"{metric.name} reads context.{name} and does not declare it: add {name!r} to `needs`, so that it is computed "
+            f"{metric.name} reads context.{name} and does not declare it: add {name!r} to `needs`, so that it "
+            "is computed "
             "where there is one"
         )
         for name in CONTEXT_FIELDS if name not in (*metric.needs, *ALWAYS)
@@ -129,18 +130,22 @@ def scores_exactly_declared(subject: Subject) -> None:
     """Where everything is known it returns the scores it declares, all of them and no others."""
     outcome, declared = subject.outcome(), subject.plugin.scores
     found = outcome.output["scores"]
-    require(isinstance(found, dict), f"{subject.name} returns {type(found).__name__}, not a dictionary of scores")
+    require(
+        isinstance(found, dict), f"{subject.name} returns {type(found).__name__}, not a dictionary of scores"
+    )
     if set(declared) - set(found):  # some need many records
         found = subject.plugin.score(everything(outcome.setting, MANY))
     unknown = sorted(set(found) - set(declared))
     require(
         not unknown,
-        f"{subject.name} returns the score {unknown[0] if unknown else ''!r} and does not declare it: add it to `scores`",
+        f"{subject.name} returns the score {unknown[0] if unknown else ''!r} and does not declare it: add it "
+        "to `scores`",
     )
     lacking = sorted(set(declared) - set(found))
     require(
         not lacking,
-        f"{subject.name} declares the score {lacking[0] if lacking else ''!r} and does not return it where everything it needs "
+        f"{subject.name} declares the score {lacking[0] if lacking else ''!r} and does not return it where "
+        "everything it needs "
         "is known",
     )
 
@@ -154,7 +159,9 @@ def scores_well_formed(subject: Subject) -> None:
             isinstance(value, (int, float)) and not isinstance(value, bool),
             f"the score {name!r} of {subject.name} is {type(value).__name__}: return float(...)",
         )
-        require(not math.isnan(value), f"the score {name!r} of {subject.name} is NaN where everything is known")
+        require(
+            not math.isnan(value), f"the score {name!r} of {subject.name} is NaN where everything is known"
+        )
         if name in declared and declared[name].unit in SHARES:
             least = -1 if "similarity" in declared[name].description else 0
             require(
@@ -185,7 +192,8 @@ def survives_nan(subject: Subject) -> None:
         return
     except Exception as error:
         raise CheckFailed(
-            f"{subject.name} breaks on logits that are NaN: {type(error).__name__}: {error}. A model may diverge: count such "
+            f"{subject.name} breaks on logits that are NaN: {type(error).__name__}: {error}. A model may "
+            "diverge: count such "
             "predictions as wrong, or leave the score out"
         ) from error
     for name, value in found.items():
@@ -193,7 +201,6 @@ def survives_nan(subject: Subject) -> None:
         best = score is not None and score.unit in SHARES and score.direction == "higher" and value == 1
         require(
             not best,
-            f"the score {name!r} of {subject.name} is perfect for logits that are all NaN: count undefined predictions as wrong",
+            f"the score {name!r} of {subject.name} is perfect for logits that are all NaN: count undefined "
+            "predictions as wrong",
         )
-
-

@@ -64,7 +64,8 @@ def logits_well_formed(subject: Subject) -> None:
             logits = module(_images(shape, outcome.setting))
         require(
             tuple(logits.shape) == (4, classes),
-            f"{subject.name} returns {tuple(logits.shape)} for 4 images and {classes} classes, not logits (4, {classes})",
+            f"{subject.name} returns {tuple(logits.shape)} for 4 images and {classes} classes, not logits (4, "
+            f"{classes})",
         )
         require(bool(logits.isfinite().all()), f"{subject.name} returns logits that are not finite")
         sums = logits.exp().sum(1)
@@ -146,7 +147,8 @@ def trains(subject: Subject) -> None:
         if parameter.requires_grad:
             require(
                 parameter.grad is not None and bool(parameter.grad.isfinite().all()),
-                f"parameter {name!r} of {subject.name} gets no finite gradient: it is not used in `forward`, or cut off",
+                f"parameter {name!r} of {subject.name} gets no finite gradient: it is not used in `forward`, "
+                "or cut off",
             )
 
 
@@ -180,7 +182,8 @@ def unfit_shapes_refused(subject: Subject) -> None:
             continue
         except Exception as error:
             raise CheckFailed(
-                f"{subject.name} breaks on images {shape} in `build`: {type(error).__name__}: {error}. Raise PluginError "
+                f"{subject.name} breaks on images {shape} in `build`: {type(error).__name__}: {error}. Raise "
+                "PluginError "
                 "with the smallest shape it takes"
             ) from error
         try:
@@ -188,7 +191,8 @@ def unfit_shapes_refused(subject: Subject) -> None:
                 module(_images(shape, Setting()))
         except Exception as error:
             raise CheckFailed(
-                f"{subject.name} builds a network for images {shape} that then fails on them: {error}. Raise PluginError "
+                f"{subject.name} builds a network for images {shape} that then fails on them: {error}. Raise "
+                "PluginError "
                 "in `build`"
             ) from error
 

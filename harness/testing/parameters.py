@@ -19,7 +19,13 @@ from harness.contracts.base import Plugin
 from harness.errors import PluginError
 from harness.testing.core import CheckFailed, CheckSkipped, Subject, check, require
 
-METHODS = ("partitioner", "defence", "aggregator", "compressor", "attack")  # kinds whose plugins are published methods
+METHODS = (
+    "partitioner",
+    "defence",
+    "aggregator",
+    "compressor",
+    "attack",
+)  # kinds whose plugins are published methods
 HEAVY = ("torch", "torchvision", "torchattacks", "torch_pruning", "torchao", "opacus", "sklearn", "flwr", "ray",
          "tensorflow", "jax", "transformers")  # fmt: skip
 

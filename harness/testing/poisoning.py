@@ -42,7 +42,8 @@ def _trial(attack: PoisoningAttack, setting: Setting) -> Trial:
         return {**output, "update": training.steps(data.images, data.labels)}
 
     return Trial(
-        {"images": images, "labels": labels, "the global weights": training.start}, call, ("images", "triggered", "update")
+        {"images": images, "labels": labels, "the global weights": training.start}, call,
+        ("images", "triggered", "update"),
     )  # fmt: skip
 
 
@@ -56,7 +57,8 @@ def _proper(subject: Subject, images: Any, labels: Any, like: Any, what: str) ->
 
     require(
         images.shape[1:] == like.shape[1:] and len(images) == len(labels) and images.dtype == like.dtype,
-        f"{subject.name} poisons {what} {tuple(like.shape)} {like.dtype} into images {tuple(images.shape)} {images.dtype} with "
+        f"{subject.name} poisons {what} {tuple(like.shape)} {like.dtype} into images {tuple(images.shape)} "
+        f"{images.dtype} with "
         f"{len(labels)} labels: keep shape and dtype, and one label an image",
     )
     if images.is_floating_point() and len(images):
@@ -128,7 +130,10 @@ def backdoor_well_formed(subject: Subject) -> None:
     own = attack.success_records(world.shape, None)
     if own is not None:
         fits = own.images.shape[1:] == world.images.shape[1:] and len(own.images) == len(own.labels) > 0
-        require(fits, f"{subject.name}: success_records returns {tuple(own.images.shape)} for images {world.shape}")
+        require(
+            fits,
+            f"{subject.name}: success_records returns {tuple(own.images.shape)} for images {world.shape}",
+        )
         return  # fmt: skip
     triggered = outcome.output["triggered"]
     require(

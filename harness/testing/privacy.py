@@ -49,7 +49,9 @@ def _trial(attack: PrivacyAttack, setting: Setting) -> Trial:
     world = toy(setting)
     attack.check(CLASSES, world.shape)
     if attack.knowledge not in KNOWLEDGE:
-        raise CheckFailed(f"{attack.name} declares knowledge = {attack.knowledge!r}: one of {', '.join(KNOWLEDGE)}")
+        raise CheckFailed(
+            f"{attack.name} declares knowledge = {attack.knowledge!r}: one of {', '.join(KNOWLEDGE)}"
+        )
     variants = attack.trainings(SimpleNamespace(defences=(), aggregators=(), compressors=()))
     view = PrivacyView(
         logits=_logits(world.net),
@@ -70,7 +72,8 @@ def _trial(attack: PrivacyAttack, setting: Setting) -> Trial:
         "black-box": ("module", "observed", "apply"), "white-box": ("observed", "apply"), "server": (),
     }[attack.knowledge]  # fmt: skip
     seen = guarded(view, {name: setting.forbid(
-        f"{attack.name} looks at view.{name} and declares knowledge = {attack.knowledge!r}: such a threat does not grant it. "
+        f"{attack.name} looks at view.{name} and declares knowledge = {attack.knowledge!r}: such a threat "
+        "does not grant it. "
         "Declare what it needs"
     ) for name in closed})  # fmt: skip
     context = PrivacyContext(CLASSES, generator(setting))
@@ -104,7 +107,8 @@ def _variant(variant: TrainingVariant, world: Any, setting: Setting) -> VariantV
     half = np.random.default_rng(number).permutation(2 * SIDE) < SIDE
     mask = np.repeat([True, False], SIDE) if variant.keep is None else half
     rounds = tuple(
-        RecordedRound(i, world.vector, updates(world, 3, seed=i), (0, 1, 2)) for i in range(variant.recorded_rounds)
+        RecordedRound(i, world.vector, updates(world, 3, seed=i), (0, 1, 2))
+        for i in range(variant.recorded_rounds)
     )
     planted = None
     if variant.canaries is not None:
@@ -161,7 +165,8 @@ def _observed(attack: PrivacyAttack, world: Any) -> tuple[ObservedUpdate, ...]:
 
 @check("privacy")
 def result_well_formed(subject: Subject) -> None:
-    """Memberships are finite scores of all records, reconstructions are images and labels, a dict holds declared scores."""
+    """Memberships are finite scores of all records, reconstructions are images and labels, a dict holds "
+    "declared scores."""
     attack, outcome = subject.plugin, subject.outcome()
     result = outcome.output["result"]
     if isinstance(result, Membership):
@@ -179,14 +184,16 @@ def result_well_formed(subject: Subject) -> None:
         unknown = sorted(set(result) - set(attack.scores))
         require(
             not unknown,
-            f"{subject.name} returns the score {unknown[0] if unknown else ''!r} and does not declare it: add it to `scores` "
+            f"{subject.name} returns the score {unknown[0] if unknown else ''!r} and does not declare it: add "
+            "it to `scores` "
             "with its direction and unit",
         )
         bad = [name for name, value in result.items() if not math.isfinite(value)]
         require(not bad, f"the score {bad[0] if bad else ''!r} of {subject.name} is not finite: leave it out")
     else:
         raise CheckFailed(
-            f"{subject.name} returns {type(result).__name__}, which nobody can score: return a Membership, a Reconstruction, an "
+            f"{subject.name} returns {type(result).__name__}, which nobody can score: return a Membership, a "
+            "Reconstruction, an "
             "Audit or a dictionary of declared scores"
         )
 
@@ -198,7 +205,8 @@ def _membership(subject: Subject, result: Membership) -> None:
         f"{subject.name} returns scores {scores.shape} for {SIDE} members and {SIDE} non-members",
     )
     require(
-        bool(np.isfinite(scores).all()), f"{subject.name} returns scores that are not finite: count an undefined loss as the least"
+        bool(np.isfinite(scores).all()),
+        f"{subject.name} returns scores that are not finite: count an undefined loss as the least",
     )  # fmt: skip
     require(
         member.dtype == bool and int(member.sum()) == SIDE,

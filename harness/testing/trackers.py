@@ -11,7 +11,17 @@ from typing import Any
 
 from harness import hookspecs
 from harness.contracts.tracker import Tracker
-from harness.testing.core import FAMILIES, CheckFailed, CheckSkipped, Family, Setting, Subject, Trial, check, require
+from harness.testing.core import (
+    FAMILIES,
+    CheckFailed,
+    CheckSkipped,
+    Family,
+    Setting,
+    Subject,
+    Trial,
+    check,
+    require,
+)
 
 OBSERVED = (
     "harness_run_started",
@@ -22,7 +32,9 @@ OBSERVED = (
 )
 
 
-def events(run: str = "run-1", status: str = "scored", value: float = 0.75) -> list[tuple[str, dict[str, Any]]]:
+def events(
+    run: str = "run-1", status: str = "scored", value: float = 0.75
+) -> list[tuple[str, dict[str, Any]]]:
     """The hooks of a small run, in order, each with its arguments."""
     started = {
         "id": run, "scenarios": ["toy"], "cells": 1, "stages": 2, "jobs": 0, "device": "cpu", "store": "runs",
@@ -37,7 +49,9 @@ def events(run: str = "run-1", status: str = "scored", value: float = 0.75) -> l
         "units": {}, "flags": [], "reason": None, "guarantee": None,
         "error": {"type": "E", "message": "m", "traceback": "t"} if status == "failed" else None,
     }  # fmt: skip
-    rounds = [{"round": n, "rounds": 2, "clients": 3, "val_loss": value, "val_accuracy": value} for n in (1, 2)]
+    rounds = [
+        {"round": n, "rounds": 2, "clients": 3, "val_loss": value, "val_accuracy": value} for n in (1, 2)
+    ]
     return [
         ("harness_run_started", {"run": started}),
         ("harness_cell_started", {"cell": cell}),
@@ -127,5 +141,6 @@ def unusual_runs(subject: Subject) -> None:
                 _call(subject.plugin, happened)
             except Exception as error:
                 raise CheckFailed(
-                    f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. It is then not called again in that run"
+                    f"{subject.name} breaks with {what}: {type(error).__name__}: {error}. It is then not "
+                    "called again in that run"
                 ) from error

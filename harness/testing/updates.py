@@ -62,7 +62,8 @@ def decoded_well_formed(subject: Subject) -> None:
     for found in (*output["decoded"], output["alone"]):
         require(
             tuple(found.shape) == tuple(rows[0].shape) and bool(found.isfinite().all()),
-            f"{subject.name} decodes {tuple(found.shape)} of updates {tuple(rows[0].shape)}, or values that are not finite",
+            f"{subject.name} decodes {tuple(found.shape)} of updates {tuple(rows[0].shape)}, or values that "
+            "are not finite",
         )
     require(
         len(output["decoded"]) == len(output["sent"]) == len(output["received"]) == len(rows),
@@ -112,7 +113,8 @@ def payload_is_all(subject: Subject) -> None:
     second = codec.model_copy().decode(wire, _context(world, setting))
     require(
         same(first, second),
-        f"{subject.name} decodes something else after another update was encoded: everything that the server needs must be in "
+        f"{subject.name} decodes something else after another update was encoded: everything that the server "
+        "needs must be in "
         "the payload, or drawn from context.shared",
     )
 
@@ -147,7 +149,8 @@ def unusual_updates(subject: Subject) -> None:
         )
         require(
             "NaN" not in what or not finite,
-            f"{codec.name} turns an update of NaN into ordinary numbers: a client that diverged would be counted as sound. "
+            f"{codec.name} turns an update of NaN into ordinary numbers: a client that diverged would be "
+            "counted as sound. "
             "Let NaN through (its row is dropped), or raise PluginError",
         )
     state: dict[str, Any] = {}

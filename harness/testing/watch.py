@@ -21,7 +21,7 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, torch.nn.Module):
-        own = {n: t for n, t in [*value.named_parameters(), *value.named_buffers()]}
+        own = dict([*value.named_parameters(), *value.named_buffers()])
         return {
             "tensors": snapshot(own),
             "requires_grad": {n: t.requires_grad for n, t in own.items()},

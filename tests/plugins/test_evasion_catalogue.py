@@ -328,3 +328,14 @@ def test_any_attack_of_the_library_is_one_line():
 def test_unknown_names_get_the_nearest(parameters, message):
     with pytest.raises(PluginError, match=message):
         create("torchattack", **parameters)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("ti-fgsm", {"steps": 2}), ("fab", {"steps": 2})])
+def test_attacks_of_float32_libraries_keep_float64(name, parameters):
+    """TIFGSM's kernel and FAB's buffers are float32 in torchattacks: a float64 model failed under them."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3)).double()
+    x = torch.rand((4, 3, 8, 8), generator=generator, dtype=torch.float64)
+    found = harness.create("attack", name, eps=0.1, **parameters)(model, x, model(x).argmax(1))
+    assert found.dtype == torch.float64
+    assert 0 < float((found - x).abs().max()) <= 0.1 + 1e-6

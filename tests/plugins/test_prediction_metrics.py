@@ -301,3 +301,11 @@ def test_only_times_and_memory_are_measured():
     higher = {n for n, s in declared.items() if s.direction == "higher"}
     quality = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "robust_accuracy"}
     assert higher == quality | {"detection_precision", "detection_recall"}
+
+
+def test_undefined_predictions_agree_with_nothing():
+    """Two models that both diverged are not in agreement."""
+    logits = np.full((4, 3), np.nan)
+    logits[0] = [0, 1, 0]
+    context = MetricContext(3, (1, 2, 2), logits=logits, uncompressed_logits=logits)
+    assert harness.create("metric", "agreement").score(context) == {"agreement": 0.25}

@@ -53,7 +53,11 @@ def test_jsonl_has_every_event(here):
         "run_started", "round_finished", "round_finished", "round_finished", "cell_finished", "run_finished",
     ]  # fmt: skip
     assert {line["run"] for line in written} == {"run-1"}
-    assert (written[2]["stage"], written[2]["round"], written[2]["val_accuracy"]) == ("train none mean", 2, 0.75)
+    assert (written[2]["stage"], written[2]["round"], written[2]["val_accuracy"]) == (
+        "train none mean",
+        2,
+        0.75,
+    )
     cell = written[4]
     assert cell["scores"] == {"accuracy": 0.75}
     assert cell["parameters"]["aggregator"] == "mean"
@@ -65,7 +69,9 @@ def test_jsonl_is_whole_after_every_event(here):
     tracker = harness.create("tracker", "jsonl", path="deep/down/events.jsonl")
     for number, event in enumerate(events()[:4], 1):
         follow(tracker, [event])
-        assert len(lines(here / "deep/down/events.jsonl")) == number - (number > 1)  # no line for a cell's start
+        assert len(lines(here / "deep/down/events.jsonl")) == number - (
+            number > 1
+        )  # no line for a cell's start
 
 
 def test_jsonl_writes_null_for_nan_and_reasons_for_failures(here):
@@ -84,7 +90,9 @@ def test_real_run_is_tracked(here):
     rounds = [line for line in written if line["event"] == "round_finished"]
     assert len(rounds) == 4  # two trainings of two rounds
     for record in result.records:
-        cell = next(line for line in written if line["event"] == "cell_finished" and line["id"] == record["id"])
+        cell = next(
+            line for line in written if line["event"] == "cell_finished" and line["id"] == record["id"]
+        )
         assert cell["scores"]["accuracy"] == record["scores"]["accuracy"]
         assert cell["cell"] == record["cell"]
         last = record["history"][-1]
@@ -141,7 +149,9 @@ def test_mlflow_has_written_before_the_run_ends(here):
     """What was tracked of a run that is killed is in the database."""
     follow(mlflow_tracker(here), events()[:4])
     with sqlite3.connect(here / "m.db") as database:
-        stored = database.execute("select key, value, step from metrics where key like '%val_accuracy'").fetchall()
+        stored = database.execute(
+            "select key, value, step from metrics where key like '%val_accuracy'"
+        ).fetchall()
     assert stored == [("train none mean/val_accuracy", 0.75, 1), ("train none mean/val_accuracy", 0.75, 2)]
 
 

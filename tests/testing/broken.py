@@ -605,8 +605,10 @@ class Crowd(sound.Linear):
     def build(self, input_shape, num_classes, normalization=None):
         from torch import nn
 
-        return super().build(input_shape, num_classes, normalization).append(
-            nn.BatchNorm1d(num_classes, track_running_stats=False)
+        return (
+            super()
+            .build(input_shape, num_classes, normalization)
+            .append(nn.BatchNorm1d(num_classes, track_running_stats=False))
         )
 
 

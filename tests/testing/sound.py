@@ -86,7 +86,9 @@ class Step(EvasionAttack):
     def direction(self, model, x, y):
         import torch
 
-        return input_gradient(lambda images: torch.nn.functional.cross_entropy(model(images), y, reduction="none"), x)
+        return input_gradient(
+            lambda images: torch.nn.functional.cross_entropy(model(images), y, reduction="none"), x
+        )
 
     def perturb(self, model, x, y, context):
         return (x + context.eps * self.direction(model, x, y).sign()).clamp(0, 1)
@@ -183,7 +185,9 @@ class Rounded(ModelCompressor):
     def compress(self, model, context):
         import torch
 
-        return self.load(model, {n: (10 * t).round().div(10).to(torch.float16) for n, t in model.state_dict().items()})
+        return self.load(
+            model, {n: (10 * t).round().div(10).to(torch.float16) for n, t in model.state_dict().items()}
+        )
 
     def restore(self, model, state, surroundings):
         return self.load(model, state)
@@ -252,7 +256,9 @@ class Linear(Model):
         from harness.nn import normalization_layer
 
         return nn.Sequential(
-            normalization_layer(normalization, input_shape[0]), nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes)
+            normalization_layer(normalization, input_shape[0]),
+            nn.Flatten(),
+            nn.Linear(math.prod(input_shape), num_classes),
         )
 
 

@@ -66,7 +66,9 @@ def _write_files() -> None:
     splits = {"train": slice(0, 50), "val": slice(50, 70), "test": slice(70, 90)}
     labels = np.arange(90) % 2
     arrays = {f"{name}_images": images[part] for name, part in splits.items()}
-    np.savez(FOLDER / "data.npz", **arrays, **{f"{name}_labels": labels[part] for name, part in splits.items()})
+    np.savez(
+        FOLDER / "data.npz", **arrays, **{f"{name}_labels": labels[part] for name, part in splits.items()}
+    )
     rows: dict[str, list[Any]] = {"image": [], "label": []}
     for number, image in enumerate(images):
         name = next(n for n, part in splits.items() if part.start <= number < part.stop)
@@ -94,7 +96,9 @@ def _write_files() -> None:
         classes = (np.arange(number) % 10).astype(np.uint8)
         for array, what in ((digits, "images-idx3"), (classes, "labels-idx1")):
             head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (FOLDER / "mnist" / f"{prefix}-{what}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+            (FOLDER / "mnist" / f"{prefix}-{what}-ubyte.gz").write_bytes(
+                gzip.compress(head + array.tobytes())
+            )
 
 
 _write_files()
@@ -106,7 +110,9 @@ def _built_in() -> list[Any]:
         for entry in registry().entries(kind):
             if entry.distribution != BUILTIN:
                 continue
-            parameters = FILES.get(entry.plugin.name) if kind == "dataset" else QUICK.get((kind, entry.plugin.name))
+            parameters = (
+                FILES.get(entry.plugin.name) if kind == "dataset" else QUICK.get((kind, entry.plugin.name))
+            )
             found.append(entry.plugin if parameters is None else entry.plugin.create(parameters))
     return found
 

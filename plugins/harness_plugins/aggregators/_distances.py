@@ -29,7 +29,9 @@ def squared_distances(updates: Tensor, exact: bool = False) -> Tensor:
     exact = exact or updates.dtype != torch.float32
     norms, distances = _from_gram(updates, exact)
     n = len(updates)
-    if not exact and not np.isfinite(norms).all():  # a finite row beyond 1e19, whose square float32 cannot hold
+    if (
+        not exact and not np.isfinite(norms).all()
+    ):  # a finite row beyond 1e19, whose square float32 cannot hold
         exact = True
         norms, distances = _from_gram(updates, exact)
     if n > 1 and (distances < (norms[:, None] + norms) / SHARED).mean() > 0.5:

@@ -28,7 +28,9 @@ class JSONLines(Tracker):
     name = "jsonl"
 
     path: str | None = Field(
-        None, min_length=1, description="the file, against the working directory; None: events.jsonl in the store"
+        None,
+        min_length=1,
+        description="the file, against the working directory; None: events.jsonl in the store",
     )
 
     _run: str = PrivateAttr("")

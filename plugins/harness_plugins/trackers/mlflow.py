@@ -32,7 +32,9 @@ class MLflow(Tracker):
     uri: str = Field(
         "sqlite:///mlflow.db", min_length=1, description="the tracking store: a database's or a server's URI"
     )
-    experiment: str = Field("psr-harness", min_length=1, description="name of the experiment; made where there is none")
+    experiment: str = Field(
+        "psr-harness", min_length=1, description="name of the experiment; made where there is none"
+    )
 
     _client: Any = PrivateAttr(None)
     _experiment: str = PrivateAttr("")
@@ -43,7 +45,9 @@ class MLflow(Tracker):
         try:
             from mlflow import MlflowClient
         except ImportError as error:
-            raise PluginError(f"the tracker mlflow needs: pip install 'psr-harness[mlflow]' ({error})") from None
+            raise PluginError(
+                f"the tracker mlflow needs: pip install 'psr-harness[mlflow]' ({error})"
+            ) from None
         self._client = MlflowClient(_absolute(self.uri))
         found = self._client.get_experiment_by_name(self.experiment)
         self._experiment = (

@@ -25,7 +25,9 @@ class TensorBoard(Tracker):
     name = "tensorboard"
     requires: ClassVar[tuple[str, ...]] = ()  # used in the main process alone
 
-    folder: str = Field("tensorboard", min_length=1, description="folder of the event files, made where there is none")
+    folder: str = Field(
+        "tensorboard", min_length=1, description="folder of the event files, made where there is none"
+    )
 
     _writer: Any = PrivateAttr(None)
     _run: str = PrivateAttr("")
