@@ -87,7 +87,11 @@ def _trial(rule: Aggregator, setting: Setting) -> Trial:
     rows[:f] *= -5
     reports: list[dict[str, Any]] = []
     context = _context(rule, rows, f, setting, world, reporter=reports.append)
-    inputs = {"updates": rows, "weights": context.weights, "global_weights": context.global_weights}
+    inputs: dict[str, Any] = {
+        "updates": rows,
+        "weights": context.weights,
+        "global_weights": context.global_weights,
+    }
     inputs["client_ids"] = context.client_ids
     return Trial(
         inputs, lambda: {**_apply(rule, rows, context), "reports": reports}, ("update", "rows", "weights")

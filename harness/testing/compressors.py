@@ -139,7 +139,7 @@ def gradients_as_declared(subject: Subject) -> None:
 
     found, world = _found(subject)
     compressor = subject.plugin
-    networks = []
+    networks: list[tuple[str, Any]] = []
     if compressor.differentiable and found.differentiable:
         networks.append(("the compressed network", found.module))
     if compressor.straight_through:
@@ -147,7 +147,7 @@ def gradients_as_declared(subject: Subject) -> None:
         networks.append(("the twin", found.twin))
     for what, module in networks:
         x = world.images[:6].clone().requires_grad_()
-        logits = module.eval()(x)  # type: ignore[union-attr]
+        logits = module.eval()(x)
         require(
             logits.requires_grad,
             f"{what} of {compressor.name} has no gradient with respect to its input: declare differentiable = "

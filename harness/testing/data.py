@@ -70,7 +70,7 @@ def splits_disjoint(subject: Subject) -> None:
     for name, part in (("val", splits.val), ("test", splits.test)):
         share = np.mean([_bytes(image) in known for image in part.images[:2000]])
         require(
-            share <= 0.5,
+            bool(share <= 0.5),
             f"{share:.0%} of the {name} images of {subject.name} are training images too: split by record, "
             "and by group "
             "where one patient or site has several (harness.api.hold_out)",

@@ -106,7 +106,7 @@ def hooks_pure(subject: Subject) -> None:
     kept = snapshot([x, y, key, params, delta])
     results = []
     for _ in range(2):
-        batch = training.batch(x, y, key)
+        batch = training.batch((x, y), key)
         losses = training.loss(params, (x, y), key)
         results.append([batch[0], batch[1], losses.detach()])
     _update(subject, training, delta)
@@ -163,7 +163,7 @@ def couples_samples_declared(subject: Subject) -> None:
     training, world = _begin(subject, "float64")
     x, y, key = world.images[:8], world.labels[:8], training.key(5)
     one = slice(3, 4)
-    together, alone = training.batch(x, y, key), training.batch(x[one], y[one], key)
+    together, alone = training.batch((x, y), key), training.batch((x[one], y[one]), key)
     advice = (
         "noise for a single record could not hide it. Draw randomness with harness.api.record_keys(key, x), take no "
         "statistics over the batch, or declare couples_samples = True"
@@ -195,7 +195,7 @@ def empty_batch(subject: Subject) -> None:
     training, world = _begin(subject)
     x, y, key = world.images[:0], world.labels[:0], training.key(1)
     try:
-        gradients = training.gradient(training.params, training.batch(x, y, key), key)
+        gradients = training.gradient(training.params, training.batch((x, y), key), key)
     except Exception as error:
         raise CheckFailed(
             f"{subject.name} breaks on an empty batch: {type(error).__name__}: {error}. Poisson sampling "
@@ -326,7 +326,8 @@ def composes(subject: Subject) -> None:
             x, y = world.images[:12], world.labels[:12]
             try:
                 update = begin(stack, world, setting).steps(x, y)
-                if partner.protects:  # clients that run side by side have no module of their own
+                # Clients that train as one program have no module of their own.
+                if partner.protects and all(d.vectorises or not d.overrides("gradient") for d in stack):
                     update = update + begin(stack, world, setting, alone=False).steps(x[:2], y[:2], 1)
             except NotApplicable as reason:
                 require(bool(str(reason)), f"{names} is not applicable, and nobody says why: give the reason")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,14 @@ from harness.contracts.defence import (
     UpdateContext,
 )
 from harness.federation.apply import Apply
+from harness.federation.compose import composed_batch, composed_gradient, composed_loss
 from harness.federation.vector import flatten, layout, trainable
-from harness.functional import cross_entropy, mean_gradient
-from harness.random import make_key, split
+from harness.random import make_key
 from harness.testing.core import Setting
 from harness.testing.toy import Toy, generator
+
+if TYPE_CHECKING:
+    from harness.contracts.defence import GradientFn, LossFn
 
 BATCH, STEPS, CLIENTS, ROUNDS, PER_CLIENT = 8, 2, 4, 2, 12
 
@@ -66,30 +69,23 @@ class Training:
     def __post_init__(self) -> None:
         self.hooks = tuple(hook.at(0, ROUNDS) for hook in self.hooks)
         self.start = flatten(self.module)
-        self.params = dict(trainable(self.module))
+        self.params: dict[str, Tensor] = dict(trainable(self.module))
         self.noise = generator(self.setting, 11)
-        self.loss = cross_entropy(Apply(self.module))
         logits = Apply(self.module)
-        for hook in self.hooks:
-            self.loss = hook.loss(self.loss, logits)
-        self.gradient = mean_gradient(self.loss)
-        for hook, prepared in zip(self.hooks, self.prepared, strict=True):
-            local = Local(
-                loss=self.loss, gradient=self.gradient, client=0, batch_size=BATCH, sampling=Sampling(),
-                prepared=prepared, module=self.module if self.alone else None, generator=self.noise, logits=logits,
-                start=self.start,
-                moved=None, layout=layout(self.module),
+
+        def local(loss: LossFn, gradient: GradientFn, prepared: dict[str, Any]) -> Local:
+            return Local(
+                loss=loss, gradient=gradient, client=0, batch_size=BATCH, sampling=Sampling(), prepared=prepared,
+                module=self.module if self.alone else None, generator=self.noise, logits=logits, start=self.start,
+                layout=layout(self.module),
             )  # fmt: skip
-            self.gradient = hook.gradient(local) or self.gradient
+
+        self.loss = composed_loss(self.hooks, logits)
+        self.gradient = composed_gradient(self.hooks, self.prepared, self.loss, local)
+        self.batch = composed_batch(self.hooks)
 
     def key(self, number: int) -> Tensor:
         return make_key("check", number, device=self.setting.device)
-
-    def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch after every hook."""
-        for position, hook in enumerate(self.hooks):
-            x, y = hook.batch(x, y, split(key, position))
-        return x, y
 
     def steps(self, images: Tensor, labels: Tensor, count: int = STEPS) -> Tensor:
         """The update (d,) that the client sends after `count` steps of SGD."""
@@ -97,11 +93,11 @@ class Training:
             index = torch.arange(min(BATCH, len(labels)), device=labels.device)
             index = (index + number * BATCH) % len(labels)
             key = self.key(number)
-            batch = self.batch(images[index], labels[index], key)
+            batch = self.batch((images[index], labels[index]), key)
             gradients = self.gradient(self.params, batch, key)
             with torch.no_grad():
                 for name, parameter in self.params.items():
-                    parameter -= 0.05 * gradients[name]
+                    parameter.sub_(0.05 * gradients[name])
         delta = flatten(self.module) - self.start
         for hook, prepared in zip(self.hooks, self.prepared, strict=True):
             context = UpdateContext(0, 0, self.noise, layout(self.module), prepared, CLIENTS, 0)

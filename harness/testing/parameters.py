@@ -30,8 +30,8 @@ HEAVY = ("torch", "torchvision", "torchattacks", "torch_pruning", "torchao", "op
          "tensorflow", "jax", "transformers")  # fmt: skip
 
 
-def _fields(plugin: Any) -> dict[str, Any]:
-    return dict((plugin if isinstance(plugin, type) else type(plugin)).model_fields)
+def _has_parameters(plugin: Any) -> bool:
+    return bool(plugin.model_fields if isinstance(plugin, type) else type(plugin).model_fields)  # type: ignore[attr-defined]
 
 
 @check()
@@ -68,7 +68,7 @@ def reference_present(subject: Subject) -> None:
     )
 
 
-@check(when=_fields)
+@check(when=_has_parameters)
 def parameters_described(subject: Subject) -> None:
     """Every parameter says what it is, and its unit."""
     for name, field in subject.cls.model_fields.items():
@@ -79,7 +79,7 @@ def parameters_described(subject: Subject) -> None:
         )
 
 
-@check(when=_fields)
+@check(when=_has_parameters)
 def parameters_typed(subject: Subject) -> None:
     """Every parameter has a type that says what it takes."""
     for name, field in subject.cls.model_fields.items():
@@ -89,7 +89,7 @@ def parameters_typed(subject: Subject) -> None:
         )
 
 
-@check(when=_fields)
+@check(when=_has_parameters)
 def parameters_bounded(subject: Subject) -> None:
     """Numeric parameters have bounds, or say that they have none."""
     for name, field in subject.cls.model_fields.items():
@@ -198,7 +198,7 @@ def parameters_round_trip(subject: Subject) -> None:
     )
 
 
-@check(when=_fields)
+@check(when=_has_parameters)
 def parameters_in_schema(subject: Subject) -> None:
     """Editors can be told of every parameter, and what the schema allows is what the plugin writes."""
     plugin = _made(subject)

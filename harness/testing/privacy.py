@@ -150,7 +150,7 @@ def _observed(attack: PrivacyAttack, world: Any) -> tuple[ObservedUpdate, ...]:
                 gradients = torch.autograd.grad(loss, list(trainable(module).values()))
                 with torch.no_grad():
                     for parameter, gradient in zip(trainable(module).values(), gradients, strict=True):
-                        parameter -= 0.1 * gradient
+                        parameter.sub_(0.1 * gradient)
         found.append(
             ObservedUpdate(
                 update=flatten(module) - world.vector, weights=world.vector, module=world.net, layout=world.layout,

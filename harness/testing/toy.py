@@ -95,7 +95,7 @@ def _toy(scene: int) -> Toy:
             with torch.no_grad():
                 for parameter, speed, gradient in zip(module.parameters(), velocity, gradients, strict=True):
                     speed.mul_(0.9).add_(gradient)
-                    parameter -= 0.05 * speed
+                    parameter.sub_(0.05 * speed)
     return Toy(shape, images, labels, module.eval())
 
 

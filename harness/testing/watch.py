@@ -121,7 +121,7 @@ def guarded(value: Any, forbidden: Mapping[str, Callable[..., Any]]) -> Any:
             return forbidden[name]()
         return object.__getattribute__(self, name)
 
-    copy = object.__new__(type(cls.__name__, (cls,), {"__getattribute__": read}))
+    copy: Any = object.__new__(type(cls.__name__, (cls,), {"__getattribute__": read}))
     for f in fields(value):
         object.__setattr__(copy, f.name, vars(value)[f.name])
     return copy
