@@ -143,7 +143,8 @@ def bounds(metadata: Any) -> list[str]:
 
 
 def annotated_bounds(annotation: Any) -> list[str]:
-    own = bounds(getattr(annotation, "__metadata__", ()))
+    stated = getattr(annotation, "__metadata__", ())
+    own = bounds([part for item in stated for part in (item, *getattr(item, "metadata", ()))])
     return own + [bound for inner in typing.get_args(annotation) for bound in annotated_bounds(inner)]
 
 

@@ -295,10 +295,10 @@ def cost_as_documented(subject: Subject) -> None:
 
 
 def documented_cost(text: str) -> Any:
-    """The first `O(...)` of a docstring as a function of n and d; None where there is none, or it has other letters."""
+    """The `Costs O(...)` of a docstring as a function of n and d; None where there is none, or it has other letters."""
     import math
 
-    found = re.search(r"\bO\(((?:[^()]|\([^()]*\))*)\)(?!\s*(?:and|plus|forward))", text)
+    found = re.search(r"\bCosts? O\(((?:[^()]|\([^()]*\))*)\)(?!\s*(?:and|plus|forward))", text)
     if found is None:
         return None
     words = found.group(1).replace("²", "^2")
