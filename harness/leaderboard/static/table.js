@@ -194,15 +194,15 @@ async function redraw(columnsToo) {
   const ranked = state.tab === "ranks", appears = $("rows").hidden && !ranked;
   $("rows").hidden = ranked;
   if (!ranked) {
-    const order = sortList();
-    drawing = true;
     fill();
     shown = passing();
+    drawing = true;
     if (columnsToo) table.setColumns(definitions());
-    await table.replaceData(shown);
-    table.setSort(order);
-    if (appears) table.redraw(true);
+    table.setSort(sortList());
     drawing = false;
+    // A click on a header while the rows are being replaced counts: they keep the order that the table then has.
+    await table.replaceData(shown);
+    if (appears) table.redraw(true);
   }
   drawSurroundings();
   drawRanks();
