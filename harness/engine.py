@@ -106,10 +106,10 @@ def run(
 
     scenarios: files or loaded scenarios. device: auto, cpu, cuda or cuda:i. jobs: worker processes, auto for
     one per core (on CUDA as many per GPU as fit its memory), 0 for this process; on Ray, stages at a time, auto for
-    all there is room for. select: `axis=glob` expressions. timeout: seconds a stage may take. observer: a display, see harness.observers.
-    shard: `i/n`, one of n parts of the cells, see harness.shards. executor: local, or ray with the cluster's address
-    and how artifacts travel, see harness.executors.ray. Raises HarnessError on bad input; failures of cells are in
-    the records.
+    all there is room for. select: `axis=glob` expressions. timeout: seconds a stage may take. observer: a display,
+    see harness.observers. shard: `i/n`, one of n parts of the cells, see harness.shards. executor: local, or ray with
+    the cluster's address and how artifacts travel, see harness.executors.ray. Raises HarnessError on bad input;
+    failures of cells are in the records.
     """
     started = time.monotonic()
     loaded = _load(scenarios)
