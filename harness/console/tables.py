@@ -64,12 +64,12 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     table.add_column("\n".join(header), no_wrap=True)
     for quantity in quantities:
         table.add_column(Text(_header(quantity), justify="right"), justify="right", no_wrap=True)
-    for position, label, row in zip(kept, labels, rows, strict=True):
+    for position, lines, row in zip(kept, labels, rows, strict=True):
         cells = [
             Text.assemble(*_show(row.values.get(q.key), q, bold=position in winners[q.key]), justify="right")
             for q in quantities
         ]
-        table.add_row(Text("\n".join(label)), *cells)
+        table.add_row(Text("\n".join(lines)), *cells)
     console.print(table)
     if every > len(rows):
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
