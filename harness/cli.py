@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -240,6 +241,7 @@ for command in (picture, plot, explain, audit, merge, init, recommend):
 
 @app.command("list")
 def list_plugins(
+    context: typer.Context,
     kind: OptionalKind = None,
     as_json: AsJson = False,
 ) -> None:
@@ -256,7 +258,7 @@ def list_plugins(
     from harness.console.pages import listing, render_list
     from harness.registry import registry
 
-    plugin_commands(built_in())
+    plugin_commands(frozenset(context.find_root().command.commands))  # type: ignore[attr-defined]
     loaded = registry()
     found = listing(loaded, kind)
     if as_json:
@@ -288,7 +290,7 @@ def show(
 
 
 @app.command()
-def doctor(store: Store = Path("runs"), as_json: AsJson = False) -> None:
+def doctor(context: typer.Context, store: Store = Path("runs"), as_json: AsJson = False) -> None:
     """Report versions, devices, plugins, data and room on this machine; exit 1 where runs cannot work.
 
     Example: harness doctor
@@ -298,7 +300,7 @@ def doctor(store: Store = Path("runs"), as_json: AsJson = False) -> None:
     from harness.console.output import make_console, print_json
     from harness.doctor import examine
 
-    plugin_commands(built_in())
+    plugin_commands(frozenset(context.find_root().command.commands))  # type: ignore[attr-defined]
     report = examine(store)
     if as_json:
         print_json(report)
@@ -307,13 +309,10 @@ def doctor(store: Store = Path("runs"), as_json: AsJson = False) -> None:
     raise typer.Exit(1 if report["problems"] else 0)
 
 
-def built_in() -> frozenset[str]:
-    """The names of the commands above, which no plugin may take."""
-    return frozenset(typer.main.get_group(app).commands)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The entry point: returns the exit status. Bad input is said in plain text, without a traceback."""
+    # What imports make stays: looking for garbage among it as often as Python does took a quarter of the start.
+    gc.set_threshold(50_000, 20, 50)
     try:
         app(arguments, prog_name="harness")
     except SystemExit as end:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from pathlib import Path
 
@@ -25,6 +26,47 @@ def resolve_device(name: str) -> str:
     if ":" in name and int(name.split(":")[1]) >= count:
         raise HarnessError(f"device {name}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
     return name
+
+
+CONTEXT = 2**30  # bytes that a CUDA process takes beside its tensors: context, kernels, workspaces
+FRAGMENTED = 1.3  # what the allocator reserves, over what is allocated at the peak
+USED = 0.9  # of the free memory of a GPU
+
+
+def processes_per_gpu(free: int, peak: int, cores: int) -> int:
+    """How many worker processes share one GPU where one cell does not fill it; at least 1.
+
+    free: bytes free on the GPU. peak: the most bytes that a stage like those to come has allocated. cores: CPU cores
+    for each GPU; more processes than these would wait for them.
+    """
+    fitting = int(USED * free / (FRAGMENTED * peak + CONTEXT))
+    return max(1, min(fitting, cores))
+
+
+def gpu_count(device: str) -> int:
+    """How many GPUs of this machine `device` names."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if device == "cuda" else 1
+
+
+def free_memory(device: str) -> list[int]:
+    """Bytes free on each GPU that `device` names: `cuda` for all, or `cuda:i`."""
+    import torch
+
+    names = [f"cuda:{i}" for i in range(gpu_count(device))] if device == "cuda" else [device]
+    return [int(torch.cuda.mem_get_info(name)[0]) for name in names]
+
+
+def give_back_memory(device: str) -> None:
+    """Free what a finished stage left: reference cycles, and blocks that the CUDA allocator keeps for itself."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 class PeakMemory:

@@ -7,18 +7,20 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.devices import resolve_device
-from harness.errors import HarnessError, describe_error
+from harness.dataset_cache import load_splits
+from harness.devices import gpu_count, resolve_device
+from harness.errors import HarnessError, StoreError, describe_error
 from harness.executors.choice import connection, job_count, ray_executor, resources
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable
 from harness.grid import select as select_cells
 from harness.observers import Observers
 from harness.plan import CellPlan, Plan, Planner, Stage
 from harness.registry import BUILTIN, registry
-from harness.runner import Runner, in_order
+from harness.runner import Runner
 from harness.scenario import Scenario, load_many
 from harness.shards import Shard
 from harness.store import Store
@@ -34,9 +36,13 @@ ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
 
 @dataclass
 class RunResult:
-    """What a run left: records in the plan's order, and counts."""
+    """What a run left: records in the plan's order, and counts.
 
-    records: list[dict[str, Any]]
+    cells: (scenario, id, status) of every cell that has its record. The records are in the store, and are read
+    when they are first asked for.
+    """
+
+    cells: list[tuple[str, str, str]]
     store: Path
     seconds: float
     executed: dict[str, int]
@@ -46,8 +52,21 @@ class RunResult:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (scenario file, reason)
     problems: list[str] = field(default_factory=list)  # observers that raised
 
+    def __post_init__(self) -> None:
+        self._folder = (
+            self.store.absolute()
+        )  # where records are, also after a change of the working directory
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """One a cell, in the plan's order. Raises StoreError where the store was deleted before the first look."""
+        if not (self._folder / "store.sqlite").exists():
+            raise StoreError(f"{self._folder}: the store that holds this run's records is gone")
+        with Store(self._folder) as store:
+            return [record for name, id, _ in self.cells if (record := store.record(name, id)) is not None]
+
     def _count(self, status: str) -> int:
-        return sum(record["status"] == status for record in self.records)
+        return sum(found == status for _, _, found in self.cells)
 
     @property
     def scored(self) -> int:
@@ -86,11 +105,11 @@ def run(
     """Score every cell that the store does not have yet.
 
     scenarios: files or loaded scenarios. device: auto, cpu, cuda or cuda:i. jobs: worker processes, auto for
-    one per core (one per GPU on CUDA), 0 for this process; on Ray, stages at a time, auto for all there is room for.
-    select: `axis=glob` expressions. timeout: seconds a stage may take. observer: a display, see harness.observers.
-    shard: `i/n`, one of n parts of the cells, see harness.shards. executor: local, or ray with the cluster's address
-    and how artifacts travel, see harness.executors.ray. Raises HarnessError on bad input; failures of cells are in
-    the records.
+    one per core (on CUDA as many per GPU as fit its memory), 0 for this process; on Ray, stages at a time, auto for
+    all there is room for. select: `axis=glob` expressions. timeout: seconds a stage may take. observer: a display,
+    see harness.observers. shard: `i/n`, one of n parts of the cells, see harness.shards. executor: local, or ray with
+    the cluster's address and how artifacts travel, see harness.executors.ray. Raises HarnessError on bad input;
+    failures of cells are in the records.
     """
     started = time.monotonic()
     loaded = _load(scenarios)
@@ -101,6 +120,8 @@ def run(
         if timeout is not None and executor == "local" and limit == 0:
             raise HarnessError("a time limit needs worker processes: use jobs >= 1")
         planned, metrics, skipped = _plan(loaded, device, opened, _expressions(select), part)
+        if executor == "local":
+            limit = job_count(jobs, device, _peak(planned, opened))
         running = (
             _executor(planned, folder, device, limit)
             if executor == "local"
@@ -121,7 +142,11 @@ def run(
         runner = Runner(planned, metrics, opened, running, observers, fail_fast=fail_fast, timeout=timeout)
         tally = runner.run()
         result = RunResult(
-            records=list(in_order(planned, runner.records)),
+            cells=[
+                (scenario, identifier, runner.outcomes[scenario, identifier])
+                for scenario, identifier in ((p.cell.scenario.name, p.cell.id) for p in planned.cells)
+                if (scenario, identifier) in runner.outcomes
+            ],
             store=folder,
             seconds=time.monotonic() - started,
             executed=tally.executed,
@@ -162,7 +187,7 @@ def plan(
     part = None if shard is None else Shard.parse(shard)
     with _existing(Path(store)) as opened:
         planned, _, skipped = _plan(loaded, device, opened, _expressions(select), part)
-        description = _describe(planned, opened, job_count(jobs, device))
+        description = _describe(planned, opened, job_count(jobs, device, _peak(planned, opened)))
     description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped]
     return PlanResult(description)
 
@@ -205,8 +230,7 @@ def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
     mark = scenario.dataset.fingerprint(scenario.root)
     known = store.fact(f"dataset {mark}") if store is not None else None
     if known is None:
-        splits = scenario.dataset.load(scenario.root)
-        splits.check(scenario.dataset.name)
+        splits = load_splits(scenario.dataset, scenario.root, mark)
         known = {
             "num_classes": splits.num_classes,
             "input_shape": list(splits.input_shape),
@@ -265,7 +289,8 @@ def _plan(
     for cell in chosen:
         name = cell.scenario.name
         # Seeds never change whether a combination makes sense.
-        same = (name, cell.defences, cell.aggregators, cell.compressors, cell.threat.name, cell.attack)
+        parts = (cell.defences, cell.aggregators, cell.compressors, cell.threat, cell.attack)
+        same = (name, *map(id, parts))
         if same not in verdicts:
             verdicts[same] = _verdict(cell, facts[name], modules[name])
         verdict = verdicts[same]
@@ -311,10 +336,17 @@ def _preload(planned: Plan) -> list[str]:
     return list(names)
 
 
+def _peak(planned: Plan, store: Store | None) -> int | None:
+    """The most memory that stages like those of this plan have used."""
+    if store is None or not planned.device.startswith("cuda"):
+        return None
+    return store.peak_memory({(stage.kind, stage.signature) for stage in planned.stages.values()})
+
+
 def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
     from harness.estimate import estimate
 
-    finished = {key for key in planned.stages if store is not None and store.stage_result(key) is not None}
+    finished = store.finished(planned.stages) if store is not None else set()
     needed: set[str] = set()
     scenarios: dict[str, dict[str, Any]] = {}
     for cell_plan in planned.cells:
@@ -344,6 +376,7 @@ def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
         "stages": counts,
         "estimate_seconds": estimate(planned, pending, known, jobs) if pending else 0.0,
         "jobs": jobs,
+        "gpus": gpu_count(planned.device),
         "device": planned.device,
         "shard": planned.shard,
     }

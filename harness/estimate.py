@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import EvasionAttack
 from harness.contracts.privacy import PrivacyAttack
+from harness.devices import give_back_memory
 from harness.plan import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def _measure_cached(
                 forward = min(forward, (middle - started) / batch)
     finally:
         torch.set_num_threads(before)
+    if device.startswith("cuda"):
+        del module, x, y, loss
+        give_back_memory(device)  # this process does not train
     return step, forward
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
+from harness.contracts.base import Plugin
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
 from harness.contracts.defence import StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
@@ -21,9 +22,29 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.contracts.aggregator import Aggregator
-    from harness.contracts.base import Plugin
     from harness.contracts.defence import Defence
     from harness.scenario import Scenario, Threat
+T = TypeVar("T")
+
+
+class Memo:
+    """Results of functions of the few objects that many cells have in common, each worked out once.
+
+    Objects are told apart by identity: equal ones may still be written differently, as 1 and 1.0 are.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+    def of(self, function: Callable[[Any], T], thing: Any) -> T:
+        """function(thing). A tuple is told by its members."""
+        members = tuple(map(id, thing)) if isinstance(thing, tuple) else id(thing)
+        found = self._known.get((function, members))
+        if found is None:
+            # The object is kept with the result, so that no other can come to have its id.
+            found = self._known[function, members] = thing, function(thing)
+        return found[1]  # type: ignore[no-any-return]
+
 
 AXES = ("defence", "aggregator", "compressor", "threat", "attack", "seed")
 
@@ -39,36 +60,49 @@ class Cell:
     threat: Threat
     attack: Attack | None
     seed: int
+    memo: Memo = field(default_factory=Memo, repr=False)
 
-    @cached_property
+    @property
     def axes(self) -> dict[str, Any]:
         """Axis -> label, as tables and `--select` show it."""
+        label = partial(self.memo.of, stack_label)
         return {
-            "defence": stack_label(self.defences),
-            "aggregator": stack_label(self.aggregators),
-            "compressor": stack_label(self.compressors),
+            "defence": label(self.defences),
+            "aggregator": label(self.aggregators),
+            "compressor": label(self.compressors),
             "threat": self.threat.name,
-            "attack": "none" if self.attack is None else self.attack.label(),
+            "attack": "none" if self.attack is None else self.memo.of(Plugin.label, self.attack),
             "seed": self.seed,
         }
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
-        """The cell's own part of the configuration, every parameter spelled out."""
+        """The cell's own part of the configuration, every parameter spelled out. Its values are not to be changed."""
+        values = {axis: self.memo.of(_specs, stack) for axis, stack in self._stacks.items()}
         return {
-            "defence": [p.spec() for p in self.defences],
-            "aggregator": [p.spec() for p in self.aggregators],
-            "compressor": [p.spec() for p in self.compressors],
-            "threat": self.threat.model_dump(mode="json", exclude={"attacks"}),
-            "attack": None if self.attack is None else self.attack.spec(),
+            **values,
+            "threat": self.memo.of(_threat_spec, self.threat),
+            "attack": None if self.attack is None else self.memo.of(Plugin.spec, self.attack),
             "seed": self.seed,
         }
 
     @cached_property
     def id(self) -> str:
         """12 hex digits, the same for the same axis values in a scenario of the same name."""
-        text = json.dumps([self.scenario.name, self.config], sort_keys=True)
+        texts = {axis: self.memo.of(_json_of_specs, stack) for axis, stack in self._stacks.items()}
+        texts |= {
+            "threat": self.memo.of(_json_of_threat, self.threat),
+            "attack": "null" if self.attack is None else self.memo.of(_json_of_spec, self.attack),
+            "seed": str(self.seed),
+        }
+        # json.dumps([name, config], sort_keys=True), from parts that other cells have too
+        config = ", ".join(f'"{axis}": {texts[axis]}' for axis in sorted(texts))
+        text = f"[{json.dumps(self.scenario.name)}, {{{config}}}]"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def _stacks(self) -> dict[str, tuple[Plugin, ...]]:
+        return {"defence": self.defences, "aggregator": self.aggregators, "compressor": self.compressors}
 
     @property
     def model_compressors(self) -> tuple[ModelCompressor, ...]:
@@ -112,6 +146,26 @@ class Cell:
         return Surrogate("uncompressed", compressors=kept)
 
 
+def _specs(plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
+    return [plugin.spec() for plugin in plugins]
+
+
+def _threat_spec(threat: Threat) -> dict[str, Any]:
+    return threat.model_dump(mode="json", exclude={"attacks"})
+
+
+def _json_of_specs(plugins: Sequence[Plugin]) -> str:
+    return json.dumps(_specs(plugins), sort_keys=True)
+
+
+def _json_of_threat(threat: Threat) -> str:
+    return json.dumps(_threat_spec(threat), sort_keys=True)
+
+
+def _json_of_spec(plugin: Plugin) -> str:
+    return json.dumps(plugin.spec(), sort_keys=True)
+
+
 def stack_label(plugins: Sequence[Plugin]) -> str:
     """`a + b(x=1)`, or `none`."""
     return " + ".join(p.label() for p in plugins) or "none"
@@ -119,13 +173,16 @@ def stack_label(plugins: Sequence[Plugin]) -> str:
 
 def cells(scenario: Scenario) -> Iterator[Cell]:
     """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together."""
+    memo = Memo()
     for defences in scenario.defences:
         for aggregators in scenario.aggregators:
             for seed in scenario.seeds:
                 for threat in scenario.threats:
                     for attack in threat.attacks or (None,):
                         for compressors in scenario.compressors:
-                            yield Cell(scenario, defences, aggregators, compressors, threat, attack, seed)
+                            yield Cell(
+                                scenario, defences, aggregators, compressors, threat, attack, seed, memo
+                            )
 
 
 def select(found: Sequence[Cell], expressions: Sequence[str]) -> list[Cell]:

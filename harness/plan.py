@@ -14,18 +14,20 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack, TrainingVariant
-from harness.grid import Cell, DataFacts, stack_label
+from harness.grid import Cell, DataFacts, Memo, stack_label
 from harness.registry import registry, source_hash
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from harness.contracts.aggregator import Aggregator
     from harness.contracts.attack import Attack
     from harness.contracts.data import Dataset
@@ -57,6 +59,10 @@ class TrainSpec:
     attack: Attack | None
     seed: int
     variant: TrainingVariant | None = None
+    fingerprint: str = ""  # of the dataset's content; without it no cache of decoded data is used
+
+
+_PARTS = [f.name for f in fields(TrainSpec) if f.name not in ("seed", "variant")]
 
 
 @dataclass(frozen=True)
@@ -146,20 +152,28 @@ class Plan:
 
 
 class Planner:
-    """Builds stages, sharing those with equal keys."""
+    """Builds stages, sharing those with equal keys.
+
+    A key is the hash of canonical JSON. Most of that JSON is about plugins and settings that many stages have in
+    common, so it is put together from parts that are each written once.
+    """
 
     def __init__(self, device: str) -> None:
         self.device_type = device.split(":")[0]
         self.stages: dict[str, Stage] = {}
+        self._memo = Memo()
+        self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
+        self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
 
     def add(self, cell: Cell, facts: DataFacts, metrics: tuple[Metric, ...]) -> CellPlan:
         """The stages of one cell."""
         scenario = cell.scenario
-        environment = self._environment(scenario.compute)
+        environment = self._memo.of(self._environment, scenario.compute)
         during = cell.trains_under_attack
         train = TrainSpec(
             dataset=scenario.dataset,
             root=scenario.root,
+            fingerprint=facts.fingerprint,
             model=scenario.model,
             normalization=scenario.normalization,
             federation=scenario.federation,
@@ -174,26 +188,30 @@ class Planner:
             seed=cell.seed,
         )
         plan = CellPlan(cell)
-        trained = self._train(train, facts, environment)
+        trained, train = self._train(train, environment)
         plan.stages["train"] = trained
-        model = CompressSpec(train, cell.model_compressors, scenario.unprotected)
-        released = self._released(model, trained, environment)
+        scoring = {
+            "metrics": self._memo.of(_identities_text, metrics),
+            "evaluation": self._memo.of(_dump_text, scenario.evaluation),
+            "unprotected": canonical(scenario.unprotected),
+        }
+        chain = cell.model_compressors
+        address = (trained, tuple(map(id, chain)), *scoring.values())
+        if address not in self._scored:
+            model = CompressSpec(train, chain, scenario.unprotected)
+            released = self._released(model, trained, environment)
+            label = released_label(model, self._memo)
+            clean = CleanSpec(model, metrics, scenario.evaluation)
+            key = self._stage("clean", f"clean scores of {label}", clean, scoring, released, environment)
+            self._scored[address] = model, released, key, label
+        model, released, plan.stages["clean"], described = self._scored[address]
         if model.compressors:
             plan.stages["compress"] = released[-1]
-        scoring: dict[str, Any] = {
-            "metrics": identities(metrics),
-            "evaluation": scenario.evaluation.model_dump(mode="json"),
-            "unprotected": scenario.unprotected,
-        }
-        clean = CleanSpec(model, metrics, scenario.evaluation)
-        label = f"clean scores of {released_label(model)}"
-        plan.stages["clean"] = self._stage("clean", label, clean, scoring, released, environment)
         if cell.attack is not None and self._scores_attack(cell):
             wanted = tuple(cell.attack.trainings(cell)) if isinstance(cell.attack, PrivacyAttack) else ()
             variants = []
             for variant in wanted:
-                other = replace(train, variant=variant)
-                key = self._train(other, facts, environment)
+                key, other = self._train(replace(train, variant=variant), environment)
                 chain = model.compressors if variant.compressed else ()
                 variants.append(
                     self._released(replace(model, train=other, compressors=chain), key, environment)
@@ -212,15 +230,15 @@ class Planner:
                 variants=wanted,
                 variant_needs=tuple(variants),
             )
-            spec = self._with_surrogate(spec, cell, facts, environment)
+            spec = self._with_surrogate(spec, cell, environment)
             identity = {
                 **scoring,
-                "threat": _threat_identity(cell.threat),
-                "attack": identity_of(cell.attack),
-                "ways": spec.ways,
-                "surrogate": spec.surrogate_needs,
+                "threat": self._memo.of(_threat_text, cell.threat),
+                "attack": self._memo.of(_identity_text, cell.attack),
+                "ways": canonical(spec.ways),
+                "surrogate": canonical(spec.surrogate_needs),
             }
-            label = f"{cell.attack.label()} on {released_label(model)}"
+            label = f"{self._memo.of(Plugin.label, cell.attack)} on {described}"
             for role, key in zip(("train", "compress"), spec.surrogate_needs, strict=False):
                 if key not in plan.stages.values():  # a model that the cell has otherwise nothing to do with
                     plan.stages[f"surrogate {role}"] = key
@@ -229,17 +247,18 @@ class Planner:
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)
         return plan
 
-    def _released(self, model: CompressSpec, trained: str, environment: dict[str, Any]) -> tuple[str, ...]:
+    def _released(self, model: CompressSpec, trained: str, environment: str) -> tuple[str, ...]:
         """Keys of the stages that make a model: its training, and its compression if there is any."""
         if not model.compressors:
             return (trained,)
-        chain = {"compressors": identities(model.compressors), "unprotected": model.unprotected}
-        label = f"{stack_label(model.compressors)} on {training_label(model.train)}"
+        chain = {
+            "compressors": self._memo.of(_identities_text, model.compressors),
+            "unprotected": canonical(model.unprotected),
+        }
+        label = f"{self._memo.of(stack_label, model.compressors)} on {self.stages[trained].label}"
         return trained, self._stage("compress", label, model, chain, (trained,), environment)
 
-    def _with_surrogate(
-        self, spec: AttackSpec, cell: Cell, facts: DataFacts, environment: dict[str, Any]
-    ) -> AttackSpec:
+    def _with_surrogate(self, spec: AttackSpec, cell: Cell, environment: str) -> AttackSpec:
         """The surrogate of a transfer attack is a model like any other: trained, compressed and shared as such."""
         wanted, train = cell.surrogate, spec.model.train
         if wanted is None:
@@ -252,8 +271,9 @@ class Planner:
             compressors=tuple(c for c in compressors if isinstance(c, UpdateCompressor)),
         )
         chain = tuple(c for c in compressors if isinstance(c, ModelCompressor))
+        key, other = self._train(other, environment)
         model = CompressSpec(other, chain, spec.model.unprotected)
-        needs = self._released(model, self._train(other, facts, environment), environment)
+        needs = self._released(model, key, environment)
         return replace(spec, surrogate=model, surrogate_name=wanted.name, surrogate_needs=needs)
 
     @staticmethod
@@ -261,45 +281,67 @@ class Planner:
         """A training-time attack is scored by the clean scores, unless it is a backdoor."""
         return not cell.trains_under_attack or getattr(cell.attack, "backdoor_target", None) is not None
 
-    def _train(self, spec: TrainSpec, facts: DataFacts, environment: dict[str, Any]) -> str:
+    def _train(self, spec: TrainSpec, environment: str) -> tuple[str, TrainSpec]:
+        """The key of a training, and the one specification that all stages after it share."""
+        variant = "null" if spec.variant is None else canonical(asdict(spec.variant))
+        # By the identity of its parts, which the cells of a scenario have in common.
+        parts = [getattr(spec, name) for name in _PARTS]
+        stacks = [tuple(map(id, part)) if isinstance(part, tuple) else id(part) for part in parts]
+        address = (*stacks, spec.seed, variant)
+        known = self._trained.get(address)
+        if known is not None:
+            return known
         identity = {
-            "dataset": facts.fingerprint,
-            "model": identity_of(spec.model),
-            "normalization": None
-            if spec.normalization is None
-            else spec.normalization.model_dump(mode="json"),
-            "federation": _federation_identity(spec.federation),
-            "holdout": spec.holdout,
-            "tolerance": spec.tolerance,
-            "defences": identities(spec.defences),
-            "aggregators": identities(spec.aggregators),
-            "compressors": identities(spec.compressors),
-            "threat": None if spec.threat is None else _threat_identity(spec.threat),
-            "attack": None if spec.attack is None else identity_of(spec.attack),
-            "seed": spec.seed,
-            "variant": None if spec.variant is None else asdict(spec.variant),
+            "dataset": canonical(spec.fingerprint),
+            "model": self._memo.of(_identity_text, spec.model),
+            "normalization": self._memo.of(_dump_text, spec.normalization),
+            "federation": self._memo.of(_federation_text, spec.federation),
+            "holdout": canonical(spec.holdout),
+            "tolerance": canonical(spec.tolerance),
+            "defences": self._memo.of(_identities_text, spec.defences),
+            "aggregators": self._memo.of(_identities_text, spec.aggregators),
+            "compressors": self._memo.of(_identities_text, spec.compressors),
+            "threat": self._memo.of(_threat_text, spec.threat),
+            "attack": self._memo.of(_identity_text, spec.attack),
+            "seed": canonical(spec.seed),
+            "variant": variant,
         }
-        return self._stage("train", training_label(spec), spec, identity, (), environment)
+        key = self._stage("train", training_label(spec, self._memo), spec, identity, (), environment)
+        found = self._trained[address] = key, spec
+        return found
 
     def _stage(
         self,
         kind: str,
         label: str,
         spec: Spec,
-        identity: dict[str, Any],
+        identity: dict[str, str],
         needs: tuple[str, ...],
-        environment: dict[str, Any],
+        environment: str,
     ) -> str:
-        key = digest({"kind": kind, "identity": identity, "needs": needs, "environment": environment})
+        """identity: name -> canonical JSON."""
+        parts = _object(identity)
+        key = _hash(
+            _object(
+                {
+                    "kind": canonical(kind),
+                    "identity": parts,
+                    "needs": canonical(needs),
+                    "environment": environment,
+                }
+            )
+        )
         if key not in self.stages:
-            parts = {k: v for k, v in identity.items() if k != "seed"}
-            upstream = [self.stages[k].signature for k in needs]
-            signature = digest({"identity": parts, "upstream": upstream, "environment": environment})
+            without_seed = _object({k: v for k, v in identity.items() if k != "seed"})
+            upstream = canonical([self.stages[k].signature for k in needs])
+            signature = _hash(
+                _object({"identity": without_seed, "upstream": upstream, "environment": environment})
+            )
             self.stages[key] = Stage(key, kind, label, spec, needs, signature)
         return key
 
-    def _environment(self, compute: Compute) -> dict[str, Any]:
-        return {
+    def _environment(self, compute: Compute) -> str:
+        facts = {
             "numerics": NUMERICS,
             "libraries": library_versions(),
             "device": self.device_type,
@@ -311,11 +353,26 @@ class Planner:
             "chunk": compute.chunk,
             "channels_last": compute.channels_last,
         }
+        return canonical(facts)
 
 
 def digest(value: Any) -> str:
     """sha256 of canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _hash(canonical(value))
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal texts."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _object(members: dict[str, str]) -> str:
+    """The canonical JSON of an object from that of its members."""
+    return "{" + ",".join(f'"{name}":{members[name]}' for name in sorted(members)) + "}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
@@ -352,30 +409,47 @@ def identities(plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
     return [identity_of(p) for p in plugins]
 
 
-def _federation_identity(federation: Federation) -> dict[str, Any]:
+def _identity_text(plugin: Plugin | None) -> str:
+    return "null" if plugin is None else canonical(identity_of(plugin))
+
+
+def _identities_text(plugins: Sequence[Plugin]) -> str:
+    return canonical(identities(plugins))
+
+
+def _dump_text(settings: BaseModel | None) -> str:
+    return "null" if settings is None else canonical(settings.model_dump(mode="json"))
+
+
+def _federation_text(federation: Federation) -> str:
     plain = federation.model_dump(mode="json", exclude={"partition", "byzantine_tolerance"})
-    return {**plain, "server_name": federation.server.name, "optimizer_name": federation.local.optimizer.name,
-            "schedule_name": federation.local.schedule.name,
-            "partition": identity_of(federation.partition)}  # fmt: skip
+    return canonical(
+        {**plain, "server_name": federation.server.name, "optimizer_name": federation.local.optimizer.name,
+         "schedule_name": federation.local.schedule.name, "partition": identity_of(federation.partition)}
+    )  # fmt: skip
 
 
-def _threat_identity(threat: Threat) -> dict[str, Any]:
-    return threat.model_dump(mode="json", exclude={"name", "attacks"})
+def _threat_text(threat: Threat | None) -> str:
+    return (
+        "null" if threat is None else canonical(threat.model_dump(mode="json", exclude={"name", "attacks"}))
+    )
 
 
-def training_label(spec: TrainSpec) -> str:
+def training_label(spec: TrainSpec, memo: Memo | None = None) -> str:
     """A training in words, for progress and tables."""
-    parts = [stack_label(spec.defences), stack_label(spec.aggregators)]
+    label = partial((memo or Memo()).of, stack_label)
+    parts = [label(spec.defences), label(spec.aggregators)]
     if spec.compressors:
-        parts.append(stack_label(spec.compressors))
+        parts.append(label(spec.compressors))
     if spec.attack is not None:
-        parts.append(f"under {spec.attack.label()}")
+        parts.append(f"under {label((spec.attack,))}")
     if spec.variant is not None:
         parts.append(f"variant {spec.variant.name}")
     return f"{' · '.join(parts)} · seed {spec.seed}"
 
 
-def released_label(spec: CompressSpec) -> str:
+def released_label(spec: CompressSpec, memo: Memo | None = None) -> str:
     """A released model in words."""
-    chain = f"{stack_label(spec.compressors)} of " if spec.compressors else ""
-    return chain + training_label(spec.train)
+    memo = memo or Memo()
+    chain = f"{memo.of(stack_label, spec.compressors)} of " if spec.compressors else ""
+    return chain + training_label(spec.train, memo)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.contracts.base import Plugin
+from harness.grid import Memo
 from harness.plan import identity_of, library_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 @cache
@@ -41,6 +42,7 @@ def engine() -> dict[str, Any]:
     return facts
 
 
+@cache
 def environment(device: str) -> dict[str, Any]:
     """Versions of Python and the numeric libraries, the platform and the device."""
     return {
@@ -68,16 +70,23 @@ def device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def plugin_list(plugins: Iterable[Plugin]) -> list[dict[str, Any]]:
-    """Name, package, version and source hash of every plugin, nested ones included, each once."""
+def plugin_list(plugins: Iterable[Plugin], memo: Memo | None = None) -> list[dict[str, Any]]:
+    """Name, package, version and source hash of every plugin, nested ones included, each once.
+
+    memo: for lists that have plugins in common; their entries are then the same objects.
+    """
+    memo = memo or Memo()
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
-
-    def visit(identity: dict[str, Any]) -> None:
-        key = (identity["kind"], identity["name"], identity["distribution"])
-        found[key] = {k: identity[k] for k in ("kind", "name", "distribution", "version", "source")}
-        for inner in identity["nested"]:
-            visit(inner)
-
     for plugin in plugins:
-        visit(identity_of(plugin))
+        for entry in memo.of(_entries, plugin):
+            found[entry["kind"], entry["name"], entry["distribution"]] = entry
     return list(found.values())
+
+
+def _entries(plugin: Plugin) -> list[dict[str, Any]]:
+    def visit(identity: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {k: identity[k] for k in ("kind", "name", "distribution", "version", "source")}
+        for inner in identity["nested"]:
+            yield from visit(inner)
+
+    return list(visit(identity_of(plugin)))

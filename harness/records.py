@@ -14,6 +14,7 @@ from harness.provenance import environment, plugin_list
 if TYPE_CHECKING:
     from harness.contracts.attack import Attack
     from harness.plan import CellPlan, DataFacts
+    from harness.scenario import Scenario
 
 SCHEMA = 1
 
@@ -109,13 +110,15 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         *cell.aggregators,
     ]
     plugins += [*cell.compressors, *([cell.attack] if cell.attack else []), *metrics]
-    config = scenario.to_dict()
-    for axis in ("defences", "aggregators", "compressors", "threats", "seeds"):
-        config.pop(axis, None)
+    memo = cell.memo
     return {
         "schema": SCHEMA,
         "id": cell.id,
-        "scenario": {"name": scenario.name, "version": scenario.version, "hash": scenario.hash()},
+        "scenario": {
+            "name": scenario.name,
+            "version": scenario.version,
+            "hash": memo.of(scenario_hash, scenario),
+        },
         "cell": dict(cell.axes),
         "reason": None,
         "error": None,
@@ -126,10 +129,10 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "guarantee": None,
         "lineage": [],
         "attack": None,
-        "config": config | cell.config,
+        "config": memo.of(_settings, scenario) | cell.config,
         "provenance": {
             **environment(device),
-            "plugins": plugin_list(plugins),
+            "plugins": plugin_list(plugins, memo),
             "dataset": {
                 "fingerprint": facts.fingerprint,
                 "train": facts.train,
@@ -140,3 +143,14 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
             "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     }
+
+
+def scenario_hash(scenario: Scenario) -> str:
+    """What `scenario.hash()` says, in a form that a memo can keep."""
+    return scenario.hash()
+
+
+def _settings(scenario: Scenario) -> dict[str, Any]:
+    """What all cells of a scenario have in common."""
+    axes = ("defences", "aggregators", "compressors", "threats", "seeds")
+    return {name: value for name, value in scenario.to_dict().items() if name not in axes}

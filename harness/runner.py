@@ -7,13 +7,15 @@ the next thing starts, so a run that is interrupted or killed goes on where it w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness import records
+from harness.errors import StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.plan import training_of
+from harness.schedule import Schedule
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 KINDS = ("train", "compress", "clean", "attack")
+COMPARED = ("mode", "norm", "eps", "access", "effort", "samples")  # of a record's attack
+RECENT = 256  # results of stages kept in memory, of those read last
 LOADING = 120.0  # seconds that a new worker may take to import libraries before its stage's time limit runs
 
 
@@ -58,12 +62,12 @@ class Runner:
         self.fail_fast = fail_fast
         self.timeout = timeout
         self.tally = Tally()
-        self.records: dict[str, dict[str, Any]] = {}  # scenario/id -> record
-        self._results: dict[str, dict[str, Any]] = {}
-        self._errors: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[tuple[str, str], str] = {}  # (scenario, id) -> status; records are in the store
+        self._done: set[str] = set()
+        self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()  # results read lately
         self._running: dict[str, tuple[Stage, float]] = {}  # key -> the stage, and since when
         self._loading: set[str] = set()  # keys whose worker has not said that it began
-        self._waiting: list[Stage] = []
+        self._schedule = Schedule({}, (), set())
         self._open: dict[str, list[CellPlan]] = {}  # stage key -> cells that still need it
         self._missing: dict[int, set[str]] = {}
         self._announced: set[str] = set()
@@ -83,16 +87,13 @@ class Runner:
     # progress through the plan ------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        for key, stage in self.plan.stages.items():
-            result = self.store.stage_result(key)
-            if result is None:
-                self._waiting.append(stage)
-            else:
-                self._results[key] = result
-                self.tally.cached[stage.kind] += 1
+        self._done = self.store.finished(self.plan.stages)
+        for key in self._done:
+            self.tally.cached[self.plan.stages[key].kind] += 1
         for plan in self.plan.cells:
-            missing = {key for key in plan.stages.values() if key not in self._results}
-            self._missing[id(plan)] = missing
+            missing = {key for key in plan.stages.values() if key not in self._done}
+            if missing:
+                self._missing[id(plan)] = missing
             for key in missing:
                 self._open.setdefault(key, []).append(plan)
             if plan.error is not None:
@@ -100,24 +101,20 @@ class Runner:
             elif not missing:
                 self._finish(plan)
         # A stage that no unfinished cell needs (its downstream is cached) is not computed again.
-        needed = set(self._open)
-        self._waiting = [stage for stage in self._waiting if stage.key in needed]
+        self._schedule = Schedule(self.plan.stages, self._open, self._done)
 
     def _loop(self) -> None:
-        while self._running or (self._waiting and not self.tally.stopped):
+        while self._running or (self._schedule and not self.tally.stopped):
             self._submit()
-            if not self._running and not self._waiting:
-                break
             for event in self.executor.events(timeout=0.25):
                 self._handle(event)
             self._enforce_time_limits()
 
     def _submit(self) -> None:
         while len(self._running) < self.executor.capacity and not self.tally.stopped:
-            stage = next((s for s in self._waiting if all(k in self._results for k in s.needs)), None)
+            stage = self._schedule.take()
             if stage is None:
                 return
-            self._waiting.remove(stage)
             self._running[stage.key] = (stage, time.monotonic())
             self._loading.add(stage.key)
             for plan in self._open.get(stage.key, []):
@@ -151,15 +148,18 @@ class Runner:
                     seconds,
                 )
                 return
-            self._results[event.key] = result
+            self._remember(event.key, result)
+            self._done.add(event.key)
+            self._schedule.finished(event.key)
             self.tally.executed[stage.kind] += 1
             self.observer.stage_finished(stage.key, stage.kind, stage.label, "done", seconds, None)
             for plan in self._open.pop(event.key, []):
-                missing = self._missing[id(plan)]
-                if not missing:  # another of its stages has failed, and so has the cell
+                missing = self._missing.get(id(plan))
+                if missing is None:  # another of its stages has failed, and so has the cell
                     continue
                 missing.discard(event.key)
                 if not missing:
+                    del self._missing[id(plan)]
                     self._finish(plan)
         else:
             self._fail(stage, event.payload, seconds)
@@ -170,17 +170,9 @@ class Runner:
         self.observer.stage_finished(
             stage.key, stage.kind, stage.label, "failed", seconds, f"{error['type']}: {error['message']}"
         )
-        lost = {stage.key}
-        self._errors[stage.key] = error
-        for other in self._waiting:  # in plan order, so what follows from what follows is met in one pass
-            if lost & set(other.needs):
-                lost.add(other.key)
-                self._errors[other.key] = error
-        self._waiting = [s for s in self._waiting if s.key not in lost]
-        for key in lost:
+        for key in self._schedule.failed(stage.key):
             for plan in self._open.pop(key, []):
-                if self._missing[id(plan)]:
-                    self._missing[id(plan)].clear()
+                if self._missing.pop(id(plan), None) is not None:
                     self._write(plan, records.failed(plan, error, *self._about(plan)))
         if self.fail_fast:
             self.tally.stopped = True
@@ -209,15 +201,30 @@ class Runner:
         if (
             known is not None
             and known["status"] != "failed"
-            and known["scenario"]["hash"] == plan.cell.scenario.hash()
+            and known["scenario"]["hash"] == self._hash(plan)
         ):
             self._keep(known)
             return
         if plan.reason is not None:
             self._write(plan, records.not_applicable(plan, *self._about(plan)))
             return
-        results = {role: self._results[key] for role, key in plan.stages.items()}
+        results = {role: self._result(key) for role, key in plan.stages.items()}
         self._write(plan, records.scored(plan, results, *self._about(plan)))
+
+    def _result(self, key: str) -> dict[str, Any]:
+        """The result of a finished stage. Only a few are kept in memory: cells of one training follow each other."""
+        found = self._recent.get(key)
+        if found is None:
+            found = self.store.stage_result(key)
+            if found is None:
+                raise StoreError(f"{self.store.path}: the result of a stage is gone while a run reads it")
+            self._remember(key, found)
+        return found
+
+    def _remember(self, key: str, result: dict[str, Any]) -> None:
+        self._recent[key] = result
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
     def _write(self, plan: CellPlan, record: dict[str, Any]) -> None:
         self.store.put_record(record, records.fingerprint(plan))
@@ -225,7 +232,11 @@ class Runner:
         self.observer.cell_finished(_cell_facts(plan), record)
 
     def _keep(self, record: dict[str, Any]) -> None:
-        self.records[f"{record['scenario']['name']}/{record['id']}"] = record
+        self.outcomes[record["scenario"]["name"], record["id"]] = record["status"]
+
+    @staticmethod
+    def _hash(plan: CellPlan) -> str:
+        return plan.cell.memo.of(records.scenario_hash, plan.cell.scenario)
 
     def _flag_masking(self) -> None:
         """Compares the attacks on each model, so it comes last."""
@@ -233,28 +244,31 @@ class Runner:
             plans = {p.cell.id: p for p in self.plan.cells if p.cell.scenario.name == scenario}
             if not plans:
                 continue
-            mark = next(iter(plans.values())).cell.scenario.hash()
+            mark = self._hash(next(iter(plans.values())))
             # With --select, cells of earlier runs are compared as well.
-            known = {r["id"]: r for r in self.store.records(scenario) if r["scenario"]["hash"] == mark}
-            flags = suspect_masking(known.values())
-            for identifier, plan in plans.items():
-                record = self.records.get(f"{scenario}/{identifier}")
-                if record is None:
+            known = (r for r in self.store.each_record(scenario) if r["scenario"]["hash"] == mark)
+            compared = [_compared(record) for record in known if record["attack"] or record["flags"]]
+            flags = suspect_masking(compared)
+            for record in compared:
+                plan = plans.get(record["id"])
+                if plan is None or (scenario, record["id"]) not in self.outcomes:
                     continue
                 own = [flag for flag in record["flags"] if flag != FLAG]
-                wanted = [*own, *flags.get(identifier, [])]
+                wanted = [*own, *flags.get(record["id"], [])]
                 if record["flags"] != wanted:
-                    record["flags"] = wanted
-                    self.store.put_record(record, records.fingerprint(plan))
+                    fingerprint = records.fingerprint(plan)
+                    whole = self.store.record(scenario, record["id"], fingerprint)
+                    if whole is not None:
+                        self.store.put_record(whole | {"flags": wanted}, fingerprint)
+
+
+def _compared(record: dict[str, Any]) -> dict[str, Any]:
+    """Of a record what the comparison of attacks looks at: thousands of them are held at once."""
+    own = {name: record[name] for name in ("id", "cell", "scores", "flags")}
+    attack = {k: v for k, v in (record["attack"] or {}).items() if k in COMPARED}
+    config = {name: record["config"][name] for name in ("threat", "attack")}
+    return {**own, "attack": attack, "config": config}
 
 
 def _cell_facts(plan: CellPlan) -> dict[str, Any]:
     return {"id": plan.cell.id, "scenario": plan.cell.scenario.name, **plan.cell.axes}
-
-
-def in_order(plan: Plan, found: dict[str, dict[str, Any]]) -> Iterable[dict[str, Any]]:
-    """The records of a run in the plan's order."""
-    for cell_plan in plan.cells:
-        record = found.get(f"{cell_plan.cell.scenario.name}/{cell_plan.cell.id}")
-        if record is not None:
-            yield record

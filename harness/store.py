@@ -21,7 +21,7 @@ import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -227,12 +227,38 @@ class Store(Artifacts):
         )
         return [StageRow(*row)._replace(result=loads(row[4])) for row in rows]
 
+    def finished(self, keys: Collection[str]) -> set[str]:
+        """Those of these stages that `stage_result` would find: done, with every artifact there."""
+        rows = self._db.execute(
+            "SELECT key, json_extract(result, '$.artifacts') FROM stages WHERE status='done'"
+        )
+        there: dict[str, bool] = {}
+
+        def exists(digest: str) -> bool:
+            if digest not in there:
+                there[digest] = (self.path / artifact_name(digest)).exists()
+            return there[digest]
+
+        return {
+            key for key, artifacts in rows if key in keys and all(map(exists, json.loads(artifacts or "[]")))
+        }
+
     def seconds_by_signature(self) -> dict[tuple[str, str], float]:
         """(kind, signature) -> mean seconds of the finished stages, for estimates."""
         rows = self._db.execute(
             "SELECT kind, signature, AVG(seconds) FROM stages WHERE status='done' GROUP BY kind, signature"
         )
         return {(kind, signature): seconds for kind, signature, seconds in rows}
+
+    def peak_memory(self, signatures: Collection[tuple[str, str]]) -> int | None:
+        """The most bytes that a finished stage of these (kind, signature) had in use, None if there is none."""
+        rows = self._db.execute(
+            "SELECT kind, signature, MAX(json_extract(result, '$.peak_memory_bytes')) FROM stages "
+            "WHERE status='done' GROUP BY kind, signature"
+        )
+        return max(
+            (peak for kind, signature, peak in rows if peak and (kind, signature) in signatures), default=None
+        )
 
     # records ------------------------------------------------------------------------------------
 
@@ -264,10 +290,13 @@ class Store(Artifacts):
 
     def records(self, scenario: str | None = None) -> list[dict[str, Any]]:
         """Every record, of one scenario or all, in insertion order."""
+        return list(self.each_record(scenario))
+
+    def each_record(self, scenario: str | None = None) -> Iterator[dict[str, Any]]:
+        """The same, one at a time, for stores whose records would fill the memory."""
         where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
-        return [
-            loads(r) for (r,) in self._db.execute(f"SELECT record FROM records{where} ORDER BY rowid", values)
-        ]
+        for (text,) in self._db.execute(f"SELECT record FROM records{where} ORDER BY rowid", values):
+            yield loads(text)
 
     # facts --------------------------------------------------------------------------------------
 
@@ -313,12 +342,15 @@ class Store(Artifacts):
 
 def dumps(value: Any) -> str:
     """Strict JSON: NaN and infinities are written as {"$float": "nan"} and the like."""
-    return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # rare, and looking for them first costs more than all the rest of writing a record
+        return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
 
 
 def loads(text: str) -> Any:
     """The inverse of `dumps`."""
-    return json.loads(text, object_hook=_decode)
+    return json.loads(text, object_hook=_decode if '"$float"' in text else None)
 
 
 def _encode(value: Any) -> Any:

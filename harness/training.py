@@ -58,7 +58,7 @@ class Training:
         self.spec = spec
         self.stage_key = stage_key
         self.device = device
-        self.data: DeviceData = load(spec.dataset, spec.root, device)
+        self.data: DeviceData = load(spec.dataset, spec.root, device, spec.fingerprint)
         self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Not the user's: worker processes and commands that tests start have it too.
+_CACHE = tempfile.TemporaryDirectory(prefix="harness-tests-")
+os.environ.setdefault("HARNESS_CACHE", _CACHE.name)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -257,6 +257,19 @@ def test_the_best_value_is_bold_and_nothing_else_in_its_column():
     assert not any("61.5" in part for part in bold)  # all are equal
 
 
+def test_of_very_many_configurations_the_best_and_the_first_are_shown():
+    accuracies = [0.5 + 0.0001 * (i % 1000) for i in range(3000)]
+    accuracies[2777] = 0.99
+    records = [record(defence=f"d{i:04d}", scores={"accuracy": a}) for i, a in enumerate(accuracies)]
+    text = drawn(records)
+    shown = re.findall(r"^d(\d{4}) ", text, flags=re.MULTILINE)
+    assert shown == [*(f"{i:04d}" for i in range(59)), "2777"]
+    assert row_of(text, "d2777")[0] == "99.0"
+    assert "… and 2940 other configurations" in text
+    assert "3000 cells: 3000 scored" in text
+    assert "other configurations" not in drawn(records[:60])
+
+
 def test_marks_are_explained_where_they_are_used():
     plainly = drawn([record()])
     assert "†" not in plainly

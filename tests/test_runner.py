@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -323,6 +324,104 @@ def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
     after = dict(counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall())
     for key, finished in before:
         assert after[key] == finished  # not done a second time
+
+
+TINY = """
+schema: 1
+name: tiny
+dataset: digits
+model: {mlp: {hidden: [4]}}
+metrics: [accuracy]
+evaluation: {subset: 16}
+federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 4}}
+"""
+TOLERANCE = (
+    8 * 2**20
+)  # bytes: an allocator's play; one kept model with its gradients a cell would be far more in 150
+
+
+def test_memory_is_flat_over_two_hundred_cells(tmp_path):
+    from harness.api import Tracker
+
+    page, parent, worker = os.sysconf("SC_PAGE_SIZE"), [], []
+
+    class Watcher(Tracker):
+        """Reads this process' memory and that of the worker whenever a cell is done."""
+
+        name = "memory-watcher"
+
+        def harness_cell_finished(self, cell, record):
+            parent.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+            worker.append(record["peak_memory_bytes"])  # of the cell's stages alone
+
+    scenario = load_text(f"{TINY}seeds: {list(range(200))}\n", tmp_path / "tiny.yaml")
+    scenario = scenario.model_copy(update={"trackers": (Watcher(),)})
+    result = harness.run(scenario, device="cpu", jobs=1, store=tmp_path / "runs")
+    assert result.scored == len(worker) == 200
+    assert max(parent[50:]) - min(parent[50:]) < TOLERANCE
+    assert max(worker[100:]) - max(worker[50:100]) < TOLERANCE
+
+
+def test_the_parent_keeps_no_model(tmp_path):
+    import gc
+
+    import torch
+
+    def weights() -> int:
+        gc.collect()
+        return sum(isinstance(item, torch.nn.Parameter) and not item.is_meta for item in gc.get_objects())
+
+    before = weights()
+    scenario = load_text(TINY, tmp_path / "tiny.yaml")
+    result = harness.run(scenario, device="cpu", jobs=1, store=tmp_path / "runs")
+    assert result.scored == 1
+    assert weights() == before
+
+
+def test_records_are_read_when_they_are_asked_for(tmp_path):
+    result = run("aggregators: [mean, median]", tmp_path)
+    assert "records" not in vars(result)
+    assert [(r["scenario"]["name"], r["id"], r["status"]) for r in result.records] == result.cells
+    assert result.records is result.records
+    assert [r["cell"]["aggregator"] for r in result.records] == ["mean", "median"]
+    gone = dataclasses.replace(result)
+    (tmp_path / "runs" / "store.sqlite").unlink()
+    with pytest.raises(StoreError, match="is gone"):
+        _ = gone.records
+    assert gone.scored == 2
+
+
+def test_a_surrogate_that_is_nobodys_cell_is_trained_all_the_same(tmp_path):
+    text = """
+defences: [gradient-clipping: {max_norm: 1.0}]
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [transfer: {attack: fgsm, source: undefended}]}]
+"""
+    result = run(text, tmp_path)
+    assert result.executed == {"train": 2, "compress": 0, "clean": 1, "attack": 1}
+    assert result.scored == 1
+
+
+def test_every_stage_that_was_done_is_in_the_store_before_the_next_begins(tmp_path):
+    """So that a kill at any moment loses nothing: each start is checked against the file, by another connection."""
+    seen = []
+
+    class Watcher:
+        """A display that looks at the store whenever something starts or ends."""
+
+        def __getattr__(self, name):
+            return lambda *arguments: None
+
+        def stage_finished(self, key, kind, label, status, seconds, error):
+            with Store(tmp_path / "runs") as store:
+                seen.append(store.stage_result(key) is not None)
+
+        def cell_finished(self, record):
+            with Store(tmp_path / "runs") as store:
+                seen.append(store.record("small", record["id"]) == record)
+
+    run("aggregators: [mean, median]", tmp_path, observer=Watcher())
+    assert len(seen) == 4 + 2
+    assert all(seen)
 
 
 class Backwards:

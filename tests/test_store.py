@@ -85,3 +85,57 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path):
     (tmp_path / "runs").write_text("x")
     with pytest.raises(StoreError, match="cannot use the store"):
         Store(tmp_path / "runs")
+
+
+def test_finished_finds_what_stage_result_does(tmp_path):
+    with Store(tmp_path) as store:
+        kept, _ = store.save_tensors({"w": torch.zeros(3)})
+        lost, _ = store.save_tensors({"w": torch.ones(3)})
+        stages = {
+            "plain": ("done", {"x": 1}),
+            "kept": ("done", {"artifacts": [kept]}),
+            "lost": ("done", {"artifacts": [kept, lost]}),
+            "failed": ("failed", {"message": "no"}),
+            "other": ("done", {"x": float("nan")}),
+        }
+        for key, (status, result) in stages.items():
+            store.put_stage(key, "train", "s", key, status, result, 1.0)
+        next(tmp_path.rglob(f"{lost}.safetensors")).unlink()
+        asked = {"plain", "kept", "lost", "failed", "absent"}
+        assert store.finished(asked) == {"plain", "kept"}
+        assert {key for key in asked if store.stage_result(key) is not None} == {"plain", "kept"}
+
+
+def test_peak_memory_is_that_of_the_stages_asked_about(tmp_path):
+    with Store(tmp_path) as store:
+        for key, signature, status, peak in (
+            ("a", "s", "done", 5),
+            ("b", "s", "done", 7),
+            ("c", "t", "done", 99),
+        ):
+            store.put_stage(key, "train", signature, key, status, {"peak_memory_bytes": peak}, 1.0)
+        store.put_stage("d", "train", "s", "d", "failed", {"message": "out of memory"}, 1.0)
+        assert store.peak_memory({("train", "s")}) == 7
+        assert store.peak_memory({("clean", "s"), ("train", "u")}) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [1, 2.5, None, True, "x"], "b": {"c": ()}},
+        {"a": math.inf, "b": [1.0, {"c": -math.inf}]},
+        [],
+        "é",
+    ],
+)
+def test_json_is_the_same_with_and_without_numbers_that_are_not_finite(value):
+    assert loads(dumps(value)) == (
+        value if not isinstance(value, dict) else {**value, "b": _lists(value["b"])}
+    )
+    assert loads(dumps({"value": value, "nan": math.nan}))["value"] == loads(dumps(value))
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, list | tuple) else value

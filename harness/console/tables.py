@@ -19,7 +19,9 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 EXPENDABLE = ("uplink", "size", "inversion", "mia", "backdoor", "byzantine", "audited", "epsilon", "robust")
 NARROWEST = 22  # of the configuration column
 WIDEST = 44
-REASONS = 3
+ROWS = 60  # of a table: more would not be read
+REASONS = 3  # of each outcome
+PLANNED_REASONS = 20
 
 
 def render_leaderboard(records: Sequence[dict[str, Any]], console: Console) -> None:
@@ -42,6 +44,9 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1] or [0]
     quantities = [q for q in QUANTITIES if any(q.key in row.values for row in rows)]
     dropped: list[Quantity] = []
+    winners = {q.key: best(rows, q) for q in quantities}
+    every, kept = len(rows), _readable(len(rows), winners)
+    rows = [rows[position] for position in kept]
     while len(quantities) > 1 and _width(rows, quantities) + NARROWEST > console.width:
         spare = min(
             quantities, key=lambda q: EXPENDABLE.index(q.key) if q.key in EXPENDABLE else len(EXPENDABLE)
@@ -57,17 +62,18 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     )
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     table.add_column("\n".join(header), no_wrap=True)
-    winners = {q.key: best(rows, q) for q in quantities}
     for quantity in quantities:
         table.add_column(Text(_header(quantity), justify="right"), justify="right", no_wrap=True)
-    for position, row in enumerate(rows):
+    for position, lines, row in zip(kept, labels, rows, strict=True):
         cells = [
             Text.assemble(*_show(row.values.get(q.key), q, bold=position in winners[q.key]), justify="right")
             for q in quantities
         ]
-        table.add_row(Text("\n".join(labels[position])), *cells)
+        table.add_row(Text("\n".join(lines)), *cells)
     console.print(table)
-    for line in _legend(rows, quantities, dropped, len(seeds), any(winners.values())):
+    if every > len(rows):
+        console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
+    for line in _legend(rows, quantities, dropped, len(seeds), any(winners[q.key] for q in quantities)):
         console.print(Text(line, style="dim"))
     fixed = [f"{AXES[i]} {rows[0].axes[i]}" for i in range(len(AXES)) if i not in varying]
     if fixed:
@@ -76,6 +82,13 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         if label != short:
             console.print(Text(f"{short}: {label}", style="dim"), overflow="fold")
     console.print()
+
+
+def _readable(count: int, winners: dict[str, set[int]]) -> list[int]:
+    """Positions of the rows that are shown: all, or of very many the best of each column and then the first."""
+    best_ones = sorted(set().union(*winners.values()))[:ROWS]
+    others = [position for position in range(count) if position not in set(best_ones)]
+    return sorted([*best_ones, *others[: ROWS - len(best_ones)]])
 
 
 def _packed(parts: Sequence[str], width: int) -> list[str]:
@@ -189,8 +202,12 @@ def render_plan(plan: dict[str, Any], console: Console) -> None:
         stages.add_row(kind, str(count["total"]), str(count["cached"]), str(count["total"] - count["cached"]))
     console.print(stages)
     console.print()
-    for text, count in reasons.most_common():
+    for text, count in reasons.most_common(PLANNED_REASONS):
         console.print(Text(f"not applicable ×{count}: {text}"))
+    if len(reasons) > PLANNED_REASONS:
+        console.print(Text(f"… and {len(reasons) - PLANNED_REASONS} other reasons; --json lists all"))
     seconds = plan.get("estimate_seconds")
     about = "unknown until a similar stage has run" if seconds is None else f"about {duration(seconds)}"
-    console.print(Text(f"time: {about}, with {count_of(plan.get('jobs', 1), 'job')}"))
+    jobs = count_of(plan.get("jobs", 1), "job")
+    where = f" on {count_of(plan['gpus'], 'GPU')}" if plan.get("gpus") else ""
+    console.print(Text(f"time: {about}, with {jobs}{where}"))

@@ -43,8 +43,14 @@ class Plugin(BaseModel):
     the type of a field (`attack: EvasionAttack`): it then accepts `name` or `{name: {parameter: value}}`.
     """
 
+    # defer_build: validators are made for the plugins that are used, not for all that are installed.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, protected_namespaces=(), validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        protected_namespaces=(),
+        validate_default=True,
+        defer_build=True,
     )
 
     kind: ClassVar[str] = ""

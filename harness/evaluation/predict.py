@@ -46,7 +46,8 @@ def predict(
 ) -> np.ndarray:
     """The model's logits, (n, k) float32, in eval mode; each module's mode is restored.
 
-    images (n, c, h, w): uint8, or float in [0, 1]. The model is already on `device`.
+    images (n, c, h, w): uint8, or float in [0, 1]. The model is already on `device`. A batch that does not fit the
+    device's memory is halved, and so are those after it.
     Raises HarnessError where there are no images, or where the output is not (batch, classes).
     """
     import torch
@@ -58,9 +59,20 @@ def predict(
     logits = []
     with modes_restored(model), torch.inference_mode():
         model.eval()
-        for start in range(0, len(images), batch_size):
+        start = 0
+        while start < len(images):
             x = gather(images, slice(start, start + batch_size), device)
-            output = model(x)
+            try:
+                output = model(x)
+            except torch.OutOfMemoryError:
+                if len(x) == 1:
+                    raise
+                batch_size = (len(x) + 1) // 2
+                if x.is_cuda:
+                    del x
+                    torch.cuda.empty_cache()
+                continue
+            start += len(x)
             if output.ndim != 2 or len(output) != len(x):
                 raise HarnessError(
                     f"the model returned {tuple(output.shape)} for {len(x)} images, not (images, classes)"

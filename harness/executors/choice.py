@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.devices import resolve_device
+from harness.devices import free_memory, gpu_count, processes_per_gpu, resolve_device
 from harness.errors import HarnessError, did_you_mean
 
 if TYPE_CHECKING:
@@ -54,16 +54,22 @@ def ray_executor(
     return RayExecutor(store, device, plan, metrics, jobs=jobs or None, shared=artifacts == "shared")
 
 
-def job_count(jobs: str | int, device: str) -> int:
-    """The number of worker processes; 0: this process. Raises HarnessError."""
-    if jobs == "auto":
-        if device.startswith("cuda"):
-            import torch
+def job_count(jobs: str | int, device: str, peak: int | None = None) -> int:
+    """The number of worker processes; 0: this process. Raises HarnessError.
 
-            return torch.cuda.device_count() if device == "cuda" else 1
-        usable = getattr(os, "sched_getaffinity", None)  # not on every system
-        return len(usable(0)) if usable else os.cpu_count() or 1
-    return _number(jobs)
+    auto: one per core on a CPU; on CUDA as many per GPU as fit its free memory, where peak, the most bytes that a
+    stage of the kind to come has used, is known, else one.
+    """
+    if jobs != "auto":
+        return _number(jobs)
+    usable = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    if not device.startswith("cuda"):
+        return cores
+    if peak is None:
+        return gpu_count(device)
+    free = free_memory(device)
+    return sum(processes_per_gpu(bytes, peak, max(1, cores // len(free))) for bytes in free)
 
 
 def _number(jobs: str | int) -> int:

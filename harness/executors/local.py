@@ -7,6 +7,7 @@ Workers ignore Ctrl-C (the runner decides) and end at once when the runner is go
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import types
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
@@ -30,7 +32,7 @@ PRELOAD_VARIABLE = "_HARNESS_PRELOAD"
 
 
 class LocalExecutor:
-    """`jobs` worker processes; with CUDA, workers take the devices in turn."""
+    """`jobs` worker processes; with CUDA, a new worker takes the device that has the fewest."""
 
     def __init__(self, store: Path, device: str, jobs: int, preload: Sequence[str] = ()) -> None:
         self.capacity = jobs
@@ -51,7 +53,8 @@ class LocalExecutor:
             ) from error
         worker = next((w for w in self._workers if w.stage is None), None)
         if worker is None:
-            worker = self._start(self._devices[len(self._workers) % len(self._devices)])
+            used = Counter(w.device for w in self._workers)
+            worker = self._start(min(self._devices, key=lambda device: used[device]))
         worker.stage = stage
         worker.reason = None
         worker.pipe.send_bytes(message)
@@ -147,9 +150,11 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
     # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
     multiprocessing.set_start_method("fork", force=True)
     _log_output(Path(store_path))
+    from harness.devices import give_back_memory
     from harness.stages import execute
     from harness.store import Store
 
+    gc.freeze()  # libraries stay: only what stages make is looked through for garbage
     stages: queue.Queue[bytes] = queue.Queue()
     send_lock = threading.Lock()
 
@@ -175,11 +180,13 @@ def _work(pipe: Any, store_path: str, device: str) -> None:
         try:
             execute(stage, store, device, progress)
         except Exception as error:
-            send(Event("failed", stage.key, describe_error(error)))
+            event = Event("failed", stage.key, describe_error(error))
         except SystemExit as error:  # a plugin must not end a worker
-            send(Event("failed", stage.key, describe_error(error)))
+            event = Event("failed", stage.key, describe_error(error))
         else:
-            send(Event("done", stage.key))
+            event = Event("done", stage.key)
+        give_back_memory(device)  # before it is told: the next stage, here or beside, finds the memory free
+        send(event)
 
 
 def _log_output(store: Path) -> None:

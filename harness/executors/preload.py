@@ -6,6 +6,11 @@ import contextlib
 import importlib
 import os
 
-for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
+# torch imports its compiler when the first optimiser is made: seconds for each worker, if not done here once.
+for _name in [
+    "harness.stages",
+    "torch._dynamo",
+    *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(",")),
+]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from harness.contracts.data import hold_out
+from harness.dataset_cache import load_splits
 from harness.errors import PluginError
 from harness.random import numpy_generator
 
@@ -50,10 +51,9 @@ class DeviceData:
 
 
 @lru_cache(maxsize=2)
-def load(dataset: Dataset, root: Path, device: str) -> DeviceData:
-    """Loaded and checked once per process, then kept."""
-    splits = dataset.load(root)
-    splits.check(dataset.name)
+def load(dataset: Dataset, root: Path, device: str, fingerprint: str = "") -> DeviceData:
+    """Loaded and checked once per process, then kept. On a CPU, images are mapped from the cache, not copied."""
+    splits = load_splits(dataset, root, fingerprint)
 
     def part(split: Split) -> Part:
         images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)

@@ -63,3 +63,29 @@ def test_predict_says_what_is_wrong(network):
         predict(network, _images(), 0, "cpu")
     with pytest.raises(HarnessError, match=r"\(4, 3, 2, 2\)"):
         predict(nn.Identity(), _images(), 4, "cpu")
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost_or_doubled():
+    import torch
+
+    from harness.evaluation.predict import predict
+
+    sizes = []
+
+    class Small(torch.nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("no room for more than five")
+            return x.flatten(1)[:, :3]
+
+    images = torch.rand(23, 1, 2, 2)
+    assert (predict(Small(), images, 16, "cpu") == images.flatten(1)[:, :3].numpy()).all()
+    assert sizes == [16, 8, 4, 4, 4, 4, 4, 3]
+
+    class Never(torch.nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("no room at all")
+
+    with pytest.raises(torch.OutOfMemoryError, match="at all"):
+        predict(Never(), images, 16, "cpu")

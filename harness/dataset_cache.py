@@ -1,0 +1,116 @@
+"""Datasets decoded once per machine: arrays in files that all processes map instead of holding copies.
+
+The cache is $HARNESS_CACHE/datasets, by default in the user's cache folder: one folder per dataset, named by its
+content, its parameters and what decoded it. Entries are written beside and renamed, so they are whole or absent;
+deleting any of them is safe at any time. What was not used for a month goes when something new is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.contracts.data import Split, Splits
+from harness.errors import PluginError
+from harness.plan import digest, identity_of, library_versions
+
+if TYPE_CHECKING:
+    from harness.contracts.data import Dataset
+
+LAYOUT = 1
+SMALLEST = 2**20  # bytes of images; less is loaded as fast without
+UNUSED = 30 * 24 * 3600.0  # seconds after which an entry may be removed
+NAMES = ("train", "val", "test")
+
+
+def folder() -> Path:
+    """Where entries are."""
+    own = os.environ.get("HARNESS_CACHE")
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "psr-harness"
+    base = Path(own) if own else default
+    return base / "datasets"
+
+
+def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:
+    """The dataset, checked; from the cache where it is there, else decoded and put there.
+
+    fingerprint: `dataset.fingerprint(root)`, which tells content and parameters; "": no cache. Arrays of the cache are
+    private copy-on-write maps of its files: they take no memory of their own until something writes to them, and
+    nothing written reaches the file. A cache that cannot be read or written is gone without. Raises HarnessError as
+    loading does.
+    """
+    made_by = None
+    if fingerprint:
+        with contextlib.suppress(PluginError):  # not registered: nothing tells which code decodes it
+            identity = identity_of(dataset)
+            made_by = [identity[name] for name in ("distribution", "name", "version", "source")]
+    entry = folder() / digest([LAYOUT, fingerprint, made_by, library_versions()])[:32]
+    if made_by is not None and entry.exists():
+        try:
+            return _read(entry)
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(entry, ignore_errors=True)  # half deleted, or a disk's fault
+    splits = dataset.load(root)
+    splits.check(dataset.name)
+    size = sum(getattr(splits, name).images.nbytes for name in NAMES)
+    if made_by is not None and size >= SMALLEST:
+        with contextlib.suppress(OSError, ValueError):
+            _write(entry, splits)
+            return _read(entry)  # so that this process gives back the memory that decoding took
+    return splits
+
+
+def _read(entry: Path) -> Splits:
+    facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
+
+    def split(name: str) -> Split:
+        images, labels = (
+            np.load(entry / f"{name}-{part}.npy", mmap_mode="c") for part in ("images", "labels")
+        )
+        groups = np.load(entry / f"{name}-groups.npy") if name in facts["grouped"] else None
+        return Split(images.view(np.ndarray), np.array(labels), groups)
+
+    splits = Splits(split("train"), split("val"), split("test"), tuple(facts["class_names"]))
+    with contextlib.suppress(OSError):  # someone else's cache, read-only: its age is not ours to keep
+        os.utime(entry)
+    return splits
+
+
+def _write(entry: Path, splits: Splits) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    _forget(entry.parent)
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=entry.parent))
+    try:
+        grouped = []
+        for name in NAMES:
+            split = getattr(splits, name)
+            np.save(draft / f"{name}-images.npy", np.ascontiguousarray(split.images))
+            np.save(draft / f"{name}-labels.npy", split.labels)
+            if split.groups is not None:
+                np.save(draft / f"{name}-groups.npy", split.groups)
+                grouped.append(name)
+        facts = {"class_names": list(splits.class_names), "grouped": grouped}
+        (draft / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+        for file in draft.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        with contextlib.suppress(OSError):  # another process was first, with the same content
+            draft.rename(entry)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _forget(place: Path) -> None:
+    """Remove what nobody has used for long, and drafts of processes that were killed."""
+    for entry in place.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat().st_mtime > UNUSED:
+                shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Which stage may start next: stages wait for what they need, and come in the plan's order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Set
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.plan import Stage
+
+
+class Schedule:
+    """The stages that are wanted and not done, with those that these need; each is given out once.
+
+    Of the stages that are ready the first of the plan comes first, so that cells are finished one after another and
+    the stages of one training follow each other. Every operation costs what it changes: dependency counts and a
+    heap, no scan.
+    """
+
+    def __init__(self, stages: Mapping[str, Stage], wanted: Iterable[str], done: Set[str]) -> None:
+        needed, ahead = set(), [key for key in wanted if key not in done]
+        while ahead:
+            key = ahead.pop()
+            if key not in needed:
+                needed.add(key)
+                ahead += [need for need in stages[key].needs if need not in done]
+        self._stages = {key: stage for key, stage in stages.items() if key in needed}
+        self._position = {key: position for position, key in enumerate(self._stages)}
+        self._followers: dict[str, list[str]] = {}
+        self._lacking: dict[str, int] = {}  # of the stages that wait: how many of their needs are not done
+        for key, stage in self._stages.items():
+            lacking = {need for need in stage.needs if need not in done}
+            self._lacking[key] = len(lacking)
+            for need in lacking:
+                self._followers.setdefault(need, []).append(key)
+        self._ready = [position for key, position in self._position.items() if not self._lacking[key]]
+        self._order = list(self._stages)
+
+    def __len__(self) -> int:
+        """How many stages have not been given out."""
+        return len(self._lacking)
+
+    def take(self) -> Stage | None:
+        """The next stage that can start; None while all that are left wait for others."""
+        while self._ready:
+            key = self._order[heapq.heappop(self._ready)]
+            if self._lacking.pop(key, None) is not None:  # else it was dropped
+                return self._stages[key]
+        return None
+
+    def finished(self, key: str) -> None:
+        """A stage that was given out is done: what waited for it alone is ready."""
+        for follower in self._followers.pop(key, ()):
+            if follower in self._lacking:
+                self._lacking[follower] -= 1
+                if not self._lacking[follower]:
+                    heapq.heappush(self._ready, self._position[follower])
+
+    def failed(self, key: str) -> list[str]:
+        """A stage that was given out failed: it and all that follows from it, which is not given out any more."""
+        lost, ahead = [], [key]
+        while ahead:
+            current = ahead.pop()
+            lost.append(current)
+            for follower in self._followers.pop(current, ()):
+                if self._lacking.pop(follower, None) is not None:
+                    ahead.append(follower)
+        return sorted(lost, key=self._position.__getitem__)

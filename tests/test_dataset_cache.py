@@ -1,0 +1,161 @@
+"""Decoded data sets are mapped from files that come and go whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness import dataset_cache
+from harness.dataset_cache import load_splits
+from harness.engine import data_facts
+from harness.errors import HarnessError
+from harness.federation.data import load
+from harness.registry import registry
+from harness.scenario import load_text
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset_cache, "SMALLEST", 0)
+    return tmp_path / "cache" / "datasets"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 40), ("val", 10), ("test", 10)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 3
+        arrays[f"{split}_groups"] = np.arange(count) // 2 + 1000 * len(arrays)
+    np.savez(tmp_path / "data.npz", **arrays)
+    return registry().create("dataset", "npz", {"path": str(tmp_path / "data.npz")})
+
+
+def test_the_cache_gives_back_what_was_decoded(cache, dataset, tmp_path):
+    plain = dataset.load(tmp_path)
+    for _ in range(2):  # written, then read
+        found = load_splits(dataset, tmp_path, dataset.fingerprint(tmp_path))
+        assert found.fingerprint() == plain.fingerprint()
+        assert found.class_names == plain.class_names
+        assert found.train.groups.dtype == np.int64
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_data_in_the_cache_is_not_decoded_again(cache, dataset, tmp_path, monkeypatch):
+    mark = dataset.fingerprint(tmp_path)
+    load_splits(dataset, tmp_path, mark)
+    monkeypatch.setattr(type(dataset), "load", lambda *_: pytest.fail("decoded again"))
+    assert len(load_splits(dataset, tmp_path, mark).train) == 40
+
+
+def test_a_training_maps_the_file_and_never_writes_to_it(cache, dataset, tmp_path):
+    mark = dataset.fingerprint(tmp_path)
+    load.cache_clear()
+    images = load(dataset, tmp_path, "cpu", mark).train.images
+    (file,) = cache.rglob("train-images.npy")
+    before = file.read_bytes()
+    maps = Path("/proc/self/maps").read_text()
+    assert str(file) in maps
+    address = images.untyped_storage().data_ptr()
+    ranges = [line.split()[0].split("-") for line in maps.splitlines() if str(file) in line]
+    assert any(int(a, 16) <= address < int(b, 16) for a, b in ranges)  # no copy
+    images.zero_()  # what a misbehaving plugin might do stays in its process
+    assert file.read_bytes() == before
+    load.cache_clear()
+    assert torch.equal(
+        load(dataset, tmp_path, "cpu", mark).train.images, torch.from_numpy(dataset.load().train.images)
+    )
+    load.cache_clear()
+
+
+@pytest.mark.parametrize("harm", ["folder", "file", "half a file", "no facts"])
+def test_a_cache_may_be_deleted_or_damaged_at_any_time(cache, dataset, tmp_path, harm):
+    mark = dataset.fingerprint(tmp_path)
+    load_splits(dataset, tmp_path, mark)
+    (entry,) = cache.iterdir()
+    victim = entry / ("facts.json" if harm == "no facts" else "test-images.npy")
+    if harm == "folder":
+        for file in entry.iterdir():
+            file.unlink()
+        entry.rmdir()
+    elif harm == "half a file":
+        victim.write_bytes(victim.read_bytes()[:-40])
+    else:
+        victim.unlink()
+    assert load_splits(dataset, tmp_path, mark).fingerprint() == dataset.load().fingerprint()
+    (entry,) = cache.iterdir()
+    assert (entry / "facts.json").exists()  # made whole again
+
+
+def test_a_cache_that_cannot_be_written_is_gone_without(dataset, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(dataset_cache, "SMALLEST", 0)
+    found = load_splits(dataset, tmp_path, dataset.fingerprint(tmp_path))
+    assert found.fingerprint() == dataset.load().fingerprint()
+
+
+def test_other_content_parameters_or_decoders_have_entries_of_their_own(
+    cache, dataset, tmp_path, monkeypatch
+):
+    mark = dataset.fingerprint(tmp_path)
+    load_splits(dataset, tmp_path, mark)
+    less = registry().create("dataset", "npz", {"path": dataset.path, "train_limit": 20})
+    assert len(load_splits(less, tmp_path, less.fingerprint(tmp_path)).train) < 40
+    monkeypatch.setattr(dataset_cache, "library_versions", lambda: {"pillow": "another"})
+    load_splits(dataset, tmp_path, mark)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_many_at_once_leave_one_whole_entry(cache, dataset, tmp_path):
+    mark = dataset.fingerprint(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: load_splits(dataset, tmp_path, mark).fingerprint(), range(16)))
+    assert set(found) == {dataset.load().fingerprint()}
+    assert [entry.name for entry in cache.iterdir() if entry.name.startswith("draft-")] == []
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_what_is_not_used_for_a_month_goes(cache, dataset, tmp_path):
+    mark = dataset.fingerprint(tmp_path)
+    load_splits(dataset, tmp_path, mark)
+    (old,) = cache.iterdir()
+    past = time.time() - dataset_cache.UNUSED - 60
+    os.utime(old, (past, past))
+    load_splits(dataset, tmp_path, mark)  # a use makes it young again
+    less = registry().create("dataset", "npz", {"path": dataset.path, "train_limit": 20})
+    load_splits(less, tmp_path, less.fingerprint(tmp_path))
+    assert old.exists()
+    os.utime(old, (past, past))
+    third = registry().create("dataset", "npz", {"path": dataset.path, "train_limit": 10})
+    load_splits(third, tmp_path, third.fingerprint(tmp_path))
+    assert not old.exists()
+
+
+def test_bad_data_is_refused_before_anything_is_kept(cache, tmp_path):
+    arrays = {f"{s}_{w}": np.zeros((4, 3, 3) if w == "images" else 4, np.uint8) for s in ("train", "val", "test")
+              for w in ("images", "labels")}  # fmt: skip
+    arrays["val_images"] = np.zeros((4, 5, 5), np.uint8)
+    np.savez(tmp_path / "bad.npz", **arrays)
+    bad = registry().create("dataset", "npz", {"path": str(tmp_path / "bad.npz")})
+    with pytest.raises(HarnessError, match="differs from the training images"):
+        load_splits(bad, tmp_path, bad.fingerprint(tmp_path))
+    assert not cache.exists()
+
+
+def test_planning_decodes_for_the_workers_too(cache, dataset, tmp_path):
+    text = (
+        f"schema: 1\nname: x\ndataset: {{npz: {{path: {dataset.path}}}}}\nmodel: {{mlp: {{hidden: [4]}}}}\n"
+    )
+    text += "federation: {clients: 2, rounds: 1, local: {epochs: 1, batch_size: 8}}\n"
+    facts = data_facts(load_text(text, tmp_path / "x.yaml"), None)
+    assert facts.train == 40
+    assert len(list(cache.iterdir())) == 1

@@ -1,0 +1,113 @@
+"""How many workers share a GPU, and which worker gets which: rules, tried without one."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import devices
+from harness.console.output import make_console
+from harness.console.tables import render_plan
+from harness.devices import CONTEXT, processes_per_gpu
+from harness.executors import choice, local
+from harness.store import Store
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("free", "peak", "cores", "expected"),
+    [
+        (78 * GB, 60 * GB, 16, 1),
+        (78 * GB, 10 * GB, 16, 5),  # 0.9 x 78 / (1.3 x 10 + 1) = 5.01
+        (78 * GB, 1 * GB, 16, 16),  # no more than the cores can feed
+        (78 * GB, 1 * GB, 4, 4),
+        (1 * GB, 10 * GB, 16, 1),  # never none: a batch that does not fit is halved
+    ],
+)
+def test_processes_per_gpu_follow_the_memory(free, peak, cores, expected):
+    found = processes_per_gpu(free, peak, cores)
+    assert found == expected
+    if found > 1:
+        assert found * (1.3 * peak + CONTEXT) <= 0.9 * free
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    free = {"cuda": [78 * GB, 20 * GB], "cuda:0": [78 * GB], "cuda:1": [20 * GB]}
+    monkeypatch.setattr(choice, "free_memory", lambda device: free[device])
+    monkeypatch.setattr(choice, "gpu_count", lambda device: len(free.get(device, [])))
+    monkeypatch.setattr(choice.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+
+
+def test_auto_is_the_sum_over_gpus_and_a_number_wins(two_gpus):
+    assert choice.job_count("auto", "cuda") == 2
+    assert choice.job_count("auto", "cuda:1") == 1
+    assert (
+        choice.job_count("auto", "cuda", peak=5 * GB) == 8 + 2
+    )  # 70.2 / 7.5 is 9, but a GPU has 8 cores; 18 / 7.5
+    assert choice.job_count(3, "cuda", peak=5 * GB) == 3
+    assert choice.job_count("auto", "cpu", peak=5 * GB) == 16
+
+
+def test_the_plan_says_how_many_jobs_on_how_many_gpus(two_gpus, capsys):
+    stages = {kind: {"total": 1, "cached": 0} for kind in ("train", "clean")}
+    plan = {
+        "scenarios": [],
+        "stages": stages,
+        "estimate_seconds": 60.0,
+        "jobs": 10,
+        "gpus": 2,
+        "device": "cuda",
+    }
+    render_plan(plan, make_console())
+    assert "with 10 jobs on 2 GPUs" in capsys.readouterr().out
+    render_plan({**plan, "gpus": 0}, make_console())
+    assert "with 10 jobs\n" in capsys.readouterr().out
+
+
+def test_a_lost_worker_is_replaced_on_the_device_that_lost_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "_devices", lambda *_: ["cuda:0", "cuda:1"])
+    Store(tmp_path).close()
+    executor = local.LocalExecutor(tmp_path, "cuda", 4)
+    started = []
+
+    class Pipe:
+        def send_bytes(self, message):
+            pass
+
+    def start(device):
+        started.append(device)
+        worker = local._Worker(None, Pipe(), device)
+        executor._workers.append(worker)
+        return worker
+
+    monkeypatch.setattr(executor, "_start", start)
+    monkeypatch.setattr(local.pickle, "dumps", lambda stage: b"")
+    for _ in range(4):
+        executor.submit(object())
+    assert started == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    executor._workers.pop(1)
+    executor.submit(object())
+    assert started[-1] == "cuda:1"
+
+
+def test_memory_is_given_back_to_the_gpu_and_cycles_are_broken(monkeypatch):
+    import weakref
+
+    import torch
+
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    class Node:
+        pass
+
+    node = Node()
+    node.self = node
+    gone = weakref.ref(node)
+    del node
+    devices.give_back_memory("cpu")
+    assert gone() is None
+    assert emptied == []
+    devices.give_back_memory("cuda:0")
+    assert emptied == [True]
