@@ -10,6 +10,7 @@ import typer
 
 from harness import __version__
 from harness.console.advice_commands import recommend
+from harness.console.export_commands import export as export_group
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
@@ -51,6 +52,7 @@ app = typer.Typer(
 
 
 app.add_typer(leaderboard, name="leaderboard")
+app.add_typer(export_group, name="export")
 
 
 def _version(wanted: bool) -> None:

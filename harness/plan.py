@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack, TrainingVariant
+from harness.errors import HarnessError
 from harness.grid import Cell, DataFacts, stack_label
 from harness.registry import registry, source_hash
 
@@ -57,6 +58,10 @@ class TrainSpec:
     attack: Attack | None
     seed: int
     variant: TrainingVariant | None = None
+    engine: str = "local"  # what runs the rounds
+    noise_key: str | None = (
+        None  # seeds mechanism noise instead of the stage's key: the same for every engine
+    )
 
 
 @dataclass(frozen=True)
@@ -156,23 +161,7 @@ class Planner:
         """The stages of one cell."""
         scenario = cell.scenario
         environment = self._environment(scenario.compute)
-        during = cell.trains_under_attack
-        train = TrainSpec(
-            dataset=scenario.dataset,
-            root=scenario.root,
-            model=scenario.model,
-            normalization=scenario.normalization,
-            federation=scenario.federation,
-            holdout=scenario.holdout,
-            tolerance=scenario.tolerance,
-            compute=scenario.compute,
-            defences=cell.defences,
-            aggregators=cell.aggregators,
-            compressors=cell.update_compressors,
-            threat=cell.threat if during else None,
-            attack=cell.attack if during else None,
-            seed=cell.seed,
-        )
+        train = train_spec(cell)
         plan = CellPlan(cell)
         trained = self._train(train, facts, environment)
         plan.stages["train"] = trained
@@ -279,6 +268,9 @@ class Planner:
             "seed": spec.seed,
             "variant": None if spec.variant is None else asdict(spec.variant),
         }
+        if spec.engine != "local":
+            spec = replace(spec, noise_key=self._key("train", identity, (), environment))
+            identity["engine"] = {spec.engine: engine_version(spec.engine)}
         return self._stage("train", training_label(spec), spec, identity, (), environment)
 
     def _stage(
@@ -290,13 +282,17 @@ class Planner:
         needs: tuple[str, ...],
         environment: dict[str, Any],
     ) -> str:
-        key = digest({"kind": kind, "identity": identity, "needs": needs, "environment": environment})
+        key = self._key(kind, identity, needs, environment)
         if key not in self.stages:
             parts = {k: v for k, v in identity.items() if k != "seed"}
             upstream = [self.stages[k].signature for k in needs]
             signature = digest({"identity": parts, "upstream": upstream, "environment": environment})
             self.stages[key] = Stage(key, kind, label, spec, needs, signature)
         return key
+
+    @staticmethod
+    def _key(kind: str, identity: dict[str, Any], needs: tuple[str, ...], environment: dict[str, Any]) -> str:
+        return digest({"kind": kind, "identity": identity, "needs": needs, "environment": environment})
 
     def _environment(self, compute: Compute) -> dict[str, Any]:
         return {
@@ -311,6 +307,28 @@ class Planner:
             "chunk": compute.chunk,
             "channels_last": compute.channels_last,
         }
+
+
+def train_spec(cell: Cell) -> TrainSpec:
+    """What a cell trains."""
+    scenario, during = cell.scenario, cell.trains_under_attack
+    return TrainSpec(
+        dataset=scenario.dataset,
+        root=scenario.root,
+        model=scenario.model,
+        normalization=scenario.normalization,
+        federation=scenario.federation,
+        holdout=scenario.holdout,
+        tolerance=scenario.tolerance,
+        compute=scenario.compute,
+        defences=cell.defences,
+        aggregators=cell.aggregators,
+        compressors=cell.update_compressors,
+        threat=cell.threat if during else None,
+        attack=cell.attack if during else None,
+        seed=cell.seed,
+        engine=scenario.engine,
+    )
 
 
 def digest(value: Any) -> str:
@@ -328,6 +346,17 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
     return versions
+
+
+@cache
+def engine_version(engine: str) -> str:
+    """The installed version of what trains federations. Raises HarnessError where it is not installed."""
+    try:
+        return importlib.metadata.version({"flower": "flwr"}[engine])
+    except importlib.metadata.PackageNotFoundError:
+        raise HarnessError(
+            f"engine: {engine} needs an extra that is not installed: pip install 'psr-harness[{engine}]'"
+        ) from None
 
 
 def identity_of(plugin: Plugin) -> dict[str, Any]:
