@@ -51,9 +51,8 @@ def train(training: Training, report: Report) -> Trained:
         found = pickle.loads((folder / RESULT).read_bytes())
     module = training.initial_module()
     module.load_state_dict(found["state"])
-    return Trained(
-        module.eval(), found["outcome"], [found["prepared"]], found["recorder"], {"clients": "sequential", "engine": "flower"}
-    )
+    execution = {"clients": "sequential", "engine": "flower"}
+    return Trained(module.eval(), found["outcome"], [found["prepared"]], found["recorder"], execution)
 
 
 def _simulation(training: Training, device: str) -> str:

@@ -137,13 +137,11 @@ def wrap(reply: Message, weighting: str) -> Message:
         )
     metrics: dict[str, Any] = dict(reply.content.metric_records[messages.METRICS])
     examples = metrics["num-examples"] if weighting == "examples" else 1
-    content = {
-        "fitres.parameters": ArrayRecord({"0": Array(update.numpy())}),
-        "fitres.num_examples": MetricRecord({"num_examples": examples}),
-        "fitres.metrics": ConfigRecord({}),
-        "fitres.status": ConfigRecord({"code": 0, "message": ""}),
-    }
-    return replace_content(reply, RecordDict(content))
+    content = RecordDict({"fitres.parameters": ArrayRecord({"0": Array(update.numpy())})})
+    content["fitres.num_examples"] = MetricRecord({"num_examples": examples})
+    content["fitres.metrics"] = ConfigRecord({})
+    content["fitres.status"] = ConfigRecord({"code": 0, "message": ""})
+    return replace_content(reply, content)
 
 
 def replace_content(message: Message, content: RecordDict) -> Message:
