@@ -12,6 +12,7 @@ import typer
 from harness import __version__
 from harness.console.advice_commands import recommend
 from harness.console.check_command import check
+from harness.console.export_commands import export as export_group
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
 from harness.console.options import (
@@ -53,6 +54,7 @@ app = typer.Typer(
 
 
 app.add_typer(leaderboard, name="leaderboard")
+app.add_typer(export_group, name="export")
 
 plugin = typer.Typer(no_args_is_help=True, help="Check that plugins keep their contracts.")
 plugin.command()(check)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack, TrainingVariant
+from harness.errors import HarnessError
 from harness.grid import Cell, DataFacts, Memo, stack_label
 from harness.registry import registry, source_hash
 
@@ -60,6 +61,10 @@ class TrainSpec:
     seed: int
     variant: TrainingVariant | None = None
     fingerprint: str = ""  # of the dataset's content; without it no cache of decoded data is used
+    engine: str = "local"  # what runs the rounds
+    noise_key: str | None = (
+        None  # seeds mechanism noise instead of the stage's key: the same for every engine
+    )
 
 
 _PARTS = [f.name for f in fields(TrainSpec) if f.name not in ("seed", "variant")]
@@ -169,24 +174,7 @@ class Planner:
         """The stages of one cell."""
         scenario = cell.scenario
         environment = self._memo.of(self._environment, scenario.compute)
-        during = cell.trains_under_attack
-        train = TrainSpec(
-            dataset=scenario.dataset,
-            root=scenario.root,
-            fingerprint=facts.fingerprint,
-            model=scenario.model,
-            normalization=scenario.normalization,
-            federation=scenario.federation,
-            holdout=scenario.holdout,
-            tolerance=scenario.tolerance,
-            compute=scenario.compute,
-            defences=cell.defences,
-            aggregators=cell.aggregators,
-            compressors=cell.update_compressors,
-            threat=cell.threat if during else None,
-            attack=cell.attack if during else None,
-            seed=cell.seed,
-        )
+        train = train_spec(cell, facts.fingerprint)
         plan = CellPlan(cell)
         trained, train = self._train(train, environment)
         plan.stages["train"] = trained
@@ -306,6 +294,9 @@ class Planner:
             "seed": canonical(spec.seed),
             "variant": variant,
         }
+        if spec.engine != "local":
+            spec = replace(spec, noise_key=_key("train", identity, (), environment))
+            identity["engine"] = canonical({spec.engine: engine_version(spec.engine)})
         key = self._stage("train", training_label(spec, self._memo), spec, identity, (), environment)
         found = self._trained[address] = key, spec
         return found
@@ -320,17 +311,7 @@ class Planner:
         environment: str,
     ) -> str:
         """identity: name -> canonical JSON."""
-        parts = _object(identity)
-        key = _hash(
-            _object(
-                {
-                    "kind": canonical(kind),
-                    "identity": parts,
-                    "needs": canonical(needs),
-                    "environment": environment,
-                }
-            )
-        )
+        key = _key(kind, identity, needs, environment)
         if key not in self.stages:
             without_seed = _object({k: v for k, v in identity.items() if k != "seed"})
             upstream = canonical([self.stages[k].signature for k in needs])
@@ -354,6 +335,40 @@ class Planner:
             "channels_last": compute.channels_last,
         }
         return canonical(facts)
+
+
+def _key(kind: str, identity: dict[str, str], needs: tuple[str, ...], environment: str) -> str:
+    """A stage's key. identity: name -> canonical JSON."""
+    parts = {
+        "kind": canonical(kind),
+        "identity": _object(identity),
+        "needs": canonical(needs),
+        "environment": environment,
+    }
+    return _hash(_object(parts))
+
+
+def train_spec(cell: Cell, fingerprint: str = "") -> TrainSpec:
+    """What a cell trains. fingerprint: of the dataset's content."""
+    scenario, during = cell.scenario, cell.trains_under_attack
+    return TrainSpec(
+        dataset=scenario.dataset,
+        root=scenario.root,
+        model=scenario.model,
+        normalization=scenario.normalization,
+        federation=scenario.federation,
+        holdout=scenario.holdout,
+        tolerance=scenario.tolerance,
+        compute=scenario.compute,
+        defences=cell.defences,
+        aggregators=cell.aggregators,
+        compressors=cell.update_compressors,
+        threat=cell.threat if during else None,
+        attack=cell.attack if during else None,
+        seed=cell.seed,
+        fingerprint=fingerprint,
+        engine=scenario.engine,
+    )
 
 
 def digest(value: Any) -> str:
@@ -385,6 +400,17 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "absent"
     return versions
+
+
+@cache
+def engine_version(engine: str) -> str:
+    """The installed version of what trains federations. Raises HarnessError where it is not installed."""
+    try:
+        return importlib.metadata.version({"flower": "flwr"}[engine])
+    except importlib.metadata.PackageNotFoundError:
+        raise HarnessError(
+            f"engine: {engine} needs an extra that is not installed: pip install 'psr-harness[{engine}]'"
+        ) from None
 
 
 def identity_of(plugin: Plugin) -> dict[str, Any]:

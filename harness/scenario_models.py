@@ -63,7 +63,9 @@ class Scenario(Part):
         le=0.9,
         description="share of the training pool's groups kept as non-members; 0.2 with privacy threats",
     )
-    engine: Literal["local"] = Field("local", description="what runs the federation")
+    engine: Literal["local", "flower"] = Field(
+        "local", description="what trains the federation: this process, or a Flower run of its own"
+    )
     model: Model = Field(examples=["small-cnn"], description="the network")
     normalization: Normalization | None = Field(
         None, examples=[{"mean": 0.5, "std": 0.25}], description="declared statistics, in [0, 1] pixels"

@@ -51,6 +51,21 @@ class Trained:
     execution: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Ready:
+    """A training before its first round. schedule: the clients of each round. prepared: one dict a defence.
+
+    multiplier(round): on the local learning rate. evaluate(round): scores on val, {} in rounds that skip them.
+    """
+
+    federation: Federation
+    schedule: list[list[int]]
+    multiplier: Callable[[int], float]
+    evaluate: Callable[[int], dict[str, float]]
+    prepared: list[dict[str, Any]]
+    recorder: Recorder | None
+
+
 class Training:
     """One TrainSpec on one device. stage_key seeds the mechanism noise, which no two stages share."""
 
@@ -112,6 +127,27 @@ class Training:
 
         hooks: run at every client before the defences'.
         """
+        ready = self.set_up(module, rounds=rounds, purpose=purpose, history=history, hooks=hooks)
+        outcome = ready.federation.run(ready.schedule, ready.multiplier, ready.evaluate, report)
+        module.eval()
+        facts = ready.federation.trainer.facts
+        return Trained(module, outcome, [*(history or []), ready.prepared], ready.recorder, facts)
+
+    def set_up(
+        self,
+        module: nn.Module,
+        *,
+        rounds: int | None = None,
+        purpose: str = "train",
+        history: list[list[dict[str, Any]]] | None = None,
+        hooks: tuple[ClientHooks, ...] = (),
+        kind: type[Federation] = Federation,
+        prepared: list[dict[str, Any]] | None = None,
+    ) -> Ready:
+        """Everything about a training but its rounds; see `run`.
+
+        kind: the class of the federation. prepared: where somebody else has settled what the defences prepare.
+        """
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
@@ -119,7 +155,7 @@ class Training:
             self.clients, settings.participation, rounds, spec.seed, purpose, always, settings.sampling
         )
         history = history or []
-        prepared = self._prepare(schedule, history)
+        prepared = self._prepare(schedule, history) if prepared is None else prepared
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         if spec.compute.channels_last:
@@ -131,18 +167,17 @@ class Training:
             kept = spec.variant.recorded_rounds
             recorder = Recorder(kept, rounds, self.planting, settings.clients)
         clients = self._clients(prepared, hooks)
-        federation = Federation(module, clients, trainer, rules, seed, noise_seed, recorder)
-        every = settings.evaluate_every
+        federation = kind(module, clients, trainer, rules, seed, noise_seed, recorder)
+        every, last = settings.evaluate_every, rounds
 
         def evaluate(round: int) -> dict[str, float]:
-            due = round + 1 == rounds or (every and (round + 1) % every == 0)
+            due = round + 1 == last or (every and (round + 1) % every == 0)
             return self.validate(module) if due else {}
 
-        outcome = federation.run(
-            schedule, lambda r: settings.local.schedule.multiplier(r, rounds), evaluate, report
-        )
-        module.eval()
-        return Trained(module, outcome, [*history, prepared], recorder, trainer.facts)
+        def multiplier(round: int) -> float:
+            return settings.local.schedule.multiplier(round, last)
+
+        return Ready(federation, schedule, multiplier, evaluate, prepared, recorder)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the validation split (never on test)."""
@@ -172,6 +207,10 @@ class Training:
             sampling = defence.sampling(size, batch_size) or sampling
         return sampling
 
+    def sizes(self) -> list[int]:
+        """How many records each client holds."""
+        return [len(c) for c in self.pool.clients]
+
     def _steps(self, size: int) -> int:
         local = self.spec.federation.local
         return steps_per_round(size, local.batch_size, local.epochs, local.steps)
@@ -180,7 +219,7 @@ class Training:
         self, schedule: list[list[int]], history: list[list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
         settings = self.spec.federation
-        sizes = [len(c) for c in self.pool.clients]
+        sizes = self.sizes()
         if self.planting is not None:
             sizes[self.planting.client] += len(self.planting.records[1]) * (not self.planting.clients)
             sizes += [1] * len(self.planting.clients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_the_quick_start_is_two_whole_commands():
 def test_the_readme_scenario_is_valid():
     from harness.scenario import load_text
 
-    text, threats, inference, privacy = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    text, threats, inference, privacy, flower = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     scenario = load_text(text)
     assert len(scenario.defences) == 5  # none, three of the sweep, the stack
     assert scenario.threats[1].budget.eps == 8 / 255
@@ -61,6 +62,10 @@ def test_the_readme_scenario_is_valid():
     assert [t.budget.eps * 255 for t in load_text(head + inference).threats] == pytest.approx([0, 1, 2, 4])
     head = "schema: 1\nname: t\ndataset: digits\nmodel: {mlp: {hidden: [8]}}\n"
     assert [t.knowledge for t in load_text(head + privacy).threats] == ["black-box", "server", "server"]
+    if importlib.util.find_spec("flwr") is not None:
+        found = load_text(head + flower)
+        assert found.engine == "flower"
+        assert [chain[-1].name for chain in found.aggregators] == ["mean", "flower"]
 
 
 def test_the_readme_lists_the_catalogue():

@@ -108,6 +108,18 @@ class Outcome:
     detection: Detection | None = None  # None: the rules treat all rows alike
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A round that has begun. byzantine: the attackers that craft; trained: the clients whose updates are needed."""
+
+    start: Start
+    ids: list[int]
+    attackers: list[int]
+    byzantine: list[int]
+    trained: list[int]
+    buffers: dict[str, Tensor]
+
+
 class Federation:
     """Runs rounds over clients, which its trainer trains one after another or together."""
 
@@ -130,6 +142,7 @@ class Federation:
         self.watch = watch
         self.device = trainer.device
         self.layout = trainer.layout
+        self.sizes = [client.size for client in clients]  # records, which the examples weighting counts
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
         self._wire_state: dict[tuple[int, int], dict[str, Any]] = {}
@@ -145,70 +158,90 @@ class Federation:
         report: Callable[[int, int, dict[str, Any]], None],
     ) -> Outcome:
         """Train in place. schedule: the clients of each round. evaluate(round) -> scores, or {} to skip."""
-        weights = flatten(self.module)
-        buffers = float_buffers(self.module, self.trainer.buffer_names)
-        server = Server(self.rules.server)
-        done = self.rules.done
-        for round, ids in enumerate(schedule):
+        self.begin(schedule, multiplier)
+        for round in range(len(schedule)):
             started = time.perf_counter()
-            attackers = self.rules.attackers(round, ids)
-            start = Start(
-                round=round,
-                weights=weights,
-                moved=self._moved,
-                multiplier=multiplier(round),
-                rounds=done + len(schedule),
-                done=done,
-                clients=len(ids),
-                malicious=len(attackers),
-            )
-            update, facts, buffers = self._round(start, ids, attackers, buffers, len(schedule))
-            before, weights = weights, server.step(weights, update)
-            self._moved = weights - before
+            opened = self.open(round)
+            updates, buffers = self.updates(opened.start, opened.trained, opened.attackers, self._buffers)
+            entry = self.close(opened, updates, buffers)
             self.outcome.seconds += time.perf_counter() - started
-            load_vector(self.module, weights)
-            load_buffers(self.module, buffers)
-            entry = {"round": round + 1, **facts, **(evaluate(round) if evaluate else {})}
+            entry |= evaluate(round) if evaluate else {}
             self.outcome.history.append(entry)
             report(round + 1, len(schedule), entry)
         return self.outcome
 
-    def _round(
-        self,
-        start: Start,
-        ids: list[int],
-        attackers: list[int],
-        buffers: dict[str, Tensor],
-        rounds: int,
-    ) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
+    def begin(self, schedule: list[list[int]], multiplier: Callable[[int], float]) -> None:
+        """From the module's weights; then `open`, the clients' training, and `close`, for each round in turn."""
+        self._schedule = schedule
+        self._multiplier = multiplier
+        self._global = flatten(self.module)
+        self._buffers = float_buffers(self.module, self.trainer.buffer_names)
+        self._server = Server(self.rules.server)
+
+    def open(self, round: int) -> Opened:
+        """Who takes part in a round, and what they start from."""
+        ids = self._schedule[round]
+        attackers = self.rules.attackers(round, ids)
+        done = self.rules.done
+        start = Start(
+            round=round,
+            weights=self._global,
+            moved=self._moved,
+            multiplier=self._multiplier(round),
+            rounds=done + len(self._schedule),
+            done=done,
+            clients=len(ids),
+            malicious=len(attackers),
+        )
         byzantine = attackers if self.rules.byzantine else []
         honest = [i for i in ids if i not in byzantine]
         # Malicious clients need not train where nobody looks at what they would honestly send.
         trained = ids if not byzantine or self._needs_own() or not honest else honest
-        updates, client_buffers = self.updates(start, trained, attackers, buffers)
+        return Opened(start, ids, attackers, byzantine, trained, self._buffers)
+
+    def close(
+        self, opened: Opened, updates: dict[int, Tensor], client_buffers: dict[int, dict[str, Tensor]]
+    ) -> dict[str, Any]:
+        """The server's half: attackers craft, rules aggregate, weights move. Returns the round's history entry.
+
+        updates, client_buffers: of the clients `opened.trained`, as the server receives them.
+        """
+        start, ids, rounds = opened.start, opened.ids, len(self._schedule)
         if self.watch is not None:
             self.watch(start, updates)
-        if byzantine:
-            self._craft(start, ids, byzantine, updates, buffers, rounds)
+        if opened.byzantine:
+            self._craft(start, ids, opened.byzantine, updates, self._buffers, rounds)
         rows = (
             torch.stack([updates[i] for i in ids]) if ids else start.weights.new_empty(0, len(start.weights))
         )
         finite = rows_finite(rows).tolist()
         usable = [i for i, ok in zip(ids, finite, strict=True) if ok]
-        facts: dict[str, Any] = {"clients": len(ids)}
+        facts: dict[str, Any] = {"round": start.round + 1, "clients": len(ids)}
         if len(usable) < len(ids):
             facts["dropped"] = len(ids) - len(usable)
             self.outcome.dropped += len(ids) - len(usable)
-        update = self._aggregate(start, rows, ids, buffers, rounds, self._chain_state, facts)
+        update = self._aggregate(start, rows, ids, self._buffers, rounds, self._chain_state, facts)
         if "kept" in facts or len(usable) < len(ids):
             self.outcome.detection = self.outcome.detection or Detection()
-            self.outcome.detection.count(ids, set(facts.get("kept", usable)), attackers)
-        return update, facts, self._merge_buffers(client_buffers, usable, buffers)
+            self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
+        before, self._global = self._global, self._server.step(self._global, update)
+        self._moved = self._global - before
+        self._buffers = self._merge_buffers(client_buffers, usable, self._buffers)
+        load_vector(self.module, self._global)
+        load_buffers(self.module, self._buffers)
+        return facts
 
     def updates(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as the server receives it (d,), and their float buffers."""
+        updates, client_buffers = self.train(start, ids, attackers, buffers)
+        return self.receive(start.round, updates, buffers), client_buffers
+
+    def train(
+        self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
+    ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
+        """What these clients train, as they have it (d,), and their float buffers."""
         members = [self.clients[i] for i in ids]
         training = [(i in attackers and m.attacking) or m for i, m in zip(ids, members, strict=True)]
         held = [m.buffers if m.buffers is not None else buffers for m in members]
@@ -219,12 +252,12 @@ class Federation:
             updates[i], client_buffers[i] = update, own
             if self.rules.buffers == "local":
                 member.buffers = own
-        return self._wire(start.round, updates, _size(buffers)), client_buffers
+        return updates, client_buffers
 
     # server -------------------------------------------------------------------------------------
 
     def _weights(self, ids: list[int], like: Tensor) -> Tensor:
-        sizes = [self.clients[i].size if self.rules.weighting == "examples" else 1 for i in ids]
+        sizes = [self.sizes[i] if self.rules.weighting == "examples" else 1 for i in ids]
         share = torch.tensor(sizes, dtype=torch.float64)
         return (share / share.sum()).to(like)  # of no rows: no weights
 
@@ -335,8 +368,11 @@ class Federation:
 
     # clients ------------------------------------------------------------------------------------
 
-    def _wire(self, round: int, updates: dict[int, Tensor], extra: int) -> dict[int, Tensor]:
-        """The updates as the server receives them, and their bytes counted. extra: buffers' numbers."""
+    def receive(
+        self, round: int, updates: dict[int, Tensor], buffers: dict[str, Tensor]
+    ) -> dict[int, Tensor]:
+        """The updates as the server receives them, and their bytes counted, buffers' included."""
+        extra = _size(buffers)
         if not updates:
             return updates
         ids, rows = list(updates), list(updates.values())
@@ -383,7 +419,8 @@ class Federation:
         assert attack is not None
         honest_ids = [i for i in ids if i not in byzantine]
         own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
-        known = torch.stack([updates[i] for i in honest_ids]) if honest_ids else own
+        shown = honest_ids and rules.knowledge != "own"
+        known = torch.stack([updates[i] for i in honest_ids]) if shown else own
 
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
@@ -408,7 +445,7 @@ class Federation:
             aggregator=probe if rules.knowledge == "omniscient" else None,
             state=self._attack_state,
         )
-        honest = own if rules.knowledge == "own" else known
+        honest = known
         if honest is None:
             raise PluginError(f"{attack.name}: no update to learn from in round {round + 1}")
         finite = rows_finite(honest)

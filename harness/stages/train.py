@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.devices import PeakMemory
 from harness.federation.vector import flatten
 from harness.plan import Stage, TrainSpec
-from harness.training import Trained, Training
+from harness.training import Report, Trained, Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,9 +23,9 @@ class Progress(Protocol):
 
 
 def train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    training = Training(spec, stage.key, device)
+    training = Training(spec, spec.noise_key or stage.key, device)
     memory = PeakMemory(device)
-    trained = training.run(training.initial_module(), report_rounds(progress))
+    trained = _run(training, report_rounds(progress))
     digest, _ = store.save_tensors(trained.module.state_dict())
     guarantee = training.guarantee(trained.prepared)
     artifacts, kept = [digest], {}
@@ -50,6 +49,14 @@ def train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Pr
     }
 
 
+def _run(training: Training, report: Report) -> Trained:
+    if training.spec.engine == "flower":
+        from harness.flower.engine import train as train_by_flower
+
+        return train_by_flower(training, report)
+    return training.run(training.initial_module(), report)
+
+
 def training_facts(trained: Trained) -> dict[str, Any]:
     outcome = trained.outcome
     return {
@@ -62,7 +69,7 @@ def training_facts(trained: Trained) -> dict[str, Any]:
     }
 
 
-def report_rounds(progress: Progress) -> Callable[[int, int, dict[str, Any]], None]:
+def report_rounds(progress: Progress) -> Report:
     def report(done: int, total: int, entry: dict[str, Any]) -> None:
         accuracy = entry.get("val_accuracy")
         text = f"round {done}/{total}" + ("" if accuracy is None else f", val {accuracy:.3f}")

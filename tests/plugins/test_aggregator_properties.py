@@ -22,6 +22,7 @@ PARAMETERS = {
     "crfl": {"sigma": 0.0},
     "centered-clipping": {"tau": 3.0},
     "monna": {"trusted": 10},
+    "flower": {"strategy": "FedMedian"},
 }
 LAYOUT = {
     "hidden": slice(0, 10),
@@ -35,7 +36,7 @@ D = 26
 ORDER_MATTERS = {"bucketing", "mda", "deepsight"}
 MOVES_WITH_A_SHIFT = {  # agg(x + c) = agg(x) + c
     "mean", "median", "trimmed-mean", "meamed", "geometric-median", "krum", "multi-krum", "bulyan", "mda", "smea",
-    "caf", "monna", "dnc", "nnm", "auror",
+    "caf", "monna", "dnc", "nnm", "auror", "flower",
 }  # fmt: skip
 ROBUST = MOVES_WITH_A_SHIFT - {"mean", "nnm", "auror"} | {
     "signguard", "clipped-clustering", "fltrust", "flame", "norm-clipping", "lasa", "centered-clipping",

@@ -1,0 +1,46 @@
+"""`harness export`: what leaves the harness for deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+export = typer.Typer(
+    name="export",
+    no_args_is_help=True,
+    help="Write one cell of a scenario as an app that other systems run.\n\n"
+    "Example: harness export flower scenarios/quickstart.yaml --cell 3f2a --out winner",
+)
+
+
+@export.callback()
+def _root() -> None:
+    """Makes `flower` a subcommand, also while it is the only one."""
+
+
+@export.command()
+def flower(
+    scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file.")],
+    cell: Annotated[
+        str, typer.Option(metavar="ID", help="The cell's id, or its first digits: see `harness plan --json`.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is not there yet, or is empty.")],
+) -> None:
+    """Write a Flower app that trains exactly one cell: `flwr run DIR` simulates it, SuperNodes deploy it.
+
+    Its README has the commands for both, with TLS and node authentication. Cells with an attack on training are not
+    exported.
+
+    Example: harness export flower scenarios/quickstart.yaml --cell 3f2a --out winner
+    """
+    from harness.flower.export import export as write
+    from harness.scenario import load
+
+    written = write(load(scenario), cell, out)
+    for note in written.notes:
+        typer.echo(note)
+    typer.echo(
+        f"wrote {out}: {written.cell.axes['defence']} · {written.cell.axes['aggregator']}; see {out / 'README.md'}"
+    )

@@ -1,0 +1,54 @@
+"""Federations that span machines: trainings as Flower apps, and rules as Flower strategies.
+
+Everything here needs the extra `flower`, which is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import FedAvg
+
+__all__ = ["as_strategy"]
+
+
+def as_strategy(
+    *rules: Any, f: int | None = None, seed: int = 0, options: dict[str, Any] | None = None, **parameters: Any
+) -> FedAvg:
+    """A rule of this harness, or a chain of them, as a Flower Strategy (message API) for any Flower app.
+
+        strategy = as_strategy("krum", f=2, options={"fraction_train": 0.5})
+        strategy = as_strategy("nnm", "trimmed-mean", f=2)
+
+    rules: names of aggregators, all but the last pre-aggregators, or instances from `harness.create`. f: Byzantine
+    clients to tolerate in a round. parameters: of the last rule, where it is given by name. options: arguments of
+    Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown names and wrong parameters.
+    """
+    from harness.errors import PluginError
+    from harness.flower.strategies import RuleStrategy
+    from harness.registry import registry
+
+    if not rules:
+        raise PluginError("as_strategy needs at least one aggregator, e.g. as_strategy('median')")
+    created = []
+    for position, rule in enumerate(rules):
+        if isinstance(rule, str):
+            own = parameters if position == len(rules) - 1 else {}
+            rule = registry().create("aggregator", rule, own)
+        elif parameters and position == len(rules) - 1:
+            raise PluginError(f"parameters {sorted(parameters)} are for rules given by name")
+        created.append(rule)
+    for rule in created:
+        if rule.kind != "aggregator":
+            raise PluginError(f"{rule.name} is a {rule.kind}, not an aggregator")
+        if rule.root_records:
+            raise PluginError(
+                f"{rule.name} needs a root dataset, which a Flower app of yours does not give it"
+            )
+    for rule in created[:-1]:
+        if not rule.pre:
+            raise PluginError(
+                f"{rule.name} is not a pre-aggregator; only the last rule of a chain may be another"
+            )
+    return RuleStrategy(created, f, seed, **(options or {}))

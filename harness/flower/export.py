@@ -1,0 +1,260 @@
+"""`harness export flower`: one cell of a scenario as a Flower app of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, did_you_mean
+from harness.flower.app_folder import write_app
+from harness.grid import Cell, cells, reason_not_applicable
+from harness.plan import Planner
+from harness.scenario import Scenario
+
+SERVER = '''"""The server: what it does is in cell.yaml."""
+
+from pathlib import Path
+
+from harness.flower.exported import server_app
+
+app = server_app(Path(__file__).with_name("cell.yaml"))
+'''
+CLIENT = '''"""A client: its records come from data.py, everything else from cell.yaml."""
+
+from pathlib import Path
+
+from harness.flower.exported import client_app
+
+from {package}.data import load
+
+app = client_app(Path(__file__).with_name("cell.yaml"), load)
+'''
+DATA = '''"""Where a SuperNode's own records come from. Change `load` to whatever your site has."""
+
+import numpy as np
+
+
+def load(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """The records of this site.
+
+    path: `data` in the SuperNode's --node-config. Returns images (n, {c}, {h}, {w}), uint8 or float in [0, 1], and
+    labels (n,), integers in [0, {classes}).
+    """
+    with np.load(path) as file:
+        return file["images"], file["labels"]
+'''
+README = """# {title}
+
+A Flower app that trains one cell of the scenario `{scenario}`, exported by psr-harness {version}. The cell is in
+[{package}/cell.yaml]({package}/cell.yaml); nothing here has to be edited to run it.
+
+| | |
+|---|---|
+| cell | `{cell}` |
+| defence | {defence} |
+| aggregator | {aggregator} |
+| clients, rounds | {clients}, {rounds} |
+{notes}
+Every machine needs Python 3.11 or newer and `pip install 'psr-harness[flower]'`, with the packages of other
+plugins that the cell names. Where that is done, add `--disable-runtime-dependency-installation` to SuperLink and
+SuperNodes: Flower would otherwise install the dependencies again for every run. Set `FLWR_TELEMETRY_ENABLED=0` if
+Flower is not to report its use.
+
+## As a simulation
+
+    export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0
+    flwr run . --stream --federation-config 'num-supernodes={clients}'
+
+This is the cell itself: its data, its partition and its seeds, so the result is its record's. `flwr run` starts a
+SuperLink in the background, which stays until you end it. The trained model and its history are written to `trained/`
+in the folder where that SuperLink was started, or where `--run-config 'out="/path"'` says.
+
+## With SuperNodes of your own
+
+In a deployment each SuperNode trains on its own records, and sampling and noise are drawn from the operating system's
+entropy: no number of the simulation is used, and no two runs are alike. Say where the records are when the SuperNode
+starts. What `data` means is up to `load` in [{package}/data.py]({package}/data.py): as it is, a `.npz` file with
+`images` (n, {c}, {h}, {w}), uint8 or float in [0, 1], and `labels` (n,) in [0, {classes}).
+
+Certificates and keys, once. The SuperLink's certificate must name the address that SuperNodes connect to:
+
+    openssl req -x509 -newkey rsa:4096 -nodes -days 365 -keyout ca.key -out ca.crt -subj "/CN=our federation"
+    openssl req -newkey rsa:4096 -nodes -keyout server.key -out server.csr -subj "/CN=superlink.example.org"
+    printf "subjectAltName=DNS:superlink.example.org" > names.txt
+    openssl x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 365 -extfile names.txt \\
+        -out server.crt
+    ssh-keygen -t ecdsa -b 384 -N "" -f site1        # at each site: site1 stays there, site1.pub is sent to you
+
+The SuperLink:
+
+    flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
+        --enable-supernode-auth --disable-runtime-dependency-installation --port 9091
+
+In `~/.flwr/config.toml` of whoever starts runs, and the sites' public keys:
+
+    [superlink.ours]
+    address = "superlink.example.org:9091"
+    root-certificates = "/absolute/path/ca.crt"
+
+    flwr supernode register site1.pub ours
+
+Each site:
+
+    flower-supernode --superlink superlink.example.org:9091 --root-certificates ca.crt \\
+        --auth-supernode-private-key site1 --disable-runtime-dependency-installation \\
+        --node-config 'data="/data/site1.npz"'
+
+Then, from this folder:
+
+    flwr run . ours --stream --run-config 'nodes=3'
+
+| run configuration | |
+|---|---|
+| `nodes` | how many SuperNodes to wait for; 0: those connected when the run starts |
+| `out` | where the ServerApp writes `model.safetensors` and `result.json` |
+| `round-timeout` | seconds a round waits for answers. Whoever is silent is left out from then on |
+| `strict` | true: end the run instead where a client does not answer |
+| `device` | auto, cpu, cuda or cuda:N |
+| `data-root` | simulation only: the folder that relative paths of the data are looked up in |
+
+{privacy}"""
+PRIVACY = """## Privacy
+
+`result.json` states the guarantee that the training gives, by the accountant of the harness, for the number of records
+that the sites report. Noise comes from PyTorch's generators, seeded by the operating system: a deployment that must
+withstand attacks on random number generators or on floating-point noise needs more than this. The sites must trust the
+server to send the settings of this app: what a site runs is this folder's code with the noise that the server plans.
+"""
+PLAIN = """## Privacy
+
+The cell gives no privacy guarantee: the server sees every site's update.
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what its user should know."""
+
+    folder: Path
+    cell: Cell
+    notes: list[str]
+
+
+def find_cell(scenario: Scenario, wanted: str) -> Cell:
+    """The cell whose id begins so. Raises HarnessError where none or several do."""
+    found = [cell for cell in cells(scenario) if cell.id.startswith(wanted)] if wanted else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise HarnessError(
+            f"--cell {wanted}: {len(found)} cells begin so: {', '.join(c.id for c in found[:6])}"
+        )
+    known = [cell.id for cell in cells(scenario)]
+    raise HarnessError(
+        f"--cell {wanted}: {scenario.name} has no such cell; {did_you_mean(wanted, known)}; "
+        "ids are in `harness plan --json`"
+    )
+
+
+def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
+    """Write the app. Raises HarnessError for an unknown cell, one that cannot be deployed, or a folder in use."""
+    from harness.engine import data_facts, meta_module, metrics_of
+
+    cell = find_cell(scenario, wanted)
+    facts = data_facts(scenario, None)
+    reason = reason_not_applicable(cell, facts, meta_module(scenario, facts)) or undeployable(cell)
+    if reason is not None:
+        raise HarnessError(f"cell {cell.id} cannot be exported: {reason}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise HarnessError(f"--out {out}: already there and not an empty folder")
+    planner = Planner("cpu")
+    key = planner.add(cell, facts, metrics_of(scenario)).stages["train"]
+    spec: Any = planner.stages[key].spec
+    pinned = pin(cell)
+    c, h, w = facts.input_shape
+    name = f"{scenario.name}-{cell.id}".lower().replace(".", "-").replace("_", "-")
+    package = name.replace("-", "_")
+    config = {
+        "nodes": 0,
+        "out": "trained",
+        "round-timeout": 600.0,
+        "strict": False,
+        "device": "auto",
+        "data-root": str(scenario.root.resolve()),
+    }
+    folder = write_app(
+        out, name, f"Cell {cell.id} of {scenario.name}", SERVER, CLIENT.format(package=package), config
+    )
+    (folder / "cell.yaml").write_text(pinned, encoding="utf-8")
+    about = {
+        "cell": cell.id,
+        "axes": dict(cell.axes),
+        "noise_key": spec.noise_key or key,
+        "tolerance": scenario.tolerance,  # follows from threats that the pinned scenario lacks
+        "num_classes": facts.num_classes,
+        "input_shape": list(facts.input_shape),
+    }
+    (folder / "cell.json").write_text(json.dumps(about, indent=2) + "\n")
+    shape = {"c": c, "h": h, "w": w, "classes": facts.num_classes}
+    (folder / "data.py").write_text(DATA.format(**shape))
+    notes = _notes(cell)
+    from harness import __version__
+
+    text = README.format(
+        title=f"Cell {cell.id} of {scenario.name}",
+        scenario=scenario.name,
+        version=__version__,
+        package=package,
+        cell=cell.id,
+        defence=cell.axes["defence"],
+        aggregator=cell.axes["aggregator"],
+        clients=scenario.federation.clients,
+        rounds=scenario.federation.rounds,
+        notes="".join(f"\n{note}\n" for note in notes),
+        privacy=PRIVACY if any(defence.protects for defence in cell.defences) else PLAIN,
+        **shape,
+    )
+    (out / "README.md").write_text(text, encoding="utf-8")
+    return Exported(out, cell, notes)
+
+
+def undeployable(cell: Cell) -> str | None:
+    """Why a cell that can be scored must not, or cannot, be deployed."""
+    if cell.trains_under_attack:
+        assert cell.attack is not None
+        return f"it is trained under {cell.attack.label()}: attacks are for simulations, export a cell without one"
+    if cell.update_compressors:
+        return (
+            f"{cell.update_compressors[0].name} is simulated at the server; this app would send whole updates, "
+            "and its uplink would not be the record's"
+        )
+    return None
+
+
+def pin(cell: Cell) -> str:
+    """The scenario that has this cell's training as its only one, as YAML: all defaults spelled out."""
+    import yaml
+
+    plain = cell.scenario.to_dict()
+    for axis in ("defences", "aggregators", "compressors"):
+        position = getattr(cell.scenario, axis).index(getattr(cell, axis))
+        plain[axis] = [plain[axis][position]]
+    plain["threats"] = [{"name": "none"}]
+    plain["seeds"] = [cell.seed]
+    plain["engine"] = "local"
+    plain["trackers"] = []
+    plain["metrics"] = None
+    drop = [key for key, value in plain.items() if value is None or value == []]
+    plain = {key: value for key, value in plain.items() if key not in drop}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _notes(cell: Cell) -> list[str]:
+    if not cell.model_compressors:
+        return []
+    names = " + ".join(c.label() for c in cell.model_compressors)
+    return [
+        f"The cell's compressor, {names}, acts after training: the app trains the model that it is applied to."
+    ]

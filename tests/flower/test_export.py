@@ -1,0 +1,365 @@
+"""Exported cells: what is pinned is the cell's own training; nodes with their own data never see its seeds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import harness
+from harness.cli import main
+from harness.contracts.attack import ClientData
+from harness.engine import data_facts, metrics_of
+from harness.errors import HarnessError
+from harness.federation.vector import layout
+from harness.flower import messages as wire
+from harness.flower.export import export, find_cell, pin, undeployable
+from harness.flower.exported import check_records, client_app, pinned, server_app
+from harness.grid import cells
+from harness.plan import Planner, train_spec
+from harness.scenario import load
+
+TEXT = """
+schema: 1
+name: Exported_1
+dataset: digits
+model: logistic
+federation: {clients: 3, rounds: 2, partition: {dirichlet: {alpha: 1.0}},
+             local: {epochs: 1, batch_size: 2000, optimizer: {sgd: {lr: 0.5}}}}
+holdout: 0.1
+defences: [none, dp-sgd: {epsilon: {sweep: [2, 8]}}, secure-aggregation]
+aggregators: [mean, median]
+compressors: [none, half-precision, qsgd]
+metrics: [accuracy]
+threats:
+  - {name: none}
+  - {name: byzantine, phase: training, malicious: 0.34, attacks: [sign-flip]}
+  - {name: evasion, attacks: [fgsm]}
+seeds: [3, 5]
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    (tmp_path / "exported.yaml").write_text(TEXT)
+    return load(tmp_path / "exported.yaml")
+
+
+def pick(scenario, **axes):
+    wanted = {
+        "defence": "none",
+        "aggregator": "mean",
+        "compressor": "none",
+        "threat": "none",
+        "seed": 3,
+    } | axes
+    return next(c for c in cells(scenario) if all(c.axes[a] == v for a, v in wanted.items()))
+
+
+def apps(folder):
+    (package,) = (p for p in folder.iterdir() if p.is_dir())
+    cell = package / "cell.yaml"
+    sys.path.insert(0, str(folder))
+    try:
+        data = importlib.import_module(f"{package.name}.data")
+    finally:
+        sys.path.remove(str(folder))
+    return server_app(cell), client_app(cell, data.load)
+
+
+CONFIG = {"nodes": 0, "round-timeout": 5.0, "strict": False, "device": "cpu", "data-root": "."}
+
+
+def run(folder, grid_class, out, nodes=3, configs=None, **config):
+    from flwr.app import Context, RecordDict
+
+    server, client = apps(folder)
+    settings = CONFIG | {"out": str(out)} | config
+    grid = grid_class(client, nodes, settings, configs)
+    server(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=settings))
+    return json.loads((out / "result.json").read_text()), load_file(out / "model.safetensors"), grid
+
+
+class TestThePinnedCell:
+    @pytest.mark.parametrize(
+        "axes",
+        [
+            {},
+            {"aggregator": "median"},
+            {"defence": "dp-sgd(epsilon=2)", "seed": 5},
+            {"threat": "evasion"},
+        ],
+        ids=str,
+    )
+    def test_has_the_training_of_the_cell(self, scenario, axes, tmp_path):
+        cell = pick(scenario, **axes)
+        folder = export(scenario, cell.id, tmp_path / "app").folder
+        again = pinned(next(folder.glob("*/cell.yaml")))
+        assert replace(again.spec, root=scenario.root) == train_spec(cell)
+        facts = data_facts(scenario, None)
+        key = Planner("cpu").add(cell, facts, metrics_of(scenario)).stages["train"]
+        assert again.facts["noise_key"] == key
+
+    def test_that_of_another_cell_differs(self, scenario):
+        texts = {pin(pick(scenario, **axes)) for axes in ({}, {"seed": 5}, {"aggregator": "median"})}
+        assert len(texts) == 3
+
+    def test_simulated_has_the_accuracy_of_the_record(self, scenario, direct, tmp_path):
+        cell = pick(scenario, defence="dp-sgd(epsilon=8)", aggregator="median")
+        selected = "defence=dp-sgd(epsilon=8),aggregator=median,compressor=none,threat=none,seed=3"
+        (record,) = harness.run(
+            scenario, device="cpu", jobs=0, store=tmp_path / "runs", select=selected
+        ).records
+        export(scenario, cell.id, tmp_path / "app")
+        result, _, _ = run(tmp_path / "app", direct, tmp_path / "out", nodes=2)
+        assert record["id"] == cell.id
+        assert result["accuracy"] == record["scores"]["accuracy"]
+        assert result["guarantee"]["epsilon"] == record["guarantee"]["epsilon"]
+        assert not result["deployed"]
+        assert result["guarantee"]["simulated"]
+
+
+class TestADeployment:
+    """Three sites with 30, 60 and 90 records, files of their own."""
+
+    @pytest.fixture
+    def sites(self, scenario, tmp_path):
+        train = scenario.dataset.load(None).train
+        configs, start = [], 0
+        for i, n in enumerate((30, 60, 90)):
+            path = tmp_path / f"site{i}.npz"
+            np.savez(path, images=train.images[start : start + n], labels=train.labels[start : start + n])
+            configs.append({"data": str(path)})
+            start += n
+        return configs
+
+    def test_moves_the_model_by_the_mean_of_what_the_sites_sent(self, scenario, sites, direct, tmp_path):
+        export(scenario, pick(scenario).id, tmp_path / "app")
+        sent = []
+
+        class Watching(direct):
+            def send_and_receive(self, messages, *, timeout=None):
+                asked = list(messages)
+                replies = super().send_and_receive(asked, timeout=timeout)
+                if asked and asked[0].metadata.message_type == "train":
+                    start, _ = wire.read_start(asked[0].content, "cpu")
+                    sent.append(
+                        (start.weights, [wire.read_update(r.content, "cpu")[0] for r in replies[::-1]])
+                    )
+                return replies
+
+        result, model, _ = run(tmp_path / "app", Watching, tmp_path / "out", configs=sites)
+        assert result["deployed"]
+        assert "accuracy" not in result
+        weights = sent[0][0].double()
+        for start, updates in sent:
+            torch.testing.assert_close(start.double(), weights, rtol=1e-6, atol=1e-6)
+            weights = weights + sum(
+                s * u.double() for s, u in zip((1 / 6, 2 / 6, 3 / 6), updates, strict=True)
+            )
+        names = layout(scenario.model.build((1, 8, 8), 10))
+        got = torch.cat([model[name].reshape(-1) for name in names])
+        torch.testing.assert_close(got.double(), weights, rtol=1e-5, atol=1e-6)
+
+    def test_two_runs_are_never_alike_and_the_guarantee_is_for_the_sites(
+        self, scenario, sites, direct, tmp_path
+    ):
+        export(scenario, pick(scenario, defence="dp-sgd(epsilon=8)").id, tmp_path / "app")
+        first, one, _ = run(tmp_path / "app", direct, tmp_path / "1", configs=sites)
+        _, two, _ = run(tmp_path / "app", direct, tmp_path / "2", configs=sites)
+        assert any(not torch.equal(one[name], two[name]) for name in one)
+        guarantee = first["guarantee"]
+        assert not guarantee["simulated"]
+        assert guarantee["epsilon"] == pytest.approx(8, rel=0.01)
+        assert guarantee["delta"] == pytest.approx(1 / (10 * 180))
+
+    def test_no_seed_of_the_cell_reaches_a_site(self, scenario, sites, direct, tmp_path):
+        from harness.flower import exported
+
+        made = []
+        original = exported.Deployed.__init__
+
+        def spy(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            made.append((self.spec.seed, self.stage_key))
+
+        export(scenario, pick(scenario).id, tmp_path / "app")
+        exported.Deployed.__init__ = spy
+        try:
+            run(tmp_path / "app", direct, tmp_path / "out", configs=sites)
+        finally:
+            exported.Deployed.__init__ = original
+        assert len(made) == 7  # the server, and three sites in two rounds
+        assert len({seed for seed, _ in made}) == len({key for _, key in made}) == 7
+        assert 3 not in {seed for seed, _ in made}
+
+    def test_nodes_with_and_without_data_do_not_mix(self, scenario, sites, direct, tmp_path):
+        export(scenario, pick(scenario).id, tmp_path / "app")
+        configs = [*sites[:2], {"partition-id": 2, "num-partitions": 3}]
+        with pytest.raises(HarnessError, match="2 of 3 nodes have data of their own"):
+            run(tmp_path / "app", direct, tmp_path / "out", configs=configs)
+
+    def test_a_node_that_says_neither_is_told_how(self, scenario, direct, tmp_path):
+        export(scenario, pick(scenario).id, tmp_path / "app")
+        with pytest.raises(HarnessError, match="--node-config"):
+            run(tmp_path / "app", direct, tmp_path / "out", nodes=1, configs=[{}])
+
+    def test_a_node_with_data_refuses_a_simulations_message(self, scenario, sites, direct, tmp_path):
+        from flwr.app import Context, Message, RecordDict
+
+        export(scenario, pick(scenario).id, tmp_path / "app")
+        _, client = apps(tmp_path / "app")
+        start = wire.Start(0, torch.zeros(650))
+        content = wire.start_record(start, {}, 0, attacks=False)
+        context = Context(run_id=1, node_id=1, node_config=sites[0], state=RecordDict(), run_config=CONFIG)
+        with pytest.raises(HarnessError, match="does not train with a simulation's seeds"):
+            client(Message(content, dst_node_id=1, message_type="train"), context)
+
+    def test_a_site_that_leaves_is_done_without(self, scenario, sites, direct, tmp_path):
+        export(scenario, pick(scenario).id, tmp_path / "app")
+
+        class Dying(direct):
+            def send_and_receive(self, messages, *, timeout=None):
+                asked = list(messages)
+                if asked and asked[0].metadata.message_type == "train":
+                    self.dead = {self.ids[1]}
+                return super().send_and_receive(asked, timeout=timeout)
+
+        result, _, _ = run(tmp_path / "app", Dying, tmp_path / "out", configs=sites)
+        assert [entry["clients"] for entry in result["history"]] == [2, 2]
+
+
+class TestSecureAggregation:
+    def app(self, scenario, tmp_path):
+        return export(scenario, pick(scenario, defence="secure-aggregation").id, tmp_path / "app").folder
+
+    def test_is_the_cells_training_up_to_quantisation(self, scenario, direct, tmp_path):
+        """Each coordinate's error is at most a level's width per client and round, over the smallest weight."""
+        _, masked, grid = run(self.app(scenario, tmp_path), direct, tmp_path / "masked")
+        assert [kind for kind, _ in grid.log].count("train") == 2 * 4 * 3  # rounds, stages, clients
+        export(scenario, pick(scenario).id, tmp_path / "plain")
+        _, plain, _ = run(tmp_path / "plain", direct, tmp_path / "out")
+        for name, value in plain.items():
+            torch.testing.assert_close(masked[name], value, rtol=0, atol=2e-4)
+
+    def test_no_answer_holds_an_update(self, scenario, direct, tmp_path):
+        seen = []
+
+        class Listening(direct):
+            def send_and_receive(self, messages, *, timeout=None):
+                replies = super().send_and_receive(messages, timeout=timeout)
+                seen.extend(reply for reply in replies if reply.has_content())
+                return replies
+
+        run(self.app(scenario, tmp_path), Listening, tmp_path / "out")
+        assert len(seen) == 3 + 2 * 4 * 3
+        assert not any(record for reply in seen for record in reply.content.array_records.values())
+
+    def test_goes_on_without_a_client_that_leaves_in_the_middle(self, scenario, direct, tmp_path):
+        (tmp_path / "four.yaml").write_text(
+            TEXT.replace("clients: 3", "clients: 4").replace("Exported_1", "four")
+        )
+        four = load(tmp_path / "four.yaml")
+
+        class Dying(direct):
+            stages = 0
+
+            def send_and_receive(self, messages, *, timeout=None):
+                asked = list(messages)
+                self.stages += bool(asked and asked[0].metadata.message_type == "train")
+                if self.stages == 3:  # it has given its key shares, and never sends its masked update
+                    self.dead = {self.ids[1]}
+                return super().send_and_receive(asked, timeout=timeout)
+
+        result, model, _ = run(self.app(four, tmp_path), Dying, tmp_path / "out", nodes=4)
+        assert [entry["clients"] for entry in result["history"]] == [3, 3]
+        assert all(value.isfinite().all() and value.abs().max() < 5 for value in model.values())
+
+    def test_two_clients_are_too_few(self, scenario, direct, tmp_path):
+        text = TEXT.replace("clients: 3", "clients: 2").replace("Exported_1", "two")
+        (tmp_path / "two.yaml").write_text(text.replace("malicious: 0.34", "malicious: 0.5"))
+        with pytest.raises(HarnessError, match="needs 3 clients in a round"):
+            run(self.app(load(tmp_path / "two.yaml"), tmp_path), direct, tmp_path / "out", nodes=2)
+
+    def test_rules_that_need_each_update_are_refused(self, scenario, tmp_path):
+        cell = pick(scenario, defence="secure-aggregation", aggregator="median")
+        with pytest.raises(
+            HarnessError, match="median needs every update; with secure-aggregation the server sees only"
+        ):
+            export(scenario, cell.id, tmp_path / "app")
+
+
+class TestRecordsOfASite:
+    good = ClientData(np.zeros((4, 1, 8, 8), np.uint8), np.arange(4))
+
+    def check(self, images=None, labels=None):
+        return check_records(
+            self.good.images if images is None else images,
+            self.good.labels if labels is None else labels,
+            shape=[1, 8, 8],
+            classes=4,
+        )
+
+    def test_become_the_engines_types(self):
+        images, labels = self.check(np.full((4, 1, 8, 8), 0.5), np.arange(4, dtype=np.int32))
+        assert (images.dtype, labels.dtype) == (np.float32, np.int64)
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"images": np.zeros((4, 8, 8), np.uint8)}, "images must be"),
+            ({"images": np.zeros((4, 1, 9, 9), np.uint8)}, "images must be"),
+            ({"images": np.full((4, 1, 8, 8), 2.0)}, "float in"),
+            ({"images": np.full((4, 1, 8, 8), np.nan)}, "float in"),
+            ({"labels": np.arange(5)}, "4 images and 5 labels"),
+            ({"labels": np.array([0, 1, 2, 4])}, "labels must be in"),
+            ({"labels": np.array([0, 1, 2, -1])}, "labels must be in"),
+            ({"labels": np.array([0.0, 1, 2, 3])}, "integers"),
+        ],
+    )
+    def test_are_refused_with_what_is_wrong(self, wrong, message):
+        with pytest.raises(HarnessError, match=message):
+            self.check(**wrong)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("axes", "message"),
+        [
+            ({"threat": "byzantine"}, "trained under sign-flip: attacks are for simulations"),
+            ({"compressor": "qsgd"}, "qsgd is simulated at the server"),
+        ],
+        ids=str,
+    )
+    def test_cells_that_must_not_be_deployed(self, scenario, axes, message):
+        assert message in undeployable(pick(scenario, **axes))
+
+    def test_a_compressor_of_the_model_is_left_to_its_user_and_said(self, scenario, tmp_path):
+        written = export(scenario, pick(scenario, compressor="half-precision").id, tmp_path / "app")
+        assert "half-precision, acts after training" in written.notes[0]
+        assert written.notes[0] in (tmp_path / "app" / "README.md").read_text()
+
+    def test_ids(self, scenario):
+        known = [cell.id for cell in cells(scenario)]
+        assert find_cell(scenario, known[4][:8]).id == known[4]
+        with pytest.raises(HarnessError, match="did you mean"):
+            find_cell(scenario, known[4][:10] + "zz")
+        with pytest.raises(HarnessError, match="cells begin so"):
+            find_cell(scenario, next(i[0] for i in known if sum(k[0] == i[0] for k in known) > 1))
+
+    def test_a_folder_in_use_and_the_command_line(self, scenario, tmp_path, capsys):
+        path, cell = str(tmp_path / "exported.yaml"), pick(scenario)
+        assert main(["export", "flower", path, "--cell", cell.id, "--out", str(tmp_path / "app")]) == 0
+        assert "wrote" in capsys.readouterr().out
+        assert main(["export", "flower", path, "--cell", cell.id, "--out", str(tmp_path / "app")]) == 2
+        assert "not an empty folder" in capsys.readouterr().err
+        attacked = pick(scenario, threat="byzantine")
+        assert main(["export", "flower", path, "--cell", attacked.id, "--out", str(tmp_path / "b")]) == 2
+        assert "attacks are for simulations" in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()

@@ -1,0 +1,219 @@
+"""Flower's strategies as rules, and rules as Flower strategies: the same numbers in both directions."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, FedMedian
+from strangers import HalfOfEach
+
+from harness import create
+from harness.contracts.aggregator import AggregationContext
+from harness.errors import PluginError
+from harness.flower import as_strategy
+
+LAYOUT = {"a": slice(0, 5), "b": slice(5, 12)}
+
+
+def rows(n=9, d=12, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def call(rule, x, **context):
+    start = torch.linspace(-3, 3, x.shape[1]) * 100
+    return rule(x, layout=LAYOUT, global_weights=start, **context)
+
+
+class TestStrategiesAsRules:
+    @pytest.mark.parametrize(
+        ("strategy", "ours"), [("FedMedian", "median"), ("FedAvg", "mean"), ("Krum", "krum")]
+    )
+    def test_known_ones_are_ours(self, strategy, ours):
+        x = rows()
+        weights = torch.arange(1.0, 10.0)
+        weights = weights / weights.sum()
+        theirs = call(create("aggregator", "flower", strategy=strategy), x, f=2, weights=weights)
+        torch.testing.assert_close(theirs, create("aggregator", ours)(x, f=2, weights=weights))
+
+    def test_options_reach_the_constructor(self):
+        x = rows(10)
+        rule = create("aggregator", "flower", strategy="FedTrimmedAvg", options={"beta": 0.2})
+        torch.testing.assert_close(call(rule, x), create("aggregator", "trimmed-mean", f=2)(x))
+
+    def test_one_that_is_in_no_package_of_flowers(self):
+        rule = create("aggregator", "flower", strategy="strangers:HalfOfEach", options={"share": 0.25})
+        torch.testing.assert_close(call(rule, rows()), rows().mean(0) / 4)
+
+    def test_fedadam_keeps_its_moments(self):
+        """Three rounds against the formula in float64, with Flower's own correction (exponent: round + 1)."""
+        options = {"eta": 0.1, "beta_1": 0.8, "beta_2": 0.9, "tau": 0.01}
+        rule = create("aggregator", "flower", strategy="FedAdam", options=options)
+        state, m, v = {}, np.zeros(12), np.zeros(12)
+        weights = torch.linspace(-1, 1, 12)
+        for r in range(3):
+            x = rows(seed=r)
+            context = AggregationContext(
+                round=r, f=0, weights=torch.full((9,), 1 / 9), client_ids=list(range(9)), layout=LAYOUT,
+                generator=torch.Generator(), global_weights=weights, state=state,
+            )  # fmt: skip
+            update = rule.aggregate(x, context)
+            delta = x.double().numpy().mean(0)
+            m, v = 0.8 * m + 0.2 * delta, 0.9 * v + 0.1 * delta**2
+            rate = 0.1 * np.sqrt(1 - 0.9 ** (r + 2)) / (1 - 0.8 ** (r + 2))
+            np.testing.assert_allclose(update.numpy(), rate * m / (np.sqrt(v) + 0.01), rtol=1e-4, atol=1e-6)
+            weights = weights + update
+
+    def test_a_copy_of_its_state_can_be_probed(self):
+        rule = create("aggregator", "flower", strategy="FedAvgM", options={"server_momentum": 0.9})
+        make = lambda state: AggregationContext(  # noqa: E731
+            round=1, f=0, weights=torch.full((9,), 1 / 9), client_ids=list(range(9)), layout=LAYOUT,
+            generator=torch.Generator(), global_weights=torch.zeros(12), state=state,
+        )  # fmt: skip
+        state = {}
+        rule.aggregate(rows(), make(state))
+        probe = rule.aggregate(rows(seed=1), make(copy.deepcopy(state)))
+        torch.testing.assert_close(rule.aggregate(rows(seed=1), make(state)), probe)
+
+    def test_no_rounding_against_large_weights_no_mutation_no_global_randomness(self):
+        x = rows() * 1e-4
+        before = x.clone()
+        random.seed(5)
+        expected = random.Random(5).random()
+        got = create("aggregator", "flower", strategy="FedAvg")(
+            x, layout=LAYOUT, global_weights=torch.full((12,), 1e4)
+        )
+        torch.testing.assert_close(got, x.mean(0), rtol=1e-5, atol=1e-9)
+        assert torch.equal(x, before)
+        assert random.random() == expected
+
+    def test_num_malicious_nodes_is_the_f_of_the_round(self):
+        x = torch.cat([rows(8) * 0.01, torch.full((3, 12), 50.0)])
+        rule = create("aggregator", "flower", strategy="MultiKrum", options={"num_nodes_to_select": 5})
+        assert call(rule, x, f=3).abs().max() < 1
+
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"strategy": "FedMedain"}, "no strategy 'FedMedain'; did you mean 'FedMedian'"),
+            (
+                {"strategy": "FedTrimmedAvg", "options": {"bete": 0.1}},
+                "no argument 'bete'; did you mean 'beta'",
+            ),
+            (
+                {"strategy": "FedAvg", "options": {"fraction_train": 0.5}},
+                "decided by the scenario's federation",
+            ),
+            ({"strategy": "QFedAvg", "options": {"client_learning_rate": 0.1}}, "training loss"),
+            ({"strategy": "FedXgbBagging"}, "trees, not weights"),
+            ({"strategy": "DifferentialPrivacyServerSideFixedClipping"}, "wraps another strategy"),
+            ({"strategy": "no_such_module:Rule"}, "no_such_module cannot be imported"),
+            ({"strategy": "collections:Counter"}, "no strategy 'collections:Counter'"),
+        ],
+    )
+    def test_what_cannot_be_run_is_refused_with_a_reason(self, parameters, message):
+        with pytest.raises(PluginError, match=message.replace("(", r"\(")):
+            create("aggregator", "flower", **parameters)
+
+    def test_a_skipped_round_is_an_error(self):
+        rule = create("aggregator", "flower", strategy="Bulyan", options={"num_malicious_nodes": 3})
+        with pytest.raises(PluginError, match="Bulyan skipped the round of 9 updates"):
+            call(rule, rows())
+
+
+def site(pulls):
+    """A ClientApp of somebody else's: client i moves every array towards its own number."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        i = context.node_config["partition-id"]
+        sent = message.content["arrays"].to_torch_state_dict()
+        model = {n: v + pulls[i] * (i + 1 - v) if v.is_floating_point() else v + 1 for n, v in sent.items()}
+        content = {"arrays": ArrayRecord(model), "metrics": MetricRecord({"num-examples": 10 + i})}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+MODEL = {
+    "w": torch.linspace(0, 1, 6).reshape(2, 3),
+    "steps": torch.tensor(4),
+    "b": torch.ones(2, dtype=torch.float64),
+}
+
+
+def run(strategy, direct, pulls, rounds=2):
+    grid = direct(site(pulls), len(pulls))
+    return strategy.start(grid, ArrayRecord(MODEL), num_rounds=rounds).arrays.to_torch_state_dict()
+
+
+OPTIONS = {"fraction_evaluate": 0.0}
+
+
+class TestRulesAsStrategies:
+    def test_the_mean_is_flowers_fedavg(self, direct):
+        pulls = [0.1, 0.4, 0.3, 0.8]
+        ours = run(as_strategy("mean", options=OPTIONS), direct, pulls)
+        theirs = run(FedAvg(**OPTIONS), direct, pulls)
+        for name in ("w", "b"):
+            torch.testing.assert_close(ours[name], theirs[name].to(ours[name].dtype))
+
+    def test_the_median_is_flowers_and_swapping_back_changes_nothing(self, direct):
+        pulls = [0.1, 0.4, 0.3, 0.8, 0.5]
+        theirs = run(FedMedian(**OPTIONS), direct, pulls)
+        for rule in (create("aggregator", "median"), create("aggregator", "flower", strategy="FedMedian")):
+            ours = run(as_strategy(rule, options=OPTIONS), direct, pulls)
+            for name in ("w", "b"):
+                torch.testing.assert_close(ours[name], theirs[name])
+
+    def test_types_shapes_and_integers_stay(self, direct):
+        after = run(as_strategy("median", options=OPTIONS), direct, [0.5] * 5)
+        assert {n: (v.dtype, v.shape) for n, v in after.items()} == {
+            n: (v.dtype, v.shape) for n, v in MODEL.items()
+        }
+        assert after["steps"] == 4
+
+    def test_krum_keeps_one_of_the_clients(self, direct):
+        pulls = [0.5, 0.5, 0.5, 0.5, 0.5, 1000.0]
+        after = run(as_strategy("krum", f=1, options=OPTIONS), direct, pulls, rounds=1)
+        clients = [(MODEL["w"] + (i + 1)) / 2 for i in range(5)]
+        assert any(torch.allclose(after["w"], client) for client in clients)
+
+    def test_a_chain_and_a_client_that_diverged(self, direct):
+        pulls = [0.5, 0.5, 0.5, 0.5, 0.5, float("nan")]
+        after = run(as_strategy("nnm", "trimmed-mean", f=1, options=OPTIONS), direct, pulls)
+        assert all(value.isfinite().all() for value in after.values())
+
+    def test_state_is_kept(self, direct):
+        """Centred clipping's v after two rounds is not what it would be from zero each time."""
+        strategy = as_strategy("centered-clipping", tau=0.1, options=OPTIONS)
+        run(strategy, direct, [0.5] * 5)
+        assert strategy._states[0]
+
+    @pytest.mark.parametrize(
+        ("rules", "options", "message"),
+        [
+            ((), {}, "at least one aggregator"),
+            (("krumm",), {}, "krum"),
+            (("krum",), {"tau": 1}, "no parameter 'tau'"),
+            (("median", "mean"), {}, "median is not a pre-aggregator"),
+            (("fltrust",), {}, "needs a root dataset"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, rules, options, message):
+        with pytest.raises(PluginError, match=message):
+            as_strategy(*rules, **options)
+
+    def test_too_few_clients_for_the_rule(self, direct):
+        with pytest.raises(PluginError, match="krum needs n > 2f"):
+            run(as_strategy("krum", f=2, options=OPTIONS), direct, [0.5] * 4)
+
+
+def test_the_strangers_strategy_is_one():
+    assert issubclass(HalfOfEach, FedAvg)
