@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
+
+from harness._version import API_VERSION
 
 from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, PreAggregator
 from harness.contracts.attack import (
@@ -23,6 +26,7 @@ from harness.contracts.compressor import (
     CompressedModel,
     CompressionContext,
     Compressor,
+    FineTune,
     ModelCompressor,
     Payload,
     Surroundings,
@@ -31,10 +35,15 @@ from harness.contracts.compressor import (
 )
 from harness.contracts.data import Dataset, Partitioner, Split, Splits, find_file, hash_file, hold_out
 from harness.contracts.defence import (
+    Batch,
     ClientHooks,
     Defence,
+    GradientFn,
     Guarantee,
     Local,
+    LogitsFn,
+    LossFn,
+    Params,
     PrepareContext,
     Sampling,
     StackContext,
@@ -73,16 +82,14 @@ from harness.random import (
     uniform,
 )
 
-if TYPE_CHECKING:
-    # Names for annotations.
-    from harness.contracts.defence import Batch, GradientFn, LogitsFn, LossFn, Params  # noqa: F401
-
 __all__ = [
+    "API_VERSION",
     "MERGED",
     "AggregationContext",
     "Aggregator",
     "Attack",
     "Audit",
+    "Batch",
     "ByzantineAttack",
     "ByzantineContext",
     "Canaries",
@@ -97,9 +104,13 @@ __all__ = [
     "EvasionAttack",
     "EvasionContext",
     "Field",
+    "FineTune",
+    "GradientFn",
     "Guarantee",
     "HarnessError",
     "Local",
+    "LogitsFn",
+    "LossFn",
     "Membership",
     "Metric",
     "MetricContext",
@@ -109,6 +120,7 @@ __all__ = [
     "NotApplicable",
     "Observation",
     "ObservedUpdate",
+    "Params",
     "Partitioner",
     "Payload",
     "Planted",
@@ -158,3 +170,23 @@ __all__ = [
     "torch_generator",
     "uniform",
 ]
+
+# What still works but goes with the next major version, kept for one minor version at least:
+# old name -> (where it is now, as module:name, the version of harness.api that deprecated it).
+DEPRECATED: dict[str, tuple[str, str]] = {}
+
+if not TYPE_CHECKING:  # a type checker says at once what is not in __all__
+
+    def __getattr__(name: str) -> Any:
+        if name not in DEPRECATED:
+            raise AttributeError(f"module 'harness.api' has no attribute {name!r}")
+        import importlib
+
+        place, since = DEPRECATED[name]
+        module, _, new = place.partition(":")
+        warnings.warn(
+            f"harness.api.{name} is deprecated since version {since} of harness.api: use {module}.{new}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(importlib.import_module(module), new)

@@ -27,6 +27,7 @@ from harness.console.options import (
     FailFast,
     Jobs,
     Kind,
+    LocalPlugins,
     Name,
     OptionalKind,
     Out,
@@ -101,6 +102,7 @@ def run(
     export: Export = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Train, compress, attack and score every combination that the store does not hold yet.
 
@@ -159,6 +161,7 @@ def plan(
     select: Select = None,
     shard: ShardOption = None,
     as_json: AsJson = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Say what a run would do: cells, stages, what is in the store, the time it may take.
 
@@ -189,6 +192,7 @@ def validate(
     scenarios: Scenarios,
     data: CheckData = True,
     as_json: AsJson = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Check scenarios without running them; every mistake is named with file, line and column.
 
@@ -217,6 +221,7 @@ def validate(
 @app.command()
 def schema(
     out: Out = None,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Print the JSON Schema of scenarios, installed plugins included, for editors.
 
@@ -246,6 +251,7 @@ def list_plugins(
     context: typer.Context,
     kind: OptionalKind = None,
     as_json: AsJson = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """List plugins by kind, with the package each comes from, and those that could not be loaded.
 
@@ -274,6 +280,7 @@ def show(
     kind: Kind,
     name: Name,
     as_json: AsJson = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Show one plugin: what it does, its parameters and bounds, its reference, its origin.
 

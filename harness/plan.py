@@ -24,7 +24,7 @@ from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack, TrainingVariant
 from harness.errors import HarnessError
 from harness.grid import Cell, DataFacts, Memo, stack_label
-from harness.registry import registry, source_hash
+from harness.registry import registry
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -425,7 +425,7 @@ def identity_of(plugin: Plugin) -> dict[str, Any]:
         "parameters": plugin.parameters(),
         "distribution": entry.distribution,
         "version": entry.version,
-        "source": source_hash(entry.distribution, type(plugin).__module__),
+        "source": entry.source_hash,
         "nested": nested,
     }
 

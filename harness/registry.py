@@ -12,7 +12,8 @@ import importlib.metadata
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,9 +22,11 @@ from typing import Any
 
 import pluggy
 
-from harness import hookspecs
+from harness import hookspecs, local_plugins
 from harness.contracts.base import KINDS, Plugin
 from harness.errors import PluginError, did_you_mean
+from harness.local_plugins import LocalFile
+from harness.plugin_checks import check_api, check_class, declared_api, spellings
 
 GROUP = "harness"
 BUILTIN = "psr-harness"
@@ -36,6 +39,12 @@ class Entry:
     plugin: type[Plugin]
     distribution: str
     version: str
+    file: LocalFile | None = None  # where it is a local plugin
+
+    @property
+    def source_hash(self) -> str:
+        """sha256 of what it does: of its package's Python sources, or of its one file."""
+        return self.file.sha256 if self.file else source_hash(self.distribution, self.plugin.__module__)
 
     @property
     def source(self) -> tuple[str, int]:
@@ -66,6 +75,8 @@ class Registry:
         self.disabled: list[Disabled] = []
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
         self._versions: dict[str, str] = {}
+        self._local: set[LocalFile] = set()  # files whose plugins are in the tables
+        self._seen: frozenset[LocalFile] = frozenset()  # files whose plugins are found by name now
 
     # loading ------------------------------------------------------------------------------------
 
@@ -82,6 +93,11 @@ class Registry:
             if wanted is not None and distribution != BUILTIN and distribution not in wanted:
                 continue
             version = entry_point.dist.version if entry_point.dist else "0"
+            try:  # before importing it: without that version, an import may fail and say less
+                check_api(declared_api(entry_point.module))
+            except PluginError as error:
+                self._disable(entry_point.name, distribution, version, _say(error))
+                continue
             try:
                 module = entry_point.load()
             except KeyboardInterrupt:
@@ -96,21 +112,9 @@ class Registry:
         distribution = _normalized(distribution)
         identity = f"{distribution}:{name}"
         self._versions[distribution] = version
-        staged: list[Entry] = []
-
-        def register(plugin: type[Plugin]) -> None:
-            _check_class(plugin)
-            staged.append(Entry(plugin, distribution, version))
-
         try:
-            self.manager.register(module, identity)
-            self.manager.check_pending()
-            if not self.manager.get_hookcallers(module):
-                raise PluginError("it implements no hook; mark harness_register with @hookimpl")
-            for implementation in self.manager.hook.harness_register.get_hookimpls():
-                if implementation.plugin_name == identity:
-                    implementation.function(register)
-            self._commit(staged)
+            classes = _classes(self.manager, module, identity)
+            self._commit([Entry(plugin, distribution, version) for plugin in classes])
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -118,20 +122,71 @@ class Registry:
                 self.manager.unregister(name=identity)
             self._disable(name, distribution, version, _say(error))
 
+    def load_file(self, path: str | Path, folder: Path | None = None) -> LocalFile:
+        """Takes in the plugins of one Python file as it is now; they are found while it is among the `seeing`.
+
+        path: relative ones from folder, or the working directory. Nothing but a file that is named is ever
+        loaded. Raises PluginError with the line of what is wrong.
+        """
+        file = local_plugins.read(path, folder)
+        if file in self._local:
+            return file
+        module = local_plugins.import_file(file)
+        # A manager of its own: its hooks are checked like a package's, but do not stay after the file is edited.
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        try:
+            check_api(getattr(module, "requires_api", None))
+            classes = _classes(manager, module, file.distribution)
+            others = {caller.name for caller in manager.get_hookcallers(module) or ()} - {"harness_register"}
+            if others:
+                raise PluginError(
+                    f"a local plugin has the hook harness_register alone, not {', '.join(sorted(others))}; "
+                    "watch runs with a tracker, or make a package with `harness plugin new`"
+                )
+            self._commit([Entry(plugin, file.distribution, file.version, file) for plugin in classes])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            text = str(error) if isinstance(error, PluginError) else _say(error)
+            raise PluginError(f"{path}: {text}") from error
+        self._local.add(file)
+        return file
+
+    @contextmanager
+    def seeing(self, files: Iterable[LocalFile]) -> Iterator[None]:
+        """Inside, names of these local plugins resolve too."""
+        before = self._seen
+        for file in files:
+            self.see(file)
+        try:
+            yield
+        finally:
+            self._seen = before
+
+    def local_files(self) -> list[LocalFile]:
+        """Every local file taken in so far, for processes that need its classes."""
+        return sorted(self._local, key=lambda file: file.module)
+
+    def see(self, file: LocalFile) -> None:
+        """From now on, names of this local plugin resolve, and no longer those of the file as it was before."""
+        self._seen = frozenset(f for f in self._seen if f.path != file.path) | {file}
+
     def _commit(self, staged: list[Entry]) -> None:
         taken = {
-            (kind, name, entry.distribution)
+            (kind, name, entry.distribution, entry.file)
             for kind, names in self._entries.items()
             for name, entries in names.items()
             for entry in entries
         }
         for entry in staged:  # all are checked before the first is kept: a package is in whole or not at all
-            for name in _spellings(entry.plugin):
-                if (entry.plugin.kind, name, entry.distribution) in taken:
+            for name in spellings(entry.plugin):
+                mark = (entry.plugin.kind, name, entry.distribution, entry.file)
+                if mark in taken:
                     raise PluginError(f"{entry.distribution} registers {entry.plugin.kind} {name!r} twice")
-                taken.add((entry.plugin.kind, name, entry.distribution))
+                taken.add(mark)
         for entry in staged:
-            for name in _spellings(entry.plugin):
+            for name in spellings(entry.plugin):
                 self._entries[entry.plugin.kind].setdefault(name, []).append(entry)
 
     def _disable(self, name: str, distribution: str, version: str, reason: str) -> None:
@@ -151,35 +206,42 @@ class Registry:
 
     # looking up ---------------------------------------------------------------------------------
 
+    def _visible(self, kind: str, name: str) -> list[Entry]:
+        """What a short name may mean here: plugins of packages, and of the local files that are seen."""
+        return [e for e in self._entries[kind].get(name, ()) if e.file is None or e.file in self._seen]
+
     def entries(self, kind: str) -> Iterator[Entry]:
         """Every plugin of a kind, by name; aliases are not repeated."""
-        for name, entries in sorted(self._entries[_kind(kind)].items()):
-            yield from (e for e in entries if e.plugin.name == name)
+        for name in sorted(self._entries[_kind(kind)]):
+            yield from (e for e in self._visible(kind, name) if e.plugin.name == name)
 
     def names(self, kind: str) -> list[str]:
         """Every name and alias that resolves, in short form."""
-        return sorted(name for name, entries in self._entries[_kind(kind)].items() if entries)
+        return sorted(name for name in self._entries[_kind(kind)] if self._visible(kind, name))
 
     def find(self, kind: str, name: str) -> Entry:
         """The plugin called `name` or `distribution/name`. Raises PluginError with the nearest names."""
-        names = self._entries[_kind(kind)]
+        _kind(kind)
         distribution, _, short = name.rpartition("/")
         distribution = _normalized(distribution)
-        entries = [e for e in names.get(short, []) if not distribution or e.distribution == distribution]
+        known = self._visible(kind, short)
+        entries = [e for e in known if not distribution or e.distribution == distribution]
         if len(entries) == 1:
             return entries[0]
+        options = " or ".join(dict.fromkeys(f"{e.distribution}/{short}" for e in entries or known))
+        if len({e.distribution for e in entries}) == 1:
+            files = " and ".join(sorted(str(e.file.path) for e in entries if e.file))
+            raise PluginError(f"{kind} {name!r} is in two files of one name, {files}; rename one")
         if entries:
-            options = " or ".join(f"{e.distribution}/{short}" for e in entries)
             raise PluginError(f"{kind} {name!r} is in several packages; say {options}")
-        if distribution and names.get(short):
-            options = " or ".join(f"{e.distribution}/{short}" for e in names[short])
+        if known:
             text = f"no package {distribution!r} has the {kind} {short!r}; there is {options}"
         else:
             text = f"unknown {kind} {name!r}; {did_you_mean(short, self.names(kind))}"
         raise PluginError(text + self._elsewhere(kind, short, distribution))
 
     def _elsewhere(self, kind: str, name: str, distribution: str) -> str:
-        other = [k for k in KINDS if k != kind and self._entries[k].get(name)]
+        other = [k for k in KINDS if k != kind and self._visible(k, name)]
         disabled = [d for d in self.disabled if distribution == d.distribution or d.name == name]
         article = "an" if other and other[0][0] in "aeiou" else "a"
         text = f" ({name!r} is {article} {other[0]})" if other else ""
@@ -201,8 +263,9 @@ class Registry:
 
     def qualified(self, plugin: Plugin) -> str:
         """Its name, with the distribution in front where the short name is ambiguous."""
-        entries = self._entries[plugin.kind].get(plugin.name, [])
-        return plugin.name if len(entries) < 2 else f"{self.entry_of(plugin).distribution}/{plugin.name}"
+        own = self.entry_of(plugin)
+        rivals = [entry for entry in self._visible(plugin.kind, plugin.name) if entry is not own]
+        return f"{own.distribution}/{plugin.name}" if rivals else plugin.name
 
 
 @cache
@@ -255,33 +318,28 @@ def source_hash(distribution: str, module: str) -> str:
     return digest.hexdigest()
 
 
-def _check_class(plugin: Any) -> None:
-    if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
-        raise PluginError(f"register() takes plugin classes, not {plugin!r}")
-    if plugin.kind not in KINDS or not plugin.name:
-        raise PluginError(f"{plugin.__qualname__} needs a kind and a name")
-    if not isinstance(plugin.aliases, tuple):
-        raise PluginError(f"{plugin.__qualname__}: aliases must be a tuple of names, not {plugin.aliases!r}")
-    for name in _spellings(plugin):
-        if not isinstance(name, str) or not name or any(c.isspace() or c == "/" for c in name):
-            raise PluginError(f"{plugin.__qualname__}: the name {name!r} must be text without '/' and spaces")
-    if inspect.isabstract(plugin):
-        missing = ", ".join(sorted(plugin.__abstractmethods__))
-        raise PluginError(f"{plugin.kind} {plugin.name!r} does not implement {missing}")
-    family = getattr(plugin, {"attack": "family", "compressor": "acts_on"}.get(plugin.kind, "name"))
-    if not family:
-        raise PluginError(
-            f"{plugin.kind} {plugin.name!r} must subclass one of the families, "
-            f"such as {'EvasionAttack' if plugin.kind == 'attack' else 'ModelCompressor'}"
-        )
+def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:
+    """The plugin classes that a module registers, each checked. Raises whatever is wrong with it."""
+    found: list[type[Plugin]] = []
 
+    def register(plugin: type[Plugin]) -> None:
+        check_class(plugin)
+        found.append(plugin)
 
-def _spellings(plugin: type[Plugin]) -> tuple[str, ...]:
-    return (plugin.name, *plugin.aliases)
+    manager.register(module, identity)
+    manager.check_pending()
+    if not manager.get_hookcallers(module):
+        raise PluginError("it implements no hook; mark harness_register with @hookimpl")
+    for implementation in manager.hook.harness_register.get_hookimpls():
+        if implementation.plugin_name == identity:
+            implementation.function(register)
+    return found
 
 
 def _normalized(distribution: str) -> str:
     """A distribution's name as PyPI compares it: My_Plugin, my.plugin and my-plugin are one."""
+    if distribution.startswith(local_plugins.PREFIX):
+        return distribution  # a file's name is what it is
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 

@@ -139,7 +139,7 @@ class _Source:
 
 def _read_text(text: str, path: Path | None) -> _Source:
     document = parse(text)
-    reader = Reader(document)
+    reader = Reader(document, path.parent if path is not None else Path())
     scenario = reader.scenario() if document.complete else None
     if scenario is not None and path is not None:
         scenario = scenario.model_copy(update={"path": path, "root": path.parent.absolute()})

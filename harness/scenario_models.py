@@ -103,10 +103,18 @@ class Scenario(Part):
     trackers: tuple[Tracker, ...] = Field(
         (), strict=False, examples=[["jsonl"]], description="observers of the run; they decide no score"
     )
+    plugins: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        examples=[["my_rule.py"]],
+        description="Python files that hold plugins still in development, relative to this file",
+    )
     path: Path | None = Field(None, exclude=True)
     root: Path = Field(Path(), exclude=True)
+    files: tuple[Any, ...] = Field((), exclude=True)  # LocalFile: what `plugins` names, as it was read
 
-    unscored: ClassVar[tuple[str, ...]] = ("description", "trackers")  # fields that decide no score
+    # Fields that decide no score: what `plugins` hold is in the keys of stages and in provenance.
+    unscored: ClassVar[tuple[str, ...]] = ("description", "trackers", "plugins")
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
@@ -167,11 +175,12 @@ class Scenario(Part):
 
     def to_dict(self) -> dict[str, Any]:
         """The scenario in full, as JSON values: defaults spelled out, sweeps expanded; load_text reads it."""
-        plain = self.model_dump(mode="json", by_alias=True)
-        for axis in ("defences", "aggregators", "compressors"):
-            plain[axis] = [[spec_of(p) for p in stack] or "none" for stack in getattr(self, axis)]
-        for threat, written in zip(self.threats, plain["threats"], strict=True):
-            written["attacks"] = [spec_of(attack) for attack in threat.attacks]
+        with registry.registry().seeing(self.files):
+            plain = self.model_dump(mode="json", by_alias=True)
+            for axis in ("defences", "aggregators", "compressors"):
+                plain[axis] = [[spec_of(p) for p in stack] or "none" for stack in getattr(self, axis)]
+            for threat, written in zip(self.threats, plain["threats"], strict=True):
+                written["attacks"] = [spec_of(attack) for attack in threat.attacks]
         return plain
 
     def hash(self) -> str:

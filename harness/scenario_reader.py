@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from functools import cache
 from types import SimpleNamespace
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -12,21 +13,40 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from harness import registry
 from harness.contracts.base import Plugin
 from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.local_plugins import LocalFile
 from harness.options import Option
 from harness.scenario_errors import flow
 from harness.scenario_models import Axis, Part, Scenario
 from harness.scenario_reporter import Reporter
 from harness.sweeps import MAX_SWEEP, Choices, count, origin, variants, walk
-from harness.yaml_loader import Location
+from harness.yaml_loader import Document, Location
 
 
 class Reader(Reporter):
     """One pass over one document."""
 
+    def __init__(self, document: Document, root: Path = Path()) -> None:
+        super().__init__(document)
+        self.root = root
+
     def scenario(self) -> Any:
         """The scenario; None where there are problems."""
-        value, good = self.model(Scenario, self.document.data, ())
-        return value if good and not self.problems else None
+        files = self.local_plugins()
+        with registry.registry().seeing(files):
+            value, good = self.model(Scenario, self.document.data, ())
+        return value.model_copy(update={"files": files}) if good and not self.problems else None
+
+    def local_plugins(self) -> tuple[LocalFile, ...]:
+        """The files that `plugins` names: first of all, as everything else may use what they hold."""
+        named = self.document.data.get("plugins") if isinstance(self.document.data, dict) else None
+        found = []
+        for i, path in enumerate(named if isinstance(named, list) else ()):
+            if isinstance(path, str):  # anything else is reported with the other fields
+                try:
+                    found.append(registry.registry().load_file(path, self.root))
+                except PluginError as error:
+                    self.report(("plugins", i), str(error))
+        return tuple(found)
 
     # models -------------------------------------------------------------------------------------
 

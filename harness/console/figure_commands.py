@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from harness.console.options import Store
+from harness.console.options import LocalPlugins, Store
 
 
 def picture(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file with a backdoor threat.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The image to write.")] = Path("triggers.png"),
     count: Annotated[int, typer.Option(min=1, max=100, help="Test images per attack.")] = 8,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Draw a scenario's backdoors: test images as they are, with the trigger, and the difference.
 
@@ -43,6 +44,7 @@ def plot(
     by: Annotated[
         str, typer.Option(metavar="AXIS", help="ranks: defence, aggregator or compressor.")
     ] = "defence",
+    plugins: LocalPlugins = None,
 ) -> None:
     """Draw a scenario's results, ready for a paper.
 

@@ -69,5 +69,25 @@ OptionalKind = Annotated[
     Optional[str],  # noqa: UP045
     typer.Argument(metavar="[KIND]", help="One kind only."),
 ]
+
+def _load(files: Optional[list[str]]) -> Optional[list[str]]:  # noqa: UP045
+    """Takes local plugins in before the command begins."""
+    if files:
+        from harness.registry import registry
+
+        for file in files:
+            registry().see(registry().load_file(file))
+    return files
+
+
+LocalPlugins = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py",
+        callback=_load,
+        help="Also take the plugins of this Python file, still in development. Repeat for more.",
+    ),
+]
 Kind = Annotated[str, typer.Argument(help="A kind, as `harness list` names them.")]
 Name = Annotated[str, typer.Argument(help="A name or alias, or package/name.")]

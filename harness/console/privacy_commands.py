@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.console.options import AsJson, Device, Jobs, Quiet, Scenarios, Select, Store
+from harness.console.options import AsJson, Device, Jobs, LocalPlugins, Quiet, Scenarios, Select, Store
 
 
 def explain(
@@ -44,6 +44,7 @@ def audit(
     select: Select = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Audit every training of a scenario: plant canaries, and bound epsilon from below by what leaks.
 

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
     from harness.contracts.aggregator import Aggregator
 
-    Params = dict[str, Tensor]
-    Batch = tuple[Tensor, Tensor]
-    LossFn = Callable[[Params, Batch, Tensor], Tensor]
-    LogitsFn = Callable[[Params, Tensor], Tensor]
-    GradientFn = Callable[[Params, Batch, Tensor], Params]
+# Quoted, as torch is not imported here.
+Params = dict[str, "Tensor"]
+Batch = tuple["Tensor", "Tensor"]
+LossFn = Callable[[Params, Batch, "Tensor"], "Tensor"]
+LogitsFn = Callable[[Params, "Tensor"], "Tensor"]
+GradientFn = Callable[[Params, Batch, "Tensor"], Params]
 
 
 class Guarantee(BaseModel):

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Guarantee
     from harness.contracts.metric import Score
 
-    Logits = Callable[[Tensor], Tensor]
-
+Logits = Callable[["Tensor"], "Tensor"]
 
 VIOLATION = "audit-violation"  # flag of records whose audit refutes the guarantee
 

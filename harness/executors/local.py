@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
 from harness.executors import Event, reporter
+from harness.local_plugins import LocalFile, expect
+from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.plan import Stage
@@ -38,6 +40,7 @@ class LocalExecutor:
         self.capacity = jobs
         self._store = store
         self._devices = _devices(device, jobs)
+        self._files = registry().local_files()
         self._context = multiprocessing.get_context("forkserver")
         os.environ[PRELOAD_VARIABLE] = ",".join(preload)
         self._context.set_forkserver_preload(["harness.executors.preload"])
@@ -89,7 +92,7 @@ class LocalExecutor:
 
     def _start(self, device: str) -> _Worker:
         ours, theirs = self._context.Pipe()
-        arguments = (theirs, str(self._store), device)
+        arguments = (theirs, str(self._store), device, self._files)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
         with _without_main():
             process.start()
@@ -144,8 +147,9 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(pipe: Any, store_path: str, device: str) -> None:
+def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> None:
     """A worker's life: stages in, events out."""
+    expect(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
     multiprocessing.set_start_method("fork", force=True)

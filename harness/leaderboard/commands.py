@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.console.options import Device, Jobs, Quiet
+from harness.console.options import Device, Jobs, LocalPlugins, Quiet
 from harness.errors import HarnessError
 
 leaderboard = typer.Typer(
@@ -36,6 +36,7 @@ def submit(
     unofficial: Annotated[
         bool, typer.Option("--unofficial", help="Write it also where it cannot be official.")
     ] = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Write what a store holds of a scenario as one JSON file, for a pull request.
 
@@ -112,6 +113,7 @@ def verify(
     ] = None,
     write: Annotated[bool, typer.Option("--write/--no-write", help="Note the verdict in the file.")] = True,
     quiet: Quiet = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Run some cells of submissions again, with what is installed here, and compare every number.
 

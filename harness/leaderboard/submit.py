@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
 from harness.grid import Cell, cells
+from harness.local_plugins import PREFIX as LOCAL
 from harness.leaderboard.submission import (
     SCHEMA,
     Environment,
@@ -48,7 +49,7 @@ def collect(
 
     text: the scenario's YAML; read from its file where not given. Official are submissions in which every cell of
     the scenario is scored, not applicable or failed, all from one clean commit of the engine, one set of plugins
-    and libraries, one device and one data set. Raises HarnessError where no record is of this scenario, where its
+    and libraries, none of them local files, one device and one data set. Raises HarnessError where no record is of this scenario, where its
     text cannot be published, and where a name or note is not fit to print.
     """
     source = _source(scenario) if text is None else text
@@ -62,7 +63,7 @@ def collect(
     kept = [known[cell.id] for cell in planned if cell.id in known]
     if not kept:
         raise HarnessError(_nothing(scenario, len(named)))
-    reasons = [*_missing(planned, known), *disagreements(kept)]
+    reasons = [*_missing(planned, known), *disagreements(kept), *_unpublished(kept)]
     provenance = next((r for r in kept if r["status"] == "scored"), kept[0])["provenance"]
     data = {
         "schema": SCHEMA,
@@ -246,6 +247,13 @@ def disagreements(records: Sequence[Record]) -> list[str]:
     if changed:
         found.append(f"the records are of different code of {', '.join(changed[:5])}")
     return found
+
+
+def _unpublished(records: Sequence[Record]) -> list[str]:
+    """A local file is nowhere to be had: nobody could run it again."""
+    items = (item for record in records for item in record["provenance"]["plugins"])
+    names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
+    return [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"] if names else []
 
 
 def _missing(planned: Sequence[Cell], known: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.citations import selects
 from harness.leaderboard.submission import Cell, Environment, Seed, Submission, Verification
 from harness.leaderboard.submit import cell_name, curve, environment_of, line, shorten
-from harness.registry import registry, source_hash
+from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.grid import Cell as Planned
@@ -255,9 +255,8 @@ def _other_code(submission: Submission) -> list[str]:
         except PluginError:
             changed.setdefault((plugin.distribution, plugin.version, "nothing", ""), []).append(plugin.name)
             continue
-        source = source_hash(entry.distribution, entry.plugin.__module__)
-        if (entry.version, source) != (plugin.version, plugin.source):
-            state = f"{entry.version}, source {source[:12]}"
+        if (entry.version, entry.source_hash) != (plugin.version, plugin.source):
+            state = f"{entry.version}, source {entry.source_hash[:12]}"
             key = (plugin.distribution, f"{plugin.version}, source {plugin.source[:12]}", state, "")
             changed.setdefault(key, []).append(plugin.name)
     return [

@@ -1,0 +1,112 @@
+"""What a plugin class and its module must be before anything of them is used; each fault has its sentence."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from harness._version import API_VERSION
+from harness.contracts.base import KINDS, Plugin
+from harness.errors import PluginError
+
+
+def check_class(plugin: Any) -> None:
+    """Raises PluginError where a class cannot be used as a plugin."""
+    if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
+        raise PluginError(f"register() takes plugin classes, not {plugin!r}")
+    _check_parameters(plugin)
+    if plugin.kind not in KINDS or not plugin.name:
+        raise PluginError(f"{plugin.__qualname__} needs a kind and a name")
+    if not isinstance(plugin.aliases, tuple):
+        raise PluginError(f"{plugin.__qualname__}: aliases must be a tuple of names, not {plugin.aliases!r}")
+    for name in spellings(plugin):
+        if not isinstance(name, str) or not name or any(c.isspace() or c == "/" for c in name):
+            raise PluginError(f"{plugin.__qualname__}: the name {name!r} must be text without '/' and spaces")
+    if inspect.isabstract(plugin):
+        missing = ", ".join(sorted(plugin.__abstractmethods__))
+        raise PluginError(f"{plugin.kind} {plugin.name!r} does not implement {missing}")
+    family = getattr(plugin, {"attack": "family", "compressor": "acts_on"}.get(plugin.kind, "name"))
+    if not family:
+        raise PluginError(
+            f"{plugin.kind} {plugin.name!r} must subclass one of the families, "
+            f"such as {'EvasionAttack' if plugin.kind == 'attack' else 'ModelCompressor'}"
+        )
+
+
+def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
+    """Its name and its aliases."""
+    return (plugin.name, *plugin.aliases)
+
+
+def _check_parameters(plugin: type[Plugin]) -> None:
+    """A parameter, or any attribute, in the place of something that the engine calls would end a run in its midst."""
+    bases = (base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness."))
+    contract = next(bases)
+    what = f"{plugin.__qualname__} ({contract.__name__})"
+    for name, field in plugin.model_fields.items():
+        if name not in contract.model_fields and hasattr(contract, name):
+            theirs = inspect.getattr_static(contract, name)
+            constant = not (inspect.isroutine(theirs) or isinstance(theirs, property))
+            advice = f"as an attribute it has no annotation: `{name} = ...`" if constant else "rename it"
+            raise PluginError(f"{what}: the parameter {name!r} hides {contract.__name__}.{name}; {advice}")
+        if {field.alias, field.validation_alias, field.serialization_alias} != {None}:
+            raise PluginError(f"{what}: the parameter {name!r} has an alias; a parameter has one name")
+    for name in dir(contract):
+        theirs, own = inspect.getattr_static(contract, name), inspect.getattr_static(plugin, name, None)
+        if name.startswith("_") or own is theirs:
+            continue
+        if inspect.isroutine(theirs) and not callable(getattr(plugin, name, None)):
+            raise PluginError(f"{what}: {name!r} must stay a method, not {own!r}; rename yours")
+
+
+# the version of the interface ---------------------------------------------------------------------
+
+
+def check_api(required: Any) -> None:
+    """Raises PluginError where `requires_api` of a plugin module excludes this version of harness.api."""
+    if required is None:
+        return
+    try:
+        accepted = SpecifierSet(required)
+    except (InvalidSpecifier, TypeError, AttributeError):
+        raise PluginError(f"requires_api must be text such as '>=1.0', not {required!r}") from None
+    if API_VERSION not in accepted:
+        raise PluginError(f"it requires harness.api {accepted}; this is version {API_VERSION}: upgrade psr-harness")
+
+
+def declared_api(module: str) -> Any:
+    """The `requires_api` of a module, read from its text: importing it may fail for lack of that very version."""
+    file = _source_file(module)
+    try:
+        tree = ast.parse(file.read_bytes()) if file else ast.Module([], [])
+    except (OSError, SyntaxError, ValueError):
+        return None  # importing it says what is wrong
+    for node in tree.body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name("requires_api")], value=ast.Constant(value))
+                | ast.AnnAssign(target=ast.Name("requires_api"), value=ast.Constant(value))
+            ):
+                return value
+    return None
+
+
+def _source_file(module: str) -> Path | None:
+    """Where a module lies, found without importing it or its parents."""
+    top, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    name = top
+    for part in parts:
+        name = f"{name}.{part}"
+        inside = list(spec.submodule_search_locations or ()) if spec else []
+        spec = importlib.machinery.PathFinder.find_spec(name, inside)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
