@@ -70,7 +70,7 @@ from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.evaluation.matching import match_images
 from harness.functional import batch_norms, detached, fgsm, input_gradient, mean_gradient, pgd
-from harness.hookspecs import hookimpl
+from harness.hookspecs import Register, hookimpl
 from harness.privacy import accounting
 from harness.random import (
     derive,
@@ -136,6 +136,7 @@ __all__ = [
     "Reconstruction",
     "RecordedRound",
     "Reference",
+    "Register",
     "Sampling",
     "Score",
     "Split",

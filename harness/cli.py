@@ -38,6 +38,7 @@ from harness.console.options import (
     Store,
     Timeout,
 )
+from harness.console.plugin_commands import plugin
 from harness.console.privacy_commands import audit, explain
 from harness.console.starter_commands import init
 from harness.console.store_commands import merge
@@ -56,6 +57,7 @@ app = typer.Typer(
 
 app.add_typer(leaderboard, name="leaderboard")
 app.add_typer(export_group, name="export")
+app.add_typer(plugin, name="plugin")
 
 plugin = typer.Typer(no_args_is_help=True, help="Check that plugins keep their contracts.")
 plugin.command()(check)

@@ -7,13 +7,16 @@ from typing import Any
 
 import pluggy
 
+from harness.contracts.base import Plugin
+
 PROJECT = "harness"
+Register = Callable[[type[Plugin]], None]
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def harness_register(register: Callable[[type], None]) -> None:
+def harness_register(register: Register) -> None:
     """Call `register(cls)` for every plugin class; the class says its kind and name."""
 
 

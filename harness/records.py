@@ -133,6 +133,7 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "provenance": {
             **environment(device),
             "plugins": plugin_list(plugins, memo),
+            "trackers": plugin_list(scenario.trackers, memo),  # they decide no score
             "dataset": {
                 "fingerprint": facts.fingerprint,
                 "train": facts.train,

@@ -1,0 +1,50 @@
+"""`harness plugin`: what authors of plugins use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+plugin = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Make a plugin package, and check that plugins keep their contract.\n\n"
+    "Example: harness plugin new aggregator my-rule",
+)
+
+
+@plugin.command()
+def new(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="dataset, partitioner, model, defence, aggregator, pre-aggregator, model-compressor, "
+            "update-compressor, evasion-attack, poisoning-attack, byzantine-attack, privacy-attack, metric or tracker."
+        ),
+    ],
+    name: Annotated[str, typer.Argument(help="Of the package, its folder and the plugin, such as my-rule.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the package's folder goes.")] = Path(),
+) -> None:
+    """Write a package that can be installed with pip: a small method that works, its tests, a scenario, CI.
+
+    Nothing that exists is overwritten.
+
+    Example: harness plugin new byzantine-attack my-attack
+    """
+    from harness.console.output import count_of
+    from harness.plugin_kit.names import names_of
+    from harness.plugin_kit.scaffold import KINDS, next_commands, scaffold
+    from harness.registry import registry
+
+    folder = scaffold(kind, name, out)
+    names = names_of(name)
+    typer.echo(f"wrote {folder}: {count_of(sum(p.is_file() for p in folder.rglob('*')), 'file')}")
+    if names.name in registry().names(KINDS[kind]):
+        typer.echo(
+            f"note: there is {KINDS[kind]} {names.name!r} already; scenarios will have to say {names.name}/{names.name}"
+        )
+    typer.echo("next:")
+    for command in next_commands(folder, kind, names):
+        typer.echo(f"  {command}")

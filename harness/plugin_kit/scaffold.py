@@ -1,0 +1,115 @@
+"""Writes a new plugin package: a small method that works, its tests, a scenario, and what publishes it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from harness._version import API_VERSION, __version__
+from harness.errors import HarnessError, did_you_mean
+from harness.plugin_kit.names import Names, names_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+# What can be made -> the kind that `harness list` files it under.
+KINDS = {
+    "dataset": "dataset",
+    "partitioner": "partitioner",
+    "model": "model",
+    "defence": "defence",
+    "aggregator": "aggregator",
+    "pre-aggregator": "aggregator",
+    "model-compressor": "compressor",
+    "update-compressor": "compressor",
+    "evasion-attack": "attack",
+    "poisoning-attack": "attack",
+    "byzantine-attack": "attack",
+    "privacy-attack": "attack",
+    "metric": "metric",
+    "tracker": "tracker",
+}
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def scaffold(kind: str, name: str, out: Path) -> Path:
+    """Writes the package `out`/name and returns its folder; all of it or nothing.
+
+    Raises HarnessError for an unknown kind, a name that cannot be a package's, and a folder that is there.
+    """
+    if kind not in KINDS:
+        raise HarnessError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS, all_below=len(KINDS))}")
+    names = names_of(name)
+    if not out.is_dir():
+        raise HarnessError(f"--out {out}: there is no such folder")
+    target = out / names.name
+    if target.exists() or target.is_symlink():
+        raise HarnessError(f"{target} exists already; choose another name or --out")
+    files = dict(render(kind, names))
+    try:
+        # Beside its place, so that it can be moved there in one step.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as made:
+            for path, text in files.items():
+                file = Path(made, names.name, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8", newline="\n")
+            Path(made, names.name).rename(target)
+    except OSError as error:
+        raise HarnessError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
+
+
+def render(kind: str, names: Names) -> Iterator[tuple[PurePosixPath, str]]:
+    """(path in the package, text) of every file."""
+    templates = _templates()
+    values = {
+        "kind": kind.replace("-", " "),
+        "article": "An" if kind[0] in "aeiou" else "A",
+        "harness_kind": KINDS[kind],
+        "name": names.name,
+        "module": names.module,
+        "cls": names.cls,
+        "api": API_VERSION,
+        "harness_version": __version__,
+    }
+    text = templates.get_template(f"{kind}/plugin.py.j2").render(values)
+    values["summary"] = _first_sentence(text)
+
+    def of(*parts: str) -> str:
+        return "".join(templates.get_template(part).render(values) for part in parts)
+
+    yield PurePosixPath("src", names.module, "__init__.py"), text + of("package/hook.py.j2")
+    yield PurePosixPath("src", names.module, "py.typed"), ""
+    yield PurePosixPath("tests", f"test_{names.module}.py"), of(f"{kind}/test.py.j2")
+    yield PurePosixPath("scenario.yaml"), of("package/scenario.yaml.j2", f"{kind}/scenario.yaml.j2")
+    yield PurePosixPath("pyproject.toml"), of("package/pyproject.toml.j2")
+    yield PurePosixPath("README.md"), of("package/README.md.j2")
+    yield PurePosixPath(".github", "workflows", "ci.yml"), of("package/ci.yml.j2")
+    yield PurePosixPath(".gitignore"), of("package/gitignore.j2")
+
+
+def next_commands(folder: Path, kind: str, names: Names) -> list[str]:
+    """What to type from where the package was made."""
+    return [
+        f"cd {folder}",
+        'python -m pip install -e ".[dev]"',
+        f"harness list {KINDS[kind]}",
+        f"harness plugin check {names.name}",
+        "python -m pytest",
+        "harness run scenario.yaml",
+    ]
+
+
+def _first_sentence(source: str) -> str:
+    """Of the module's docstring."""
+    return source.split('"""')[1].strip()
+
+
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # What is rendered is Python, YAML and TOML; names are checked before, so that nothing needs escaping.
+    return Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True)
