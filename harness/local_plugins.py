@@ -78,27 +78,26 @@ def expect(files: Iterable[LocalFile]) -> None:
         sys.meta_path.append(_FINDER)
 
 
-def import_file(file: LocalFile) -> ModuleType:
-    """The module of a file. Raises PluginError that names the line on which importing it failed."""
+def import_file(file: LocalFile, shown: str) -> ModuleType:
+    """The module of a file, `shown` in messages. Raises PluginError with the line on which importing it failed."""
     expect([file])
     try:
         return importlib.import_module(file.module)
     except KeyboardInterrupt:
         raise
     except SyntaxError as error:
-        if error.filename != str(file.path):
-            raise PluginError(f"{_place(file, error)}: {type(error).__name__}: {error}") from error
-        where = f"{file.path.name}:{error.lineno or 1}:{error.offset or 1}"
-        line = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
-        raise PluginError(f"{where}: {error.msg}{line}") from error
+        if error.filename != str(file.path):  # of a module that it imports
+            raise PluginError(f"{shown}{_line(file, error)}: SyntaxError: {error}") from error
+        text = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
+        raise PluginError(f"{shown}:{error.lineno or 1}:{error.offset or 1}: {error.msg}{text}") from error
     except BaseException as error:  # also SystemExit and the panics of extension modules
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PluginError(f"{_place(file, error)}: {text}{_hint(file, error)}") from error
+        raise PluginError(f"{shown}{_line(file, error)}: {text}{_hint(file, error)}") from error
 
 
-def _place(file: LocalFile, error: BaseException) -> str:
+def _line(file: LocalFile, error: BaseException) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file.path)]
-    return f"{file.path.name}:{lines[-1]}" if lines else file.path.name
+    return f":{lines[-1]}" if lines else ""
 
 
 def _hint(file: LocalFile, error: BaseException) -> str:

@@ -131,7 +131,7 @@ class Registry:
         file = local_plugins.read(path, folder)
         if file in self._local:
             return file
-        module = local_plugins.import_file(file)
+        module = local_plugins.import_file(file, str(path))
         # A manager of its own: its hooks are checked like a package's, but do not stay after the file is edited.
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)

@@ -32,6 +32,8 @@ class Reader(Reporter):
     def scenario(self) -> Any:
         """The scenario; None where there are problems."""
         files = self.local_plugins()
+        if len(self.problems) > len(self.document.problems):
+            return None  # names of what could not be loaded would all be reported as unknown
         with registry.registry().seeing(files):
             value, good = self.model(Scenario, self.document.data, ())
         return value.model_copy(update={"files": files}) if good and not self.problems else None

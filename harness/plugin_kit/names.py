@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 
 # Device names that Windows takes for itself, with whatever ending.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
-_LONGEST = 60
+_LONGEST = 40
 
 
 @dataclass(frozen=True)

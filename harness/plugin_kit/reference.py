@@ -1,0 +1,155 @@
+"""The reference of hooks, of everything in harness.api, and of commands, as Markdown, from their own documentation.
+
+    python -m harness.plugin_kit.reference > docs/reference.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+import typer
+
+from harness import api, hookspecs
+from harness.contracts.base import Plugin
+
+# Names that cannot carry a docstring.
+CONSTANTS = {
+    "API_VERSION": f"The version of harness.api, {api.API_VERSION}: what `requires_api` of a plugin's module is "
+    "compared with.",
+    "Batch": "(x (b, c, h, w) float in [0, 1], y (b,) int64): the records of one step.",
+    "Field": "pydantic's: declares a parameter, with default, bounds and description.",
+    "GradientFn": "gradient(params, batch, key) -> dict name -> tensor: what the optimiser steps along.",
+    "LogitsFn": "logits(params, x (b, c, h, w)) -> (b, k): the network with these parameters.",
+    "LossFn": "loss(params, batch, key) -> (b,): one loss a record.",
+    "MERGED": "The client id of a row that several clients share.",
+    "Params": "dict name -> tensor: trainable parameters.",
+    "Register": "register(cls): what harness_register is given.",
+    "accounting": "Module: Renyi accounting of Gaussian mechanisms; noise for an epsilon, and epsilon of a noise.",
+    "hookimpl": "Decorator: marks a function or method as the implementation of the hook of its name.",
+}
+
+
+def reference() -> str:
+    """The whole page."""
+    lines = [
+        "# Reference",
+        "",
+        "Made by `python -m harness.plugin_kit.reference > docs/reference.md`; a test fails where it is out of date.",
+        "How to write a plugin is in the [guide](plugins.md).",
+        "",
+        "## Hooks",
+        "",
+        "A plugin package implements those it needs, each marked with `harness.api.hookimpl`; a hook may leave out",
+        "arguments that it does not use. Observers are called in the main process; one that raises is not called",
+        "again in that run, and the run goes on.",
+        *hooks(),
+        "",
+        "## harness.api",
+        *names(),
+        "",
+        "## Commands",
+        "",
+        "Each takes `--help`, which lists its options.",
+        *commands(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def hooks() -> Iterator[str]:
+    """One section a hook."""
+    for name, function in sorted(vars(hookspecs).items()):
+        if name.startswith("harness_"):
+            yield from ("", f"### {name}({', '.join(inspect.signature(function).parameters)})", "")
+            yield documentation(function, name)
+
+
+def names() -> Iterator[str]:
+    """Base classes of plugins first, then what their methods take and return, then functions and constants."""
+    values = {name: getattr(api, name) for name in api.__all__}
+    classes = {n: v for n, v in values.items() if inspect.isclass(v) and n not in CONSTANTS}
+    bases = {n: v for n, v in classes.items() if issubclass(v, Plugin)}
+    functions = {n: v for n, v in values.items() if inspect.isfunction(v) and n not in CONSTANTS}
+    for title, chosen in (
+        ("What a plugin is", bases),
+        ("What methods take and return, and errors", {n: v for n, v in classes.items() if n not in bases}),
+    ):
+        yield from ("", f"### {title}")
+        for name, cls in chosen.items():
+            yield from ("", f"#### {name}", "", documentation(cls, name))
+            yield from members(cls)
+    yield from ("", "### Functions", "", "| function | does |", "|---|---|")
+    for name, function in functions.items():
+        yield f"| `{name}({signature(function)})` | {cell(sentence(documentation(function, name)))} |"
+    yield from ("", "### Other names", "", "| name | is |", "|---|---|")
+    rest = sorted(values.keys() - classes.keys() - functions.keys() - CONSTANTS.keys())
+    if rest:
+        raise LookupError(f"without documentation: {', '.join(rest)}: a docstring, or an entry in CONSTANTS")
+    for name, text in CONSTANTS.items():
+        yield f"| `{name}` | {cell(text)} |"
+
+
+def members(cls: type) -> Iterator[str]:
+    """The methods and properties that a class itself documents."""
+    rows = []
+    for name, value in vars(cls).items():
+        function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
+            continue
+        call = name if isinstance(value, property) else f"{name}({signature(function)})"
+        must = "**to implement**: " if getattr(value, "__isabstractmethod__", False) else ""
+        rows.append(f"| `{call}` | {must}{cell(inspect.getdoc(function) or '')} |")
+    if rows:
+        yield from ("", "| member | |", "|---|---|", *rows)
+
+
+def commands() -> Iterator[str]:
+    """One line a command, those of groups below their own."""
+    from harness.cli import app
+
+    yield from ("", "| command | does |", "|---|---|")
+    yield from _commands(typer.main.get_group(app), "harness")
+
+
+def _commands(group: Any, path: str) -> Iterator[str]:
+    for name, command in group.commands.items():
+        if getattr(command, "commands", None):
+            yield from _commands(command, f"{path} {name}")
+            continue
+        if not command.help:
+            raise LookupError(f"{path} {name} has no documentation")
+        arguments = [p.metavar or p.name.upper() for p in command.params if p.param_type_name == "argument"]
+        call = " ".join([path, name, *arguments])
+        yield f"| `{cell(call)}` | {cell(sentence(command.help))} |"
+
+
+def documentation(thing: Any, name: str) -> str:
+    """Its own docstring, cleaned. Raises LookupError where there is none."""
+    text = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+    # A dataclass without a docstring is given its signature for one.
+    if not text or (is_dataclass(thing) and text.startswith(f"{name}(")):
+        raise LookupError(f"{name} has no documentation")
+    return text
+
+
+def signature(function: Any) -> str:
+    """Its parameters' names."""
+    return ", ".join(p for p in inspect.signature(function).parameters if p not in ("self", "cls"))
+
+
+def sentence(text: str) -> str:
+    """The first sentence, or line."""
+    first = text.split("\n\n")[0]
+    return " ".join(first.split())
+
+
+def cell(text: str) -> str:
+    """Text that fits a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,254 @@
+"""Single files as plugins: named, never found; hashed as they were; two of one name, and edited between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+
+import pytest
+
+import harness
+from harness.cli import main
+from harness.errors import PluginError, ScenarioError
+from harness.plan import identity_of
+from harness.registry import Registry, registry
+from harness.scenario import load, load_text
+
+RULE = '''"""A rule."""
+
+from harness.api import Aggregator, Field, hookimpl
+
+
+class Rule(Aggregator):
+    """The first update, times `scale`."""
+
+    name = "local-rule"
+    scale: float = Field({scale}, gt=0, description="factor")
+
+    def aggregate(self, updates, context):
+        return updates[0] * self.scale
+
+
+@hookimpl
+def harness_register(register):
+    register(Rule)
+'''
+SCENARIO = """\
+schema: 1
+name: {name}
+plugins: [{path}]
+dataset: digits
+model: {{mlp: {{hidden: [4]}}}}
+federation: {{clients: 2, rounds: 1}}
+aggregators: [{rule}]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write("a/rule.py", scale=2.0) -> the file; write.scenario("a/s.yaml") -> one that names rule.py."""
+
+    def file(path, scale=1.0, source=RULE):
+        place = tmp_path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(source.replace("{scale}", repr(scale)), encoding="utf-8")
+        return place
+
+    def scenario(path, name="local", plugin="rule.py", rule="local-rule"):
+        place = tmp_path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(SCENARIO.format(name=name, path=plugin, rule=rule))
+        return place
+
+    file.scenario = scenario
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_seen():
+    seen = registry()._seen
+    yield
+    registry()._seen = seen
+
+
+def rule_of(scenario):
+    ((rule,),) = scenario.aggregators
+    return rule
+
+
+def test_a_scenario_names_the_file_and_the_record_its_hash(write, tmp_path):
+    file, path = write("methods/rule.py", 2.0), write.scenario("scenarios/s.yaml", plugin="../methods/rule.py")
+    run = harness.run(path, device="cpu", jobs=0, store=tmp_path / "runs")
+    (record,) = run.records
+    assert record["status"] == "scored", record["error"]
+    (item,) = [p for p in record["provenance"]["plugins"] if p["name"] == "local-rule"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert item == {
+        "kind": "aggregator", "name": "local-rule", "distribution": "local:rule.py", "version": digest[:12],
+        "source": digest,
+    }  # fmt: skip
+    assert str(tmp_path) not in str(record["provenance"]["plugins"])
+
+
+def test_never_implicitly(write):
+    """Neither by lying beside a scenario, nor because another scenario of the process names it."""
+    write("rule.py")
+    named = load(write.scenario("s.yaml"))
+    assert rule_of(named).scale == 1.0
+    with pytest.raises(ScenarioError, match="unknown aggregator 'local-rule'"):
+        load(write.scenario("t.yaml", plugin=""))
+    assert "local-rule" not in harness.plugins("aggregator")
+    with pytest.raises(PluginError, match="unknown aggregator"):
+        harness.create("aggregator", "local-rule")
+
+
+def test_an_edited_file_is_another_one_in_the_same_process(write):
+    write("rule.py", 1.0)
+    path = write.scenario("s.yaml")
+    before = load(path)
+    write("rule.py", 3.0)
+    after = load(path)
+    assert (rule_of(before).scale, rule_of(after).scale) == (1.0, 3.0)
+    old, new = identity_of(rule_of(before)), identity_of(rule_of(after))
+    assert old["source"] != new["source"]  # and so other stage keys
+    assert before.hash() != after.hash()  # a default has changed
+    write("rule.py", 1.0)
+    assert identity_of(rule_of(load(path))) == old
+
+
+def test_stage_keys_follow_the_file(write, tmp_path):
+    from harness.engine import plan
+
+    path = write.scenario("s.yaml", rule="local-rule: {scale: 1.0}")
+    write("rule.py")
+    keys = []
+    for source in (RULE, RULE, RULE.replace("updates[0]", "updates[1]")):
+        write("rule.py", source=source)
+        (found,) = plan(path, device="cpu", store=tmp_path / "none").to_dict()["scenarios"]
+        keys.append(found["cells"][0]["stages"]["train"])
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_two_files_of_one_name_in_different_folders_work_in_worker_processes(write, tmp_path):
+    write("a/rule.py")
+    write("b/rule.py", source=RULE.replace("updates[0]", "updates.mean(0) * 0"))
+    paths = [write.scenario("a/s.yaml", "first"), write.scenario("b/s.yaml", "second")]
+    run = harness.run(paths, device="cpu", jobs=1, store=tmp_path / "runs")
+    first, second = run.records
+    assert (first["status"], second["status"]) == ("scored", "scored"), (first["error"], second["error"])
+    sources = [
+        {p["source"] for p in r["provenance"]["plugins"] if p["distribution"] == "local:rule.py"} for r in run.records
+    ]
+    expected = [{hashlib.sha256((tmp_path / f / "rule.py").read_bytes()).hexdigest()} for f in ("a", "b")]
+    assert sources == expected
+    assert first["history"] != second["history"]  # one trains, the other stays where it was
+
+
+def test_instances_travel_by_their_content(write):
+    write("rule.py", 2.0)
+    rule = rule_of(load(write.scenario("s.yaml")))
+    write("rule.py", 5.0)
+    copy = pickle.loads(pickle.dumps(rule))
+    assert copy == rule
+    assert type(copy).model_fields["scale"].default == 2.0
+
+
+def test_two_files_of_one_name_in_one_scenario(write):
+    write("a/rule.py")
+    write("b/rule.py", source=RULE.replace("local-rule", "other-rule"))
+    scenario = load(write.scenario("s.yaml", plugin="a/rule.py, b/rule.py", rule="local-rule, other-rule"))
+    assert [chain[0].name for chain in scenario.aggregators] == ["local-rule", "other-rule"]
+    write("b/rule.py", 2.0)
+    with pytest.raises(ScenarioError, match=r"'local-rule' is in two files of one name, .*a/rule.py and .*b/rule.py"):
+        load(write.scenario("s.yaml", plugin="a/rule.py, b/rule.py"))
+
+
+def test_a_local_name_does_not_hide_an_installed_one(write):
+    write("rule.py", source=RULE.replace("local-rule", "krum"))
+    with pytest.raises(ScenarioError, match="say psr-harness/krum or local:rule.py/krum"):
+        load(write.scenario("s.yaml", rule="krum"))
+    scenario = load(write.scenario("s.yaml", rule="psr-harness/krum, local:rule.py/krum: {scale: 2.0}"))
+    assert [type(chain[0]).__name__ for chain in scenario.aggregators] == ["Krum", "Rule"]
+    written = scenario.to_dict()["aggregators"]
+    assert [next(iter(chain[0])) for chain in written] == ["psr-harness/krum", "local:rule.py/krum"]
+
+
+FAULTS = {
+    "no file": (None, r"s.yaml:3:11: rule.py: no such file in .*; did you mean 'rules.py'\?"),
+    "syntax": ("x = 1\ndef f(:\n", r"s.yaml:3:11: rule.py:2:7: invalid syntax in 'def f\(:'"),
+    "import": (
+        "x = 1\nimport no_such_module\n",
+        r"rule.py:2: ModuleNotFoundError: No module named 'no_such_module'\n",
+    ),
+    "neighbour": ("import rules\n", r"rule.py:1: .*'rules'; a local plugin is one file and cannot import its neighbours"),
+    "raises": ("def f():\n    raise ValueError('no')\nf()\n", r"rule.py:2: ValueError: no"),
+    "exits": ("import sys\nsys.exit(3)\n", r"rule.py:2: SystemExit: 3"),
+    "no hook": ("x = 1\n", r"rule.py: it implements no hook; mark harness_register with @hookimpl"),
+    "mistyped hook": (RULE.replace("harness_register", "harness_regster"), r"rule.py: .*unknown hook 'harness_regster'"),
+    "not a plugin": (RULE.replace("register(Rule)", "register(dict)"), r"rule.py: register\(\) takes plugin classes"),
+    "observer": (
+        RULE + "\n@hookimpl\ndef harness_run_started(run):\n    pass\n",
+        r"rule.py: a local plugin has the hook harness_register alone, not harness_run_started; watch runs with a tracker",
+    ),
+    "newer": ("requires_api = '>=99'\n" + RULE, r"rule.py: it requires harness.api >=99; this is version"),
+    "not text": ("\0", r"rule.py: SyntaxError: source code string cannot contain null bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_what_is_wrong_is_one_message_at_the_place_that_names_the_file(case, write):
+    source, message = FAULTS[case]
+    write("rules.py")
+    if source is not None:
+        write("rule.py", source=source)
+    with pytest.raises(ScenarioError, match=message) as caught:
+        load(write.scenario("s.yaml"))
+    assert str(caught.value).count("s.yaml:3:11:") == 1
+
+
+def test_other_places_that_are_no_file(write, tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    load_file = Registry().load_file
+    with pytest.raises(PluginError, match="is a folder; a local plugin is one Python file"):
+        load_file(tmp_path / "package")
+    with pytest.raises(PluginError, match="its name must end with .py"):
+        load_file(tmp_path / "notes.txt")
+    with pytest.raises(PluginError, match="there is no folder"):
+        load_file(tmp_path / "absent" / "x.py")
+
+
+def test_plugins_must_be_a_list_of_paths():
+    text = "schema: 1\nname: s\nplugins: {}\ndataset: digits\nmodel: lenet5\n"
+    with pytest.raises(ScenarioError, match="plugins must be a list"):
+        load_text(text.format("rule.py"))
+    with pytest.raises(ScenarioError, match="plugins must be text"):
+        load_text(text.format("[3]"))
+
+
+def test_the_command_line_takes_a_file(write, tmp_path, capsys):
+    file = write("rule.py")
+    assert main(["list", "aggregator", "--plugin", str(file)]) == 0
+    assert "local-rule" in capsys.readouterr().out
+    assert main(["show", "aggregator", "local:rule.py/local-rule", "--plugin", str(file)]) == 0
+    assert "local:rule.py" in capsys.readouterr().out
+    path = write.scenario("s.yaml", plugin="")
+    assert main(["validate", str(path), "--no-data", "--plugin", str(file)]) == 0
+    write("rule.py", 7.0)  # an edited file takes the place of what it was
+    assert main(["show", "aggregator", "local-rule", "--plugin", str(file)]) == 0
+    assert "7" in capsys.readouterr().out
+    assert main(["list", "--plugin", str(tmp_path / "none.py")]) == 2
+    assert "none.py: no such file" in capsys.readouterr().err
+
+
+def test_results_of_a_local_file_are_not_official(write, tmp_path):
+    from harness.leaderboard.submit import collect
+    from harness.store import Store
+
+    write("rule.py")
+    path = write.scenario("s.yaml")
+    harness.run(path, device="cpu", jobs=0, store=tmp_path / "runs")
+    with Store(tmp_path / "runs") as store:
+        made = collect(store.records("local"), load(path), name="mine")
+    assert not made.official
+    assert any("aggregator local-rule: from a local file" in reason for reason in made.unofficial_because)
