@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from harness._version import API_VERSION
-
 from harness.contracts.aggregator import MERGED, AggregationContext, Aggregator, PreAggregator
 from harness.contracts.attack import (
     Attack,

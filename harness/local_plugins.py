@@ -57,7 +57,9 @@ def read(path: str | Path, folder: Path | None = None) -> LocalFile:
     """The file at a path, relative ones from `folder`. Raises PluginError where there is none to read."""
     place = ((folder or Path()) / Path(path).expanduser()).absolute()
     if place.is_dir():
-        raise PluginError(f"{path} is a folder; a local plugin is one Python file, a package is installed with pip")
+        raise PluginError(
+            f"{path} is a folder; a local plugin is one Python file, a package is installed with pip"
+        )
     if place.suffix != ".py":
         raise PluginError(f"{path} is not a Python file: its name must end with .py")
     try:

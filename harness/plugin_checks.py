@@ -46,7 +46,9 @@ def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
 
 def _check_parameters(plugin: type[Plugin]) -> None:
     """A parameter, or any attribute, in the place of something that the engine calls would end a run in its midst."""
-    bases = (base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness."))
+    bases = (
+        base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness.")
+    )
     contract = next(bases)
     what = f"{plugin.__qualname__} ({contract.__name__})"
     for name, field in plugin.model_fields.items():
@@ -77,7 +79,9 @@ def check_api(required: Any) -> None:
     except (InvalidSpecifier, TypeError, AttributeError):
         raise PluginError(f"requires_api must be text such as '>=1.0', not {required!r}") from None
     if API_VERSION not in accepted:
-        raise PluginError(f"it requires harness.api {accepted}; this is version {API_VERSION}: upgrade psr-harness")
+        raise PluginError(
+            f"it requires harness.api {accepted}; this is version {API_VERSION}: upgrade psr-harness"
+        )
 
 
 def declared_api(module: str) -> Any:

@@ -9,11 +9,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 import harness
-from harness.api import Aggregator, Attack, Metric, hookimpl
+from harness.api import Aggregator, Attack, Field, Metric, hookimpl
 from harness.errors import PluginError
 from harness.registry import Registry, split_spec
 
@@ -353,3 +354,95 @@ def plugins_of(*classes):
                 register(each)
 
     return Package()
+
+
+def shadowing(annotations, **attributes):
+    """An aggregator with these attributes, made by hand: a class body would not let some of them be written."""
+    body = {"__module__": __name__, "__annotations__": annotations, "name": "shadow", **attributes}
+    return type("Shadow", (Aggregator,), {"aggregate": lambda self, updates, context: updates[0], **body})
+
+
+@pytest.mark.filterwarnings("ignore:Field name")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: shadowing({"label": str}, label="x"),
+         "the parameter 'label' hides Aggregator.label; rename it"),
+        (lambda: shadowing({"create": int}, create=1), "'create' hides Aggregator.create; rename it"),
+        (lambda: shadowing({"check": float}, check=1.0), "'check' hides Aggregator.check; rename it"),
+        (lambda: shadowing({"data_access": str}, data_access="none"), "'data_access' hides"),
+        (lambda: shadowing({"model_dump": int}, model_dump=1), "'model_dump' hides"),
+        (lambda: shadowing({"kind": str}, kind="aggregator"),
+         "the parameter 'kind' hides Aggregator.kind; as an attribute it has no annotation: `kind = ...`"),
+        (lambda: shadowing({"name": str}, name="mine"), "no annotation: `name = ...`"),
+        (lambda: shadowing({"label": ClassVar[str]}, label="x"), "'label' must stay a method, not 'x'"),
+        (lambda: shadowing({"rate": float}, rate=Field(1.0, alias="speed")),
+         "the parameter 'rate' has an alias; a parameter has one name"),
+        (lambda: shadowing({"rate": float}, rate=Field(1.0, serialization_alias="label")),
+         "the parameter 'rate' has an alias"),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_hides_the_contract_disables_its_package_alone(make, reason):
+    registry = Registry()
+    registry.add(plugins_of(make()), "main", "pack")
+    registry.add(plugins_of(named("median")), "main", "other")
+    where, said = only_disabled(registry)
+    assert where == "pack:main"
+    assert reason in said
+    assert registry.names("aggregator") == ["median"]
+
+
+def test_parameters_and_overrides_that_hide_nothing_are_fine():
+    class Fine(Aggregator):
+        """A rule with an f of its own, and constants for what is computed elsewhere."""
+
+        name = "fine"
+        sum_only = True
+        data_access: ClassVar[str] = "none"  # a property of the contract
+        f: int = 0
+
+        def aggregate(self, updates, context):
+            return updates[0]
+
+    registry = Registry()
+    registry.add(plugins_of(Fine), "main", "pack")
+    assert registry.disabled == []
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason"),
+    [
+        ("'>=99.0'", "it requires harness.api >=99.0; this is version 1.0: upgrade psr-harness"),
+        ("'<1.0'", "it requires harness.api <1.0; this is version 1.0"),
+        ("'newest'", "requires_api must be text such as '>=1.0', not 'newest'"),
+        ("3", "requires_api must be text such as '>=1.0', not 3"),
+    ],
+)
+def test_a_package_for_another_interface_says_so_instead_of_how_its_import_fails(site, declared, reason):
+    site("newer", {"main": f"from harness.api import NotYetThere\nrequires_api = {declared}\n" + module()})
+    where, said = only_disabled(load())
+    assert where == "newer:main"
+    assert reason in said
+    assert "import failed" not in said
+
+
+@pytest.mark.parametrize("line", ["requires_api = '>=1.0'", "requires_api: str = '>=1, <2'", ""])
+def test_a_package_for_this_interface_is_loaded(site, line):
+    site("fitting", {"main": line + "\n" + module("fitting")})
+    registry = load()
+    assert registry.disabled == []
+    assert "fitting" in registry.names("aggregator")
+
+
+def test_the_version_needed_is_found_in_a_module_below_a_package(tmp_path, monkeypatch):
+    from harness.plugin_checks import declared_api
+
+    (tmp_path / "outer_pack").mkdir()
+    (tmp_path / "outer_pack" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    (tmp_path / "outer_pack" / "plugins.py").write_text("import torch\nrequires_api = '>=3'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert declared_api("outer_pack.plugins") == ">=3"
+    assert declared_api("outer_pack") is None
+    assert declared_api("outer_pack.absent") is None
+    assert declared_api("no_such_package.x") is None
+    assert "outer_pack" not in sys.modules

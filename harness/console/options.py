@@ -70,6 +70,7 @@ OptionalKind = Annotated[
     typer.Argument(metavar="[KIND]", help="One kind only."),
 ]
 
+
 def _load(files: Optional[list[str]]) -> Optional[list[str]]:  # noqa: UP045
     """Takes local plugins in before the command begins."""
     if files:

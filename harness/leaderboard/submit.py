@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
 from harness.grid import Cell, cells
-from harness.local_plugins import PREFIX as LOCAL
 from harness.leaderboard.submission import (
     SCHEMA,
     Environment,
@@ -20,6 +19,7 @@ from harness.leaderboard.submission import (
     parse,
     unseen,
 )
+from harness.local_plugins import PREFIX as LOCAL
 from harness.registry import registry
 from harness.yaml_loader import parse as parse_yaml
 
@@ -49,8 +49,8 @@ def collect(
 
     text: the scenario's YAML; read from its file where not given. Official are submissions in which every cell of
     the scenario is scored, not applicable or failed, all from one clean commit of the engine, one set of plugins
-    and libraries, none of them local files, one device and one data set. Raises HarnessError where no record is of this scenario, where its
-    text cannot be published, and where a name or note is not fit to print.
+    and libraries, none of them a local file, one device and one data set. Raises HarnessError where no record is
+    of this scenario, where its text cannot be published, and where a name or note is not fit to print.
     """
     source = _source(scenario) if text is None else text
     problem = unportable(source)
@@ -253,7 +253,11 @@ def _unpublished(records: Sequence[Record]) -> list[str]:
     """A local file is nowhere to be had: nobody could run it again."""
     items = (item for record in records for item in record["provenance"]["plugins"])
     names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
-    return [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"] if names else []
+    return (
+        [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"]
+        if names
+        else []
+    )
 
 
 def _missing(planned: Sequence[Cell], known: Mapping[str, Any]) -> list[str]:

@@ -42,5 +42,7 @@ def names_of(given: str) -> Names:
         raise HarnessError(f"{given!r} is taken by Python or the system; say more, such as {name}-rule")
     installed = importlib.util.find_spec(module)
     if installed is not None and installed.origin is not None:  # a mere folder has none
-        raise HarnessError(f"a module {module!r} is installed already and would be hidden; choose another name")
+        raise HarnessError(
+            f"a module {module!r} is installed already and would be hidden; choose another name"
+        )
     return Names(name, module, "".join(part.capitalize() for part in module.split("_")))

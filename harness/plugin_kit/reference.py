@@ -1,6 +1,6 @@
 """The reference of hooks, of everything in harness.api, and of commands, as Markdown, from their own documentation.
 
-    python -m harness.plugin_kit.reference > docs/reference.md
+python -m harness.plugin_kit.reference > docs/reference.md
 """
 
 from __future__ import annotations

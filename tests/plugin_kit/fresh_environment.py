@@ -31,7 +31,17 @@ class Environment:
         run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
         self.scripts = folder / ("Scripts" if os.name == "nt" else "bin")
         self.python = self.scripts / "python"
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q", "--no-deps", "--no-index"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(self.python),
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+        ]
         run([*pip, "--no-compile", "--disable-pip-version-check", *map(str, wheels)])
         (self.packages,) = folder.glob("[lL]ib/**/site-packages")
         lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
@@ -48,7 +58,12 @@ class Environment:
     def call(self, command: Sequence[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
         """Any command, in this environment."""
         return subprocess.run(
-            list(map(str, command)), cwd=cwd, env=self.variables, capture_output=True, text=True, encoding="utf-8"
+            list(map(str, command)),
+            cwd=cwd,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
 
 

@@ -3,6 +3,7 @@
     ```sh        commands that must succeed; what they print is not shown
     ```console   `$ command`, then what it prints: `...` on a line of its own stands for any lines, and, as numbers
                  differ from machine to machine, every number for any number
+                 a command that is meant to fail says `# exits with STATUS`
     any other block that follows `<!-- file: PATH -->` is written to that file
 
 `python tests/plugin_kit/guide.py docs/plugins.md` runs a guide in a fresh environment and writes in what was
@@ -78,7 +79,8 @@ def follow(text: str, folder: Path, call: Call, skip: Callable[[str], bool] = la
                 continue
             done = call(step.command, folder)
             printed = done.stdout + done.stderr
-            expected = 2 if step.shown is not None and re.search(r"^error: |: error: |^\S+:\d+:\d+: ", step.shown, re.M) else 0
+            status = re.search(r"# exits with (\d+)$", step.command)
+            expected = int(status[1]) if status else 0
             assert done.returncode == expected, f"$ {step.command}\nexit status {done.returncode}\n{printed}"
             if step.shown is not None:
                 keep = "..." in step.shown.split("\n") and agrees(step.shown, printed)
@@ -102,7 +104,13 @@ def fresh(folder: Path) -> Call:
 
     def call(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, shell=True, cwd=cwd, env=environment.variables, capture_output=True, text=True, encoding="utf-8"
+            command,
+            shell=True,
+            cwd=cwd,
+            env=environment.variables,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
 
     return call

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from fresh_environment import ROOT, Environment, build_wheels
+
 from harness.plugin_kit.scaffold import KINDS, scaffold
 
 TESTING = importlib.util.find_spec("harness.testing") is not None
@@ -120,7 +121,10 @@ def ambiguous_names_are_an_error_where_used(environment: Environment, folder: Pa
     (folder / "full.yaml").write_text(text.format("twin-b/twin"))
     done = environment.harness("validate", "--no-data", "short.yaml", cwd=folder)
     assert done.returncode == 2
-    assert "short.yaml:5:15: aggregator 'twin' is in several packages; say twin-a/twin or twin-b/twin" in done.stderr
+    assert (
+        "short.yaml:5:15: aggregator 'twin' is in several packages; say twin-a/twin or twin-b/twin"
+        in done.stderr
+    )
     done = environment.harness("validate", "--no-data", "full.yaml", cwd=folder)
     assert (done.returncode, done.stdout) == (0, "full.yaml: ok\n")
 
@@ -130,7 +134,9 @@ def own_tests_pass(environment: Environment, packages: dict[str, Path], folder: 
         return
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder]
     tests = [package / "tests" for package in packages.values()]
-    done = environment.call([environment.python, "-m", "pytest", *options, *tests, "-k", "not conformance"], folder)
+    done = environment.call(
+        [environment.python, "-m", "pytest", *options, *tests, "-k", "not conformance"], folder
+    )
     assert done.returncode == 0, done.stdout
     # The command itself, for each; one process, as importing torch takes longer than checking.
     code = "import sys; from harness.cli import main; sys.exit(max(main(['plugin', 'check', n]) for n in sys.argv[1:]))"
@@ -169,15 +175,20 @@ def source_of(package: Path) -> str:
     return digest.hexdigest()
 
 
-def start_type_checker(
-    environment: Environment, packages: list[Path], folder: Path
-) -> subprocess.Popen[str]:
+def start_type_checker(environment: Environment, packages: list[Path], folder: Path) -> subprocess.Popen[str]:
     """mypy --strict over all packages, against what is installed."""
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(environment.python)]
     command += ["--cache-dir", str(folder / "mypy"), "--config-file="]
-    command += [str(package / part) for package in packages for part in (("src", "tests") if TESTING else ("src",))]
+    command += [
+        str(package / part) for package in packages for part in (("src", "tests") if TESTING else ("src",))
+    ]
     return subprocess.Popen(
-        command, cwd=folder, env=environment.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment.variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

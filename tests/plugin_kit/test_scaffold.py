@@ -126,7 +126,9 @@ def test_packages_are_linted_and_formatted_whatever_they_are_called(name, tmp_pa
         scaffold(kind, name, tmp_path / kind)
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "--no-cache", str(tmp_path)], capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *command, "--no-cache", str(tmp_path)],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout
 
@@ -150,4 +152,7 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
 
 def test_a_name_that_is_taken_is_said(tmp_path, capsys):
     assert main(["plugin", "new", "aggregator", "krum", "--out", str(tmp_path)]) == 0
-    assert "note: there is aggregator 'krum' already; scenarios will have to say krum/krum" in capsys.readouterr().out
+    assert (
+        "note: there is aggregator 'krum' already; scenarios will have to say krum/krum"
+        in capsys.readouterr().out
+    )
