@@ -12,6 +12,7 @@ printed where a block shows no `...`; commands of a guide are trusted as the rep
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def follow(text: str, folder: Path, call: Call, skip: Callable[[str], bool] = la
                 found.append(f"$ {step.command}\n{step.shown or ''}")
                 continue
             done = call(step.command, folder)
-            printed = done.stdout + done.stderr
+            printed = (done.stdout + done.stderr).replace(f"{folder.resolve()}{os.sep}", "")
             status = re.search(r"# exits with (\d+)$", step.command)
             expected = int(status[1]) if status else 0
             assert done.returncode == expected, f"$ {step.command}\nexit status {done.returncode}\n{printed}"
