@@ -41,7 +41,8 @@ class LocalFile:
 
     @property
     def distribution(self) -> str:
-        return PREFIX + self.path.name
+        name = self.path.name
+        return PREFIX + (f"{self.path.parent.name}/{name}" if name == "__init__.py" else name)
 
     @property
     def version(self) -> str:

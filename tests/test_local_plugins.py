@@ -258,3 +258,12 @@ def test_results_of_a_local_file_are_not_official(write, tmp_path):
         made = collect(store.records("local"), load(path), name="mine")
     assert not made.official
     assert any("aggregator local-rule: from a local file" in reason for reason in made.unofficial_because)
+
+
+def test_the_module_of_a_package_is_told_from_others_by_its_folder(write):
+    file = Registry().load_file(write("src/my_rule/__init__.py"))
+    assert file.distribution == "local:my_rule/__init__.py"
+    path = write.scenario(
+        "s.yaml", plugin="src/my_rule/__init__.py", rule="local:my_rule/__init__.py/local-rule"
+    )
+    assert rule_of(load(path)).name == "local-rule"

@@ -3,7 +3,7 @@
     ```sh        commands that must succeed; what they print is not shown
     ```console   `$ command`, then what it prints: `...` on a line of its own stands for any lines, and, as numbers
                  differ from machine to machine, every number for any number
-                 a command that is meant to fail says `# exits with STATUS`
+                 (a command that is meant to fail says `# exits with STATUS`)
     any other block that follows `<!-- file: PATH -->` is written to that file
 
 `python tests/plugin_kit/guide.py docs/plugins.md` runs a guide in a fresh environment and writes in what was
