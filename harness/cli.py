@@ -11,7 +11,6 @@ import typer
 
 from harness import __version__
 from harness.console.advice_commands import recommend
-from harness.console.check_command import check
 from harness.console.export_commands import export as export_group
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
@@ -58,15 +57,6 @@ app = typer.Typer(
 app.add_typer(leaderboard, name="leaderboard")
 app.add_typer(export_group, name="export")
 app.add_typer(plugin, name="plugin")
-
-plugin = typer.Typer(no_args_is_help=True, help="Check that plugins keep their contracts.")
-plugin.command()(check)
-app.add_typer(plugin, name="plugin")
-
-
-@plugin.callback()
-def _plugin() -> None:
-    """Check that plugins keep their contracts."""
 
 
 def _version(wanted: bool) -> None:

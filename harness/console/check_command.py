@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from harness.console.options import AsJson
+from harness.console.options import AsJson, LocalPlugins
 from harness.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def check(
         ),
     ] = None,
     as_json: AsJson = False,
+    plugins: LocalPlugins = None,
 ) -> None:
     """Check that a plugin keeps the contract of its kind; says what to change where it does not.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.console.check_command import check
+
 plugin = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -48,3 +50,6 @@ def new(
     typer.echo("next:")
     for command in next_commands(folder, kind, names):
         typer.echo(f"  {command}")
+
+
+plugin.command()(check)

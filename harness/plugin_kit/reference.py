@@ -95,7 +95,7 @@ def names() -> Iterator[str]:
 def members(cls: type) -> Iterator[str]:
     """The methods and properties that a class itself documents."""
     rows = []
-    for name, value in vars(cls).items():
+    for name, value in list(vars(cls).items()):  # what is looked at may be built on the way
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue

@@ -64,7 +64,7 @@ def normal(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def follow(text: str, folder: Path, call: Call, skip: Callable[[str], bool] = lambda command: False) -> str:
+def follow(text: str, folder: Path, call: Call) -> str:
     """Runs a guide; returns it with what was really printed. Fails where a command does."""
     pieces, end = [], 0
     for match in BLOCK.finditer(text):
@@ -75,9 +75,6 @@ def follow(text: str, folder: Path, call: Call, skip: Callable[[str], bool] = la
             place.write_text(content, encoding="utf-8")
         found = []
         for step in steps(kind, content):
-            if skip(step.command):
-                found.append(f"$ {step.command}\n{step.shown or ''}")
-                continue
             done = call(step.command, folder)
             printed = (done.stdout + done.stderr).replace(f"{folder.resolve()}{os.sep}", "")
             status = re.search(r"# exits with (\d+)$", step.command)
@@ -117,16 +114,9 @@ def fresh(folder: Path) -> Call:
     return call
 
 
-def without_check(command: str) -> bool:
-    """Whether a command needs harness.testing, where it is not there."""
-    from importlib.util import find_spec
-
-    return find_spec("harness.testing") is None and ("plugin check" in command or "pytest" in command)
-
-
 if __name__ == "__main__":
     guide = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as made:
         (work := Path(made, "work")).mkdir()
-        written = follow(guide.read_text(encoding="utf-8"), work, fresh(Path(made)), without_check)
+        written = follow(guide.read_text(encoding="utf-8"), work, fresh(Path(made)))
     guide.write_text(written, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fresh_environment import ROOT
-from guide import Step, agrees, blocks, follow, fresh, steps, without_check
+from guide import Step, agrees, blocks, follow, fresh, steps
 
 GUIDE = ROOT / "docs" / "plugins.md"
 
@@ -13,7 +13,7 @@ GUIDE = ROOT / "docs" / "plugins.md"
 def test_the_guide_runs_as_it_stands(tmp_path):
     text = GUIDE.read_text(encoding="utf-8")
     (tmp_path / "work").mkdir()
-    printed = follow(text, tmp_path / "work", fresh(tmp_path), without_check)
+    printed = follow(text, tmp_path / "work", fresh(tmp_path))
     for (_, kind, shown), (_, _, found) in zip(blocks(text), blocks(printed), strict=True):
         if kind == "console":
             for there, here in zip(steps(kind, shown), steps(kind, found), strict=True):

@@ -6,7 +6,6 @@ One test, as all of it shares one environment; what it looks at has a function e
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,8 +15,6 @@ from pathlib import Path
 from fresh_environment import ROOT, Environment, build_wheels
 
 from harness.plugin_kit.scaffold import KINDS, scaffold
-
-TESTING = importlib.util.find_spec("harness.testing") is not None
 
 EVERYTHING = """\
 schema: 1
@@ -130,8 +127,6 @@ def ambiguous_names_are_an_error_where_used(environment: Environment, folder: Pa
 
 
 def own_tests_pass(environment: Environment, packages: dict[str, Path], folder: Path) -> None:
-    if not TESTING:
-        return
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "--rootdir", folder]
     tests = [package / "tests" for package in packages.values()]
     done = environment.call(
@@ -179,9 +174,7 @@ def start_type_checker(environment: Environment, packages: list[Path], folder: P
     """mypy --strict over all packages, against what is installed."""
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(environment.python)]
     command += ["--cache-dir", str(folder / "mypy"), "--config-file="]
-    command += [
-        str(package / part) for package in packages for part in (("src", "tests") if TESTING else ("src",))
-    ]
+    command += [str(package / part) for package in packages for part in ("src", "tests")]
     return subprocess.Popen(
         command,
         cwd=folder,
