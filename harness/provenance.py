@@ -42,7 +42,6 @@ def engine() -> dict[str, Any]:
     return facts
 
 
-@cache
 def environment(device: str) -> dict[str, Any]:
     """Versions of Python and the numeric libraries, the platform and the device."""
     return {

@@ -10,6 +10,7 @@ from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
 from harness.plan import digest
 from harness.provenance import environment, plugin_list
+from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.contracts.attack import Attack
@@ -133,7 +134,9 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "provenance": {
             **environment(device),
             "plugins": plugin_list(plugins, memo),
-            "trackers": plugin_list(scenario.trackers, memo),  # they decide no score
+            "trackers": plugin_list(
+                filter(registry().knows, scenario.trackers), memo
+            ),  # they decide no score
             "dataset": {
                 "fingerprint": facts.fingerprint,
                 "train": facts.train,

@@ -253,13 +253,22 @@ class Registry:
 
     def entry_of(self, plugin: Plugin | type[Plugin]) -> Entry:
         """Where a plugin comes from. Raises PluginError if it was never registered."""
+        if (entry := self._registered(plugin)) is None:
+            raise PluginError(f"{plugin.kind} {plugin.name!r} is not registered")
+        return entry
+
+    def knows(self, plugin: Plugin | type[Plugin]) -> bool:
+        """Whether it was registered: what is handed over in Python need not be, where it decides no score."""
+        return self._registered(plugin) is not None
+
+    def _registered(self, plugin: Plugin | type[Plugin]) -> Entry | None:
         cls = plugin if isinstance(plugin, type) else type(plugin)
         address = (cls.__module__, cls.__qualname__)
         for entry in self._entries[cls.kind].get(cls.name, []):
             # By address too: a module that was imported again has the same classes under other identities.
             if entry.plugin is cls or (entry.plugin.__module__, entry.plugin.__qualname__) == address:
                 return entry
-        raise PluginError(f"{cls.kind} {cls.name!r} is not registered")
+        return None
 
     def qualified(self, plugin: Plugin) -> str:
         """Its name, with the distribution in front where the short name is ambiguous."""

@@ -533,8 +533,7 @@ def test_variants_that_differ_in_anything_are_other_trainings(tmp_path):
     spec = planner.stages[plan.stages["train"]].spec
     environment = planner._environment(scenario.compute)
     keys = [
-        planner._train(replace(spec, variant=variant), facts, environment)
-        for variant in (None, base, *others)
+        planner._train(replace(spec, variant=variant), environment)[0] for variant in (None, base, *others)
     ]
     assert len(set(keys)) == len(keys)
 

@@ -587,7 +587,7 @@ BAD = {
         "federation: {weighting: example}\n",
         ["5:25: weighting must be 'examples' or 'uniform', not example; did you mean 'examples'?"],
     ),
-    "one choice": ("engine: ray\n", ["5:9: engine must be 'local', not ray"]),
+    "one choice": ("engine: ray\n", ["5:9: engine must be 'local' or 'flower', not ray"]),
     "server optimiser": (
         "federation: {server: fedadm}\n",
         ["5:22: unknown server optimiser 'fedadm'; did you mean 'fedadam' or 'fedavgm' or 'fedavg'?"],

@@ -60,17 +60,11 @@ def made(ran, records):
 @pytest.fixture
 def call(capsys):
     """harness(arguments) -> (exit status, stdout, stderr)."""
-    from harness.cli import app, built_in, main
-    from harness.leaderboard.commands import leaderboard
-
-    before = list(app.registered_groups)
-    if "leaderboard" not in built_in():
-        app.add_typer(leaderboard, name="leaderboard")
+    from harness.cli import main
 
     def run(*arguments):
         capsys.readouterr()
         status = main(["leaderboard", *map(str, arguments)])
         return (status, *capsys.readouterr())
 
-    yield run
-    app.registered_groups[:] = before
+    return run

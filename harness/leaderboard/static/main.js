@@ -19,13 +19,13 @@ async function showTab(tab) {
   await refresh();
 }
 
-async function restore() {
+async function restore(link = location.hash) {
+  restoring = true;  // what happens on the way is not saved over the link
   // Closing a dialog is told later, and would then clear what was just read.
   for (const dialog of [$("card"), $("comparison")]) {
     if (dialog.open) await new Promise((done) => { dialog.addEventListener("close", done, {once: true}); dialog.close(); });
   }
-  restoring = true;
-  load();
+  load(link);
   fillFilters();
   await refresh();
   restoring = false;
@@ -88,7 +88,10 @@ function listen() {
     clearTimeout(resized);
     resized = setTimeout(() => refresh(), 150);
   });
-  window.addEventListener("hashchange", () => { if (location.hash !== hash) restore(); });
+  window.addEventListener("hashchange", (event) => {
+    const link = new URL(event.newURL).hash;
+    if (link !== hash) restore(link);
+  });
   document.addEventListener("click", (event) => { if (!event.target.closest("#chooser")) $("chooser").open = false; });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && $("chooser").open) { $("chooser").open = false; $("chooser").firstElementChild.focus(); }
@@ -97,7 +100,7 @@ function listen() {
 
 async function start() {
   paint(stored());
-  load();
+  load(location.hash);
   fillFilters();
   restoring = true;
   await makeTable();

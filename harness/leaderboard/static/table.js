@@ -15,8 +15,8 @@ function save() {
   history.replaceState(null, "", hash);
 }
 
-function load() {
-  const query = new URLSearchParams(location.hash.slice(1));
+function load(link) {
+  const query = new URLSearchParams(link.slice(1));
   for (const [name, usual] of Object.entries(DEFAULTS)) state[name] = query.has(name) ? query.get(name) : usual;
   if (!TABS.includes(state.tab)) state.tab = DEFAULTS.tab;
   if (state.board && !DATA.boards.some((board) => board.label === state.board)) state.board = DEFAULTS.board;

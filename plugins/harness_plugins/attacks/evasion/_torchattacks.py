@@ -17,6 +17,7 @@ class TorchattacksAttack(EvasionAttack):
 
     requires: ClassVar[tuple[str, ...]] = ("torchattacks",)
     implementation: ClassVar[str] = ""  # the class in torchattacks
+    single_precision: ClassVar[bool] = False  # the class fails on float64
 
     @abstractmethod
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
@@ -26,7 +27,8 @@ class TorchattacksAttack(EvasionAttack):
         """x (b, c, h, w) in [0, 1], y (b,) -> x_adv like x. Draws from torch's global generators."""
         if context.eps == 0:  # some divide by it, others start at random even so
             return x
-        return run(self.build(self.implementation, model, x, self.arguments(context)), x, y)
+        attack = self.build(self.implementation, model, x, self.arguments(context))
+        return run(attack, x, y) if self.single_precision else attack(x, y)  # type: ignore[no-any-return]
 
     @staticmethod
     def build(implementation: str, model: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Any:
@@ -37,7 +39,7 @@ class TorchattacksAttack(EvasionAttack):
 
 
 def run(attack: Any, x: Tensor, y: Tensor) -> Tensor:
-    """What torchattacks' attack object makes of x, in x's dtype: some of its classes know float32 alone."""
+    """What torchattacks' attack object makes of x, in x's dtype, where its class knows float32 alone."""
     return attack(x.float(), y).to(x.dtype)  # type: ignore[no-any-return]
 
 

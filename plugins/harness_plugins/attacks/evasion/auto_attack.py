@@ -24,6 +24,7 @@ class _Part(TorchattacksAttack):
     """A part of AutoAttack, in the ball of `ball`."""
 
     reference = CROCE
+    single_precision: ClassVar[bool] = True  # FAB is; the parts of one attack agree
     ball: Literal["linf", "l2"] = Field("linf", description="norm of the ball")
     eps: float | None = Field(
         None,

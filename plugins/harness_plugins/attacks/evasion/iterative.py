@@ -142,6 +142,7 @@ class TIFGSM(DIFGSM):
         authors="Dong, Pang, Su, Zhu", venue="CVPR", year=2019, url="https://arxiv.org/abs/1904.02884",
     )  # fmt: skip
     implementation: ClassVar[str] = "TIFGSM"
+    single_precision: ClassVar[bool] = True
     kernel: int = Field(15, ge=1, description="side of the kernel, in pixels (odd)")
 
     def further(self) -> dict[str, Any]:
