@@ -12,6 +12,8 @@ from harness.engine import plan
 from harness.errors import HarnessError
 from harness.scenario import load_text
 
+pytestmark = pytest.mark.slow
+
 SCENARIO = """
 schema: 1
 name: quickstart-reduced

@@ -24,9 +24,10 @@ from harness.flower.export import export
 from harness.flower.processes import Guarded, configure, environment, free_port, private_folder, superlink
 from harness.scenario import load, load_text
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("flwr", path=environment(Path())["PATH"]) is None, reason="no `flwr`"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("flwr", path=environment(Path())["PATH"]) is None, reason="no `flwr`"),
+]
 
 SCENARIO = """
 schema: 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from fresh_environment import ROOT
 from guide import Step, agrees, blocks, follow, fresh, steps
 
 GUIDE = ROOT / "docs" / "plugins.md"
 
 
+@pytest.mark.slow
 def test_the_guide_runs_as_it_stands(tmp_path):
     text = GUIDE.read_text(encoding="utf-8")
     (tmp_path / "work").mkdir()

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from fresh_environment import ROOT, Environment, build_wheels
 
 from harness.plugin_kit.scaffold import KINDS, scaffold
@@ -56,6 +57,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_record(tmp_path: Path) -> None:
     packages = {kind: scaffold(kind, f"kit-{kind}", tmp_path) for kind in KINDS}
     twins = [twin(tmp_path, name) for name in ("twin-a", "twin-b")]
