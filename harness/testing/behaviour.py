@@ -33,9 +33,6 @@ def _measures(plugin: Any) -> bool:
 @check()
 def runs(subject: Subject) -> None:
     """An ordinary use works."""
-    from harness.testing.parameters import _made
-
-    _made(subject)
     outcome = subject.first()
     if outcome.error is None:
         return

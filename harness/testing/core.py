@@ -23,6 +23,10 @@ class CheckSkipped(Exception):
     """The check cannot be made here; the message says why."""
 
 
+class CannotBeMade(PluginError):
+    """There is no instance to ask anything: the parameters have neither defaults nor examples that fit."""
+
+
 class Touched(Exception):
     """Raised in the plugin's face when it reaches for something that it did not declare."""
 
@@ -150,7 +154,11 @@ class Subject:
         try:
             return self.cls.create()
         except PluginError:
+            pass
+        try:
             return self.cls.create(example_parameters(self.cls))
+        except PluginError as error:
+            raise CannotBeMade(str(error)) from error
 
     def trial(self, setting: Setting, plugin: Any = None) -> Outcome:
         """One run in the first scene that suits the plugin. What the plugin raises is in the outcome."""
@@ -235,6 +243,8 @@ class Check:
             self.function(self.subject)
         except (CheckFailed, CheckSkipped):
             raise
+        except CannotBeMade as error:
+            raise CheckSkipped("it cannot be made: see constructs") from error
         except HarnessError as error:
             raise CheckFailed(f"{self.subject.name}: {error}") from error
 

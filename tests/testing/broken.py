@@ -241,7 +241,7 @@ class NotASum(sound.Mean):
         return updates.median(0).values
 
 
-@fault("cost_as_documented", "grows 9.0-fold from n = 16, d = 4096 to n = 48")
+@fault("cost_as_documented", "-fold from n = 16, d = 4096 to n = 48")
 class Pairwise(sound.Mean):
     """A mean over all pairs of rows. Costs O(n d)."""
 
@@ -548,7 +548,7 @@ class Shared(sound.Drawn):
 
 @fault("splits_well_formed", "float images must lie in [0, 1]")
 class Bytes(sound.Drawn):
-    """Bytes as floats."""
+    """The same images, as floats from 0 to 255."""
 
     def load(self, root=None):
         found = sound.drawn()

@@ -37,8 +37,8 @@ class FlowerStrategy(Aggregator):
     With the server optimiser fedavg, lr 1, the new global model is the strategy's own.
 
     updates (n, d) -> (d,). Needs `context.global_weights`, else the origin. Raises PluginError where the
-    strategy skips the round, leaves clients out of its messages, or raises. Costs O(n d) for the
-    messages, and what the strategy costs.
+    strategy skips the round, leaves clients out of its messages, or raises. Costs O(s), with s the
+    strategy's own work on n models of d numbers.
     """
 
     name: ClassVar[str] = "flower"
