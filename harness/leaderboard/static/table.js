@@ -136,12 +136,12 @@ function definitions() {
   for (const key of visibleColumns()) {
     const column = byKey.get(key);
     if (column) {
-      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 98,
+      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 106,
         widthGrow: 1, headerSortStartingDir: column.better === "higher" ? "desc" : "asc",
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
     } else {
-      found.push({title: TEXTS[key], field: key, sorter, minWidth: 130, formatter: key === "state" ? stateNode : textNode,
+      found.push({title: TEXTS[key], field: key, sorter, minWidth: 112, formatter: key === "state" ? stateNode : textNode,
         titleFormatter: header(TEXTS[key], "", "", "")});
     }
   }
