@@ -182,9 +182,9 @@ def pooled(scores: tuple[float, ...]) -> Estimate:
 def score(seed: Seed, name: str) -> float | None:
     """A seed's score; infinite ones as such, undefined ones not at all."""
     value = seed.scores.get(name)
-    if value is None:
-        value = float(seed.undefined.get(name, "nan"))
-    return None if math.isnan(value) else value
+    if value is None and name in seed.undefined:
+        value = float(seed.undefined[name])
+    return None if value is None or math.isnan(value) else value
 
 
 def _rows(board: Board) -> Iterator[Row]:
@@ -254,6 +254,7 @@ def _pooled(
 ) -> list[tuple[Row, Value]]:
     """The rows that have a value in a column, over the given cells of each."""
     reference = {id(submission) for submission in board.reference}
+    name, clean = column.score, column.family == "clean"
     asked: dict[Attack, set[Point]] = {}
     answered: set[Attack] = set()
     silent: set[Attack] = set()
@@ -267,17 +268,21 @@ def _pooled(
             attack = (cell.threat, cell.attack)
             if not _counts(column, own[attack]):
                 continue
-            for number, seed in cell.seeds.items():
-                point: Point = (int(number),) if column.family == "clean" else (*attack, int(number))
-                if counts:
-                    asked.setdefault(attack, set()).add(point)
-                value = score(seed, column.score) if cell.status == "scored" else None
+            points: dict[int, Point] = {
+                number: (number,) if clean else (*attack, number) for number in map(int, cell.seeds)
+            }
+            if counts:
+                asked.setdefault(attack, set()).update(points.values())
+            if cell.status != "scored":
+                continue
+            for (number, point), seed in zip(points.items(), cell.seeds.values(), strict=True):
+                value = score(seed, name)
                 if value is not None:
-                    seeds.setdefault(int(number), []).append(value)
+                    seeds.setdefault(number, []).append(value)
                     there.add(point)
                     flags.update(seed.flags)
                     answered.add(attack)
-                elif cell.status == "scored" and seed.error is None:
+                elif seed.error is None:
                     silent.add(attack)
         if seeds:
             found.append((row, seeds, there, flags))

@@ -39,6 +39,9 @@ SIGN_BITS = {"incomplete": 1, "masked": 2, "clients": 4, "violated": 8, "best": 
 Numbers = tuple[Any, ...]
 
 
+_sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode  # made once: pages have 10^5 of them
+
+
 class Table:
     """Each distinct value once; rows refer to it by its position."""
 
@@ -60,7 +63,7 @@ class Table:
 
     def json(self, value: Any) -> int:
         """The same for lists and dictionaries."""
-        return self.add(value, json.dumps(value, sort_keys=True))
+        return self.add(value, _sorted(value))
 
 
 class Tables:
@@ -415,7 +418,7 @@ def _parameters(row: Row) -> list[str]:
     for cell in row.cells:
         for axis, value in cell.config.items():
             if value is not None and value != []:
-                found[f"{axis}: {json.dumps(value, ensure_ascii=False, sort_keys=True)}"] = None
+                found[f"{axis}: {_sorted(value)}"] = None
     return list(found)
 
 
@@ -426,6 +429,6 @@ def _number(value: float | None, column: Column | None = None) -> Any:
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     short = float(f"{value:.{DIGITS}g}")
-    if column is not None and column.show(short) != column.show(value):
+    if column is not None and short != value and column.show(short) != column.show(value):
         short = value
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
