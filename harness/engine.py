@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.dataset_cache import load_splits
 from harness.devices import gpu_count, resolve_device
+from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, StoreError, describe_error
 from harness.executors.choice import connection, job_count, ray_executor, resources
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable
 from harness.grid import select as select_cells
 from harness.observers import Observers
 from harness.plan import CellPlan, Plan, Planner, Stage
-from harness.registry import BUILTIN, registry
+from harness.registry import registry
 from harness.runner import Runner
 from harness.scenario import Scenario, load_many
 from harness.shards import Shard

@@ -6,10 +6,9 @@ import ast
 import importlib.machinery
 import importlib.util
 import inspect
+from functools import cache
 from pathlib import Path
 from typing import Any
-
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness._version import API_VERSION
 from harness.contracts.base import KINDS, Plugin
@@ -46,25 +45,30 @@ def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
 
 def _check_parameters(plugin: type[Plugin]) -> None:
     """A parameter, or any attribute, in the place of something that the engine calls would end a run in its midst."""
-    bases = (
+    contract = next(
         base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness.")
     )
-    contract = next(bases)
     what = f"{plugin.__qualname__} ({contract.__name__})"
+    theirs = _attributes(contract)
     for name, field in plugin.model_fields.items():
-        if name not in contract.model_fields and hasattr(contract, name):
-            theirs = inspect.getattr_static(contract, name)
-            constant = not (inspect.isroutine(theirs) or isinstance(theirs, property))
+        if name not in contract.model_fields and name in theirs:
+            constant = not (inspect.isroutine(theirs[name]) or isinstance(theirs[name], property))
             advice = f"as an attribute it has no annotation: `{name} = ...`" if constant else "rename it"
             raise PluginError(f"{what}: the parameter {name!r} hides {contract.__name__}.{name}; {advice}")
         if {field.alias, field.validation_alias, field.serialization_alias} != {None}:
             raise PluginError(f"{what}: the parameter {name!r} has an alias; a parameter has one name")
-    for name in dir(contract):
-        theirs, own = inspect.getattr_static(contract, name), inspect.getattr_static(plugin, name, None)
-        if name.startswith("_") or own is theirs:
-            continue
-        if inspect.isroutine(theirs) and not callable(getattr(plugin, name, None)):
-            raise PluginError(f"{what}: {name!r} must stay a method, not {own!r}; rename yours")
+    for owner in plugin.__mro__[: plugin.__mro__.index(contract)]:
+        for name in vars(owner).keys() & theirs.keys():
+            if inspect.isroutine(theirs[name]) and not callable(getattr(plugin, name, None)):
+                own = inspect.getattr_static(plugin, name)
+                raise PluginError(f"{what}: {name!r} must stay a method, not {own!r}; rename yours")
+
+
+@cache
+def _attributes(contract: type[Plugin]) -> dict[str, Any]:
+    """The public attributes of a contract, as they stand in its classes: properties and methods unbound."""
+    public = [name for name in dir(contract) if not name.startswith("_")]
+    return {name: inspect.getattr_static(contract, name) for name in public}
 
 
 # the version of the interface ---------------------------------------------------------------------
@@ -74,6 +78,8 @@ def check_api(required: Any) -> None:
     """Raises PluginError where `requires_api` of a plugin module excludes this version of harness.api."""
     if required is None:
         return
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
     try:
         accepted = SpecifierSet(required)
     except (InvalidSpecifier, TypeError, AttributeError):

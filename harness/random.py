@@ -12,9 +12,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -34,6 +33,8 @@ def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch
 
 def numpy_generator(*parts: object) -> np.random.Generator:
     """A NumPy generator seeded by `derive(*parts)`."""
+    import numpy as np
+
     return np.random.default_rng(derive(*parts))
 
 

@@ -8,10 +8,7 @@ the built-ins (empty: none).
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +21,10 @@ import pluggy
 
 from harness import hookspecs, local_plugins
 from harness.contracts.base import KINDS, Plugin
+from harness.entry_points import normalized, offers
 from harness.errors import PluginError, did_you_mean
 from harness.local_plugins import LocalFile
 from harness.plugin_checks import check_api, check_class, declared_api, spellings
-
-GROUP = "harness"
-BUILTIN = "psr-harness"
 
 
 @dataclass(frozen=True)
@@ -82,17 +77,7 @@ class Registry:
 
     def load_entry_points(self) -> None:
         """Load every installed entry point of the group, built-ins first."""
-        only = os.environ.get("HARNESS_LOAD_PLUGINS")
-        wanted = None if only is None else {_normalized(name.strip()) for name in only.split(",")}
-        found: dict[tuple[str, str], importlib.metadata.EntryPoint] = {}
-        for entry_point in importlib.metadata.entry_points(group=GROUP):
-            distribution = _normalized(entry_point.dist.name if entry_point.dist else "unknown")
-            # An editable install may be seen twice: the first on the path is the one Python imports.
-            found.setdefault((distribution, entry_point.name), entry_point)
-        for (distribution, _), entry_point in sorted(found.items(), key=lambda i: (i[0][0] != BUILTIN, i[0])):
-            if wanted is not None and distribution != BUILTIN and distribution not in wanted:
-                continue
-            version = entry_point.dist.version if entry_point.dist else "0"
+        for distribution, version, entry_point in offers():
             try:  # before importing it: without that version, an import may fail and say less
                 check_api(declared_api(entry_point.module))
             except PluginError as error:
@@ -346,10 +331,8 @@ def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identit
 
 
 def _normalized(distribution: str) -> str:
-    """A distribution's name as PyPI compares it: My_Plugin, my.plugin and my-plugin are one."""
-    if distribution.startswith(local_plugins.PREFIX):
-        return distribution  # a file's name is what it is
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    """A package's name as it is compared; a file's name is what it is."""
+    return distribution if distribution.startswith(local_plugins.PREFIX) else normalized(distribution)
 
 
 def _kind(kind: str) -> str:

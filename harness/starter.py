@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, PluginError, did_you_mean
-from harness.registry import BUILTIN, registry
+from harness.registry import registry
 from harness.scenario import check_data, load_text
 
 TEMPLATE = "starter.yaml.jinja"

@@ -324,6 +324,7 @@ def private(monkeypatch):
     """A registry of its own; add(distribution, commands) puts a package into it."""
     registry = Registry()
     monkeypatch.setattr(importlib.import_module("harness.registry"), "registry", lambda: registry)
+    monkeypatch.setattr("harness.entry_points.others_offer", lambda: True)
     group.plugin_commands.cache_clear()
 
     def add(distribution, commands=None):

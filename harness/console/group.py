@@ -35,6 +35,10 @@ class HarnessGroup(TyperGroup):
 @cache
 def plugin_commands(taken: frozenset[str]) -> dict[str, Any]:
     """Name -> command from every harness_commands hook; a plugin whose hook fails is named on stderr."""
+    from harness import entry_points
+
+    if not entry_points.others_offer():
+        return {}  # this package's own commands need no hook: nothing to load
     from harness.registry import registry
 
     loaded = registry()

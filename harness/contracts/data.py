@@ -7,12 +7,13 @@ import os
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.contracts.base import Plugin
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Splits:
 
     def fingerprint(self) -> str:
         """sha256 over every pixel, label, group and class name."""
+        import numpy as np
+
         digest = hashlib.sha256(repr(self.class_names).encode())
         for split in (self.train, self.val, self.test):
             for array in (split.images, split.labels, split.groups):
@@ -68,6 +71,8 @@ class Splits:
 
     def check(self, name: str) -> None:
         """Raises HarnessError where a split is empty, malformed, or shares a group with another."""
+        import numpy as np
+
         for label, split in (("train", self.train), ("val", self.val), ("test", self.test)):
             images, labels = split.images, split.labels
             where = f"dataset {name}, {label}"
@@ -174,6 +179,8 @@ def hold_out(
     A group counts towards its most frequent class. Both results are sorted; neither is empty.
     Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
     """
+    import numpy as np
+
     if not 0 < fraction < 1:
         raise HarnessError(f"the fraction held out must lie in (0, 1), not {fraction}")
     units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import __version__
+from harness.entry_points import BUILTIN
 from harness.errors import PluginError
 from harness.plan import Plan, library_versions
 from harness.provenance import plugin_list
-from harness.registry import BUILTIN, registry, source_hash
+from harness.registry import registry, source_hash
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric

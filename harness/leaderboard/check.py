@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
 from harness.leaderboard.submission import Submission, file_name, read
 from harness.leaderboard.submit import AXES, cell_name, line, missing_cells, plain, unportable
-from harness.registry import BUILTIN
 
 if TYPE_CHECKING:
     from harness.grid import Cell

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from harness.contracts.base import KINDS
-from harness.registry import BUILTIN, registry
+from harness.entry_points import BUILTIN
+from harness.registry import registry
 from harness.testing import checks_of, parametrize_with_checks
 
 # What makes a plugin quick enough for a test: fewer steps, samples or channels. All others are tried as they are.

@@ -6,10 +6,12 @@ import gzip
 import math
 import struct
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import HarnessError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -32,6 +34,8 @@ def read_idx(file: Path) -> np.ndarray:
 
     Raises HarnessError where the file is cut short or of another type.
     """
+    import numpy as np
+
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         zero, kind, ndim = struct.unpack(">HBB", content[:4])

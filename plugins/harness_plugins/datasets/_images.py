@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-
 from harness.api import HarnessError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 DEEP = ("I", "F")  # PIL modes, or their beginnings, with more than 8 bits a channel
@@ -38,6 +37,8 @@ def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None,
 
 
 def _array(image: Image, channels: int, size: int | None, resample: int) -> np.ndarray:
+    import numpy as np
+
     converted = image.convert("L" if channels == 1 else "RGB")
     if size is not None and converted.size != (size, size):
         converted = converted.resize((size, size), resample)
@@ -46,6 +47,8 @@ def _array(image: Image, channels: int, size: int | None, resample: int) -> np.n
 
 def stack(name: str, items: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
     """(count, c, h, w) uint8 from (name, image) pairs. Raises HarnessError where the sizes differ."""
+    import numpy as np
+
     images: np.ndarray | None = None
     first = ""
     for i, (where, image) in enumerate(items):
@@ -64,6 +67,8 @@ def stack(name: str, items: Iterable[tuple[str, np.ndarray]], count: int) -> np.
 
 def group_reader(name: str, pattern: str | None) -> Callable[[Sequence[str]], np.ndarray] | None:
     """From paths to group names by a regular expression: its first capture group, else the whole match."""
+    import numpy as np
+
     if pattern is None:
         return None
     try:

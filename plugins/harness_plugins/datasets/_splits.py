@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from harness.api import HarnessError, Split, Splits, hold_out, numpy_generator
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def held_out(split: Split, fraction: float, name: str, purpose: str, seed: int) -> tuple[Split, Split]:
@@ -74,6 +75,8 @@ def name_classes(name: str, given: Sequence[str] | None, labels: Iterable[np.nda
 
 def group_codes(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Group ids as int64; names (text) become numbers by their sorted order over all splits together."""
+    import numpy as np
+
     if all(np.issubdtype(part.dtype, np.integer) for part in parts.values()):
         return {key: part.astype(np.int64) for key, part in parts.items()}
     names = np.unique(np.concatenate([part.astype(str) for part in parts.values()]))

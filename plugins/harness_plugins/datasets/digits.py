@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from harness.api import Dataset, Field, Reference, Split, Splits
 from harness_plugins.datasets._splits import complete
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Digits(Dataset):
@@ -36,6 +37,8 @@ class Digits(Dataset):
     split_seed: int = Field(0, ge=0, description="seed of the splits")
 
     def load(self, root: Path | None = None) -> Splits:
+        import numpy as np
+
         table = _table()
         values, labels = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
         if self.dtype == "uint8":
@@ -55,6 +58,8 @@ class Digits(Dataset):
 
 def _table() -> np.ndarray:
     """(1797, 65): 64 pixels and the label. Reads the file itself: importing scikit-learn takes seconds."""
+    import numpy as np
+
     package = importlib.util.find_spec("sklearn")
     for folder in (package.submodule_search_locations or ()) if package else ():
         file = Path(folder) / "datasets" / "data" / "digits.csv.gz"

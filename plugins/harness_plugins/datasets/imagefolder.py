@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, pixels, stack
 from harness_plugins.datasets._splits import complete, content_hash, group_codes
+
+if TYPE_CHECKING:
+    pass
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
@@ -78,6 +79,8 @@ class ImageFolder(Dataset):
         return {split: base / split for split in ("train", "val", "test") if (base / split).is_dir()}
 
     def _read(self, folder: Path, files: list[str], class_names: list[str]) -> Split:
+        import numpy as np
+
         extra = sorted({path.partition("/")[0] for path in files} - set(class_names))
         if extra:
             raise HarnessError(

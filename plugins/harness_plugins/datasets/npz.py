@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import Dataset, Field, HarnessError, Reference, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._splits import complete, content_hash, group_codes, limited, name_classes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SPLITS = ("train", "val", "test")
 
@@ -49,6 +51,8 @@ class Npz(Dataset):
     )
 
     def load(self, root: Path | None = None) -> Splits:
+        import numpy as np
+
         file = find_file(self.path, root)
         try:
             with np.load(file, allow_pickle=False) as archive:
@@ -93,6 +97,8 @@ def read_arrays(name: str, arrays: dict[str, np.ndarray], present: list[str]) ->
 
 
 def _images(images: np.ndarray, where: str) -> np.ndarray:
+    import numpy as np
+
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
@@ -105,6 +111,8 @@ def _images(images: np.ndarray, where: str) -> np.ndarray:
 
 
 def _labels(labels: np.ndarray, where: str) -> np.ndarray:
+    import numpy as np
+
     if labels.ndim == 2 and labels.shape[1] > 1:
         raise HarnessError(f"{where}: {labels.shape[1]} labels a record; multi-label data is not supported")
     if labels.ndim not in (1, 2) or not np.issubdtype(labels.dtype, np.integer):

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, pixels, stack
 from harness_plugins.datasets._splits import complete, content_hash, group_codes, name_classes
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 # The names that files of each split begin with, as Hugging Face datasets reads them.
@@ -176,6 +175,8 @@ def _features(table: pa.Table) -> dict[str, Any]:
 
 
 def _labels(table: pa.Table, column: str, split: str) -> np.ndarray:
+    import numpy as np
+
     labels = table.column(column).to_numpy()
     if not np.issubdtype(labels.dtype, np.integer):
         raise HarnessError(

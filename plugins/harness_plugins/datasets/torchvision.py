@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file
 from harness_plugins.datasets._idx import is_idx_folder, read_folder
 from harness_plugins.datasets._splits import complete
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Pair = tuple[np.ndarray, np.ndarray]
 
 CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 FASHION = (
@@ -27,7 +30,6 @@ FASHION = (
     "Ankle boot",
 )
 SYSTEM = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist puts its files
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 class Torchvision(Dataset):
@@ -126,11 +128,15 @@ def _cache() -> Path:
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    import numpy as np
+
     shaped = images[:, None] if images.ndim == 3 else images
     return Split(np.ascontiguousarray(shaped), labels.astype(np.int64))
 
 
 def _channels_first(part: Any) -> Pair:
+    import numpy as np
+
     return np.asarray(part.data).transpose(0, 3, 1, 2), np.asarray(part.targets, dtype=np.int64)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import predicted
+
+if TYPE_CHECKING:
+    pass
 
 RADII = (0.25, 0.5, 1.0)
 
@@ -58,6 +59,8 @@ class CertifiedAccuracy(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         found = context.certificate
         if found is None or not len(found.labels):
             raise PluginError("certified-accuracy needs a certificate of some test samples")

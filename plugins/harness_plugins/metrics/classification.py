@@ -6,20 +6,25 @@ every worker process.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
     """The class of each row of logits (n, k), the first of equal ones; -1 (none) where a value is NaN."""
+    import numpy as np
+
     return np.where(np.isnan(logits).any(1), -1, logits.argmax(1))
 
 
 def checked(labels: np.ndarray | None, *logits: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """labels (n,) and each logits (n, k). Raises PluginError where they are missing, empty or do not fit."""
+    import numpy as np
+
     if labels is None or any(rows is None for rows in logits):
         raise PluginError("labels and logits are needed")
     arrays = tuple(np.asarray(a) for a in (labels, *logits))
@@ -35,6 +40,8 @@ def checked(labels: np.ndarray | None, *logits: np.ndarray | None) -> tuple[np.n
 
 def log_normalizer(logits: np.ndarray) -> np.ndarray:
     """log sum_k exp(logits) over the last axis, float64."""
+    import numpy as np
+
     return np.logaddexp.reduce(logits.astype(np.float64), axis=-1)
 
 
@@ -43,6 +50,8 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
     scores (n,), positive (n,) bool; O(n log n). NaN where a side is empty or a score is NaN.
     """
+    import numpy as np
+
     positive = np.asarray(positive, dtype=bool)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative or np.isnan(scores).any():
@@ -83,6 +92,8 @@ class BalancedAccuracy(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         labels, logits = checked(context.labels, context.logits)
         right = predicted(logits) == labels
         recall = [right[labels == c].mean() for c in np.unique(labels)]
@@ -99,6 +110,8 @@ class MacroF1(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         labels, logits = checked(context.labels, context.logits)
         prediction = predicted(logits)
         values = []
@@ -133,6 +146,8 @@ class AUROC(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         labels, logits = checked(context.labels, context.logits)
         classes = range(logits.shape[1])
         if len(classes) < 2 or np.isnan(logits).any():
@@ -157,6 +172,8 @@ class Loss(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         labels, logits = checked(context.labels, context.logits)
         with np.errstate(invalid="ignore"):
             own = logits[np.arange(len(labels)), labels].astype(np.float64)

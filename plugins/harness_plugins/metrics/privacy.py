@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import auroc
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # A rate below which fewer than ten non-members fall is an estimate from a handful of records.
 RATES = {"mia_tpr_at_1pct_fpr": 0.01, "mia_tpr_at_0_1pct_fpr": 0.001}
@@ -19,6 +20,8 @@ def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     scores (n,), positive (n,) bool; one point per distinct score, so that ties fall together; O(n log n).
     """
+    import numpy as np
+
     order = np.argsort(-scores, kind="stable")
     ranked, truth = scores[order], positive[order]
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
@@ -116,6 +119,8 @@ class MembershipInference(Metric):
 
 def _usable(context: MetricContext) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(scores, is_member, groups), each (n,); None where nothing can be said."""
+    import numpy as np
+
     if context.membership is None:
         raise PluginError("a membership attack's result is needed")
     scores = np.asarray(context.membership.scores, dtype=np.float64)
@@ -132,6 +137,8 @@ def bootstrap(
     scores: np.ndarray, member: np.ndarray, groups: np.ndarray, resamples: int = 1000, chunk: int = 50
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the membership scores, from `resamples` draws of groups with replacement."""
+    import numpy as np
+
     rng = np.random.default_rng(0)
     values = np.unique(scores)[::-1]
     place = np.searchsorted(-values, -scores)  # 0 for the highest score: ties share a place
@@ -151,6 +158,8 @@ def _mass(
     place: np.ndarray, groups: np.ndarray, places: int, count: int, rng: np.random.Generator
 ) -> np.ndarray:
     """(count, places): how many records of one side fall on each distinct score, in each resample of groups."""
+    import numpy as np
+
     units = np.unique(groups, return_inverse=True)[1]
     size = int(units.max()) + 1
     weights = rng.multinomial(size, np.full(size, 1 / size), size=count)[:, units]
@@ -162,6 +171,8 @@ def _mass(
 
 
 def _resampled(true: np.ndarray, false: np.ndarray, non_members: int) -> dict[str, np.ndarray]:
+    import numpy as np
+
     above = false.cumsum(1)
     all_true, all_false = true.sum(1), above[:, -1]
     tpr, fpr = true.cumsum(1) / all_true[:, None], above / all_false[:, None]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from harness.api import Metric, MetricContext, PluginError, Reference, Score, match_images
 
 if TYPE_CHECKING:
@@ -67,6 +65,7 @@ def _pairs(true: Iterable[Tensor], found: Iterable[Tensor], what: str) -> list[t
 
 
 def _images(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    import numpy as np
     from skimage.metrics import structural_similarity
 
     psnr, ssim = [], []
@@ -90,6 +89,8 @@ def _images(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 def _labels(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    import numpy as np
+
     records = sum(len(true) for true, _ in pairs)
     hits = 0
     for true, found in pairs:

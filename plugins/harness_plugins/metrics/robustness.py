@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import checked, predicted
+
+if TYPE_CHECKING:
+    pass
 
 
 class RobustAccuracy(Metric):
@@ -60,6 +61,8 @@ class AttackSuccessRate(Metric):
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
+        import numpy as np
+
         if context.triggered_labels is None or context.triggered_logits is None:
             raise PluginError("the triggered samples' labels and logits are needed")
         labels, triggered = np.asarray(context.triggered_labels), np.asarray(context.triggered_logits)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import PluginError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def check_request(labels: np.ndarray, clients: int, at_least: int = 1) -> None:
     """Raises PluginError unless `clients` clients can have `at_least` records each."""
+    import numpy as np
+
     if clients < 1:
         raise PluginError(f"clients must be at least 1, not {clients}")
     if np.ndim(labels) != 1:
@@ -20,11 +25,15 @@ def check_request(labels: np.ndarray, clients: int, at_least: int = 1) -> None:
 
 def cuts(proportions: np.ndarray, n: int) -> np.ndarray:
     """Where to cut n records into pieces of these proportions (k,), sum 1: (k - 1,) positions."""
+    import numpy as np
+
     return np.minimum((np.cumsum(proportions)[:-1] * n).astype(np.int64), n)
 
 
 def ordered(parts: list[np.ndarray]) -> list[np.ndarray]:
     """Each client's positions as sorted int64."""
+    import numpy as np
+
     return [np.sort(np.asarray(part, dtype=np.int64)) for part in parts]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import Partitioner, PluginError, Reference
 from harness_plugins.partitioners._common import check_request, ordered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ByGroup(Partitioner):
@@ -31,6 +34,8 @@ class ByGroup(Partitioner):
     def partition(
         self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
+        import numpy as np
+
         if groups is None:
             raise PluginError("by-group needs a dataset with groups (patients, sites), and this one has none")
         check_request(labels, clients)

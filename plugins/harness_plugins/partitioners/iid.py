@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import Partitioner, Reference
 from harness_plugins.partitioners._common import check_request, ordered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Iid(Partitioner):
@@ -27,6 +30,8 @@ class Iid(Partitioner):
     def partition(
         self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
+        import numpy as np
+
         check_request(labels, clients)
         return ordered(np.array_split(rng.permutation(len(labels)), clients))
 

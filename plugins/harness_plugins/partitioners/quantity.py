@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import Field, Partitioner, Reference
 from harness_plugins.partitioners._common import check_request, cuts, ordered, too_uneven
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Quantity(Partitioner):
@@ -37,6 +40,8 @@ class Quantity(Partitioner):
     def partition(
         self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
+        import numpy as np
+
         check_request(labels, clients, self.min_size)
         n = len(labels)
         for _ in range(self.max_draws):

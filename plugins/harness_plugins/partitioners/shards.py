@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
 from harness.api import Field, Partitioner, PluginError, Reference
 from harness_plugins.partitioners._common import check_request, ordered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Shards(Partitioner):
@@ -31,6 +34,8 @@ class Shards(Partitioner):
     def partition(
         self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
+        import numpy as np
+
         check_request(labels, clients)
         count = clients * self.shards_per_client
         if len(labels) < count:

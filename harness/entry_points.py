@@ -1,0 +1,44 @@
+"""Which installed packages offer plugins, found without importing any of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from typing import NamedTuple
+
+GROUP = "harness"
+BUILTIN = "psr-harness"
+
+
+class Offer(NamedTuple):
+    """An entry point of the group `harness`, and the package that has it, by its normalised name."""
+
+    distribution: str
+    version: str
+    entry_point: importlib.metadata.EntryPoint
+
+
+def offers() -> list[Offer]:
+    """Those of all installed packages, built-ins first; of the packages in HARNESS_LOAD_PLUGINS where it is set."""
+    only = os.environ.get("HARNESS_LOAD_PLUGINS")
+    wanted = None if only is None else {normalized(name.strip()) for name in only.split(",")}
+    found: dict[tuple[str, str], Offer] = {}
+    for entry_point in importlib.metadata.entry_points(group=GROUP):
+        package = entry_point.dist
+        distribution = normalized(package.name if package else "unknown")
+        if wanted is None or distribution == BUILTIN or distribution in wanted:
+            # An editable install may be seen twice: the first on the path is the one Python imports.
+            offer = Offer(distribution, package.version if package else "0", entry_point)
+            found.setdefault((distribution, entry_point.name), offer)
+    return [found[key] for key in sorted(found, key=lambda key: (key[0] != BUILTIN, key))]
+
+
+def others_offer() -> bool:
+    """Whether any package besides this one has plugins."""
+    return any(offer.distribution != BUILTIN for offer in offers())
+
+
+def normalized(distribution: str) -> str:
+    """A distribution's name as PyPI compares it: My_Plugin, my.plugin and my-plugin are one."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
