@@ -36,6 +36,10 @@ class Observers:
         self._labels[key] = label
         self._show("stage_started", key, kind, label)
 
+    def stage_beside(self, key: str, label: str) -> None:
+        """A stage that another one computes has begun: its rounds are told, and nothing is shown of it."""
+        self._labels[key] = label
+
     def stage_progress(
         self, key: str, done: int, total: int, text: str, round: dict[str, Any] | None = None
     ) -> None:

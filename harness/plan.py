@@ -126,6 +126,7 @@ class Stage:
     spec: Spec
     needs: tuple[str, ...]
     signature: str  # what its cost depends on: the key without seed and upstream
+    beside: tuple[Stage, ...] = ()  # trainings that run as one program with this one; see harness.bundles
 
 
 @dataclass
@@ -332,6 +333,7 @@ class Planner:
             # Equal to float tolerance only. What auto resolves to follows from the device type.
             "clients": compute.clients,
             "chunk": compute.chunk,
+            "trainings": compute.trainings,
             "channels_last": compute.channels_last,
         }
         return canonical(facts)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness import records
+from harness.bundles import bundles
 from harness.errors import StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.plan import training_of
@@ -68,6 +69,7 @@ class Runner:
         self._running: dict[str, tuple[Stage, float]] = {}  # key -> the stage, and since when
         self._loading: set[str] = set()  # keys whose worker has not said that it began
         self._schedule = Schedule({}, (), set())
+        self._bundles: dict[str, tuple[str, ...]] = {}
         self._open: dict[str, list[CellPlan]] = {}  # stage key -> cells that still need it
         self._missing: dict[int, set[str]] = {}
         self._announced: set[str] = set()
@@ -101,7 +103,8 @@ class Runner:
             elif not missing:
                 self._finish(plan)
         # A stage that no unfinished cell needs (its downstream is cached) is not computed again.
-        self._schedule = Schedule(self.plan.stages, self._open, self._done)
+        self._bundles = bundles(self.plan.stages, self._open, self.plan.device)
+        self._schedule = Schedule(self.plan.stages, self._open, self._done, self._bundles)
 
     def _loop(self) -> None:
         while self._running or (self._schedule and not self.tally.stopped):
@@ -115,14 +118,24 @@ class Runner:
             stage = self._schedule.take()
             if stage is None:
                 return
+            beside = tuple(self.plan.stages[key] for key in self._bundles.get(stage.key, ()))
+            stage = replace(stage, beside=beside) if beside else stage
             self._running[stage.key] = (stage, time.monotonic())
             self._loading.add(stage.key)
-            for plan in self._open.get(stage.key, []):
-                if plan.cell.id not in self._announced:
-                    self._announced.add(plan.cell.id)
-                    self.observer.cell_started(_cell_facts(plan))
-            self.observer.stage_started(stage.key, stage.kind, stage.label)
+            for key in (stage.key, *(other.key for other in beside)):
+                self._announce(key)
+            label = f"{stage.label} and {len(beside)} more" if beside else stage.label
+            self.observer.stage_started(stage.key, stage.kind, label)
+            for other in beside:
+                self.observer.stage_beside(other.key, other.label)
             self.executor.submit(stage)
+
+    def _announce(self, key: str) -> None:
+        """The cells that need this stage begin."""
+        for plan in self._open.get(key, []):
+            if plan.cell.id not in self._announced:
+                self._announced.add(plan.cell.id)
+                self.observer.cell_started(_cell_facts(plan))
 
     def _handle(self, event: Event) -> None:
         if event.kind == "problem":
@@ -139,30 +152,36 @@ class Runner:
         self._loading.discard(event.key)
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
-        if event.kind == "done":
-            result = self.store.stage_result(event.key)
-            if result is None:
-                self._fail(
-                    stage,
-                    {"type": "StoreError", "message": "the result is not in the store", "traceback": ""},
-                    seconds,
-                )
-                return
-            self._remember(event.key, result)
-            self._done.add(event.key)
-            self._schedule.finished(event.key)
-            self.tally.executed[stage.kind] += 1
-            self.observer.stage_finished(stage.key, stage.kind, stage.label, "done", seconds, None)
-            for plan in self._open.pop(event.key, []):
-                missing = self._missing.get(id(plan))
-                if missing is None:  # another of its stages has failed, and so has the cell
-                    continue
-                missing.discard(event.key)
-                if not missing:
-                    del self._missing[id(plan)]
-                    self._finish(plan)
-        else:
+        if event.kind != "done":
             self._fail(stage, event.payload, seconds)
+            return
+        if not self._keep_result(stage, seconds):
+            missing = {"type": "StoreError", "message": "the result is not in the store", "traceback": ""}
+            self._fail(stage, missing, seconds)
+            return
+        for other in stage.beside:  # one that is not there could not be computed with it, and comes by itself
+            if self._keep_result(other, seconds):
+                self._schedule.drop(other.key)
+        self._schedule.finished(stage.key)
+
+    def _keep_result(self, stage: Stage, seconds: float) -> bool:
+        """Takes a stage's result from the store, and writes the records that waited for it; False: there is none."""
+        result = self.store.stage_result(stage.key)
+        if result is None:
+            return False
+        self._remember(stage.key, result)
+        self._done.add(stage.key)
+        self.tally.executed[stage.kind] += 1
+        self.observer.stage_finished(stage.key, stage.kind, stage.label, "done", seconds, None)
+        for plan in self._open.pop(stage.key, []):
+            missing = self._missing.get(id(plan))
+            if missing is None:  # another of its stages has failed, and so has the cell
+                continue
+            missing.discard(stage.key)
+            if not missing:
+                del self._missing[id(plan)]
+                self._finish(plan)
+        return True
 
     def _fail(self, stage: Stage, error: dict[str, Any], seconds: float) -> None:
         error = {"stage": f"{stage.kind}: {stage.label}", **error}
@@ -185,6 +204,7 @@ class Runner:
             limit = (
                 self.timeout if self.timeout is not None else training_of(stage.spec).compute.stage_timeout
             )
+            limit = None if limit is None else limit * (1 + len(stage.beside))
             grace = LOADING if key in self._loading else 0.0
             if limit is not None and now - started > limit + grace:
                 self.executor.cancel(key, f"took longer than the limit of {limit:g} s per stage")

@@ -187,11 +187,8 @@ class Scenario(Part):
         """sha256 of the name and everything that decides a score: not the file's place or description."""
         plain = {key: value for key, value in self.to_dict().items() if key not in self.unscored}
         plain["compute"].pop("stage_timeout")
-        for name in (
-            "clients",
-            "chunk",
-            "channels_last",
-        ):  # count where chosen: hashes are older than the choice
+        for name in ("clients", "chunk", "trainings", "channels_last"):
+            # They count where chosen: hashes are older than the choice.
             if getattr(self.compute, name) == Compute.model_fields[name].default:
                 plain["compute"].pop(name)
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))

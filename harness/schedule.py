@@ -16,9 +16,18 @@ class Schedule:
     Of the stages that are ready the first of the plan comes first, so that cells are finished one after another and
     the stages of one training follow each other. Every operation costs what it changes: dependency counts and a
     heap, no scan.
+
+    beside: first stage -> keys of those that are computed with it. They are not given out before that one has ended,
+    and are given out then unless `drop` says that they are done.
     """
 
-    def __init__(self, stages: Mapping[str, Stage], wanted: Iterable[str], done: Set[str]) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, Stage],
+        wanted: Iterable[str],
+        done: Set[str],
+        beside: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         needed, ahead = set(), [key for key in wanted if key not in done]
         while ahead:
             key = ahead.pop()
@@ -34,6 +43,12 @@ class Schedule:
             self._lacking[key] = len(lacking)
             for need in lacking:
                 self._followers.setdefault(need, []).append(key)
+        self._held: dict[str, list[str]] = {}  # first of a bundle -> those that wait for its end
+        for key, others in (beside or {}).items():
+            own = [other for other in others if key in self._lacking and other in self._lacking]
+            self._held[key] = own
+            for other in own:
+                self._lacking[other] += 1
         self._ready = [position for key, position in self._position.items() if not self._lacking[key]]
         self._order = list(self._stages)
 
@@ -51,14 +66,24 @@ class Schedule:
 
     def finished(self, key: str) -> None:
         """A stage that was given out is done: what waited for it alone is ready."""
-        for follower in self._followers.pop(key, ()):
-            if follower in self._lacking:
-                self._lacking[follower] -= 1
-                if not self._lacking[follower]:
-                    heapq.heappush(self._ready, self._position[follower])
+        for follower in (*self._held.pop(key, ()), *self._followers.pop(key, ())):
+            self._released(follower)
+
+    def drop(self, key: str) -> None:
+        """A stage that was not given out is done all the same: it was computed with another."""
+        if self._lacking.pop(key, None) is not None:
+            self.finished(key)
+
+    def _released(self, key: str) -> None:
+        if key in self._lacking:
+            self._lacking[key] -= 1
+            if not self._lacking[key]:
+                heapq.heappush(self._ready, self._position[key])
 
     def failed(self, key: str) -> list[str]:
         """A stage that was given out failed: it and all that follows from it, which is not given out any more."""
+        for other in self._held.pop(key, ()):  # alone, they may do better
+            self._released(other)
         lost, ahead = [], [key]
         while ahead:
             current = ahead.pop()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
@@ -21,19 +22,19 @@ from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.local import Client, seeded_modules
 from harness.federation.recorder import Recorder
-from harness.federation.rounds import Federation, Outcome, Rules
+from harness.federation.rounds import Federation, Outcome, Rules, Run, run_together
 from harness.federation.vector import layout
-from harness.federation.vectorised import make_trainer
+from harness.federation.vectorised import VectorisedTrainer, make_trainer
 from harness.random import derive, numpy_generator, torch_generator
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from harness.contracts.defence import Guarantee
     from harness.contracts.model import Model
     from harness.plan import TrainSpec
+    from harness.scenario import Compute
 
 Report = Callable[[int, int, dict[str, Any]], None]
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 ROOT = -1  # the root dataset's number among clients
 
 
@@ -64,6 +65,17 @@ class Ready:
     evaluate: Callable[[int], dict[str, float]]
     prepared: list[dict[str, Any]]
     recorder: Recorder | None
+
+    def run(self, report: Report) -> Run:
+        """Its rounds."""
+        return Run(self.federation, self.schedule, self.multiplier, self.evaluate, report)
+
+    def trained(self, history: list[list[dict[str, Any]]] | None = None) -> Trained:
+        """What it has come to after its rounds; history: what was prepared for trainings before."""
+        federation = self.federation
+        prepared = [*(history or []), self.prepared]
+        module, facts = federation.module.eval(), dict(federation.trainer.facts)
+        return Trained(module, federation.outcome, prepared, self.recorder, facts)
 
 
 class Training:
@@ -106,7 +118,10 @@ class Training:
             module = model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
         for defence in spec.defences:
             module = defence.model(module)
-        return module.to(self.device)
+        module = module.to(self.device)
+        if channels_last(module, spec.compute, self.device):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
 
     def check(self, module: nn.Module) -> None:
         """Raises NotApplicable where a defence cannot train this network."""
@@ -128,10 +143,8 @@ class Training:
         hooks: run at every client before the defences'.
         """
         ready = self.set_up(module, rounds=rounds, purpose=purpose, history=history, hooks=hooks)
-        outcome = ready.federation.run(ready.schedule, ready.multiplier, ready.evaluate, report)
-        module.eval()
-        facts = ready.federation.trainer.facts
-        return Trained(module, outcome, [*(history or []), ready.prepared], ready.recorder, facts)
+        run_together([ready.run(report)])
+        return ready.trained(history)
 
     def set_up(
         self,
@@ -158,9 +171,9 @@ class Training:
         prepared = self._prepare(schedule, history) if prepared is None else prepared
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
-        if spec.compute.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         trainer = make_trainer(module, settings.local, seed, noise_seed, spec.compute, self.device)
+        if channels_last(module, spec.compute, self.device):
+            trainer.facts["channels_last"] = True
         rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
         recorder = None
         if spec.variant is not None and (spec.variant.recorded_rounds or spec.variant.canaries):
@@ -341,3 +354,34 @@ class Training:
             root=self._root(),
             input_shape=self.data.input_shape,
         )
+
+
+def channels_last(module: nn.Module, compute: Compute, device: str) -> bool:
+    """Whether a network's convolutions have channels last.
+
+    auto: on a CPU where max-pooling, which is slow with channels first, is a large part: in networks that pool and have
+    no normalisation layers. Measured on two cores (AMD EPYC, AVX2): small-cnn trains 1.3 to 1.6 times as fast and
+    predicts 1.8 times as fast with channels last, lenet5 1.2 and 1.0; vgg11 trains 0.96 times as fast, resnet9 with
+    its group normalisation 0.85. Clients that train as one program have layouts of their own. A GPU was not measured.
+    """
+    if compute.channels_last != "auto":
+        return compute.channels_last
+    layers = list(module.modules())
+    pools = any(isinstance(layer, nn.MaxPool2d) for layer in layers)
+    normalises = any(isinstance(layer, NORMALISATIONS) for layer in layers)
+    return device == "cpu" and pools and not normalises and not compute.vectorised(device)
+
+
+def train_together(trainings: Sequence[Training], reports: Sequence[Report]) -> list[Trained] | None:
+    """Trainings that differ in seed or records, from their initial weights, with all their clients as one program.
+
+    None where nothing would be won, as such clients do not train as one program.
+    """
+    readies = [training.set_up(training.initial_module()) for training in trainings]
+    trainer = readies[0].federation.trainer
+    if not isinstance(trainer, VectorisedTrainer) or not trainer.mergeable(readies[0].federation.clients[0]):
+        return None
+    run_together([ready.run(report) for ready, report in zip(readies, reports, strict=True)])
+    for ready in readies:
+        ready.federation.trainer.facts = trainer.facts | {"trainings": len(readies)}
+    return [ready.trained() for ready in readies]

@@ -112,3 +112,24 @@ def test_each_dependency_is_looked_at_a_few_times_however_many_stages_wait():
     schedule = Schedule(stages, keys, set())
     assert drain(schedule) == keys
     assert looked <= 3 * n
+
+
+def test_stages_beside_another_wait_for_its_end():
+    stages = graph(a=(), b=(), c=(), d=("b",))
+    schedule = Schedule(stages, "abcd", set(), {"a": ("b", "c")})
+    assert schedule.take().key == "a"
+    assert schedule.take() is None
+    schedule.drop("b")  # computed with it
+    assert schedule.take().key == "d"
+    schedule.finished("a")
+    assert schedule.take().key == "c"  # was not
+    assert not schedule
+
+
+def test_stages_beside_one_that_failed_come_by_themselves():
+    schedule = Schedule(graph(a=(), b=(), c=("a",), d=("b",)), "abcd", set(), {"a": ("b",)})
+    assert schedule.take().key == "a"
+    assert schedule.failed("a") == ["a", "c"]
+    assert schedule.take().key == "b"
+    schedule.finished("b")
+    assert schedule.take().key == "d"

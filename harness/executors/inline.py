@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class InlineExecutor:
         from harness.stages import execute
 
         try:
-            execute(stage, self._store, self._device, reporter(stage.key, self._events.append, every=0.0))
+            execute(stage, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
         except Exception as error:
             self._events.append(Event("failed", stage.key, describe_error(error)))
         else:

@@ -18,6 +18,7 @@ import threading
 import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,10 +180,8 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     while True:
         stage: Stage = pickle.loads(stages.get())
         send(Event("began", stage.key))
-        progress = reporter(stage.key, send, every=0.2)
-
         try:
-            execute(stage, store, device, progress)
+            execute(stage, store, device, partial(reporter, send=send, every=0.2))
         except Exception as error:
             event = Event("failed", stage.key, describe_error(error))
         except SystemExit as error:  # a plugin must not end a worker

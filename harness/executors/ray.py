@@ -193,18 +193,21 @@ class RayExecutor:
         if outcome.refused:
             self._nodes.refuse(task.node, outcome.refused)
             self._again(task)
-        elif outcome.result is None:
+        elif not outcome.results:
             self._tasks.pop(task.job.key)
             self._events.append(Event("failed", task.job.key, dict(outcome.error or {})))
         else:
-            self._keep(task.stage, outcome.result, outcome.files)
+            self._keep(task.stage, outcome)
 
-    def _keep(self, stage: Stage, result: dict[str, Any], files: dict[str, bytes]) -> None:
-        """What a stage left goes into the store, files before the row that refers to them."""
-        for name, data in files.items():
+    def _keep(self, stage: Stage, outcome: Outcome) -> None:
+        """What a stage left goes into the store, files before the rows that refer to them."""
+        for name, data in outcome.files.items():
             self._store.write_file(name, data)
-        facts = (stage.key, stage.kind, stage.signature, stage.label)
-        self._store.put_stage(*facts, "done", result, result["seconds"])
+        for one in (*stage.beside, stage):
+            result = outcome.results.get(one.key)
+            if result is not None:
+                facts = (one.key, one.kind, one.signature, one.label)
+                self._store.put_stage(*facts, "done", result, result["seconds"])
         self._tasks.pop(stage.key)
         self._events.append(Event("done", stage.key))
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,9 +40,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. files: what it wrote, where the store is not shared. refused: why it was not begun."""
+    """How a stage ended. results: its own and those of stages beside it, by key; none where it failed.
 
-    result: dict[str, Any] | None = None
+    files: what it wrote, where the store is not shared. refused: why it was not begun.
+    """
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     error: dict[str, str] | None = None
     refused: tuple[str, ...] = ()
@@ -98,8 +101,9 @@ def run_stage(job: Job, mailbox: Any) -> Outcome:
             from harness.stages import execute
 
             bench = _bench(folder, job)
-            result = execute(stage, cast("Store", bench), job.device, reporter(job.key, send, every=0.5))
-            return Outcome(result, bench.written(job.files) if job.shared is None else {})
+            report = partial(reporter, send=send, every=0.5)
+            results = execute(stage, cast("Store", bench), job.device, report)
+            return Outcome(results, bench.written(job.files) if job.shared is None else {})
     except (Exception, SystemExit) as error:  # a plugin must not end a worker
         return Outcome(error=describe_error(error))
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.contracts.defence import GradientFn, LossFn, Params
-    from harness.federation.local import Client, LocalTrainer, Start, Trained
+    from harness.federation.local import LocalTrainer, Start, Task, Trained
 
 
 class _Step(NamedTuple):
@@ -36,32 +36,38 @@ class _Step(NamedTuple):
 class Cohort:
     """Clients in training together, those with the most steps first."""
 
-    def __init__(
-        self, trainer: LocalTrainer, clients: list[Client], at: Start, buffers: list[dict[str, Tensor]]
-    ) -> None:
-        self.trainer, self.clients, self.at = trainer, clients, at
+    def __init__(self, trainer: LocalTrainer, tasks: list[Task]) -> None:
+        self.trainer, self.tasks = trainer, tasks
+        self.clients = [task.client for task in tasks]
+        self.at = at = tasks[0].at  # of which all share the round and its place in the training
         self.module = trainer.module
-        self.hooks = tuple(hook.at(at.done + at.round, at.rounds) for hook in clients[0].hooks)
+        self.hooks = tuple(hook.at(at.done + at.round, at.rounds) for hook in self.clients[0].hooks)
         self.by_gradient = any(hook.overrides("gradient") for hook in self.hooks)
-        n, device = len(clients), trainer.device
-        self.start: Params = {
-            name: at.weights[part].view_as(p)
+        n, device = len(tasks), trainer.device
+        starts = list({id(task.at): task.at for task in tasks}.values())  # one for each training
+        self.starts = torch.stack([start.weights for start in starts])  # (trainings, d)
+        self.moved = None if at.moved is None else torch.stack([_moved(start) for start in starts])
+        places = {id(start): place for place, start in enumerate(starts)}
+        self.training = torch.tensor([places[id(task.at)] for task in tasks], device=device)  # (n,)
+        own = self.starts if len(starts) == 1 else self.starts[self.training]
+        self.start: Params = {  # a row a client, or one for all
+            name: own[:, part].view(len(own), *p.shape)
             for (name, p), part in zip(trainer.parameters.items(), trainer.layout.values(), strict=True)
         }
         # A row a client; what is trained are views of the first k rows.
-        self.weights = {name: v.expand(n, *v.shape).clone() for name, v in self.start.items()}
+        self.weights = {name: v.expand(n, *v.shape[1:]).clone() for name, v in self.start.items()}
+        modules = {id(task.trainer): dict(task.trainer.module.named_buffers()) for task in tasks}
         self.buffers = {
-            name: torch.stack([own.get(name, b) for own in buffers])
-            for name, b in self.module.named_buffers()
+            name: torch.stack([task.buffers.get(name, modules[id(task.trainer)][name]) for task in tasks])
+            for name, _ in self.module.named_buffers()
         }
         self.noise = [
-            torch_generator("noise", trainer.noise_seed, c.id, at.round, device=device) for c in clients
+            torch_generator("noise", task.trainer.noise_seed, task.client.id, at.round, device=device)
+            for task in tasks
         ]
-        seed = trainer.seed
-        own = [derive(seed, "local", c.id, at.round) for c in clients]
-        self.keys = split(
-            torch.tensor(own, device=device)[:, None], torch.arange(max(clients[0].steps, 1), device=device)
-        )
+        seeds = [derive(task.trainer.seed, "local", task.client.id, at.round) for task in tasks]
+        steps = torch.arange(max(self.clients[0].steps, 1), device=device)
+        self.keys = split(torch.tensor(seeds, device=device)[:, None], steps)
         self._batch = composed_batch(self.hooks)
 
     def train(self) -> None:
@@ -79,18 +85,21 @@ class Cohort:
             for name, leaf in leaves.items():
                 leaf.grad = grads[name]
                 if s.proximal:
-                    leaf.grad = leaf.grad + s.proximal * (leaf.detach() - self.start[name])
+                    leaf.grad = leaf.grad + s.proximal * (leaf.detach() - self.start[name][:k])
             optimizer.step()
 
     def _steps(self) -> Iterator[_Step]:
-        seed, device = self.trainer.seed, self.trainer.device
+        device = self.trainer.device
         images = torch.cat([c.images for c in self.clients])
         labels = torch.cat([c.labels for c in self.clients])
         sizes = [c.size for c in self.clients]
         ends = torch.tensor(sizes, device=device).cumsum(0)
         first = (ends - torch.tensor(sizes, device=device))[:, None]
         places = torch.arange(len(sizes), device=device)
-        orders = [torch_generator(seed, "batches", c.id, self.at.round, device=device) for c in self.clients]
+        orders = [
+            torch_generator(t.trainer.seed, "batches", t.client.id, self.at.round, device=device)
+            for t in self.tasks
+        ]
         drawn = stacked_batches(
             sizes,
             self.trainer.settings.batch_size,
@@ -143,39 +152,52 @@ class Cohort:
                 module=None,
                 generator=None,  # type: ignore[arg-type]
                 logits=logits,
-                start=self.at.weights,
-                moved=self.at.moved,
+                start=self._own(self.starts, step.who),
+                moved=None if self.moved is None else self._own(self.moved, step.who),
                 layout=self.trainer.layout,
                 mask=step.mask,
             )
             view.cohort, view.who = self, step.who
-            sizes = {c.id: min(self.trainer.settings.batch_size, c.size) for c in self.clients}
-            view.batch_size = view.own(sizes.__getitem__)  # type: ignore[assignment]
+            sizes = [min(self.trainer.settings.batch_size, c.size) for c in self.clients]
+            view.batch_size = view.of_rows(sizes)  # type: ignore[assignment]
             return view
 
         prepared = self.clients[0].prepared
         return composed_gradient(self.hooks, prepared, loss, local, step.mask)(params, batch, step.keys)
 
+    def _own(self, rows: Tensor, who: Tensor) -> Tensor:
+        """Of one row (d,) a training, that of a client's; under vmap over `who`."""
+        return rows[0] if len(rows) == 1 else rows[self.training[who]]
+
     @torch.no_grad()
     def count_batches(self) -> None:
-        """The module's integer buffers count what all clients did, as they do where one follows the other."""
-        for name, buffer in self.module.named_buffers():
-            if not buffer.is_floating_point():
-                buffer += (self.buffers[name] - buffer).sum(0)
+        """A module's integer buffers count what all its clients did, as they do where one follows the other."""
+        members: dict[LocalTrainer, list[int]] = {}
+        for row, task in enumerate(self.tasks):
+            members.setdefault(task.trainer, []).append(row)
+        for trainer, own in members.items():
+            for name, buffer in trainer.module.named_buffers():
+                if not buffer.is_floating_point():
+                    buffer += (self.buffers[name][own] - buffer).sum(0)
 
     def updates(self) -> list[Trained]:
         """Each client's update, after its hooks, and its float buffers, in the cohort's order."""
-        flat = torch.cat([w.reshape(len(self.clients), -1) for w in self.weights.values()], 1)
+        flat = torch.cat([w.reshape(len(self.tasks), -1) for w in self.weights.values()], 1)
+        moved = flat - (self.starts if len(self.starts) == 1 else self.starts[self.training])
         names = self.trainer.buffer_names
         return [
             (
-                self.trainer.finish(client, self.hooks, delta, noise, self.at),
+                task.trainer.finish(task.client, self.hooks, delta, noise, task.at),
                 {name: b[i].clone() for name, b in self.buffers.items() if name in names},
             )
-            for i, (client, delta, noise) in enumerate(
-                zip(self.clients, flat - self.at.weights, self.noise, strict=True)
-            )
+            for i, (task, delta, noise) in enumerate(zip(self.tasks, moved, self.noise, strict=True))
         ]
+
+
+def _moved(start: Start) -> Tensor:
+    """What is there for all trainings of a cohort or for none, as they are in the same round."""
+    assert start.moved is not None
+    return start.moved
 
 
 class CohortLocal(Local):
@@ -185,11 +207,14 @@ class CohortLocal(Local):
     who: Tensor  # a scalar: the client's place
 
     def own(self, number: Callable[[int], float]) -> float | Tensor:
-        numbers = [number(client.id) for client in self.cohort.clients]
+        return self.of_rows([number(client.id) for client in self.cohort.clients])
+
+    def of_rows(self, numbers: Sequence[float]) -> float | Tensor:
+        """This client's of one number a client; a plain number where all are equal."""
         if min(numbers) == max(numbers):
             return numbers[0]
-        weights = self.cohort.at.weights
-        return torch.tensor(numbers, dtype=weights.dtype, device=weights.device)[self.who]
+        starts = self.cohort.starts
+        return torch.tensor(numbers, dtype=starts.dtype, device=starts.device)[self.who]
 
     def normal(self, like: Tensor) -> Tensor:
         return _OwnNoise.apply(self.who, like, self.cohort.noise)  # type: ignore[no-any-return]

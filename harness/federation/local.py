@@ -83,6 +83,19 @@ class Start:
     malicious: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A client's local training in one round. trainer: whose seeds, module and network precision it has.
+
+    buffers: the float buffers that it starts with.
+    """
+
+    trainer: LocalTrainer
+    client: Client
+    at: Start
+    buffers: dict[str, Tensor]
+
+
 class LocalTrainer:
     """Trains clients one after another on one module, which it leaves at the last client's weights."""
 
@@ -117,15 +130,18 @@ class LocalTrainer:
 
         return lowered
 
-    def train_all(
-        self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]
-    ) -> list[Trained]:
-        """Each client's update (d,) and the float buffers it ends with. buffers: what each one starts with."""
+    def tasks(self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]) -> list[Task]:
+        """Work for `train_all`. buffers: what each client starts with."""
+        return [Task(self, client, at, own) for client, own in zip(clients, buffers, strict=True)]
+
+    def train_all(self, tasks: Sequence[Task]) -> list[Trained]:
+        """Each client's update (d,) and the float buffers it ends with; tasks may be of several trainings."""
         trained = []
-        for client, own in zip(clients, buffers, strict=True):
-            load_buffers(self.module, own)
-            update = self.train(client, at)
-            trained.append((update, float_buffers(self.module, self.buffer_names)))
+        for task in tasks:
+            own = task.trainer
+            load_buffers(own.module, task.buffers)
+            update = own.train(task.client, task.at)
+            trained.append((update, float_buffers(own.module, own.buffer_names)))
         return trained
 
     def train(self, client: Client, at: Start) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,7 @@ from harness.contracts.compressor import UpdateCompressionContext, UpdateCompres
 from harness.errors import PluginError
 from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
-from harness.federation.local import Client, LocalTrainer, Start
+from harness.federation.local import Client, LocalTrainer, Start, Task, Trained
 from harness.federation.server import Server
 from harness.federation.vector import (
     flatten,
@@ -150,26 +151,6 @@ class Federation:
         self._moved: Tensor | None = None
         self._root: tuple[int, Tensor] | None = None  # the round and its root update
 
-    def run(
-        self,
-        schedule: list[list[int]],
-        multiplier: Callable[[int], float],
-        evaluate: Callable[[int], dict[str, float]] | None,
-        report: Callable[[int, int, dict[str, Any]], None],
-    ) -> Outcome:
-        """Train in place. schedule: the clients of each round. evaluate(round) -> scores, or {} to skip."""
-        self.begin(schedule, multiplier)
-        for round in range(len(schedule)):
-            started = time.perf_counter()
-            opened = self.open(round)
-            updates, buffers = self.updates(opened.start, opened.trained, opened.attackers, self._buffers)
-            entry = self.close(opened, updates, buffers)
-            self.outcome.seconds += time.perf_counter() - started
-            entry |= evaluate(round) if evaluate else {}
-            self.outcome.history.append(entry)
-            report(round + 1, len(schedule), entry)
-        return self.outcome
-
     def begin(self, schedule: list[list[int]], multiplier: Callable[[int], float]) -> None:
         """From the module's weights; then `open`, the clients' training, and `close`, for each round in turn."""
         self._schedule = schedule
@@ -242,16 +223,27 @@ class Federation:
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as they have it (d,), and their float buffers."""
+        return self.collect(ids, self.trainer.train_all(self.tasks(start, ids, attackers, buffers)))
+
+    def tasks(
+        self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
+    ) -> list[Task]:
+        """What these clients have to train."""
         members = [self.clients[i] for i in ids]
         training = [(i in attackers and m.attacking) or m for i, m in zip(ids, members, strict=True)]
         held = [m.buffers if m.buffers is not None else buffers for m in members]
+        return self.trainer.tasks(training, start, held)
+
+    def collect(
+        self, ids: list[int], trained: Sequence[Trained]
+    ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
+        """What these clients have trained, by client; they keep their buffers where these stay local."""
         updates: dict[int, Tensor] = {}
         client_buffers: dict[int, dict[str, Tensor]] = {}
-        trained = self.trainer.train_all(training, start, held)
-        for i, member, (update, own) in zip(ids, members, trained, strict=True):
+        for i, (update, own) in zip(ids, trained, strict=True):
             updates[i], client_buffers[i] = update, own
             if self.rules.buffers == "local":
-                member.buffers = own
+                self.clients[i].buffers = own
         return updates, client_buffers
 
     # server -------------------------------------------------------------------------------------
@@ -461,6 +453,50 @@ class Federation:
                 f"{attack.name} crafted {tuple(crafted.shape)}, not {(len(byzantine), weights.numel())}"
             )
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A federation and its rounds, which change its module.
+
+    schedule: the clients of each round. evaluate(round) -> scores, or {} to skip.
+    """
+
+    federation: Federation
+    schedule: list[list[int]]
+    multiplier: Callable[[int], float]
+    evaluate: Callable[[int], dict[str, float]] | None
+    report: Callable[[int, int, dict[str, Any]], None]
+
+
+def run_together(runs: Sequence[Run]) -> None:
+    """Trainings of equally many rounds, round by round: all their clients train at once, by the first's trainer.
+
+    Each gives the numbers that it gives alone. A training's seconds are its share of the time of all.
+    """
+    for run in runs:
+        run.federation.begin(run.schedule, run.multiplier)
+    rounds = len(runs[0].schedule)
+    for round in range(rounds):
+        started = time.perf_counter()
+        opened = [run.federation.open(round) for run in runs]
+        tasks = [
+            run.federation.tasks(o.start, o.trained, o.attackers, o.buffers)
+            for run, o in zip(runs, opened, strict=True)
+        ]
+        trained = iter(runs[0].federation.trainer.train_all([task for own in tasks for task in own]))
+        entries = []
+        for run, o, own in zip(runs, opened, tasks, strict=True):
+            sent, buffers = run.federation.collect(o.trained, list(islice(trained, len(own))))
+            updates = run.federation.receive(round, sent, o.buffers)
+            entries.append(run.federation.close(o, updates, buffers))
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run, entry in zip(runs, entries, strict=True):
+            outcome = run.federation.outcome
+            outcome.seconds += seconds
+            entry |= run.evaluate(round) if run.evaluate else {}
+            outcome.history.append(entry)
+            run.report(round + 1, rounds, entry)
 
 
 def _size(buffers: dict[str, Tensor]) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.cohort import Cohort
-from harness.federation.local import Client, LocalTrainer, Start, Trained, seeded_modules
+from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
 from harness.functional import batch_norms
 
 if TYPE_CHECKING:
@@ -43,36 +43,30 @@ class VectorisedTrainer(LocalTrainer):
         self._sizes: dict[tuple[int, ...], int] = {}  # hooks -> clients that fit
         self.facts |= {"chunk": 1, "alone": []}
 
-    def train_all(
-        self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]
-    ) -> list[Trained]:
-        trained: list[Trained | None] = [None] * len(clients)
-        groups = self._alike(clients)
-        if len(groups) == len(clients) > 1 and not self.facts["alone"]:
+    def train_all(self, tasks: Sequence[Task]) -> list[Trained]:
+        trained: list[Trained | None] = [None] * len(tasks)
+        groups = self._alike(tasks)
+        if len(groups) == len(tasks) > 1 and not self.facts["alone"]:
             self.facts["alone"].append("no two clients are alike")
         for group in groups:
-            for part, found in self._train_group(group, clients, at, buffers):
+            for part, found in self._train_group(group, tasks):
                 for position, own in zip(part, found, strict=True):
                     trained[position] = own
         return [own for own in trained if own is not None]
 
     def _train_group(
-        self,
-        group: list[int],
-        clients: Sequence[Client],
-        at: Start,
-        buffers: Sequence[dict[str, Tensor]],
+        self, group: list[int], tasks: Sequence[Task]
     ) -> Iterator[tuple[list[int], list[Trained]]]:
         """(positions, what they trained), in parts that fit the memory."""
-        mark = tuple(map(id, clients[group[0]].hooks))
+        mark = tuple(map(id, tasks[group[0]].client.hooks))
         while group:
-            size = self._chunk(mark, [clients[i] for i in group]) if mark not in self._refused else 1
+            size = self._chunk(mark, tasks[group[0]].client) if mark not in self._refused else 1
             part, group = group[:size], group[size:]
-            own, held = [clients[i] for i in part], [buffers[i] for i in part]
+            own = [tasks[i] for i in part]
             if len(part) == 1:
-                yield part, super().train_all(own, at, held)
+                yield part, super().train_all(own)
                 continue
-            found, trouble = self._attempt(own, at, held)
+            found, trouble = self._attempt(own)
             if found is not None:
                 self.facts |= {"clients": "vectorised", "chunk": max(self.facts["chunk"], len(part))}
                 yield part, found
@@ -84,12 +78,10 @@ class VectorisedTrainer(LocalTrainer):
                 first_line = str(trouble).strip().partition("\n")[0]
                 self._refuse(mark, f"{type(trouble).__name__}: {first_line}")
 
-    def _attempt(
-        self, clients: list[Client], at: Start, buffers: list[dict[str, Tensor]]
-    ) -> tuple[list[Trained] | None, Exception | None]:
+    def _attempt(self, tasks: list[Task]) -> tuple[list[Trained] | None, Exception | None]:
         """What they trained, or what went wrong; without its frames, which would keep tensors alive."""
         try:
-            return self._together(clients, at, buffers), None
+            return self._together(tasks), None
         except Exception as error:  # what is wrong with the hooks shows again where a client trains alone
             return None, error.with_traceback(None)
 
@@ -100,16 +92,17 @@ class VectorisedTrainer(LocalTrainer):
 
     # which clients, how many ---------------------------------------------------------------------
 
-    def _alike(self, clients: Sequence[Client]) -> list[list[int]]:
+    def _alike(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Positions of clients that can train as one program, in the order of their first."""
         groups: list[list[int]] = []
         candidates: dict[tuple[Any, ...], list[list[int]]] = {}
-        for position, client in enumerate(clients):
-            if not self._mergeable(client):
+        for position, task in enumerate(tasks):
+            if not self.mergeable(task.client):
                 groups.append([position])
                 continue
-            known = candidates.setdefault(self._sort(client), [])
-            group = next((g for g in known if clients[g[0]].prepared == client.prepared), None)
+            known = candidates.setdefault(self._sort(task), [])
+            prepared = task.client.prepared
+            group = next((g for g in known if tasks[g[0]].client.prepared == prepared), None)
             if group is None:
                 group = []
                 known.append(group)
@@ -117,10 +110,13 @@ class VectorisedTrainer(LocalTrainer):
             group.append(position)
         return groups
 
-    def _sort(self, client: Client) -> tuple[Any, ...]:
+    def _sort(self, task: Task) -> tuple[Any, ...]:
         """What clients must share to train as one program, beside what was prepared for them."""
+        client, at = task.client, task.at
         how = (client.sampling.method, client.images.shape[1:], client.images.dtype)
-        return (*map(id, client.hooks), *how, *((client.size, client.steps) if self._exact(client) else ()))
+        when = (at.round, at.rounds, at.done, at.multiplier)
+        exact = (client.size, client.steps) if self._exact(client) else ()
+        return (*map(id, client.hooks), *how, *when, *exact)
 
     def _exact(self, client: Client) -> bool:
         """Whether a batch may not be filled up, as its records see each other. A hook that does not say might."""
@@ -129,7 +125,8 @@ class VectorisedTrainer(LocalTrainer):
             hook.couples_samples and any(map(hook.overrides, names)) for hook in client.hooks
         )
 
-    def _mergeable(self, client: Client) -> bool:
+    def mergeable(self, client: Client) -> bool:
+        """Whether nothing is known that speaks against training clients like this one together."""
         mark = tuple(map(id, client.hooks))
         if mark not in self._refused and (reason := self._obstacle(client)) is not None:
             self._refuse(mark, reason)
@@ -154,10 +151,9 @@ class VectorisedTrainer(LocalTrainer):
             self._nature = nature(self.module, to_pixels(client.images[:1]))
         return self._nature
 
-    def _chunk(self, mark: tuple[int, ...], clients: list[Client]) -> int:
+    def _chunk(self, mark: tuple[int, ...], client: Client) -> int:
         if mark not in self._sizes:
-            fits = self.chunk or self._fitting(clients[0])
-            self._sizes[mark] = fits
+            self._sizes[mark] = self.chunk or self._fitting(client)
         return self._sizes[mark]
 
     def _fitting(self, client: Client) -> int:
@@ -190,13 +186,15 @@ class VectorisedTrainer(LocalTrainer):
 
     # the program -----------------------------------------------------------------------------------
 
-    def _together(self, clients: list[Client], at: Start, buffers: list[dict[str, Tensor]]) -> list[Trained]:
-        order = sorted(range(len(clients)), key=lambda i: -clients[i].steps)  # those who go on stay in front
-        cohort = Cohort(self, [clients[i] for i in order], at, [buffers[i] for i in order])
+    def _together(self, tasks: list[Task]) -> list[Trained]:
+        order = sorted(
+            range(len(tasks)), key=lambda i: -tasks[i].client.steps
+        )  # those who go on stay in front
+        cohort = Cohort(self, [tasks[i] for i in order])
         cohort.train()
         cohort.count_batches()
         found = cohort.updates()
-        return [found[order.index(i)] for i in range(len(clients))]
+        return [found[order.index(i)] for i in range(len(tasks))]
 
 
 def nature(module: nn.Module, x: Tensor) -> str:
@@ -226,15 +224,13 @@ def nature(module: nn.Module, x: Tensor) -> str:
 def make_trainer(
     module: nn.Module, settings: Any, seed: int, noise_seed: str, compute: Any, device: str
 ) -> LocalTrainer:
-    """The trainer that a scenario's `compute` asks for.
-
-    auto: together on a GPU, where one client's kernels leave most of the card idle; one after another on a CPU. There
-    ten clients of small-cnn as one program reached 0.97 of the speed on one thread, and 0.50 under dp-sgd, which gives
-    up ghost clipping for it (tests/benchmarks/vectorised.py; the GPU has not been measured).
-    """
-    together = compute.clients == "vectorised" or (compute.clients == "auto" and device.startswith("cuda"))
+    """The trainer that a scenario's `compute` asks for."""
     arguments = (module, settings, seed, noise_seed, compute.precision, device)
-    return VectorisedTrainer(*arguments, chunk=compute.chunk) if together else LocalTrainer(*arguments)
+    return (
+        VectorisedTrainer(*arguments, chunk=compute.chunk)
+        if compute.vectorised(device)
+        else LocalTrainer(*arguments)
+    )
 
 
 def memory(device: str) -> int:

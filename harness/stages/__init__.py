@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +20,34 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 
-def execute(stage: Stage, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    """Compute one stage, write its artifacts and its row, and return the result. Raises what the work raises."""
+def execute(
+    stage: Stage, store: Store, device: str, progress: Callable[[str], Progress]
+) -> dict[str, dict[str, Any]]:
+    """Compute one stage, and those beside it; write artifacts and rows, and return the results by key.
+
+    progress: for a stage's key, who is told of it. What could not be computed beside the stage is left out. Raises
+    what the work on the stage itself raises.
+    """
     spec = stage.spec
     compute = training_of(spec).compute
     memory = PeakMemory(device)
     started = time.perf_counter()
     with _numerics(compute.threads, compute.tf32):
         if isinstance(spec, TrainSpec):
-            result = train(stage, spec, store, device, progress)
+            results = train(stage, store, device, progress)
         elif isinstance(spec, CompressSpec):
-            result = compress(stage, spec, store, device, progress)
+            results = {stage.key: compress(stage, spec, store, device, progress(stage.key))}
         elif isinstance(spec, CleanSpec):
-            result = clean(stage, spec, store, device)
+            results = {stage.key: clean(stage, spec, store, device)}
         else:
-            result = attack(stage, spec, store, device, progress)
-    result["peak_memory_bytes"] = memory.bytes()
-    result["device_name"] = device_name(device)
-    seconds = time.perf_counter() - started
-    result["seconds"] = seconds
-    store.put_stage(stage.key, stage.kind, stage.signature, stage.label, "done", result, seconds)
-    return result
+            results = {stage.key: attack(stage, spec, store, device, progress(stage.key))}
+    seconds = (time.perf_counter() - started) / len(results)
+    facts = {"peak_memory_bytes": memory.bytes(), "device_name": device_name(device), "seconds": seconds}
+    for one in (*stage.beside, stage):  # itself last: when it is there, so are the others
+        if one.key in results:
+            result = results[one.key] = results[one.key] | facts
+            store.put_stage(one.key, one.kind, one.signature, one.label, "done", result, seconds)
+    return results
 
 
 @contextmanager

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.devices import PeakMemory
 from harness.federation.vector import flatten
 from harness.plan import Stage, TrainSpec
-from harness.training import Report, Trained, Training
+from harness.training import Report, Trained, Training, train_together
 
 if TYPE_CHECKING:
     from torch import nn
 
     from harness.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -22,10 +26,43 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None: ...
 
 
-def train(stage: Stage, spec: TrainSpec, store: Store, device: str, progress: Progress) -> dict[str, Any]:
-    training = Training(spec, spec.noise_key or stage.key, device)
+def train(
+    stage: Stage, store: Store, device: str, progress: Callable[[str], Progress]
+) -> dict[str, dict[str, Any]]:
+    """The stage's result, and those of the stages beside it that trained as one program with it, by key."""
+    if stage.beside:
+        results = _train_bundle((stage, *stage.beside), store, device, progress)
+        if results is not None:
+            return results
+    training, memory = _training(stage, device), PeakMemory(device)
+    trained = _run(training, report_rounds(progress(stage.key)))
+    return {stage.key: _keep(training, trained, store, memory)}
+
+
+def _train_bundle(
+    stages: Sequence[Stage], store: Store, device: str, progress: Callable[[str], Progress]
+) -> dict[str, dict[str, Any]] | None:
+    """All or, where their clients cannot train together or one of them fails, None."""
     memory = PeakMemory(device)
-    trained = _run(training, report_rounds(progress))
+    try:
+        trainings = [_training(stage, device) for stage in stages]
+        trained = train_together(trainings, [report_rounds(progress(stage.key)) for stage in stages])
+        if trained is None:
+            return None
+        kept = [_keep(*pair, store, memory) for pair in zip(trainings, trained, strict=True)]
+    except Exception as error:  # whose it is shows where each trains alone
+        logger.warning("%d trainings as one program: %s: %s", len(stages), type(error).__name__, error)
+        return None
+    return {stage.key: result for stage, result in zip(stages, kept, strict=True)}
+
+
+def _training(stage: Stage, device: str) -> Training:
+    spec = stage.spec
+    assert isinstance(spec, TrainSpec)
+    return Training(spec, spec.noise_key or stage.key, device)
+
+
+def _keep(training: Training, trained: Trained, store: Store, memory: PeakMemory) -> dict[str, Any]:
     digest, _ = store.save_tensors(trained.module.state_dict())
     guarantee = training.guarantee(trained.prepared)
     artifacts, kept = [digest], {}

@@ -59,7 +59,7 @@ def engine(module: Any, clients: list[Any], rounds: int, batch: int, steps: int,
     """The final weights (d,) of the engine's rounds."""
     import harness
     from harness.federation.local import LocalTrainer
-    from harness.federation.rounds import Federation, Rules
+    from harness.federation.rounds import Federation, Rules, Run, run_together
     from harness.federation.vector import flatten
     from harness.scenario import SGD, FedAvg, LocalTraining
 
@@ -68,7 +68,7 @@ def engine(module: Any, clients: list[Any], rounds: int, batch: int, steps: int,
     rules = Rules((harness.create("aggregator", "mean"),), 0.0, "examples", "average", FedAvg())  # type: ignore[arg-type]
     federation = Federation(module, clients, trainer, rules, 0, "benchmark")
     schedule = [list(range(len(clients)))] * rounds
-    federation.run(schedule, lambda _: 1.0, None, lambda *_: None)
+    run_together([Run(federation, schedule, lambda _: 1.0, None, lambda *_: None)])
     return flatten(module)
 
 

@@ -26,7 +26,9 @@ COMMANDS = {
 
 
 def seconds(arguments: list[str]) -> float:
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # users keep compiled files
+    kept = {
+        k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"
+    }  # users keep compiled files
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=kept)
     return time.perf_counter() - start

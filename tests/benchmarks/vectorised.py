@@ -95,7 +95,7 @@ def main() -> None:
                 if device == "cuda":
                     torch.cuda.synchronize()
                 began = time.perf_counter()
-                found = trainer.train_all(clients, start, [{}] * len(clients))
+                found = trainer.train_all(trainer.tasks(clients, start, [{}] * len(clients)))
                 if device == "cuda":
                     torch.cuda.synchronize()
                 return time.perf_counter() - began, found

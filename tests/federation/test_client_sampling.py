@@ -18,7 +18,7 @@ from harness.engine import data_facts, metrics_of
 from harness.federation.batches import batches
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer, Start
-from harness.federation.rounds import Federation, Rules
+from harness.federation.rounds import Federation, Rules, Run, run_together
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner
@@ -363,7 +363,7 @@ def sent(module, clients, noise_seed, rules, seed=0, rounds=3):
         lambda start, found: seen.extend(found.values()),
     )
     everybody = [list(range(len(clients)))] * rounds
-    watch.run(everybody, lambda r: 1.0, None, lambda *_: weights.append(flatten(module)))
+    run_together([Run(watch, everybody, lambda r: 1.0, None, lambda *_: weights.append(flatten(module)))])
     return seen, torch.stack(weights).diff(dim=0)
 
 

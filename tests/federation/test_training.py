@@ -16,7 +16,7 @@ from harness.contracts.defence import Defence, Sampling
 from harness.errors import PluginError
 from harness.federation.batches import batches
 from harness.federation.local import Client, LocalTrainer
-from harness.federation.rounds import Federation, Rules
+from harness.federation.rounds import Federation, Rules, Run, run_together
 from harness.random import torch_generator
 from harness.scenario import SGD, Adam, Constant, FedAvg, LocalTraining, NAdam
 
@@ -75,7 +75,8 @@ def federation(module, members, local=None, seed=0, **rules):
 
 def run(federated, rounds=1, ids=None, multiplier=lambda r: 1.0):
     ids = list(range(len(federated.clients))) if ids is None else ids
-    return federated.run([ids] * rounds, multiplier, None, lambda *_: None)
+    run_together([Run(federated, [ids] * rounds, multiplier, None, lambda *_: None)])
+    return federated.outcome
 
 
 @pytest.mark.parametrize(

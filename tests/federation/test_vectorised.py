@@ -19,8 +19,8 @@ from harness.federation.vectorised import VectorisedTrainer, nature
 from harness.grid import cells
 from harness.plan import Planner
 from harness.random import torch_generator
-from harness.scenario import SGD, LocalTraining, load_text
-from harness.training import Training
+from harness.scenario import SGD, Compute, LocalTraining, load_text
+from harness.training import Training, channels_last
 
 FEDERATION = """
 schema: 1
@@ -68,7 +68,7 @@ def both(stage, module, clients, chunk=None):
     arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, "cpu")
     found = []
     for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk)):
-        found.append(trainer.train_all(clients, at, [buffers] * len(clients)))
+        found.append(trainer.train_all(trainer.tasks(clients, at, [buffers] * len(clients))))
         load_vector(module, weights)
         load_buffers(module, buffers)
     return *found, trainer.facts
@@ -329,7 +329,7 @@ def test_a_hook_that_fails_raises_its_own_error(tmp_path):
     module = stage.initial_module().double()
     trainer = VectorisedTrainer(module, stage.spec.federation.local, 0, "stage", "float32", "cpu")
     with pytest.raises(ZeroDivisionError, match="the hook's own"):
-        trainer.train_all(clients, Start(0, flatten(module)), [{}] * 5)
+        trainer.train_all(trainer.tasks(clients, Start(0, flatten(module)), [{}] * 5))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -404,13 +404,32 @@ def test_a_whole_run_scores_the_same_and_says_how_clients_trained(tmp_path, defe
     assert layout["history"][-1]["val_loss"] == pytest.approx(one["history"][-1]["val_loss"], rel=1e-3)
     assert together["training"]["execution"]["clients"] == "vectorised"
     assert together["training"]["execution"]["chunk"] == 3
-    assert one["training"]["execution"] == default["training"]["execution"] == {"clients": "sequential"}
+    assert one["training"]["execution"] == default["training"]["execution"]
+    assert one["training"]["execution"] == {"clients": "sequential", "channels_last": True}
+    assert "channels_last" not in together["training"]["execution"]
     hashes = {record["scenario"]["hash"] for record in found.values()}
     assert len(hashes) == 4
     for a, b in zip(one["history"], together["history"], strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-3)
     keys = {record["provenance"]["stages"]["train"] for record in found.values()}
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "compute", "device", "expected"),
+    [
+        ("small-cnn", {}, "cpu", True),
+        ("small-cnn", {"channels_last": False}, "cpu", False),
+        ("small-cnn", {"clients": "vectorised"}, "cpu", False),
+        ("small-cnn", {}, "cuda", False),
+        ("small-cnn", {"channels_last": True}, "cuda", True),
+        ("resnet9", {}, "cpu", False),  # normalises
+        ("mlp", {}, "cpu", False),
+    ],
+)
+def test_channels_come_last_where_that_was_measured_to_be_faster(model, compute, device, expected):
+    module = harness.create("model", model).build((1, 8, 8), 10)
+    assert channels_last(module, Compute(**compute), device) == expected
 
 
 def test_nature_asks_the_network():
@@ -440,6 +459,8 @@ def test_clients_of_other_kinds_are_not_mixed(tmp_path):
     assert same(stage, module, [shuffled[0], coins[0], shuffled[1], coins[1]])["chunk"] == 2
     still = Client(4, images, labels, 0, Sampling())
     trainer = VectorisedTrainer(module, LocalTraining(optimizer=SGD()), 0, "stage", "float32", "cpu")
-    (update, _), (moved, _) = trainer.train_all([still, shuffled[0]], Start(0, flatten(module)), [{}, {}])
+    (update, _), (moved, _) = trainer.train_all(
+        trainer.tasks([still, shuffled[0]], Start(0, flatten(module)), [{}, {}])
+    )
     assert not update.any()
     assert moved.any()

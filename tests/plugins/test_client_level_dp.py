@@ -28,7 +28,7 @@ from harness.contracts.defence import Sampling, UpdateContext
 from harness.engine import data_facts, metrics_of
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer
-from harness.federation.rounds import Federation, Rules
+from harness.federation.rounds import Federation, Rules, Run, run_together
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner
@@ -720,7 +720,7 @@ def test_clients_and_rounds_have_noise_of_their_own():
     watch = Federation(
         module, clients, trainer, rules, 0, "stage", lambda start, found: seen.extend(found.values())
     )
-    watch.run([[0, 1, 2]] * 3, lambda r: 1.0, None, silent)
+    run_together([Run(watch, [[0, 1, 2]] * 3, lambda r: 1.0, None, silent)])
     rows = torch.stack(seen).double()
     assert len(rows) == 9
     pairs = torch.corrcoef(rows) - torch.eye(9, dtype=torch.float64)
@@ -811,9 +811,8 @@ def test_a_dropped_row_need_not_be_tolerated_any_more(wrapped):
     trainer = LocalTrainer(module, LocalTraining(optimizer=SGD(lr=0.1)), 0, "stage", "float32", "cpu")
     rules = Rules((rule,), 0.2, "uniform", "average", FedAvg())
     before = flatten(module)
-    Federation(module, clients, trainer, rules, 0, "stage").run(
-        [[0, 1, 2, 3, 4]], lambda r: 1.0, None, silent
-    )
+    federation = Federation(module, clients, trainer, rules, 0, "stage")
+    run_together([Run(federation, [[0, 1, 2, 3, 4]], lambda r: 1.0, None, silent)])
     rows = torch.stack([torch.randn(before.shape, generator=torch_generator("sent", i)) for i in range(1, 5)])
     torch.testing.assert_close(flatten(module) - before, Krum(f=0)(rows), rtol=1e-5, atol=1e-6)
 
