@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import nn
 
+    from harness.contracts.base import Plugin
     from harness.contracts.metric import Metric
 
 ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
@@ -116,6 +117,10 @@ def run(
     loaded = _load(scenarios)
     part = None if shard is None else Shard.parse(shard)
     folder = Path(store)
+    if executor == "local" and str(jobs) != "0":
+        from harness.executors.local import warm_up
+
+        warm_up(_heavy_modules(loaded))  # beside the plan, which has libraries of its own to import
     with connection(executor, address, artifacts), Store(folder) as opened, opened.lock():
         device, limit = resources(executor, device, jobs)
         if timeout is not None and executor == "local" and limit == 0:
@@ -318,22 +323,19 @@ def _executor(planned: Plan, store: Path, device: str, workers: int) -> Any:
         return InlineExecutor(store, device)
     from harness.executors.local import LocalExecutor
 
-    return LocalExecutor(store, device, workers, _preload(planned))
+    return LocalExecutor(store, device, workers)
 
 
-def _preload(planned: Plan) -> list[str]:
-    """Heavy modules that the plugins of these cells say they import."""
+def _heavy_modules(scenarios: Sequence[Scenario]) -> list[str]:
+    """What the plugins and the optimisers of these scenarios say they import."""
     names: dict[str, None] = {}
-    for cell_plan in planned.cells:
-        cell = cell_plan.cell
-        plugins = [
-            *cell.defences,
-            *cell.aggregators,
-            *cell.compressors,
-            *([cell.attack] if cell.attack else []),
-        ]
-        for plugin in (*plugins, cell.scenario.model, cell.scenario.dataset):
-            names.update(dict.fromkeys(plugin.requires))
+    for scenario in scenarios:
+        stacks = (*scenario.defences, *scenario.aggregators, *scenario.compressors)
+        attacks = (attack for threat in scenario.threats for attack in threat.attacks)
+        others = (*metrics_of(scenario), scenario.model, scenario.dataset)
+        plugins: tuple[Plugin, ...] = (*(p for stack in stacks for p in stack), *attacks, *others)
+        for needed in (*(p.requires for p in plugins), scenario.federation.local.optimizer.requires):
+            names.update(dict.fromkeys(needed))
     return list(names)
 
 

@@ -156,6 +156,7 @@ class ClientOptimizer(Option):
     """The optimiser of a client's local training, as in torch.optim, with a fresh state each round."""
 
     what: ClassVar[str] = "optimizer"
+    requires: ClassVar[tuple[str, ...]] = ()  # heavy modules that it imports
     lr: float
 
 
@@ -179,6 +180,7 @@ class Adam(ClientOptimizer):
     """Adam (Kingma, Ba, ICLR 2015, arXiv 1412.6980)."""
 
     name: ClassVar[str] = "adam"
+    requires: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
     lr: float = Field(1e-3, gt=0, description="learning rate")
     betas: tuple[float, float] = Field(
         (0.9, 0.999), strict=False, description="decay of the two moments, each in [0, 1)"
@@ -196,6 +198,7 @@ class NAdam(ClientOptimizer):
     """Adam with Nesterov momentum (Dozat, ICLR workshop 2016)."""
 
     name: ClassVar[str] = "nadam"
+    requires: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
     lr: float = Field(2e-3, gt=0, description="learning rate")
     betas: tuple[float, float] = Field(
         (0.9, 0.999), strict=False, description="decay of the two moments, each in [0, 1)"

@@ -19,7 +19,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +34,25 @@ if TYPE_CHECKING:
 PRELOAD_VARIABLE = "_HARNESS_PRELOAD"
 
 
+def warm_up(modules: Sequence[str]) -> None:
+    """Starts the server that workers are forked from, which imports what they need, in the background.
+
+    modules: heavy ones beside those that every stage imports. A server that runs already stays as it is.
+    """
+    os.environ[PRELOAD_VARIABLE] = ",".join(modules)
+    multiprocessing.set_forkserver_preload(["harness.executors.preload"])
+    forkserver.ensure_running()
+
+
 class LocalExecutor:
     """`jobs` worker processes; with CUDA, a new worker takes the device that has the fewest."""
 
-    def __init__(self, store: Path, device: str, jobs: int, preload: Sequence[str] = ()) -> None:
+    def __init__(self, store: Path, device: str, jobs: int) -> None:
         self.capacity = jobs
         self._store = store
         self._devices = _devices(device, jobs)
         self._files = registry().local_files()
         self._context = multiprocessing.get_context("forkserver")
-        os.environ[PRELOAD_VARIABLE] = ",".join(preload)
-        self._context.set_forkserver_preload(["harness.executors.preload"])
         self._workers: list[_Worker] = []
 
     def submit(self, stage: Stage) -> None:

@@ -6,11 +6,6 @@ import contextlib
 import importlib
 import os
 
-# torch imports its compiler when the first optimiser is made: seconds for each worker, if not done here once.
-for _name in [
-    "harness.stages",
-    "torch._dynamo",
-    *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(",")),
-]:
+for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)

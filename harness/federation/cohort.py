@@ -12,7 +12,7 @@ from harness.evaluation.predict import to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import stacked_batches
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
-from harness.federation.optimizers import keep_first, local_optimizer
+from harness.federation.optimizers import local_optimizer
 from harness.functional import masked_mean
 from harness.random import derive, split, torch_generator
 
@@ -80,7 +80,7 @@ class Cohort:
         for step in self._steps():
             if len(step.who) < k:
                 k = len(step.who)
-                leaves = dict(zip(leaves, keep_first(optimizer, k), strict=True))
+                leaves = dict(zip(leaves, optimizer.keep_first(k), strict=True))
             grads = self.gradients(leaves, step)
             for name, leaf in leaves.items():
                 leaf.grad = grads[name]

@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.optim.sgd import sgd
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def local_optimizer(settings: Any, parameters: list[Tensor], multiplier: float) -> torch.optim.Optimizer:
-    """settings: a scenario's `local.optimizer`; multiplier: the schedule's share of its learning rate.
+class LocalOptimizer(Protocol):
+    """What steps the parameters of one client, or of many stacked ones, along their `grad`.
 
-    All work element by element, so the rows of stacked parameters are stepped as single clients' would be.
+    All optimisers work element by element, so the rows of stacked parameters are stepped as single clients' would be.
     """
-    classes: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
+
+    def step(self) -> object: ...
+
+    def keep_first(self, k: int) -> list[Tensor]:
+        """Steps only the first k rows of stacked parameters from now on: returns them, as views, to hold gradients.
+
+        Rows that are left out keep their values and their state. Step counts are shared: all rows began together.
+        """
+
+
+def local_optimizer(settings: Any, parameters: list[Tensor], multiplier: float) -> LocalOptimizer:
+    """settings: a scenario's `local.optimizer`; multiplier: the schedule's share of its learning rate."""
     options = settings.model_dump()
     options["lr"] *= multiplier
-    if "betas" in options:
-        options["betas"] = tuple(options["betas"])
-    return classes[settings.name](parameters, **options)
+    if settings.name == "sgd":
+        return _Sgd(parameters, options)
+    classes: dict[str, Any] = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
+    options["betas"] = tuple(options["betas"])
+    return _Torch(classes[settings.name](parameters, **options))
 
 
-def keep_first(optimizer: torch.optim.Optimizer, k: int) -> list[Tensor]:
-    """Steps only the first k rows of stacked parameters from now on: returns them, as views, to hold gradients.
+class _Sgd:
+    """torch.optim.SGD by the function that it is made of: its class imports the compiler, which takes seconds."""
 
-    Rows that are left out keep their values and their state. Step counts are shared: all rows began together.
-    """
-    (group,) = optimizer.param_groups
-    kept = []
-    for parameter in group["params"]:
-        view = parameter.detach()[:k].requires_grad_()
-        state = optimizer.state.pop(parameter, {})
-        optimizer.state[view] = {
-            name: value[:k] if isinstance(value, torch.Tensor) and value.shape == parameter.shape else value
-            for name, value in state.items()
-        }
-        kept.append(view)
-    group["params"] = kept
-    return kept
+    def __init__(self, parameters: list[Tensor], options: dict[str, Any]) -> None:
+        self._parameters = parameters
+        self._options = {"dampening": 0.0, "maximize": False, **options}
+        self._momenta: list[Tensor | None] = [None] * len(parameters)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        grads = [p.grad for p in self._parameters]
+        sgd(self._parameters, grads, self._momenta, **self._options)  # type: ignore[arg-type]
+
+    def keep_first(self, k: int) -> list[Tensor]:
+        self._parameters = [p.detach()[:k].requires_grad_() for p in self._parameters]
+        self._momenta = [None if m is None else m[:k] for m in self._momenta]
+        return self._parameters
+
+
+class _Torch:
+    """One of torch's optimisers, with state by parameter."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.step = optimizer.step
+
+    def keep_first(self, k: int) -> list[Tensor]:
+        (group,) = self._optimizer.param_groups
+        kept = []
+        for parameter in group["params"]:
+            view = parameter.detach()[:k].requires_grad_()
+            state = self._optimizer.state.pop(parameter, {})
+            self._optimizer.state[view] = {
+                name: value[:k]
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+                else value
+                for name, value in state.items()
+            }
+            kept.append(view)
+        group["params"] = kept
+        return kept

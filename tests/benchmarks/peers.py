@@ -7,8 +7,9 @@ byzfl: small-cnn on Fashion-MNIST, 10 or 25 clients of which a fifth sends ALIE 
 of batch 25 a round; ByzFL's Client, Server and ByzantineClient in its own training loop, on images decoded by
 torchvision's transforms as its data sets are, and also on ready tensors, which spares it the decoding. One thread each;
 the time of the training alone.
-flower: federated averaging, ten clients, one step of batch 25 a round; a NumPyClient under run_simulation with ray, on
-all cores. The time of the whole run, from its start to the scored model.
+flower: federated averaging, ten clients, one step of batch 25 a round; a NumPyClient under run_simulation with ray. The
+time of the whole run, from its start to the scored model; both on all cores, Flower's by as many clients at a time,
+ours by as many threads.
 psreval: one hospital's script, after the protocol of Usynin et al. (arXiv 2205.02652): train, train with Opacus, static
 int8 of both, then each of the four under PGD made on either float model; every model is trained once (their scripts
 train it anew for every target). Ours is the grid that shares, on as many jobs as cores.
@@ -228,7 +229,7 @@ def byzfl(quick: bool) -> list[dict[str, Any]]:
 def flower(quick: bool) -> list[dict[str, Any]]:
     import torch
 
-    rounds, steps = (2, 1) if quick else (100, 1)
+    rounds, steps = (2, 1) if quick else (200, 1)
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     with tempfile.TemporaryDirectory() as home:
         os.environ["FLWR_HOME"] = home
@@ -243,8 +244,9 @@ def flower(quick: bool) -> list[dict[str, Any]]:
         for p, value in zip(model.parameters(), final[-1], strict=True):
             p.copy_(torch.from_numpy(value))
     reached = accuracy(model, *tensors("test"))
-    whole, result = ours(FEDERATED, jobs=1, clients=10, rounds=rounds, share=0.0, steps=steps, aggregator="mean",
-                         threat="{name: none}")  # fmt: skip
+    threads = f"compute: {{{{threads: {os.cpu_count()}}}}}\n"  # ours() formats it once more
+    plain = {"share": 0.0, "aggregator": "mean", "threat": "{name: none}"}
+    whole, result = ours(FEDERATED + threads, jobs=1, clients=10, rounds=rounds, steps=steps, **plain)
     return [row("flower", seconds, whole, (reached, result.records[0]["scores"]["accuracy"]))]
 
 

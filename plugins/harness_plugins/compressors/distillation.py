@@ -42,7 +42,7 @@ class Distillation(ModelCompressor):
     """
 
     name: ClassVar[str] = "distillation"
-    requires: ClassVar[tuple[str, ...]] = ("torch",)
+    requires: ClassVar[tuple[str, ...]] = ("torch._dynamo",)  # which torch.optim imports
     reference: ClassVar[Reference | None] = Reference(
         title="Distilling the Knowledge in a Neural Network", authors="Hinton, Vinyals, Dean",
         venue="NIPS Workshop", year=2015, url="https://arxiv.org/abs/1503.02531",

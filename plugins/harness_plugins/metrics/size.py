@@ -96,7 +96,7 @@ class Macs(Metric):
 
     name: ClassVar[str] = "macs"
     needs: ClassVar[tuple[str, ...]] = ("module",)
-    requires: ClassVar[tuple[str, ...]] = ("torch.utils.flop_counter",)
+    requires: ClassVar[tuple[str, ...]] = ("torch.utils.flop_counter", "torch._dynamo")
     scores: ClassVar[dict[str, Score]] = {"macs": Score("lower", "MAC", "multiply-accumulates per image")}
 
     def score(self, context: MetricContext) -> dict[str, float]:

@@ -24,6 +24,8 @@ TICK = 20  # iterations between two reports of progress
 class _Inversion(UpdateAttack):
     """One reconstruction per observed update; subclasses say how one start is carried to its end."""
 
+    requires = ("torch._dynamo",)  # which torch.optim imports
+
     records: int = Field(1, ge=1, le=8, description="records behind each update")
     iterations: int = Field(100, ge=1, description="steps of the attack's optimiser from each start")
     restarts: int = Field(1, ge=1, description="random starts, of which the best match is kept")
