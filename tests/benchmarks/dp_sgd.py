@@ -1,8 +1,7 @@
 """How fast private training is: ours beside Opacus' two modes and beside training without privacy.
 
     python tests/benchmarks/dp_sgd.py
-    python tests/benchmarks/dp_sgd.py --quick
-    python tests/benchmarks/dp_sgd.py --device cuda --model resnet9 --shape 3 64 64 --json dp_sgd.json
+    python tests/benchmarks/dp_sgd.py --device cuda --model resnet9 --shape 3 64 64
 
 One client, the same batches in the same process. The ways take turns, and a figure is the median of the rounds' own
 ratios. Every way gathers its batches from uint8 images, adds the same amount of noise and steps plain SGD; ours is
@@ -11,18 +10,15 @@ LocalTrainer with all it does around a step.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from measure import clock, keep, options, table
+
+TARGETS = {"of the speed without privacy": 0.55, "of Opacus' fastest": 0.95}
 SIGMA, CLIP, LR = 1.0, 1.0, 0.05
 
 
@@ -80,9 +76,7 @@ def ours(module: Any, x: Any, y: Any, batch: int, steps: int, device: str, path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--model", default="small-cnn")
     parser.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28])
     parser.add_argument("--batch", type=int, default=64)
@@ -90,74 +84,59 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="few short turns: whether it runs, not how fast")
-    parser.add_argument("--json", help="file to write the figures to")
-    options = parser.parse_args()
+    args = parser.parse_args()
 
     import torch
-    from rich.console import Console
-    from rich.table import Table
 
     import harness
 
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(options.threads)
-    steps, turns = (5, 3) if options.quick else (options.steps, options.turns)
+    torch.set_num_threads(args.threads)
+    steps, turns = (5, 3) if args.quick else (args.steps, args.turns)
     generator = torch.Generator().manual_seed(0)
-    n, device = options.batch * steps, options.device
-    x = torch.randint(256, (n, *options.shape), generator=generator, dtype=torch.uint8).to(device)
+    n, device = args.batch * steps, args.device
+    x = torch.randint(256, (n, *args.shape), generator=generator, dtype=torch.uint8).to(device)
     y = torch.randint(10, (n,), generator=generator).to(device)
-    order = torch.randperm(n, generator=generator).to(device).split(options.batch)
+    order = torch.randperm(n, generator=generator).to(device).split(args.batch)
     torch.manual_seed(0)
-    module = harness.create("model", options.model).build(tuple(options.shape), 10).to(device)
+    module = harness.create("model", args.model).build(tuple(args.shape), 10).to(device)
     ways: dict[str, Callable[[], None]] = {
         "without privacy": bare(module, x, y, list(order), None),
         "Opacus, hooks": bare(module, x, y, list(order), "hooks"),
         "Opacus, ghost clipping": bare(module, x, y, list(order), "ghost"),
-        "ours": ours(module, x, y, options.batch, steps, device, "auto"),
-        "ours, vmap": ours(module, x, y, options.batch, steps, device, "vmap"),
+        "ours": ours(module, x, y, args.batch, steps, device, "auto"),
+        "ours, vmap": ours(module, x, y, args.batch, steps, device, "vmap"),
     }
 
-    def clock(call: Callable[[], None]) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / steps
+    def finished(call: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
 
-    for call in ways.values():
-        call()  # libraries loaded, kernels set up
+        return run
+
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(turns):
+    for turn in range(turns + 1):
         for name, call in ways.items():
-            seconds[name].append(clock(call))
+            taken, _ = clock(finished(call))
+            if turn:  # in the first, libraries are loaded and kernels set up
+                seconds[name].append(taken / steps)
 
     def ratio(above: str, below: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[above], seconds[below], strict=True))
 
     fastest = min(("Opacus, hooks", "Opacus, ghost clipping"), key=lambda w: statistics.median(seconds[w]))
-    table = Table(
-        title=f"{options.model}, {tuple(options.shape)}, batch {options.batch}, {options.threads} threads, {device}"
-    )
-    for header in ("way", "ms a step", "speed / without privacy", f"speed / {fastest}"):
-        table.add_column(header, justify="left" if header == "way" else "right")
-    figures = []
-    for name, found in seconds.items():
-        own = {"way": name, "seconds": statistics.median(found), "of_plain": ratio("without privacy", name),
-               "of_opacus": ratio(fastest, name)}  # fmt: skip
-        figures.append(own)
-        table.add_row(
-            name, f"{1000 * own['seconds']:.2f}", f"{own['of_plain']:.2f}", f"{own['of_opacus']:.2f}"
-        )
-    Console().print(table)
-    print("targets for ours: 0.55 of training without privacy, 0.95 of Opacus' fastest mode")
-    if options.json:
-        facts = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                 "threads": options.threads, "device": device, "torch": torch.__version__,
-                 "python": platform.python_version()}  # fmt: skip
-        Path(options.json).write_text(json.dumps({"machine": facts, "figures": figures}, indent=1) + "\n")
+    rows = [
+        {"way": name, "ms a step": 1000 * statistics.median(found), "speed / without privacy":
+         ratio("without privacy", name), f"speed / {fastest}": ratio(fastest, name)}
+        for name, found in seconds.items()
+    ]  # fmt: skip
+    table(rows)
+    own = next(row for row in rows if row["way"] == "ours")
+    for (what, target), value in zip(TARGETS.items(), list(own.values())[2:], strict=True):
+        print(f"ours: {value:.2f} {what}, target {target}: {'met' if value >= target else 'MISSED'}")
+    keep(__file__, args, {"rows": rows, "fastest": fastest, "targets": TARGETS})
 
 
 if __name__ == "__main__":
