@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -251,20 +251,27 @@ def list_plugins(
 
     Example: harness list attack
     """
-    from dataclasses import asdict
-
-    from harness.console.group import plugin_commands
+    from harness.console.catalogue import keep_listing, kept_listing
+    from harness.console.listing import listing, render_list
     from harness.console.output import make_console, print_json
-    from harness.console.pages import listing, render_list
-    from harness.registry import registry
 
-    plugin_commands(frozenset(context.find_root().command.commands))  # type: ignore[attr-defined]
-    loaded = registry()
-    found = listing(loaded, kind)
+    found = None if plugins else kept_listing()
+    disabled: list[Any] = []
+    if found is None or (kind is not None and not any(plugin["kind"] == kind for plugin in found)):
+        from harness.console.group import plugin_commands
+        from harness.registry import registry
+
+        plugin_commands(frozenset(context.find_root().command.commands))  # type: ignore[attr-defined]
+        loaded = registry()
+        listing(loaded, kind)  # an unknown kind is said before anything is kept
+        found, disabled = listing(loaded), loaded.disabled
+        if not disabled and not plugins:
+            keep_listing(found)
+    shown = [plugin for plugin in found if kind in (None, plugin["kind"])]
     if as_json:
-        print_json({"plugins": found, "disabled": [asdict(item) for item in loaded.disabled]})
+        print_json({"plugins": shown, "disabled": [vars(item) for item in disabled]})
     else:
-        render_list(found, loaded.disabled, make_console())
+        render_list(shown, disabled, make_console())
 
 
 @app.command()

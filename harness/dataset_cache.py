@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.cache_folder import cache_folder
 from harness.contracts.data import Split, Splits
 from harness.errors import PluginError
 from harness.plan import digest, identity_of, library_versions
@@ -33,10 +34,7 @@ NAMES = ("train", "val", "test")
 
 def folder() -> Path:
     """Where entries are."""
-    own = os.environ.get("HARNESS_CACHE")
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "psr-harness"
-    base = Path(own) if own else default
-    return base / "datasets"
+    return cache_folder() / "datasets"
 
 
 def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:

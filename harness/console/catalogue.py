@@ -1,0 +1,104 @@
+"""What `harness list` shows, kept on disk: making every installed plugin's class takes most of a second.
+
+A kept list is used while nothing has changed that could change it: the source files of this package and of all that
+offer plugins, the installed packages, the version of Python. Where a plugin could not be loaded nothing is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.machinery
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness._version import __version__
+from harness.cache_folder import cache_folder
+from harness.entry_points import Offer, offers
+
+HARNESS = Path(__file__).resolve().parents[1]
+
+
+def kept_listing() -> list[dict[str, Any]] | None:
+    """Every plugin as `listing` describes it, or None where that has to be found out."""
+    file = _file()
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def keep_listing(plugins: list[dict[str, Any]]) -> None:
+    """Keeps a listing of all kinds; a folder that cannot be written is gone without."""
+    file = _file()
+    if file is None:
+        return
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for old in file.parent.glob("*.json"):
+            old.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as writing:
+            json.dump(plugins, writing)
+        os.replace(name, file)
+
+
+def _file() -> Path | None:
+    """Named by all that decides its content. None where a package's sources cannot be found."""
+    offered = offers()
+    folders = {HARNESS}
+    for offer in offered:
+        place = _sources(offer)
+        if place is None:
+            return None
+        folders.add(place)
+    facts = [
+        sys.version,
+        __version__,
+        [
+            [offer.distribution, offer.version, offer.entry_point.name, offer.entry_point.value]
+            for offer in offered
+        ],
+        [list(mark) for place in sorted(folders) for mark in _marks(place)],
+        [_changed(Path(place)) for place in sys.path],  # installing or removing any package shows here
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return cache_folder() / "listings" / f"{digest[:32]}.json"
+
+
+def _sources(offer: Offer) -> Path | None:
+    """The folder, or the one file, of the top-level package behind an entry point, without importing it."""
+    spec = importlib.machinery.PathFinder.find_spec(offer.entry_point.module.partition(".")[0])
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.origin and spec.has_location else None
+
+
+def _marks(place: Path) -> Iterator[tuple[str, int, int]]:
+    """(file, time, size) of every Python source."""
+    if place.is_file():
+        yield str(place), place.stat().st_mtime_ns, place.stat().st_size
+        return
+    for folder, below, names in os.walk(place):
+        below[:] = sorted(name for name in below if name != "__pycache__")
+        for name in sorted(names):
+            if name.endswith(".py"):
+                status = os.stat(os.path.join(folder, name))
+                yield os.path.join(folder, name), status.st_mtime_ns, status.st_size
+
+
+def _changed(place: Path) -> int:
+    try:
+        return place.stat().st_mtime_ns if place.is_dir() else 0
+    except OSError:
+        return 0
