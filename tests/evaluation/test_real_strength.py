@@ -26,6 +26,7 @@ federation:
   evaluate_every: 10
   local: {{steps: {steps}, batch_size: 64, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}}}
 defences: [{defence}]
+metrics: [accuracy]
 evaluation: {{subset: 2000}}
 """
 XRAYS = """
@@ -37,7 +38,9 @@ normalization: {{mean: 0.4739, std: 0.237}}
 federation:
   clients: 4
   rounds: 8
+  evaluate_every: 0
   local: {{epochs: 1, batch_size: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9}}}}}}
+metrics: [accuracy]
 """
 
 
