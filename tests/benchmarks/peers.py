@@ -7,9 +7,9 @@ byzfl: small-cnn on Fashion-MNIST, 10, 25 or 50 clients of which a fifth sends A
 step of batch 25 a round, 2,000 in all; ByzFL's Client, Server and ByzantineClient in its own training loop, on images
 decoded by torchvision's transforms as its data sets are, and also on ready tensors, which spares it the decoding. One
 thread each; the time of the training alone.
-flower: federated averaging, ten clients, 500 rounds of one step of batch 25; a NumPyClient under run_simulation with ray. The
-time of the whole run, from its start to the scored model; both on all cores, Flower's by as many clients at a time,
-ours by as many threads.
+flower: federated averaging, ten clients, 500 rounds of one step of batch 25; a NumPyClient under run_simulation with
+ray. The time of the whole run, from its start to the scored model; both on all cores, Flower's by as many clients at a
+time, ours by as many threads.
 psreval: one hospital's script, after the protocol of Usynin et al. (arXiv 2205.02652): train, train with Opacus, static
 int8 of both, then each of the four under PGD made on either float model; every model is trained once (their scripts
 train it anew for every target). Ours is the grid that shares, on as many jobs as cores.
