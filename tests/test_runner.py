@@ -30,7 +30,7 @@ federation: {clients: 4, rounds: 2, local: {epochs: 1, batch_size: 16, optimizer
 """
 GRID = """
 defences: [none, gradient-clipping: {max_norm: 1.0}]
-aggregators: [mean, [nnm, trimmed-mean]]
+aggregators: [[nnm, trimmed-mean]]
 compressors: [none, static-int8]
 threats:
   - {name: none}
@@ -71,7 +71,7 @@ def test_the_same_records_whatever_the_number_of_jobs(tmp_path):
     inline = run(GRID, tmp_path, jobs=0, store=tmp_path / "a")
     workers = run(GRID, tmp_path, jobs=2, store=tmp_path / "b")
     assert inline.failed == workers.failed == 0
-    assert inline.scored == len(inline.records) == 2 * 2 * 2 * 5
+    assert inline.scored == len(inline.records) == 2 * 2 * 5
     assert inline.executed == workers.executed
     for a, b in zip(inline.records, workers.records, strict=True):
         assert comparable(a) == comparable(b)
@@ -275,7 +275,7 @@ PROGRAM = """
 
 def program(tmp_path: Path, text: str, timeout: float | None = None) -> list[str]:
     file = tmp_path / "small.yaml"
-    file.write_text(BASE + text)
+    file.write_text(f"{BASE}{text}\nmetrics: [accuracy]\n")  # the others import what takes seconds
     tests = str(Path(__file__).parent)
     code = textwrap.dedent(PROGRAM).format(
         tests=tests, scenario=str(file), store=str(tmp_path / "runs"), timeout=timeout

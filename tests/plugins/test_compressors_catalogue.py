@@ -399,6 +399,7 @@ federation:
   clients: 2
   rounds: 8
   local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.03, momentum: 0.9}}}
+metrics: [accuracy]
 """
 TRAINED = [
     "qat-int8: {fine_tune_rounds: 1, calibration: public}",

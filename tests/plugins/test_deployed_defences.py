@@ -184,6 +184,7 @@ defences: [none, randomized-smoothing: {n: 200, n0: 20}, bit-depth: {bits: 2}]
 compressors: [none, static-int8]
 threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 4}]}]
 evaluation: {certified: 30, eot: 3}
+metrics: [accuracy, robust-accuracy, certified-accuracy, agreement]
 """
     result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
     assert result.failed == 0, [r["error"] for r in result.records if r["error"]]

@@ -251,6 +251,8 @@ threats:
   - {name: evasion, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed,
      attacks: [fgsm, transfer: {attack: fgsm}, transfer: {attack: fgsm, source: uncompressed}, square: {queries: 20},
                autoattack-fast]}
+metrics: [accuracy, robust-accuracy]
+evaluation: {subset: 100}
 """
 
 

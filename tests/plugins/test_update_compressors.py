@@ -197,6 +197,7 @@ federation: {clients: 3, rounds: 6, local: {epochs: 1, batch_size: 16, optimizer
 defences: [none, dp-sgd: {epsilon: 8}]
 compressors: [none, qsgd, terngrad, signsgd, random-k: {ratio: 0.1}, half-update, count-sketch, powersgd]
 aggregators: [mean, majority-vote: {step: 0.02}]
+metrics: [accuracy, uplink, epsilon]
 """
     result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
     assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
