@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.evaluation.masking import FLAG
 from harness.leaderboard.submission import Submission, Unit, parse, read, write
 from harness.leaderboard.submit import collect
-from harness.leaderboard.verify import EXACT, NOTE, Tolerance, compare, draw, verify
+from harness.leaderboard.verify import ELSEWHERE, EXACT, NOTE, Tolerance, compare, draw, verify
 
 SCORED = 8  # cells with scores
 
@@ -275,6 +275,20 @@ def test_a_cell_that_fails_here_is_a_difference(made, records):
     assert compare(cell, cell.seeds["0"], record) == [
         "scored in the file, failed here: OSError: the disk is full"
     ]
+
+
+def test_of_a_curve_that_is_drawn_anew_the_end_alone_counts(made, records):
+    cell = next(c for c in made.cells if c.status == "scored")
+    entry = cell.seeds["0"]
+    record = next(r for r in records if r["id"] == entry.id)
+    other = [[number, 0.0] for number, _ in entry.curve[:-1]]
+    wandering = entry.model_copy(update={"curve": [*other, entry.curve[-1]]})
+    assert compare(cell, wandering, record, ELSEWHERE) == []
+    assert any(text.startswith("curve, round 1: 0 in the file") for text in compare(cell, wandering, record))
+    last, _ = entry.curve[-1]
+    ending = entry.model_copy(update={"curve": [*entry.curve[:-1], (last, 0.0)]})
+    (said,) = compare(cell, ending, record, ELSEWHERE)
+    assert said.startswith(f"curve, round {last}: 0 in the file")
 
 
 def test_an_only_seed_has_the_claim_exactly(records, ran):
