@@ -251,11 +251,12 @@ def list_plugins(
 
     Example: harness list attack
     """
-    from harness.console.catalogue import keep_listing, kept_listing
+    from harness.console.catalogue import keep_listing, kept_listing, listing_file
     from harness.console.listing import listing, render_list
     from harness.console.output import make_console, print_json
 
-    found = None if plugins else kept_listing()
+    file = None if plugins else listing_file()
+    found = None if file is None else kept_listing(file)
     disabled: list[Any] = []
     if found is None or (kind is not None and not any(plugin["kind"] == kind for plugin in found)):
         from harness.console.group import plugin_commands
@@ -263,10 +264,11 @@ def list_plugins(
 
         plugin_commands(frozenset(context.find_root().command.commands))  # type: ignore[attr-defined]
         loaded = registry()
-        listing(loaded, kind)  # an unknown kind is said before anything is kept
+        if kind is not None:
+            loaded.names(kind)  # raises where there is no such kind
         found, disabled = listing(loaded), loaded.disabled
-        if not disabled and not plugins:
-            keep_listing(found)
+        if file is not None and not disabled:
+            keep_listing(file, found)
     shown = [plugin for plugin in found if kind in (None, plugin["kind"])]
     if as_json:
         print_json({"plugins": shown, "disabled": [vars(item) for item in disabled]})

@@ -70,6 +70,18 @@ class TrainSpec:
 _PARTS = [f.name for f in fields(TrainSpec) if f.name not in ("seed", "variant")]
 
 
+def shared_parts(spec: TrainSpec) -> tuple[Any, ...]:
+    """Equal for trainings of one run that differ in seed or variant at most."""
+    return tuple(_mark(getattr(spec, name)) for name in _PARTS)
+
+
+def _mark(part: Any) -> Any:
+    """Plain values as they are; plugins and settings, which the cells of a scenario have in common, by identity."""
+    if isinstance(part, tuple):
+        return tuple(map(_mark, part))
+    return part if isinstance(part, str | float | Path) else id(part)
+
+
 @dataclass(frozen=True)
 class CompressSpec:
     """A training and the chain of model compressors applied to it."""
@@ -273,10 +285,7 @@ class Planner:
     def _train(self, spec: TrainSpec, environment: str) -> tuple[str, TrainSpec]:
         """The key of a training, and the one specification that all stages after it share."""
         variant = "null" if spec.variant is None else canonical(asdict(spec.variant))
-        # By the identity of its parts, which the cells of a scenario have in common.
-        parts = [getattr(spec, name) for name in _PARTS]
-        stacks = [tuple(map(id, part)) if isinstance(part, tuple) else id(part) for part in parts]
-        address = (*stacks, spec.seed, variant)
+        address = (shared_parts(spec), spec.seed, variant)
         known = self._trained.get(address)
         if known is not None:
             return known

@@ -22,7 +22,8 @@ from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.local import Client, seeded_modules
 from harness.federation.recorder import Recorder
-from harness.federation.rounds import Federation, Outcome, Rules, Run, run_together
+from harness.federation.rounds import Federation, Outcome, Rules
+from harness.federation.together import Run, run_together
 from harness.federation.vector import layout
 from harness.federation.vectorised import VectorisedTrainer, make_trainer
 from harness.random import derive, numpy_generator, torch_generator

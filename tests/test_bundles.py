@@ -13,7 +13,7 @@ from harness.bundles import bundles
 from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import to_pixels
 from harness.federation.local import LocalTrainer
-from harness.federation.rounds import run_together
+from harness.federation.together import run_together
 from harness.federation.vector import flatten, float_buffers
 from harness.federation.vectorised import VectorisedTrainer
 from harness.grid import cells

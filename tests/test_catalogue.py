@@ -110,7 +110,7 @@ def test_a_damaged_or_unwritable_cache_is_gone_without(cache, monkeypatch, capsy
     expected = capsys.readouterr().out
     (file,) = cache.iterdir()
     file.write_text("{")
-    assert catalogue.kept_listing() is None
+    assert catalogue.kept_listing(catalogue.listing_file()) is None
     assert harness(["list"]) == 0
     assert capsys.readouterr().out == expected
     (tmp_path / "occupied").write_text("a file")
@@ -124,6 +124,7 @@ def test_a_package_without_sources_is_not_kept(cache, monkeypatch):
     monkeypatch.setattr(
         catalogue, "offers", lambda: [SimpleNamespace(distribution="x", version="1", entry_point=point)]
     )
-    catalogue.keep_listing([])
+    assert catalogue.listing_file() is None
+    assert harness(["list"]) == 0
     assert not cache.exists()
     assert importlib.util.find_spec("no_such_package") is None

@@ -325,7 +325,7 @@ def private(monkeypatch):
     registry = Registry()
     monkeypatch.setattr(importlib.import_module("harness.registry"), "registry", lambda: registry)
     monkeypatch.setattr("harness.entry_points.others_offer", lambda: True)
-    monkeypatch.setattr("harness.console.catalogue._file", lambda: None)
+    monkeypatch.setattr("harness.console.catalogue.listing_file", lambda: None)
     group.plugin_commands.cache_clear()
 
     def add(distribution, commands=None):

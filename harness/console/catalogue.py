@@ -24,35 +24,8 @@ from harness.entry_points import Offer, offers
 HARNESS = Path(__file__).resolve().parents[1]
 
 
-def kept_listing() -> list[dict[str, Any]] | None:
-    """Every plugin as `listing` describes it, or None where that has to be found out."""
-    file = _file()
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, list) else None
-
-
-def keep_listing(plugins: list[dict[str, Any]]) -> None:
-    """Keeps a listing of all kinds; a folder that cannot be written is gone without."""
-    file = _file()
-    if file is None:
-        return
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        for old in file.parent.glob("*.json"):
-            old.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as writing:
-            json.dump(plugins, writing)
-        os.replace(name, file)
-
-
-def _file() -> Path | None:
-    """Named by all that decides its content. None where a package's sources cannot be found."""
+def listing_file() -> Path | None:
+    """Where a listing is kept, named by all that decides it. None where a package's sources cannot be found."""
     offered = offers()
     folders = {HARNESS}
     for offer in offered:
@@ -72,6 +45,27 @@ def _file() -> Path | None:
     ]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return cache_folder() / "listings" / f"{digest[:32]}.json"
+
+
+def kept_listing(file: Path) -> list[dict[str, Any]] | None:
+    """Every plugin as `listing` describes it, or None where that has to be found out."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def keep_listing(file: Path, plugins: list[dict[str, Any]]) -> None:
+    """Keeps a listing of all kinds instead of older ones; a folder that cannot be written is gone without."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for old in file.parent.glob("*.json"):
+            old.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as writing:
+            json.dump(plugins, writing)
+        os.replace(name, file)
 
 
 def _sources(offer: Offer) -> Path | None:

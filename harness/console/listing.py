@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.registry import Disabled, Registry
 
 
-def listing(registry: Registry, kind: str | None = None) -> list[dict[str, Any]]:
+def listing(registry: Registry) -> list[dict[str, Any]]:
     """One dictionary a plugin, by kind and name."""
     from harness.console.describe import summary
     from harness.contracts.base import KINDS
@@ -28,8 +28,8 @@ def listing(registry: Registry, kind: str | None = None) -> list[dict[str, Any]]
             "version": entry.version,
             "summary": summary(entry.plugin),
         }
-        for each in ([kind] if kind else KINDS)
-        for entry in registry.entries(each)
+        for kind in KINDS
+        for entry in registry.entries(kind)
     ]
 
 

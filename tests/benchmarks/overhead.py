@@ -59,7 +59,8 @@ def engine(module: Any, clients: list[Any], rounds: int, batch: int, steps: int,
     """The final weights (d,) of the engine's rounds."""
     import harness
     from harness.federation.local import LocalTrainer
-    from harness.federation.rounds import Federation, Rules, Run, run_together
+    from harness.federation.rounds import Federation, Rules
+    from harness.federation.together import Run, run_together
     from harness.federation.vector import flatten
     from harness.scenario import SGD, FedAvg, LocalTraining
 

@@ -18,7 +18,8 @@ from harness.engine import data_facts, metrics_of
 from harness.federation.batches import batches
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer, Start
-from harness.federation.rounds import Federation, Rules, Run, run_together
+from harness.federation.rounds import Federation, Rules
+from harness.federation.together import Run, run_together
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner

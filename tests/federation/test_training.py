@@ -16,7 +16,8 @@ from harness.contracts.defence import Defence, Sampling
 from harness.errors import PluginError
 from harness.federation.batches import batches
 from harness.federation.local import Client, LocalTrainer
-from harness.federation.rounds import Federation, Rules, Run, run_together
+from harness.federation.rounds import Federation, Rules
+from harness.federation.together import Run, run_together
 from harness.random import torch_generator
 from harness.scenario import SGD, Adam, Constant, FedAvg, LocalTraining, NAdam
 

@@ -28,7 +28,8 @@ from harness.contracts.defence import Sampling, UpdateContext
 from harness.engine import data_facts, metrics_of
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer
-from harness.federation.rounds import Federation, Rules, Run, run_together
+from harness.federation.rounds import Federation, Rules
+from harness.federation.together import Run, run_together
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner

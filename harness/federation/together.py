@@ -1,0 +1,56 @@
+"""Runs federations to their end: one, or several whose clients train at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.federation.rounds import Federation
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A federation and its rounds, which change its module.
+
+    schedule: the clients of each round. evaluate(round) -> scores, or {} to skip.
+    """
+
+    federation: Federation
+    schedule: list[list[int]]
+    multiplier: Callable[[int], float]
+    evaluate: Callable[[int], dict[str, float]] | None
+    report: Callable[[int, int, dict[str, Any]], None]
+
+
+def run_together(runs: Sequence[Run]) -> None:
+    """Trainings of equally many rounds, round by round: all their clients train at once, by the first's trainer.
+
+    Each gives the numbers that it gives alone. A training's seconds are its share of the time of all.
+    """
+    for run in runs:
+        run.federation.begin(run.schedule, run.multiplier)
+    rounds = len(runs[0].schedule)
+    for round in range(rounds):
+        started = time.perf_counter()
+        opened = [run.federation.open(round) for run in runs]
+        tasks = [
+            run.federation.tasks(o.start, o.trained, o.attackers, o.buffers)
+            for run, o in zip(runs, opened, strict=True)
+        ]
+        trained = iter(runs[0].federation.trainer.train_all([task for own in tasks for task in own]))
+        entries = []
+        for run, o, own in zip(runs, opened, tasks, strict=True):
+            sent, buffers = run.federation.collect(o.trained, list(islice(trained, len(own))))
+            updates = run.federation.receive(round, sent, o.buffers)
+            entries.append(run.federation.close(o, updates, buffers))
+        seconds = (time.perf_counter() - started) / len(runs)
+        for run, entry in zip(runs, entries, strict=True):
+            outcome = run.federation.outcome
+            outcome.seconds += seconds
+            entry |= run.evaluate(round) if run.evaluate else {}
+            outcome.history.append(entry)
+            run.report(round + 1, rounds, entry)
