@@ -139,6 +139,7 @@ class Stage:
     needs: tuple[str, ...]
     signature: str  # what its cost depends on: the key without seed and upstream
     beside: tuple[Stage, ...] = ()  # trainings that run as one program with this one; see harness.bundles
+    at_a_time: int = 1  # its clients that may train at the same time; see harness.lending
 
 
 @dataclass

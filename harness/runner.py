@@ -15,6 +15,7 @@ from harness import records
 from harness.bundles import bundles
 from harness.errors import StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
+from harness.lending import places
 from harness.plan import training_of
 from harness.schedule import Schedule
 
@@ -114,12 +115,15 @@ class Runner:
             self._enforce_time_limits()
 
     def _submit(self) -> None:
-        while len(self._running) < self.executor.capacity and not self.tally.stopped:
-            stage = self._schedule.take()
+        while not self.tally.stopped:
+            free = self.executor.capacity - sum(stage.at_a_time for stage, _ in self._running.values())
+            stage = self._schedule.take() if free > 0 else None
             if stage is None:
                 return
             beside = tuple(self.plan.stages[key] for key in self._bundles.get(stage.key, ()))
-            stage = replace(stage, beside=beside) if beside else stage
+            ready = 1 + self._schedule.ready
+            lent = places(stage, free, ready, self.plan.device) if self.executor.lends else 1
+            stage = replace(stage, beside=beside, at_a_time=lent)
             self._running[stage.key] = (stage, time.monotonic())
             self._loading.add(stage.key)
             for key in (stage.key, *(other.key for other in beside)):

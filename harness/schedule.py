@@ -56,6 +56,11 @@ class Schedule:
         """How many stages have not been given out."""
         return len(self._lacking)
 
+    @property
+    def ready(self) -> int:
+        """How many stages could start now, at most: those that were dropped may be counted."""
+        return len(self._ready)
+
     def take(self) -> Stage | None:
         """The next stage that can start; None while all that are left wait for others."""
         while self._ready:

@@ -20,12 +20,13 @@ from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
 from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
-from harness.federation.local import Client, seeded_modules
+from harness.federation.local import Client, LocalTrainer, seeded_modules
 from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Outcome, Rules
+from harness.federation.threads import ThreadedTrainer
 from harness.federation.together import Run, run_together
 from harness.federation.vector import layout
-from harness.federation.vectorised import VectorisedTrainer, make_trainer
+from harness.federation.vectorised import VectorisedTrainer
 from harness.random import derive, numpy_generator, torch_generator
 
 if TYPE_CHECKING:
@@ -80,12 +81,16 @@ class Ready:
 
 
 class Training:
-    """One TrainSpec on one device. stage_key seeds the mechanism noise, which no two stages share."""
+    """One TrainSpec on one device. stage_key seeds the mechanism noise, which no two stages share.
 
-    def __init__(self, spec: TrainSpec, stage_key: str, device: str) -> None:
+    at_a_time: clients that may train at the same time, on as many cores.
+    """
+
+    def __init__(self, spec: TrainSpec, stage_key: str, device: str, at_a_time: int = 1) -> None:
         self.spec = spec
         self.stage_key = stage_key
         self.device = device
+        self.at_a_time = at_a_time
         self.data: DeviceData = load(spec.dataset, spec.root, device, spec.fingerprint)
         self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
@@ -172,7 +177,7 @@ class Training:
         prepared = self._prepare(schedule, history) if prepared is None else prepared
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
-        trainer = make_trainer(module, settings.local, seed, noise_seed, spec.compute, self.device)
+        trainer = self._trainer(module, seed, noise_seed)
         if channels_last(module, spec.compute, self.device):
             trainer.facts["channels_last"] = True
         rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
@@ -192,6 +197,16 @@ class Training:
             return settings.local.schedule.multiplier(round, last)
 
         return Ready(federation, schedule, multiplier, evaluate, prepared, recorder)
+
+    def _trainer(self, module: nn.Module, seed: int, noise_seed: str) -> LocalTrainer:
+        """The trainer that the scenario's `compute` asks for."""
+        compute, local = self.spec.compute, self.spec.federation.local
+        arguments = (module, local, seed, noise_seed, compute.precision, self.device)
+        if compute.vectorised(self.device):
+            return VectorisedTrainer(*arguments, chunk=compute.chunk)
+        if self.at_a_time > 1:
+            return ThreadedTrainer(*arguments, at_a_time=self.at_a_time)
+        return LocalTrainer(*arguments)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the validation split (never on test)."""

@@ -428,6 +428,7 @@ class Backwards:
     """Runs stages in this process, two at a time, and tells of the later one first."""
 
     capacity = 2
+    lends = False
 
     def __init__(self, inner):
         self.inner = inner

@@ -31,6 +31,10 @@ class Executor(Protocol):
     def capacity(self) -> int:
         """How many stages may be under way at a time; it may change."""
 
+    @property
+    def lends(self) -> bool:
+        """Whether a stage that can use more of these places than one may have them."""
+
     def submit(self, stage: Stage) -> None:
         """Start a stage; the runner never has more than `capacity` under way."""
 

@@ -18,6 +18,7 @@ class InlineExecutor:
     """`submit` returns when the stage has ended. Time limits cannot be enforced here."""
 
     capacity = 1
+    lends = False
 
     def __init__(self, store: Path, device: str) -> None:
         self._store = Store(store)

@@ -49,6 +49,7 @@ class LocalExecutor:
 
     def __init__(self, store: Path, device: str, jobs: int) -> None:
         self.capacity = jobs
+        self.lends = device == "cpu"
         self._store = store
         self._devices = _devices(device, jobs)
         self._files = registry().local_files()

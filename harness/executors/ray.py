@@ -51,6 +51,8 @@ class RayExecutor:
     travel through Ray's object store. The cluster is the one that this process is connected to.
     """
 
+    lends = False  # the cluster counts what a stage was said to take
+
     def __init__(
         self,
         store: Path,

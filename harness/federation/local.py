@@ -109,19 +109,21 @@ class LocalTrainer:
             noise_seed  # the stage key and the purpose: mechanism noise is never shared by stages
         )
         self.device = device
-        self.autocast = precision == "bf16"
+        self.precision = precision
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
         self.layout = layout(module)
         self.parameters = trainable(module)
         self._layers = list(module.modules())
         self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
+        self.seeds_modules = True  # what layers draw, from torch's global generator, has the client's seed
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
+        self.spared = 0.0  # seconds that clients would have taken longer one after another
         self._logits = self.in_precision(Apply(module))
 
     def in_precision(self, apply: LogitsFn) -> LogitsFn:
         """The network in the precision of local training; logits are float32."""
-        if not self.autocast:
+        if self.precision != "bf16":
             return apply
 
         def lowered(params: Params, x: Tensor) -> Tensor:
@@ -163,7 +165,8 @@ class LocalTrainer:
         gradient = self._gradient(client, hooks, noise, at)
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
-        with seeded_modules(self.device, self.seed, client.id, round):
+        seeded = seeded_modules(self.device, self.seed, client.id, round)
+        with seeded if self.seeds_modules else contextlib.nullcontext():
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):
                 batch = changed((to_pixels(client.images[index]), client.labels[index]), key)

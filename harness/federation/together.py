@@ -29,11 +29,12 @@ class Run:
 def run_together(runs: Sequence[Run]) -> None:
     """Trainings of equally many rounds, round by round: all their clients train at once, by the first's trainer.
 
-    Each gives the numbers that it gives alone. A training's seconds are its share of the time of all.
+    Each gives the numbers that it gives alone. A training's seconds are its share of the time of all, as it would be
+    with clients one after another: how many cores were free is not a property of a method.
     """
     for run in runs:
         run.federation.begin(run.schedule, run.multiplier)
-    rounds = len(runs[0].schedule)
+    rounds, spared = len(runs[0].schedule), runs[0].federation.trainer.spared
     for round in range(rounds):
         started = time.perf_counter()
         opened = [run.federation.open(round) for run in runs]
@@ -47,7 +48,10 @@ def run_together(runs: Sequence[Run]) -> None:
             sent, buffers = run.federation.collect(o.trained, list(islice(trained, len(own))))
             updates = run.federation.receive(round, sent, o.buffers)
             entries.append(run.federation.close(o, updates, buffers))
-        seconds = (time.perf_counter() - started) / len(runs)
+        elapsed = time.perf_counter() - started
+        trainer = runs[0].federation.trainer
+        seconds = (elapsed + trainer.spared - spared) / len(runs)
+        spared = trainer.spared
         for run, entry in zip(runs, entries, strict=True):
             outcome = run.federation.outcome
             outcome.seconds += seconds

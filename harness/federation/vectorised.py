@@ -221,18 +221,6 @@ def nature(module: nn.Module, x: Tensor) -> str:
     return "apart" if equal(once[0], beside[0]) and not batch_norms(module) else "coupled"
 
 
-def make_trainer(
-    module: nn.Module, settings: Any, seed: int, noise_seed: str, compute: Any, device: str
-) -> LocalTrainer:
-    """The trainer that a scenario's `compute` asks for."""
-    arguments = (module, settings, seed, noise_seed, compute.precision, device)
-    return (
-        VectorisedTrainer(*arguments, chunk=compute.chunk)
-        if compute.vectorised(device)
-        else LocalTrainer(*arguments)
-    )
-
-
 def memory(device: str) -> int:
     """Bytes of the device's memory; on a CPU a share that other processes can spare."""
     if device.startswith("cuda"):

@@ -59,7 +59,7 @@ def _train_bundle(
 def _training(stage: Stage, device: str) -> Training:
     spec = stage.spec
     assert isinstance(spec, TrainSpec)
-    return Training(spec, spec.noise_key or stage.key, device)
+    return Training(spec, spec.noise_key or stage.key, device, stage.at_a_time)
 
 
 def _keep(training: Training, trained: Trained, store: Store, memory: PeakMemory) -> dict[str, Any]:

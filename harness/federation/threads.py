@@ -1,0 +1,119 @@
+"""Clients that train at the same time on a CPU, each by one thread on a module of its own.
+
+The numbers are those of clients that train one after another, to the last bit: a client's arithmetic depends on its
+records, seeds and weights alone. So when to use threads may be decided by the clock.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.federation.local import LocalTrainer, Task, Trained
+from harness.functional import batch_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRIALS = 2  # rounds each way before one is chosen
+
+logger = logging.getLogger(__name__)
+
+
+class ThreadedTrainer(LocalTrainer):
+    """Trains up to `at_a_time` clients at once where that is faster.
+
+    The first four rounds take turns, one after another and in threads; from then on the faster way is taken: clients
+    whose steps are short wait for the interpreter, and threads only get in each other's way. Where a network or a
+    defence draws from torch's global generator, of which there is one for all threads, or a network keeps more between
+    its clients than counts, they train one after another.
+    """
+
+    def __init__(self, *args: Any, at_a_time: int) -> None:
+        super().__init__(*args)
+        self.at_a_time = at_a_time
+        self._twins: SimpleQueue[LocalTrainer] = SimpleQueue()  # those that no thread uses now
+        self._pool: ThreadPoolExecutor | None = None
+        self._pace: dict[bool, list[float]] = {False: [], True: []}  # in threads or not: seconds a step
+        # Averages over all batches so far depend on the clients before.
+        self._alone = any(self.module.get_submodule(n).momentum is None for n in batch_norms(self.module))
+
+    def train_all(self, tasks: Sequence[Task]) -> list[Trained]:
+        steps = sum(task.client.steps for task in tasks)
+        if self._alone or len(tasks) < 2 or not steps:
+            return super().train_all(tasks)
+        threaded = self._in_threads_next()
+        started = time.perf_counter()
+        trained = self._in_threads(tasks) if threaded else super().train_all(tasks)
+        if len(self._pace[threaded]) < TRIALS:
+            self._pace[threaded].append((time.perf_counter() - started) / steps)
+        return trained
+
+    def _in_threads_next(self) -> bool:
+        one_by_one, threads = self._pace[False], self._pace[True]
+        if len(threads) < TRIALS:
+            return len(threads) < len(one_by_one)
+        return min(threads) < min(one_by_one)
+
+    def _in_threads(self, tasks: Sequence[Task]) -> list[Trained]:
+        if self._pool is None:
+            self._pool = self._start()
+        held = {n: b.clone() for n, b in self.module.named_buffers() if n not in self.buffer_names}
+        before = torch.default_generator.get_state()
+        started = time.perf_counter()
+        futures = [self._pool.submit(self._train_one, task, held) for task in tasks]
+        wait(futures)
+        elapsed = time.perf_counter() - started
+        if not torch.equal(before, torch.default_generator.get_state()):
+            torch.default_generator.set_state(before)
+            return self._one_by_one(tasks, "they draw from torch's global generator")
+        done = [future.result() for future in futures]  # raises what the first of them raised
+        left = [own for _, own, _ in done]
+        fixed = {name: value for name, value in held.items() if not _counts(value)}
+        if any(not torch.equal(own[name], value) for own in left for name, value in fixed.items()):
+            return self._one_by_one(tasks, "the network keeps values between them")
+        for name, buffer in self.module.named_buffers():
+            if name in held and _counts(buffer):  # what all clients did, as where one follows the other
+                buffer.copy_(held[name] + torch.stack([own[name] - held[name] for own in left]).sum(0))
+        self.spared += sum(seconds for _, _, seconds in done) - elapsed
+        self.facts["at_a_time"] = self.at_a_time
+        return [trained for trained, _, _ in done]
+
+    def _one_by_one(self, tasks: Sequence[Task], reason: str) -> list[Trained]:
+        self._alone = True
+        logger.info("clients train one after another: %s", reason)
+        return super().train_all(tasks)
+
+    def _start(self) -> ThreadPoolExecutor:
+        for _ in range(self.at_a_time):
+            own = (copy.deepcopy(self.module), self.settings, self.seed, self.noise_seed)
+            twin = LocalTrainer(*own, self.precision, self.device)
+            twin.seeds_modules = False
+            self._twins.put(twin)
+        return ThreadPoolExecutor(self.at_a_time, thread_name_prefix="client")
+
+    def _train_one(self, task: Task, held: dict[str, Tensor]) -> tuple[Trained, dict[str, Tensor], float]:
+        """What a client trained, the buffers beside that its module ends with, and its seconds. held: their start."""
+        started = time.thread_time()  # what a client waits for the interpreter is not its own
+        twin = self._twins.get()
+        try:
+            twin.batch_norm = self.batch_norm
+            buffers = {n: b for n, b in twin.module.named_buffers() if n in held}
+            for name, buffer in buffers.items():
+                buffer.copy_(held[name])
+            (trained,) = twin.train_all([Task(twin, task.client, task.at, task.buffers)])
+            left = {name: buffer.clone() for name, buffer in buffers.items()}
+        finally:
+            self._twins.put(twin)
+        return trained, left, time.thread_time() - started
+
+
+def _counts(buffer: Tensor) -> bool:
+    return not buffer.is_floating_point() and buffer.dtype != torch.bool
