@@ -1,5 +1,7 @@
 """Aggregation rules against float64 references from their formulas, a peer library, and properties."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import harness
 from harness.api import PluginError
 from harness.contracts.aggregator import default_context
 from harness_plugins.aggregators import _columns
+from harness_plugins.aggregators._columns import exchanges, sort_clients
 from harness_plugins.aggregators._distances import squared_distances
 
 ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "nnm")
@@ -388,3 +391,23 @@ def test_rows_kept_are_reported():
     create("multi-krum", f=2)(x, reporter=kept.append)
     assert kept[0]["kept"] == [slow_krum(x.numpy(), 2)[0]]
     assert kept[1]["kept"] == [0, 2, 3, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("n", range(1, 17))
+def test_the_network_of_exchanges_sorts(n):
+    values = np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int8)  # the 0-1 principle
+    for low, high in exchanges(n):
+        pair = values[:, [low, high]]
+        values[:, low], values[:, high] = pair.min(1), pair.max(1)
+    assert (np.diff(values, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 30])
+def test_clients_are_sorted_as_numpy_sorts_them(n):
+    block = torch.randn(n, 40_000, generator=torch.Generator().manual_seed(n))
+    block[n // 2, ::7], block[0, ::11] = float("inf"), -0.0
+    before = block.clone()
+    assert np.array_equal(sort_clients(block).numpy(), np.sort(block.numpy().T, axis=1))
+    assert torch.equal(block, before)
+    block[0, 3] = float("nan")
+    assert np.array_equal(sort_clients(block).numpy(), np.sort(block.numpy().T, axis=1), equal_nan=True)

