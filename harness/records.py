@@ -57,7 +57,7 @@ def scored(
         "training": {
             k: train[k] for k in ("client_sizes", "records", "non_members", "malicious", "dropped_updates")
         }
-        | {"execution": train["training"]["execution"]},
+        | {k: train["training"][k] for k in ("elapsed_seconds", "execution")},
         "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
         "test_samples": clean["samples"],
     }

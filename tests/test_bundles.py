@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import harness
+from harness.api import Defence, Field
 from harness.bundles import bundles
 from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import to_pixels
@@ -87,6 +88,9 @@ threats:
         {"proximal": 0.5},
         {"defences": "dp-sgd: {noise_multiplier: 1.0}", "partition": "iid"},
         {"defences": "[adversarial-training: {attack: {pgd: {eps: 0.1, steps: 2}}}, gradient-noise]"},
+        {"defences": "dp-sgd: {epsilon: 4.0}"},
+        {"defences": "dp-ftrl: {noise_multiplier: 1.0}"},
+        {"defences": "local-dp: {noise_multiplier: 1.0}"},
         {"defences": "local-dp: {noise_multiplier: 1.0}", "partition": "iid"},
         {"model": "{resnet9: {width: 2, norm: batch}}", "partition": "iid"},
         {"aggregators": "[nnm, trimmed-mean]", "more": BYZANTINE},
@@ -127,6 +131,51 @@ def test_trainings_together_are_the_trainings_alone(tmp_path, settings):
     facts = together[0].federation.trainer.facts
     assert facts["clients"] == "vectorised"
     assert facts["chunk"] > 4  # more than one training has clients
+
+
+class Looks(Defence):
+    """A third party's gradient, scaled by what was prepared for the training."""
+
+    name = "test-looks"
+    vectorises = True
+    inside: bool = Field(True)
+
+    def prepare(self, context):
+        return {"scale": 1 / context.sizes[0]}
+
+    def gradient(self, local):
+        inner = local.gradient
+        scale = local.own(lambda client: local.prepared["scale"]) if self.inside else local.prepared["scale"]
+        return lambda *given: {name: g * scale for name, g in inner(*given).items()}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_was_prepared_is_each_training_s_own(tmp_path, inside):
+    stages = [s for s in planned(tmp_path, text()).values() if s.kind == "train"]
+    hook = Looks(inside=inside)
+    found = []
+    for kind in (LocalTrainer, VectorisedTrainer):
+        readies = [ready(stage, kind) for stage in stages]
+        for one in readies:
+            clients = one.federation.clients
+            scale = 1 / clients[0].size
+            for client in clients:
+                client.hooks, client.prepared = (hook,), [{"scale": scale}]
+        for group in [readies] if kind is VectorisedTrainer else [[one] for one in readies]:
+            run_together([one.run(lambda *_: None) for one in group])
+        found.append(readies)
+    assert len({one.federation.clients[0].size for one in found[0]}) == 3  # three scales
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(
+            flatten(b.federation.module), flatten(a.federation.module), rtol=1e-8, atol=1e-9
+        )
+    facts = found[1][0].federation.trainer.facts
+    if inside:
+        assert facts["alone"] == []
+        assert facts["chunk"] > 4
+    else:
+        assert "inside of own()" in facts["alone"][0]
+        assert facts["clients"] == "sequential"
 
 
 def scores(result):

@@ -132,7 +132,10 @@ class Local:
     mask: Tensor | None = None  # (b,) bool; None: all records are real
 
     def own(self, number: Callable[[int], float]) -> float | Tensor:
-        """number(client) for this client; a scalar tensor where vectorised clients differ in it."""
+        """number(client) for this client; a scalar tensor where vectorised clients differ in it.
+
+        Clients of several trainings may differ in what was prepared: inside of `number`, `prepared` is the client's.
+        """
         return number(self.client)
 
     def normal(self, like: Tensor) -> Tensor:

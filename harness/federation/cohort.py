@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -43,6 +43,10 @@ class Cohort:
         self.module = trainer.module
         self.hooks = tuple(hook.at(at.done + at.round, at.rounds) for hook in self.clients[0].hooks)
         self.by_gradient = any(hook.overrides("gradient") for hook in self.hooks)
+        each = list(
+            zip(*(client.prepared for client in self.clients), strict=True)
+        )  # by hook, then by client
+        self.prepared = [_Prepared(own) for own in each]
         n, device = len(tasks), trainer.device
         starts = list({id(task.at): task.at for task in tasks}.values())  # one for each training
         self.starts = torch.stack([start.weights for start in starts])  # (trainings, d)
@@ -140,7 +144,7 @@ class Cohort:
         if not self.by_gradient:
             return masked_mean(loss(params, batch, step.keys), step.mask)
 
-        def local(loss: LossFn, gradient: GradientFn, prepared: dict[str, Any]) -> Local:
+        def local(loss: LossFn, gradient: GradientFn, prepared: Any) -> Local:
             size = min(self.trainer.settings.batch_size, max(c.size for c in self.clients))
             view = CohortLocal(
                 loss=loss,
@@ -148,7 +152,7 @@ class Cohort:
                 client=None,  # type: ignore[arg-type]
                 batch_size=size,
                 sampling=Sampling(self.clients[0].sampling.method),
-                prepared=prepared,
+                prepared=prepared.shared,
                 module=None,
                 generator=None,  # type: ignore[arg-type]
                 logits=logits,
@@ -157,13 +161,12 @@ class Cohort:
                 layout=self.trainer.layout,
                 mask=step.mask,
             )
-            view.cohort, view.who = self, step.who
+            view.cohort, view.who, view.each = self, step.who, prepared.each
             sizes = [min(self.trainer.settings.batch_size, c.size) for c in self.clients]
             view.batch_size = view.of_rows(sizes)  # type: ignore[assignment]
             return view
 
-        prepared = self.clients[0].prepared
-        return composed_gradient(self.hooks, prepared, loss, local, step.mask)(params, batch, step.keys)
+        return composed_gradient(self.hooks, self.prepared, loss, local, step.mask)(params, batch, step.keys)
 
     def _own(self, rows: Tensor, who: Tensor) -> Tensor:
         """Of one row (d,) a training, that of a client's; under vmap over `who`."""
@@ -194,6 +197,27 @@ class Cohort:
         ]
 
 
+class _Prepared:
+    """What a hook prepared. each: for every client; shared: for all, where it is the same."""
+
+    def __init__(self, each: tuple[dict[str, Any], ...]) -> None:
+        self.each = each
+        self.shared: Any = each[0] if all(own == each[0] for own in each) else _Differs()
+
+
+class _Differs(Mapping[str, Any]):
+    """Stands where clients of several trainings have had different things prepared: no one's is everyone's."""
+
+    def __getitem__(self, name: str) -> Any:
+        raise ValueError(f"prepared[{name!r}] is of one client among others: it is read inside of own()")
+
+    def __iter__(self) -> Iterator[str]:
+        raise ValueError("what was prepared is of one client among others: it is read inside of own()")
+
+    def __len__(self) -> int:
+        raise ValueError("what was prepared is of one client among others: it is read inside of own()")
+
+
 def _moved(start: Start) -> Tensor:
     """What is there for all trainings of a cohort or for none, as they are in the same round."""
     assert start.moved is not None
@@ -205,9 +229,17 @@ class CohortLocal(Local):
 
     cohort: Cohort
     who: Tensor  # a scalar: the client's place
+    each: tuple[dict[str, Any], ...]  # what was prepared for each client
 
     def own(self, number: Callable[[int], float]) -> float | Tensor:
-        return self.of_rows([number(client.id) for client in self.cohort.clients])
+        shared, numbers = self.prepared, []
+        try:
+            for client, prepared in zip(self.cohort.clients, self.each, strict=True):
+                self.prepared = prepared
+                numbers.append(number(client.id))
+        finally:
+            self.prepared = shared
+        return self.of_rows(numbers)
 
     def of_rows(self, numbers: Sequence[float]) -> float | Tensor:
         """This client's of one number a client; a plain number where all are equal."""

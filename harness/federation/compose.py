@@ -39,14 +39,14 @@ def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
 
 def composed_gradient(
     hooks: Hooks,
-    prepared: Sequence[dict[str, Any]],
+    prepared: Sequence[Any],
     loss: LossFn,
-    local: Callable[[LossFn, GradientFn, dict[str, Any]], Local],
+    local: Callable[[LossFn, GradientFn, Any], Local],
     mask: Tensor | None = None,
 ) -> GradientFn:
     """What the optimiser steps along, the gradient of the mean loss where no hook says otherwise.
 
-    local: makes what a hook sees of the client. prepared: one dict a hook.
+    prepared: what each hook has prepared, for `local`, which makes what a hook sees of the client.
     """
     gradient = mean_gradient(loss, mask)
     for hook, own in zip(hooks, prepared, strict=True):

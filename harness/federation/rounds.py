@@ -103,7 +103,8 @@ class Outcome:
     downlink_bytes: int = 0
     messages: int = 0
     dropped: int = 0  # updates dropped as not finite
-    seconds: float = 0.0  # training alone, without evaluation
+    seconds: float = 0.0  # training alone, without evaluation, as with clients one after another
+    elapsed: float = 0.0  # the same by the clock
     detection: Detection | None = None  # None: the rules treat all rows alike
 
 

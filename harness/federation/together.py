@@ -55,6 +55,7 @@ def run_together(runs: Sequence[Run]) -> None:
         for run, entry in zip(runs, entries, strict=True):
             outcome = run.federation.outcome
             outcome.seconds += seconds
+            outcome.elapsed += elapsed / len(runs)
             entry |= run.evaluate(round) if run.evaluate else {}
             outcome.history.append(entry)
             run.report(round + 1, rounds, entry)

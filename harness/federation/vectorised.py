@@ -95,23 +95,19 @@ class VectorisedTrainer(LocalTrainer):
     def _alike(self, tasks: Sequence[Task]) -> list[list[int]]:
         """Positions of clients that can train as one program, in the order of their first."""
         groups: list[list[int]] = []
-        candidates: dict[tuple[Any, ...], list[list[int]]] = {}
+        known: dict[tuple[Any, ...], list[int]] = {}
         for position, task in enumerate(tasks):
             if not self.mergeable(task.client):
                 groups.append([position])
                 continue
-            known = candidates.setdefault(self._sort(task), [])
-            prepared = task.client.prepared
-            group = next((g for g in known if tasks[g[0]].client.prepared == prepared), None)
-            if group is None:
-                group = []
-                known.append(group)
+            group = known.setdefault(self._sort(task), [])
+            if not group:
                 groups.append(group)
             group.append(position)
         return groups
 
     def _sort(self, task: Task) -> tuple[Any, ...]:
-        """What clients must share to train as one program, beside what was prepared for them."""
+        """What clients must share to train as one program."""
         client, at = task.client, task.at
         how = (client.sampling.method, client.images.shape[1:], client.images.dtype)
         when = (at.round, at.rounds, at.done, at.multiplier)

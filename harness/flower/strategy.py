@@ -172,7 +172,9 @@ class FederationStrategy(Strategy):
         lost = [i for i in self.ready.schedule[opened.start.round] if i not in opened.ids]
         if lost:
             self._entry["lost"] = lost
-        self.federation.outcome.seconds += time.perf_counter() - self._started
+        elapsed = time.perf_counter() - self._started
+        self.federation.outcome.seconds += elapsed
+        self.federation.outcome.elapsed += elapsed
         return self._arrays(), MetricRecord({"clients": len(opened.ids)})
 
     def configure_evaluate(

@@ -116,7 +116,7 @@ COLUMNS = (
     Column("latency", "Latency", "ms", "latency_ms_1", "clean", "lower", ("compression",),
            "one image through the network, on the submitter's machine", digits=2, measured=True),
     Column("seconds", "Training", "s", "train_seconds", "clean", "lower", ("compression", "aggregation"),
-           "wall-clock time of the training, on the submitter's machine", measured=True),
+           "time of the training, its clients one after another, on the submitter's machine", measured=True),
     Column("memory", "Peak memory", "MB", "peak_memory_bytes", "clean", "lower", (),
            "most memory that the training held at once, on the submitter's machine", 1e-6, measured=True),
 )  # fmt: skip

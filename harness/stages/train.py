@@ -98,6 +98,7 @@ def training_facts(trained: Trained) -> dict[str, Any]:
     outcome = trained.outcome
     return {
         "train_seconds": outcome.seconds,
+        "elapsed_seconds": outcome.elapsed,
         "uplink_bytes_per_round": outcome.uplink_bytes / max(outcome.messages, 1),
         "downlink_bytes_per_round": outcome.downlink_bytes / max(outcome.messages, 1),
         "rounds": len(outcome.history),

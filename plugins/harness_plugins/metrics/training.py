@@ -36,11 +36,11 @@ class Uplink(TrainingFacts):
 
 
 class TrainTime(TrainingFacts):
-    """Wall-clock time of the training."""
+    """Time of the training, as its clients take one after another: free cores are not a property of a method."""
 
     name = "train-time"
     scores: ClassVar[dict[str, Score]] = {
-        "train_seconds": Score("lower", "s", "wall-clock time of the training", measured=True)
+        "train_seconds": Score("lower", "s", "time of the training, its clients one after another", measured=True)
     }
 
 
