@@ -9,7 +9,15 @@ from harness.evaluation.masking import FLAG
 
 # Times and sizes that differ from run to run, and where something ran, wherever they stand in a result or record.
 MEASURED = frozenset(
-    {"seconds", "train_seconds", "elapsed_seconds", "peak_memory_bytes", "device_name", "at_a_time"}
+    {
+        "seconds",
+        "train_seconds",
+        "elapsed_seconds",
+        "peak_memory_bytes",
+        "device_name",
+        "at_a_time",
+        "calibration",
+    }
 )
 ENVIRONMENT = ("engine", "python", "platform", "device", "recorded")
 

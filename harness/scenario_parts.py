@@ -180,7 +180,7 @@ class Compute(Part):
     tf32: bool = Field(False, description="allow TensorFloat-32 matrix products on a GPU")
     clients: Literal["auto", "sequential", "vectorised"] = Field(
         "auto",
-        description="how clients train: as one program, or one after another; auto: vectorised on a GPU",
+        description="how clients train: as one program, or one after another; auto: on a GPU the faster of both",
     )
     chunk: int | None = Field(
         None, ge=1, description="clients trained as one program at most; default: as many as fit the memory"

@@ -203,7 +203,8 @@ class Training:
         compute, local = self.spec.compute, self.spec.federation.local
         arguments = (module, local, seed, noise_seed, compute.precision, self.device)
         if compute.vectorised(self.device):
-            return VectorisedTrainer(*arguments, chunk=compute.chunk)
+            automatic = compute.clients == "auto"
+            return VectorisedTrainer(*arguments, chunk=compute.chunk, calibrates=automatic)
         if self.at_a_time > 1:
             return ThreadedTrainer(*arguments, at_a_time=self.at_a_time)
         return LocalTrainer(*arguments)

@@ -31,10 +31,26 @@ def local_optimizer(settings: Any, parameters: list[Tensor], multiplier: float) 
     options = settings.model_dump()
     options["lr"] *= multiplier
     if settings.name == "sgd":
-        return _Sgd(parameters, options)
-    classes: dict[str, Any] = {"adam": torch.optim.Adam, "nadam": torch.optim.NAdam}
+        # On a CPU it would save at most 2 of a hundred of a step, and a number's last bit would depend on its place.
+        return _Sgd(parameters, options | {"fused": parameters[0].is_cuda})
     options["betas"] = tuple(options["betas"])
-    return _Torch(classes[settings.name](parameters, **options))
+    if settings.name == "nadam":  # torch has no fused one
+        return _Torch(torch.optim.NAdam(parameters, **options))
+    # Of small-cnn on one core a step takes 0.18 ms instead of 0.6 to 1.0.
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return _Torch(torch.optim.Adam(parameters, fused=fused, **options), fused)
+
+
+@torch.no_grad()
+def _lay_out(parameters: list[Tensor]) -> None:
+    """Gradients laid out in memory as their parameters are.
+
+    torch's fused kernels walk over both in memory's order, whatever their strides: a gradient with channels last would
+    be added to other weights than its own, without a word.
+    """
+    for p in parameters:
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
 
 
 class _Sgd:
@@ -42,11 +58,14 @@ class _Sgd:
 
     def __init__(self, parameters: list[Tensor], options: dict[str, Any]) -> None:
         self._parameters = parameters
+        self._fused = options["fused"]
         self._options = {"dampening": 0.0, "maximize": False, **options}
         self._momenta: list[Tensor | None] = [None] * len(parameters)
 
     @torch.no_grad()
     def step(self) -> None:
+        if self._fused:
+            _lay_out(self._parameters)
         grads = [p.grad for p in self._parameters]
         sgd(self._parameters, grads, self._momenta, **self._options)  # type: ignore[arg-type]
 
@@ -59,9 +78,14 @@ class _Sgd:
 class _Torch:
     """One of torch's optimisers, with state by parameter."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, fused: bool = False) -> None:
         self._optimizer = optimizer
-        self.step = optimizer.step
+        self._fused = fused
+
+    def step(self) -> None:
+        if self._fused:
+            _lay_out(self._optimizer.param_groups[0]["params"])
+        self._optimizer.step()
 
     def keep_first(self, k: int) -> list[Tensor]:
         (group,) = self._optimizer.param_groups

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.evaluation.predict import modes_restored, to_pixels
+from harness.federation.calibration import measure
 from harness.federation.cohort import Cohort
 from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
 from harness.functional import batch_norms
@@ -32,12 +33,15 @@ class VectorisedTrainer(LocalTrainer):
     A network that draws random numbers in training (dropout), a `gradient` that does not declare `vectorises`, and
     whatever vmap refuses train one after another. `facts` says what was done, for the record.
 
-    chunk: None for as many as fit the memory, by an estimate; out of memory halves it, for good.
+    chunk: None for as many as fit the memory, by an estimate; out of memory halves it, for good. calibrates: whether a
+    few steps both ways show first that one program is faster, which it is not where a client fills the device alone.
     """
 
-    def __init__(self, *args: Any, chunk: int | None = None) -> None:
+    def __init__(self, *args: Any, chunk: int | None = None, calibrates: bool = False) -> None:
         super().__init__(*args)
         self.chunk = chunk
+        self.calibrates = calibrates
+        self._calibrated: set[tuple[int, ...]] = set()
         self._refused: dict[tuple[int, ...], str] = {}  # hooks, by identity -> why they train alone
         self._nature: str | None = None
         self._sizes: dict[tuple[int, ...], int] = {}  # hooks -> clients that fit
@@ -63,6 +67,11 @@ class VectorisedTrainer(LocalTrainer):
             size = self._chunk(mark, tasks[group[0]].client) if mark not in self._refused else 1
             part, group = group[:size], group[size:]
             own = [tasks[i] for i in part]
+            if len(part) > 1 and self.calibrates and mark not in self._calibrated:
+                self._calibrated.add(mark)
+                if self._calibrate(mark, own):  # they train one after another from now on
+                    group = part + group
+                    continue
             if len(part) == 1:
                 yield part, super().train_all(own)
                 continue
@@ -77,6 +86,18 @@ class VectorisedTrainer(LocalTrainer):
             else:
                 first_line = str(trouble).strip().partition("\n")[0]
                 self._refuse(mark, f"{type(trouble).__name__}: {first_line}")
+
+    def _calibrate(self, mark: tuple[int, ...], tasks: list[Task]) -> bool:
+        """Whether they are faster one after another, by the clock."""
+        try:
+            pace = measure(self, tasks)
+        except Exception:  # shows again, and is told of, where they train
+            return False
+        self.facts.setdefault("calibration", []).append({"clients": len(tasks), **pace._asdict()})
+        if pace.together <= pace.one_by_one:
+            return False
+        self._refuse(mark, "one after another they are faster")
+        return True
 
     def _attempt(self, tasks: list[Task]) -> tuple[list[Trained] | None, Exception | None]:
         """What they trained, or what went wrong; without its frames, which would keep tensors alive."""

@@ -11,7 +11,7 @@ from harness.api import Defence, Field
 from harness.contracts.defence import ClientHooks, Sampling
 from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import to_pixels
-from harness.federation import vectorised
+from harness.federation import calibration, vectorised
 from harness.federation.batches import batches, stacked_batches
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
@@ -356,6 +356,43 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(tmp_path, monkeypatch, caplo
     assert facts["chunk"] == 2
     assert "5 clients at once did not fit; 2 from then on" in facts["out_of_memory"]
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("faster", ["together", "one_by_one"])
+def test_a_few_steps_both_ways_decide_how_clients_train(tmp_path, monkeypatch, faster):
+    stage = training(tmp_path, model="{resnet9: {width: 2, norm: batch}}", partition="iid")
+    clients, module = members(stage, limit=150), stage.initial_module().double()
+    weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
+    counter, steps = module.conv1[1].num_batches_tracked, []
+    plain = calibration._seconds
+
+    def timed(run, device):
+        taken = plain(run, device)
+        steps.append(taken)
+        return 1.0 if (len(steps) == 1) == (faster == "together") else 2.0
+
+    monkeypatch.setattr(calibration, "_seconds", timed)
+    arguments = (module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
+    found = []
+    for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, calibrates=True)):
+        counter.zero_()
+        for round in range(2):
+            load_vector(module, weights)
+            load_buffers(module, buffers)
+            at = Start(round, weights, rounds=2, clients=5)
+            found += trainer.train_all(trainer.tasks(clients, at, [buffers] * 5))
+        assert int(counter) == 2 * sum(client.steps for client in clients)  # nothing of the trial is left
+    half = len(found) // 2
+    for (a, own), (b, others) in zip(found[:half], found[half:], strict=True):
+        assert float((a - b).norm() / a.norm()) < 1e-9
+        assert all(torch.allclose(others[name], value, rtol=1e-9) for name, value in own.items())
+    assert len(steps) == 2  # once for these clients, not once a round
+    assert min(steps) > 0
+    facts = trainer.facts
+    together, one_by_one = (1.0, 2.0) if faster == "together" else (2.0, 1.0)
+    assert facts["calibration"] == [{"clients": 5, "together": together, "one_by_one": one_by_one}]
+    assert facts["clients"] == ("vectorised" if faster == "together" else "sequential")
+    assert facts["alone"] == ([] if faster == "together" else ["one after another they are faster"])
 
 
 def test_float32_and_bf16(tmp_path):
