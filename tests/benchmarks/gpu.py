@@ -1,23 +1,22 @@
-"""What needs a GPU: vectorised clients, ResNet-9 with DP-SGD, pfl-research's CIFAR-10 benchmark, the card's own limit.
+"""What needs a GPU: vectorised clients, ResNet-9 with DP-SGD, the card's own limit.
 
     python tests/benchmarks/gpu.py
     python tests/benchmarks/gpu.py --quick --device cpu      # shows that the parts run; its times mean nothing
 
-Without a GPU it says that all of this is unmeasured. Ratios are sequential over vectorised, and pfl's time over ours.
-The achievable rate is that of a large matrix product in the same precision; the share is the training's counted
-floating-point operations (forward and backward, by torch's own counter) a second over that rate.
+Without a GPU it says that all of this is unmeasured. Ratios are sequential over vectorised. The achievable rate is that
+of a large matrix product in the same precision; the share is the training's counted floating-point operations (forward
+and backward, by torch's own counter) a second over that rate. pfl-research's CIFAR-10 benchmark is in pfl_research.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from measure import clock, keep, options, table
 
-TARGETS = {"small-cnn": 8.0, "resnet9, dp-sgd": 2.0, "pfl": 2.0}
+TARGETS = {"small-cnn": 8.0, "resnet9, dp-sgd": 2.0}
 SCENARIO = """
 schema: 1
 name: gpu
@@ -124,24 +123,6 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def cifar(place: Path, device: str, quick: bool) -> dict[str, Any]:
-    """pfl-research's CIFAR-10 setting in ours: 50 users a round of 50 samples, local batch 10, one epoch."""
-    rounds = 1 if quick else 1500
-    values = {"data": data(place, (3, 32, 32), 250 if quick else 50_000), "model": "small-cnn",
-              "clients": 5 if quick else 1000, "rounds": rounds, "local": "epochs: 1, batch_size: 10",
-              "defence": "none"}  # fmt: skip
-    text = SCENARIO.replace(
-        "rounds: {rounds}", f"rounds: {{rounds}}, participation: {1.0 if quick else 0.05}"
-    )
-    import harness
-    from harness.scenario import load_text
-
-    loaded = load_text(text.format(execution="auto", **values), place / "cifar.yaml")
-    result = harness.run(loaded, device=device, jobs=0, store=place / "cifar")
-    seconds, there = float(result.records[0]["train_seconds"]), importlib.util.find_spec("pfl") is not None
-    return {"rounds": rounds, "ours s": seconds, "pfl s": None, "pfl installed": there}
-
-
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="cuda")
@@ -149,26 +130,17 @@ def main() -> None:
     import torch
 
     if args.device != "cpu" and not torch.cuda.is_available():
-        print("no CUDA device here: vectorised clients, ResNet-9 with DP-SGD, pfl's CIFAR-10 benchmark and the share "
-              "of the card's rate are unmeasured")  # fmt: skip
+        print("no CUDA device here: vectorised clients, ResNet-9 with DP-SGD and the share of the card's rate are "
+              "unmeasured")  # fmt: skip
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         rows = vectorised(place, args.device, args.quick)
         rates = limit(args.device, args.quick)
-        benchmark = cifar(place, args.device, args.quick)
     table(rows)
     table(rates)
-    table([benchmark])
-    print(
-        "pfl's own time: run its benchmarks/image_classification on this machine and divide; it is unmeasured here"
-    )
     card = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU: these times mean nothing"
-    keep(
-        __file__,
-        args,
-        {"device": card, "clients": rows, "rates": rates, "pfl": benchmark, "targets": TARGETS},
-    )
+    keep(__file__, args, {"device": card, "clients": rows, "rates": rates, "targets": TARGETS})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("psr-harness", "torch", "numpy", "byzfl", "flwr", "ray", "opacus", "torchattacks")
+LIBRARIES = ("psr-harness", "torch", "numpy", "byzfl", "flwr", "pfl", "ray", "opacus", "torchattacks")
 
 
 def options(documentation: str | None) -> argparse.ArgumentParser:
