@@ -38,15 +38,15 @@ LOCAL = "{epochs: 1, batch_size: 100, optimizer: {sgd: {lr: 0.1, momentum: 0.9}}
 
 
 def training(tmp_path, defences="none", model="{small-cnn: {width: 2, hidden: 8}}", local=LOCAL,
-             partition="{dirichlet: {alpha: 1.0}}", threats=""):  # fmt: skip
+             partition="{dirichlet: {alpha: 1.0}}", threats="", device="cpu"):  # fmt: skip
     text = FEDERATION
     for name, value in (("model", model), ("partition", partition), ("local", local), ("defences", defences)):
         text = text.replace(f"{{{name}}}", value)
     scenario = load_text(text + threats, tmp_path / "x.yaml")
-    planner = Planner("cpu")
+    planner = Planner(device)
     plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
     stage = planner.stages[plan.stages["train"]]
-    return Training(stage.spec, stage.key, "cpu")
+    return Training(stage.spec, stage.key, device)
 
 
 def members(stage, limit=None):
@@ -63,9 +63,9 @@ def members(stage, limit=None):
 def both(stage, module, clients, chunk=None):
     """Updates and buffers from both trainers, on the same round; the vectorised one's facts."""
     weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
-    moved = torch.randn(weights.shape, generator=torch_generator("moved"), dtype=weights.dtype)
+    moved = torch.randn(weights.shape, generator=torch_generator("moved"), dtype=weights.dtype).to(weights)
     at = Start(1, weights, moved=moved, multiplier=0.5, rounds=4, clients=5, malicious=2)
-    arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, "cpu")
+    arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, stage.device)
     found = []
     for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk)):
         found.append(trainer.train_all(trainer.tasks(clients, at, [buffers] * len(clients))))
