@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.plan import TrainSpec, shared_parts
+from harness.stage_specs import TrainSpec, shared_parts
 
 if TYPE_CHECKING:
     from harness.plan import Stage

@@ -21,7 +21,7 @@ import numpy as np
 from harness.cache_folder import cache_folder
 from harness.contracts.data import Split, Splits
 from harness.errors import PluginError
-from harness.plan import digest, identity_of, library_versions
+from harness.identity import digest, identity_of, library_versions
 
 if TYPE_CHECKING:
     from harness.contracts.data import Dataset

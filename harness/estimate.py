@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.attack import EvasionAttack
 from harness.contracts.privacy import PrivacyAttack
 from harness.devices import give_back_memory
-from harness.plan import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
+from harness.stage_specs import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
-    from harness.plan import DataFacts, Plan, Stage
+    from harness.grid import DataFacts
+    from harness.plan import Plan, Stage
 
 OVERHEAD = 0.15  # seconds a stage costs beside its arithmetic: loading, partitioning, storing
 COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning

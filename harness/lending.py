@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.federation.counts import clients_per_round
-from harness.plan import TrainSpec
+from harness.stage_specs import TrainSpec
 
 if TYPE_CHECKING:
     from harness.plan import Stage

@@ -16,7 +16,7 @@ from typing import Any
 from harness.comparable import comparable_record, comparable_result, measured_scores
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
-from harness.plan import digest
+from harness.identity import digest
 from harness.store import StageRow, Store, dumps, files_of
 
 Key = tuple[str, str]  # scenario, cell id

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.contracts.base import Plugin
 from harness.grid import Memo
-from harness.plan import identity_of, library_versions
+from harness.identity import identity_of, library_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
-from harness.plan import digest
+from harness.identity import digest
 from harness.provenance import environment, plugin_list
 from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.contracts.attack import Attack
-    from harness.plan import CellPlan, DataFacts
+    from harness.grid import DataFacts
+    from harness.plan import CellPlan
     from harness.scenario import Scenario
 
 SCHEMA = 1

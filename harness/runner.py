@@ -16,8 +16,8 @@ from harness.bundles import bundles
 from harness.errors import StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.lending import places
-from harness.plan import training_of
 from harness.schedule import Schedule
+from harness.stage_specs import training_of
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric

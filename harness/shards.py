@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.estimate import OVERHEAD, work
-from harness.plan import Plan, training_of
+from harness.plan import Plan
+from harness.stage_specs import training_of
 
 if TYPE_CHECKING:
-    from harness.plan import CellPlan, DataFacts, Stage, TrainSpec
+    from harness.grid import DataFacts
+    from harness.plan import CellPlan, Stage
+    from harness.stage_specs import TrainSpec
 
 # A nominal machine: only proportions of costs matter, and they have to be the same everywhere.
 PASS = 1e-9  # seconds for a parameter and an image, forward

@@ -32,8 +32,8 @@ from harness.random import derive, numpy_generator, torch_generator
 if TYPE_CHECKING:
     from harness.contracts.defence import Guarantee
     from harness.contracts.model import Model
-    from harness.plan import TrainSpec
     from harness.scenario import Compute
+    from harness.stage_specs import TrainSpec
 
 Report = Callable[[int, int, dict[str, Any]], None]
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

@@ -10,7 +10,7 @@ import pytest
 import harness
 from harness.cli import main
 from harness.errors import PluginError, ScenarioError
-from harness.plan import identity_of
+from harness.identity import identity_of
 from harness.registry import Registry, registry
 from harness.scenario import load, load_text
 

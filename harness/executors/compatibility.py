@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import __version__
 from harness.entry_points import BUILTIN
 from harness.errors import PluginError
-from harness.plan import Plan, library_versions
+from harness.identity import library_versions
+from harness.plan import Plan
 from harness.provenance import plugin_list
 from harness.registry import registry, source_hash
 

@@ -19,7 +19,7 @@ from harness.executors import Event
 from harness.executors.compatibility import Identity
 from harness.executors.ray_cluster import Nodes, at, home, last_line
 from harness.executors.ray_tasks import Job, Mailbox, Outcome, run_stage
-from harness.plan import training_of
+from harness.stage_specs import training_of
 from harness.store import Store, files_of
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ from harness.flower.job import Job, Simulated, settle_numerics, simulated
 from harness.flower.secure import SecureStrategy, mask, unwrap, wrap
 from harness.flower.strategy import FederationStrategy, NodesLost, RemoteAttackers
 from harness.grid import cells
-from harness.plan import TrainSpec, train_spec
 from harness.scenario import load_text
+from harness.stage_specs import TrainSpec, train_spec
 from harness.training import Training
 
 if TYPE_CHECKING:

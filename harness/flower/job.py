@@ -16,7 +16,7 @@ from harness.training import Ready, Training
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.plan import TrainSpec
+    from harness.stage_specs import TrainSpec
 
 
 @dataclass(frozen=True)

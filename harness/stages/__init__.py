@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.devices import PeakMemory
-from harness.plan import CleanSpec, CompressSpec, Stage, TrainSpec, training_of
+from harness.plan import Stage
 from harness.provenance import device_name
+from harness.stage_specs import CleanSpec, CompressSpec, TrainSpec, training_of
 from harness.stages.compress import compress
 from harness.stages.score import attack, clean
 from harness.stages.train import Progress, train

@@ -14,8 +14,9 @@ from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError
 from harness.evaluation.predict import to_pixels
 from harness.federation.data import Part
-from harness.plan import CompressSpec, Stage
+from harness.plan import Stage
 from harness.random import torch_generator
+from harness.stage_specs import CompressSpec
 from harness.stages.train import Progress, load_trained, report_rounds, training_facts
 from harness.training import Training
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
-    from harness.plan import AttackSpec
+    from harness.stage_specs import AttackSpec
 
 Truth = tuple[tuple["Tensor", ...], tuple["Tensor", ...]]  # images and labels behind each observed update
 

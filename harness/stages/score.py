@@ -19,9 +19,10 @@ from harness.evaluation.expectation import Expectation
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
-from harness.plan import AttackSpec, CleanSpec, Stage
+from harness.plan import Stage
 from harness.privacy.lineage import Parts, apply_lineage, lineage
 from harness.random import derive, numpy_generator, torch_generator
+from harness.stage_specs import AttackSpec, CleanSpec
 from harness.stages.compress import load_released
 from harness.stages.train import Progress
 from harness.training import Training

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.devices import PeakMemory
 from harness.federation.vector import flatten
-from harness.plan import Stage, TrainSpec
+from harness.plan import Stage
+from harness.stage_specs import TrainSpec
 from harness.training import Report, Trained, Training, train_together
 
 if TYPE_CHECKING:

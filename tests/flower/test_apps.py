@@ -11,8 +11,8 @@ from harness.flower import apps
 from harness.flower.job import Job, simulated
 from harness.flower.strategy import FederationStrategy, NodesLost
 from harness.grid import cells
-from harness.plan import train_spec
 from harness.scenario import load_text
+from harness.stage_specs import train_spec
 from harness.training import Training
 
 BASE = """

@@ -22,8 +22,9 @@ from harness.flower import messages as wire
 from harness.flower.export import export, find_cell, pin, undeployable
 from harness.flower.exported import check_records, client_app, pinned, server_app
 from harness.grid import cells
-from harness.plan import Planner, train_spec
+from harness.plan import Planner
 from harness.scenario import load
+from harness.stage_specs import train_spec
 
 TEXT = """
 schema: 1

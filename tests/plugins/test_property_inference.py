@@ -39,7 +39,7 @@ def test_a_class_is_a_property_too(tmp_path):
 
 def test_clients_hold_what_is_asked_about():
     from harness.federation.observe import observe
-    from harness.plan import TrainSpec
+    from harness.stage_specs import TrainSpec
     from harness.training import Training
 
     attack = harness.create("attack", "property-inference", threshold=0.31, records=6, targets=4)
