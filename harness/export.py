@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, did_you_mean
+from harness.files import replacing
 from harness.store import dumps
 
 if TYPE_CHECKING:
@@ -52,11 +53,10 @@ def export(records: list[dict[str, Any]], path: str | Path) -> None:
     """Write records by the ending of `path`; JSON lines keep the whole record, tables one row a cell."""
     check_format(path)
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    if target.suffix == ".jsonl":
-        partial.write_text("".join(dumps(record) + "\n" for record in records))
-    elif target.suffix == ".csv":
-        to_frame(records).to_csv(partial, index=False)
-    else:
-        to_frame(records).to_parquet(partial, index=False)
-    partial.replace(target)
+    with replacing(target) as draft:
+        if target.suffix == ".jsonl":
+            draft.write_text("".join(dumps(record) + "\n" for record in records))
+        elif target.suffix == ".csv":
+            to_frame(records).to_csv(draft, index=False)
+        else:
+            to_frame(records).to_parquet(draft, index=False)

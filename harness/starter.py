@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.files import replacing
 from harness.registry import registry
 from harness.scenario import check_data, load_text
 
@@ -47,9 +48,8 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
     check_data(scenario)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        with replacing(file) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise HarnessError(f"{file}: {error.strerror or error}") from None
     return text

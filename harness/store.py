@@ -19,13 +19,13 @@ import json
 import os
 import re
 import sqlite3
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import StoreError
+from harness.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,16 +131,9 @@ class Artifacts:
         if target.exists():
             return False
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._write(target, data)
+        with replacing(target, sync=True) as draft:
+            draft.write_bytes(data)
         return True
-
-    @staticmethod
-    def _write(target: Path, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, target)
 
 
 class Store(Artifacts):

@@ -12,7 +12,6 @@ import importlib.machinery
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from harness._version import __version__
 from harness.cache_folder import cache_folder
 from harness.entry_points import Offer, offers
+from harness.files import replacing
 
 HARNESS = Path(__file__).resolve().parents[1]
 
@@ -62,10 +62,8 @@ def keep_listing(file: Path, plugins: list[dict[str, Any]]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         for old in file.parent.glob("*.json"):
             old.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as writing:
-            json.dump(plugins, writing)
-        os.replace(name, file)
+        with replacing(file) as draft:
+            draft.write_text(json.dumps(plugins), encoding="utf-8")
 
 
 def _sources(offer: Offer) -> Path | None:

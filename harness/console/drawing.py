@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError, did_you_mean
+from harness.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +37,9 @@ def figure(out: Path, width: float, height: float) -> Iterator[Figure]:
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
         yield drawn
-        partial = out.with_name(f".{out.stem}.partial{out.suffix}")
+        metadata = {"Date": None} if out.suffix == ".svg" else None
         try:
-            drawn.savefig(partial, dpi=200, metadata={"Date": None} if out.suffix == ".svg" else None)
-            partial.replace(out)
+            with replacing(out) as draft:
+                drawn.savefig(draft, format=out.suffix[1:], dpi=200, metadata=metadata)
         except OSError as error:
             raise HarnessError(f"--out {out}: {error.strerror or error}") from None

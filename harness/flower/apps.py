@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from harness.errors import HarnessError, describe_error
+from harness.files import replacing
 from harness.flower import messages
 from harness.flower.engine import ERROR, PROGRESS, RESULT
 from harness.flower.job import Simulated, read, simulated
@@ -76,9 +77,8 @@ def engine_server() -> ServerApp:
         except Exception as error:
             (folder / ERROR).write_text(json.dumps(describe_error(error)))
             raise
-        partial = folder / "result.partial"
-        partial.write_bytes(pickle.dumps(result))
-        partial.rename(folder / RESULT)
+        with replacing(folder / RESULT) as draft:
+            draft.write_bytes(pickle.dumps(result))
 
     return app
 

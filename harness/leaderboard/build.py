@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.console.pooling import AXES
 from harness.errors import HarnessError
+from harness.files import replacing
 from harness.leaderboard import submission as submissions
 from harness.leaderboard.board import Board, boards, counts
 from harness.leaderboard.columns import COLUMNS
@@ -139,18 +140,12 @@ def _write_csv(table: pandas.DataFrame, path: Path) -> None:
 
 
 def _write(target: Path, files: dict[str, Callable[[Path], object]]) -> list[str]:
-    """All files under temporary names first, then each into its place in one step."""
-    partial = {name: target / f".{name}.partial" for name in files}
+    """All files are made first, then each is put into its place in one step, in their order."""
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, make in files.items():
-            make(partial[name])
-        for name in files:
-            partial[name].replace(target / name)
+        with contextlib.ExitStack() as drafts:
+            for name, make in reversed(files.items()):  # the last one made is the first one put into place
+                make(drafts.enter_context(replacing(target / name)))
     except OSError as error:
         raise HarnessError(f"{error.filename or target}: {error.strerror or error}") from None
-    finally:
-        for path in partial.values():
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
     return [str(target / name) for name in files]

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from harness.errors import HarnessError
+from harness.files import replacing
 
 SCHEMA = 1
 MAX_BYTES = 32 * 1024 * 1024
@@ -316,11 +317,10 @@ def write(submission: Submission, path: Path) -> None:
     text = json.dumps(
         submission.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True, allow_nan=False
     )
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise HarnessError(f"{path}: {error.strerror or error}") from None
 
