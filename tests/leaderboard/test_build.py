@@ -31,8 +31,9 @@ from harness.leaderboard.comparisons import pareto_front
 from harness.leaderboard.escaping import cell as csv_cell
 from harness.leaderboard.escaping import link, markdown, script, script_json, tex
 from harness.leaderboard.markdown import ROWS, shown
-from harness.leaderboard.page import SCRIPTS, data
-from harness.leaderboard.page import _number as page_number
+from harness.leaderboard.page import SCRIPTS
+from harness.leaderboard.page_data import data
+from harness.leaderboard.page_rows import number as page_number
 from harness.leaderboard.statistics import worst_and_mean
 from harness.leaderboard.submission import Plugin, Submission, parse
 

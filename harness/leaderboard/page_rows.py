@@ -1,0 +1,256 @@
+"""A board's rows as the page carries them: small, because there are many.
+
+What rows have in common stands once in tables, and they refer to it by its position; scores of an attacked model that
+are those of the clean one are left out. `static/rows.js` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
+from statistics import fmean
+from typing import Any
+
+from harness.leaderboard.board import Estimate, Row, Value, pooled, score
+from harness.leaderboard.citations import bibtex, selection, selects, used
+from harness.leaderboard.columns import BY_KEY, BY_SCORE, COLUMNS, Column
+from harness.leaderboard.submission import Cell
+
+DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
+CURVE_POINTS = 40
+# How a score's numbers are to be read: mean and 95 % interval over seeds, or of a bootstrap within the only seed;
+# a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
+INTERVAL, BOOTSTRAP, BARE, CONSTANT, LOST = range(5)
+PLACES = {column.key: place for place, column in enumerate(COLUMNS)}
+SIGN_BITS = {"incomplete": 1, "masked": 2, "clients": 4, "violated": 8, "best": 16}
+
+Numbers = tuple[Any, ...]
+
+_sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode  # made once: pages have 10^5 of them
+
+
+class Table:
+    """Each distinct value once; rows refer to it by its position."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._positions: dict[Hashable, int] = {}
+
+    def add(self, value: Any, key: Hashable = None) -> int:
+        """The value's position. key: what tells it apart, the value itself if it can be hashed."""
+        mark = value if key is None else key
+        if mark not in self._positions:
+            self._positions[mark] = len(self.values)
+            self.values.append(value)
+        return self._positions[mark]
+
+    def position(self, key: Hashable) -> int | None:
+        """Where a value is, if it is there."""
+        return self._positions.get(key)
+
+    def json(self, value: Any) -> int:
+        """The same for lists and dictionaries."""
+        return self.add(value, _sorted(value))
+
+
+class Tables:
+    """What rows have in common."""
+
+    def __init__(self) -> None:
+        self.text, self.lists, self.attack = Table(), Table(), Table()
+        self.guarantee, self.lineage, self.rounds, self.view = Table(), Table(), Table(), Table()
+
+    def texts(self, parts: Iterable[str]) -> int:
+        """The position of a list of texts."""
+        return self.lists.json([self.text.add(part) for part in parts])
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: table.values for name, table in vars(self).items()}
+
+
+def compact(
+    row: Row, board: int, submission: int, tables: Tables, citations: dict[tuple[int, ...], tuple[int, int]]
+) -> dict[str, Any]:
+    """A row as a JSON value. board, submission: their positions. citations: those of texts, by plugins, kept here."""
+    plugins = used(row)
+    key = tuple(map(id, plugins))
+    if key not in citations:
+        said = (f"{p.kind} {p.name}, {p.distribution} {p.version}, source {p.source[:12]}" for p in plugins)
+        citations[key] = tables.texts(said), tables.texts(bibtex(plugins))
+    methods, entries = citations[key]
+    clean = row.clean
+    baseline = _scores(clean, tables) if clean else {}
+    curve = _curve(clean, tables) if clean else []
+    return {
+        "id": row.id,
+        "b": board,
+        "s": submission,
+        "a": [tables.text.add(part) for part in row.axes],
+        "v": [_value(row.values.get(c.key), c, tables, baseline, _seeds(clean)) for c in COLUMNS],
+        "p": [_by_seed(row.values.get(c.key), row.submission.scenario.seeds) for c in COLUMNS],
+        "w": _under(row, tables),
+        "c": [_cell(cell, row, tables, baseline, curve) for cell in row.cells],
+        "f": [tables.text.add(flag) for flag in row.flags],
+        "g": None if row.claim is None else tables.guarantee.json(row.claim.model_dump()),
+        "m": methods,
+        "k": tables.texts(_parameters(row)),
+        "t": entries,
+        # The command's options, where they are not plainly the labels.
+        "r": [
+            0 if _plain(label) else tables.text.add(part)
+            for label, part in zip(row.axes, selection(row), strict=True)
+        ],
+    }
+
+
+def _plain(label: str) -> bool:
+    return selects(label) == label and "'" not in label
+
+
+def _value(
+    value: Value | None, column: Column, tables: Tables, baseline: dict[int, Numbers], clean_seeds: int
+) -> Any:
+    """0: none. A number n: the clean cell's score, with the bits n - 1. Else [mean or text, bits, seeds, low, high].
+
+    Low and high are left out where there are none. baseline: the clean cell's scores, over `clean_seeds`.
+    """
+    if value is None:
+        return 0
+    bits = sum(bit for name, bit in SIGN_BITS.items() if getattr(value, name))
+    mean, low, high, seeds = value.estimate
+    if value.text:
+        return [value.text, bits, seeds]
+    if column.family == "clean" and 1 < seeds == clean_seeds:
+        name = tables.text.position(column.score)
+        if name is not None and baseline.get(name) == _numbers(value.estimate, column):
+            return 1 + bits
+    bounds = [] if low is None else [number(low, column), number(high, column)]
+    return [number(mean, column), bits, seeds, *bounds]
+
+
+def _by_seed(value: Value | None, seeds: Sequence[int]) -> Any:
+    """A number for each seed of the scenario, None where there is none; 0 where all are the mean, or there is one."""
+    numbers = {} if value is None else value.by_seed
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers.values())):
+        return 0
+    if len(numbers) == len(seeds) and len(set(numbers.values())) == 1:
+        return 0
+    return [number(numbers.get(seed)) for seed in seeds]
+
+
+def _under(row: Row, tables: Tables) -> list[Any]:
+    """A view, a column's place and the value there, one after the other: what is shown of one threat or attack."""
+    return [
+        part
+        for view, values in row.under.items()
+        for key, value in values.items()
+        for part in (
+            tables.view.add(list(view), view),
+            PLACES[key],
+            _value(value, BY_KEY[key], tables, {}, 0),
+        )
+    ]
+
+
+def _seeds(cell: Cell | None) -> int:
+    """Those that have scores."""
+    return 0 if cell is None else sum(bool(seed.scores or seed.undefined) for seed in cell.seeds.values())
+
+
+def _cell(
+    cell: Cell, row: Row, tables: Tables, baseline: dict[int, Numbers], curve: list[Any]
+) -> dict[str, Any]:
+    """Scores and the curve that are those of the clean cell are left out."""
+    scores, own = _scores(cell, tables), _curve(cell, tables)
+    if cell is not row.clean:
+        lost: dict[int, Numbers] = dict.fromkeys(baseline, (LOST,)) if cell.status == "scored" else {}
+        scores = {name: numbers for name, numbers in (lost | scores).items() if baseline.get(name) != numbers}
+        own = own if own != curve else []
+    flags = sorted({flag for seed in cell.seeds.values() for flag in seed.flags})
+    reason = cell.reason or next((s.error for s in cell.seeds.values() if s.error), None)
+    seeds = _seeds(cell)
+    parts: dict[str, Any] = {
+        "h": tables.attack.json([cell.threat, cell.attack, cell.family, cell.norm, number(cell.eps)]),
+        "x": "" if cell.status == "scored" else cell.status,
+        "n": seeds if seeds != len(row.submission.scenario.seeds) else None,
+        "s": [part for name, numbers in scores.items() for part in (name, *numbers)],
+        "r": None if reason is None else tables.text.add(reason),
+        "f": [tables.text.add(flag) for flag in flags],
+        "u": own,
+        "g": tables.guarantee.json(cell.guarantee.model_dump()) if cell.guarantee else None,
+        "l": _lineage(cell, tables) if cell.lineage else None,
+    }
+    return {name: part for name, part in parts.items() if part is not None and part != "" and part != []}
+
+
+def _lineage(cell: Cell, tables: Tables) -> int:
+    steps = [(step.stage, step.part, step.reads, step.effect, step.why) for step in cell.lineage]
+    return tables.lineage.json([tables.texts(step) for step in steps])
+
+
+def _scores(cell: Cell, tables: Tables) -> dict[int, Numbers]:
+    """Score -> how to read its numbers, and the numbers."""
+    found: dict[int, Numbers] = {}
+    seeds = list(cell.seeds.values())
+    for name in dict.fromkeys(name for seed in seeds for name in (*seed.scores, *seed.undefined)):
+        values = tuple(value for seed in seeds if (value := score(seed, name)) is not None)
+        if not values:
+            continue
+        column = BY_SCORE.get(name)
+        if len(seeds) == 1 and name in seeds[0].intervals:
+            numbers = (number(value, column) for value in (values[0], *seeds[0].intervals[name]))
+            found[tables.text.add(name)] = (BOOTSTRAP, *numbers)
+        else:
+            found[tables.text.add(name)] = _pooled(values, name)
+    return found
+
+
+@lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
+def _pooled(values: tuple[float, ...], name: str) -> Numbers:
+    return _numbers(pooled(values), BY_SCORE.get(name))
+
+
+def _numbers(estimate: Estimate, column: Column | None) -> Numbers:
+    mean, low, high = (number(value, column) for value in estimate[:3])
+    if low is None:
+        return BARE, mean
+    return (CONSTANT, mean) if low == high else (INTERVAL, mean, low, high)
+
+
+def _curve(cell: Cell, tables: Tables) -> list[Any]:
+    """[position of the rounds, values]: validation accuracy in thousandths, averaged over the seeds that have the
+    round; of long trainings every so many rounds."""
+    rounds: dict[int, list[float]] = {}
+    for seed in cell.seeds.values():
+        for number, value in seed.curve:
+            rounds.setdefault(number, []).append(value)
+    if not rounds:
+        return []
+    numbers = sorted(rounds)
+    step = math.ceil(len(numbers) / CURVE_POINTS)
+    kept = sorted({*numbers[::step], numbers[-1]})
+    return [tables.rounds.json(kept), [round(1000 * fmean(rounds[number])) for number in kept]]
+
+
+def _parameters(row: Row) -> list[str]:
+    """`axis: configuration` of everything that its cells configure, each once."""
+    found: dict[str, None] = {}
+    for cell in row.cells:
+        for axis, value in cell.config.items():
+            if value is not None and value != []:
+                found[f"{axis}: {_sorted(value)}"] = None
+    return list(found)
+
+
+def number(value: float | None, column: Column | None = None) -> Any:
+    """With the page's digits, or as many as it takes to be written as in the other files; inf and -inf as text."""
+    if value is None or math.isnan(value):
+        return None
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    short = float(f"{value:.{DIGITS}g}")
+    if column is not None and short != value and column.show(short) != column.show(value):
+        short = value
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
