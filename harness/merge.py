@@ -241,7 +241,7 @@ class _Merge:
     # saying -------------------------------------------------------------------------------------
 
     def _named(self, key: Key) -> str:
-        from harness.leaderboard.submit import cell_name
+        from harness.leaderboard.publishable import cell_name
 
         record = next(known[key][1] for known in self.records if key in known)
         return f"{key[0]}: {cell_name(record['cell'], record['cell']['seed'])} ({key[1]})"
@@ -287,7 +287,7 @@ def _short(value: Any) -> str:
 
 def _environments(records: list[dict[str, Any]]) -> list[str]:
     """Where records of one scenario are not of one engine, set of libraries, device, data set or content."""
-    from harness.leaderboard.submit import disagreements
+    from harness.leaderboard.official import disagreements
 
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
+from harness.leaderboard.official import missing_cells
+from harness.leaderboard.publishable import AXES, cell_name, line, plain, unportable
 from harness.leaderboard.submission import Submission, file_name, read
-from harness.leaderboard.submit import AXES, cell_name, line, missing_cells, plain, unportable
 
 if TYPE_CHECKING:
     from harness.grid import Cell

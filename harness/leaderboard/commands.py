@@ -46,8 +46,9 @@ def submit(
     Example: harness leaderboard submit runs --scenario scenarios/privacy.yaml --name baselines
     """
     from harness.console.output import count_of
+    from harness.leaderboard.publishable import cell_name
     from harness.leaderboard.submission import file_name, write
-    from harness.leaderboard.submit import cell_name, collect
+    from harness.leaderboard.submit import collect
     from harness.scenario import load
     from harness.store import Store
 

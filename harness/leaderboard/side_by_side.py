@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
 from harness.errors import HarnessError, did_you_mean
+from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.statistics import PairedDifference, paired_difference, too_few
 from harness.leaderboard.submission import Cell, Submission
-from harness.leaderboard.submit import cell_name
 
 if TYPE_CHECKING:
     from rich.console import Console

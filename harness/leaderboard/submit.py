@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
 from harness.grid import Cell, cells
-from harness.leaderboard.submission import (
-    SCHEMA,
-    Environment,
-    Submission,
-    parse,
-    unseen,
-)
-from harness.local_plugins import PREFIX as LOCAL
+from harness.leaderboard.official import Record, disagreements, missing_cells, unpublished
+from harness.leaderboard.publishable import AXES, cell_name, line, plain, shorten, unportable, without_folders
+from harness.leaderboard.submission import SCHEMA, Environment, Submission, parse
 from harness.registry import registry
-from harness.yaml_loader import parse as parse_yaml
 
 if TYPE_CHECKING:
     from harness.scenario import Scenario
-
-AXES = ("defence", "aggregator", "compressor", "threat", "attack")
-_ABSOLUTE = re.compile(r"/[\w.-]|~[\w.-]*/|\\\\\w|[A-Za-z]:[\\/]|file:", re.IGNORECASE)
-_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
-_FOLDERS = re.compile(r"(?<![\w/.:~}-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\":,;()<>\\/]+[\\/])+")
-
-Record = Mapping[str, Any]
 
 
 def collect(
@@ -63,7 +48,7 @@ def collect(
     kept = [known[cell.id] for cell in planned if cell.id in known]
     if not kept:
         raise HarnessError(_nothing(scenario, len(named)))
-    reasons = [*_missing(planned, known), *disagreements(kept), *_unpublished(kept)]
+    reasons = [*_missing(planned, known), *disagreements(kept), *unpublished(kept)]
     provenance = next((r for r in kept if r["status"] == "scored"), kept[0])["provenance"]
     data = {
         "schema": SCHEMA,
@@ -131,44 +116,7 @@ def _looked_at(records: Sequence[Record], name: str) -> Submission:
     return parse(data, f"{first['scenario']['name']}, {name}")
 
 
-# what may be published ----------------------------------------------------------------------------
-
-
-def unportable(text: str) -> str | None:
-    """Why a scenario's text is of use on one machine alone, in a sentence; None where it is not.
-
-    Paths are relative or begin with ${HARNESS_DATA}; no other variable is filled in, and the text does not name
-    this machine's home.
-    """
-    home = str(Path.home())
-    if len(home) > 1 and re.search(rf"(?<![\w.}}/-]){re.escape(home)}(?![\w-])", text):
-        return f"its text names this machine's home, {home}; write paths relative to the scenario or $HARNESS_DATA"
-    for value in _texts(parse_yaml(text).data):
-        if _ABSOLUTE.match(value.strip()):
-            return (
-                f"its text holds the absolute path {value[:100]!r}, which is of no use elsewhere; "
-                "write it relative to the scenario, or to ${HARNESS_DATA}"
-            )
-        for variable in _VARIABLE.findall(value):
-            if variable != "HARNESS_DATA":
-                return f"its text uses the variable {variable}; others have $HARNESS_DATA alone"
-    return None
-
-
-def without_folders(text: str) -> str:
-    """The same with the folders of absolute paths left out: `/home/me/x.npz is gone` -> `x.npz is gone`."""
-    return _FOLDERS.sub("", text)
-
-
-def shorten(text: str, length: int) -> str:
-    """At most so many characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def line(text: str, length: int = 400) -> str:
-    """The text on one line, without characters that cannot be seen."""
-    flat = " ".join(str(text).split())
-    return shorten("".join(c for c in flat if unseen(c) is None), length)
+# parts --------------------------------------------------------------------------------------------
 
 
 def _source(scenario: Scenario) -> str:
@@ -178,86 +126,6 @@ def _source(scenario: Scenario) -> str:
         return scenario.path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{scenario.path}: cannot be read: {error}") from None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
-
-
-# whether it is official ---------------------------------------------------------------------------
-
-
-def missing_cells(labels: Sequence[str], total: int) -> str:
-    """The sentence about cells of a scenario that are not there, the first few by name."""
-    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
-    verb = "is" if len(labels) == 1 else "are"
-    return f"{len(labels)} of {total} cells {verb} missing: {'; '.join(labels[:3])}{more}"
-
-
-def cell_name(axes: Mapping[str, Any] | Sequence[str], seed: Any = None, width: int = 200) -> str:
-    """`dp-sgd / mean / static-int8, evasion pgd, seed 0`: a cell in words, cut in the middle where it is long."""
-    from harness.console.output import shorten as cut
-
-    values = [axes[axis] for axis in AXES] if isinstance(axes, Mapping) else list(axes)
-    defence, aggregator, compressor, threat, attack = map(str, values)
-    under = threat if attack == "none" else f"{threat} {attack}"
-    named = f"{defence} / {aggregator} / {compressor}" + f", {under}" * (under != "none")
-    return cut(named, width) + ("" if seed is None else f", seed {seed}")
-
-
-def disagreements(records: Sequence[Record]) -> list[str]:
-    """Why records do not make one official result: not one clean engine, set of libraries, device or data set."""
-    found = []
-    origins = [record["provenance"] for record in records]
-    engine = origins[0]["engine"]
-    if any(origin["engine"] != engine for origin in origins):
-        commits = dict.fromkeys(str(origin["engine"]["commit"])[:12] for origin in origins)
-        versions = ", ".join(commits) if len(commits) > 1 else "one commit, with and without changes"
-        found.append(f"the records are of different states of the engine: {versions}")
-    if any(origin["engine"]["commit"] is None for origin in origins):
-        found.append("the engine's commit is not known: it did not run from a checkout")
-    elif any(origin["engine"]["dirty"] is not False for origin in origins):
-        found.append("the engine's files had changes that are in no commit")
-    if len({_frozen(origin["libraries"]) for origin in origins}) > 1:
-        names = sorted(
-            {
-                n
-                for o in origins
-                for n, _ in set(o["libraries"].items()) ^ set(origins[0]["libraries"].items())
-            }
-        )
-        found.append(f"the records are of different versions of {', '.join(names)}")
-    # What is not applicable was computed nowhere: it names the machine that wrote the record.
-    computed = [record["provenance"] for record in records if record["status"] == "scored"]
-    devices = dict.fromkeys(f"{origin['device']} ({origin['device_name']})" for origin in computed)
-    if len(devices) > 1:
-        found.append(f"the records are of different devices: {', '.join(devices)}")
-    if len({origin["dataset"]["fingerprint"] for origin in origins}) > 1:
-        found.append("the records are of different contents of the data set")
-    codes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for origin in origins:
-        for item in origin["plugins"]:
-            key = (item["kind"], item["name"], item["distribution"])
-            codes.setdefault(key, set()).add((item["version"], item["source"]))
-    changed = sorted({name for (_, name, _), states in codes.items() if len(states) > 1})
-    if changed:
-        found.append(f"the records are of different code of {', '.join(changed[:5])}")
-    return found
-
-
-def _unpublished(records: Sequence[Record]) -> list[str]:
-    """A local file is nowhere to be had: nobody could run it again."""
-    items = (item for record in records for item in record["provenance"]["plugins"])
-    names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
-    return (
-        [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"]
-        if names
-        else []
-    )
 
 
 def _missing(planned: Sequence[Cell], known: Mapping[str, Any]) -> list[str]:
@@ -273,13 +141,6 @@ def _nothing(scenario: Scenario, others: int) -> str:
             "run it again: what did not change is taken from the store"
         )
     return f"{where}: the store has no record of {scenario.name}; run it first"
-
-
-def _frozen(libraries: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset(libraries.items())
-
-
-# parts --------------------------------------------------------------------------------------------
 
 
 def environment_of(provenance: Mapping[str, Any]) -> Environment:
@@ -420,12 +281,3 @@ def _claim(guarantees: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | N
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def plain(value: Any) -> Any:
-    """JSON values with numbers that JSON lacks as text: inf, -inf, nan."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value

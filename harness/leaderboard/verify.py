@@ -16,8 +16,9 @@ from harness.errors import HarnessError, PluginError
 from harness.evaluation.masking import FLAG
 from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.citations import selects
+from harness.leaderboard.publishable import cell_name, line, shorten
 from harness.leaderboard.submission import Cell, Environment, Seed, Submission, Verification
-from harness.leaderboard.submit import cell_name, curve, environment_of, line, shorten
+from harness.leaderboard.submit import curve, environment_of
 from harness.registry import registry
 
 if TYPE_CHECKING:

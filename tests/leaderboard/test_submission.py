@@ -8,8 +8,9 @@ import pytest
 from harness.errors import HarnessError
 from harness.grid import cells
 from harness.leaderboard.check import contradictions, open_scenario
+from harness.leaderboard.publishable import unportable, without_folders
 from harness.leaderboard.submission import file_name, read, write
-from harness.leaderboard.submit import collect, unportable, without_folders
+from harness.leaderboard.submit import collect
 from harness.scenario import load, load_text
 
 

@@ -1,0 +1,72 @@
+"""Whether records make an official submission: all cells, of one state of the code, one device and one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.local_plugins import PREFIX as LOCAL
+
+Record = Mapping[str, Any]
+
+
+def missing_cells(labels: Sequence[str], total: int) -> str:
+    """The sentence about cells of a scenario that are not there, the first few by name."""
+    more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+    verb = "is" if len(labels) == 1 else "are"
+    return f"{len(labels)} of {total} cells {verb} missing: {'; '.join(labels[:3])}{more}"
+
+
+def disagreements(records: Sequence[Record]) -> list[str]:
+    """Why records do not make one official result: not one clean engine, set of libraries, device or data set."""
+    found = []
+    origins = [record["provenance"] for record in records]
+    engine = origins[0]["engine"]
+    if any(origin["engine"] != engine for origin in origins):
+        commits = dict.fromkeys(str(origin["engine"]["commit"])[:12] for origin in origins)
+        versions = ", ".join(commits) if len(commits) > 1 else "one commit, with and without changes"
+        found.append(f"the records are of different states of the engine: {versions}")
+    if any(origin["engine"]["commit"] is None for origin in origins):
+        found.append("the engine's commit is not known: it did not run from a checkout")
+    elif any(origin["engine"]["dirty"] is not False for origin in origins):
+        found.append("the engine's files had changes that are in no commit")
+    if len({_frozen(origin["libraries"]) for origin in origins}) > 1:
+        names = sorted(
+            {
+                n
+                for o in origins
+                for n, _ in set(o["libraries"].items()) ^ set(origins[0]["libraries"].items())
+            }
+        )
+        found.append(f"the records are of different versions of {', '.join(names)}")
+    # What is not applicable was computed nowhere: it names the machine that wrote the record.
+    computed = [record["provenance"] for record in records if record["status"] == "scored"]
+    devices = dict.fromkeys(f"{origin['device']} ({origin['device_name']})" for origin in computed)
+    if len(devices) > 1:
+        found.append(f"the records are of different devices: {', '.join(devices)}")
+    if len({origin["dataset"]["fingerprint"] for origin in origins}) > 1:
+        found.append("the records are of different contents of the data set")
+    codes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for origin in origins:
+        for item in origin["plugins"]:
+            key = (item["kind"], item["name"], item["distribution"])
+            codes.setdefault(key, set()).add((item["version"], item["source"]))
+    changed = sorted({name for (_, name, _), states in codes.items() if len(states) > 1})
+    if changed:
+        found.append(f"the records are of different code of {', '.join(changed[:5])}")
+    return found
+
+
+def unpublished(records: Sequence[Record]) -> list[str]:
+    """A local file is nowhere to be had: nobody could run it again."""
+    items = (item for record in records for item in record["provenance"]["plugins"])
+    names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
+    return (
+        [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"]
+        if names
+        else []
+    )
+
+
+def _frozen(libraries: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(libraries.items())
