@@ -11,27 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.dataset_cache import load_splits
 from harness.devices import gpu_count, resolve_device
-from harness.entry_points import BUILTIN
-from harness.errors import HarnessError, StoreError, describe_error
+from harness.errors import HarnessError, StoreError
 from harness.executors.choice import connection, job_count, ray_executor, resources
-from harness.grid import Cell, DataFacts, cells, reason_not_applicable
-from harness.grid import select as select_cells
 from harness.observers import Observers
-from harness.plan import CellPlan, Plan, Planner, Stage
-from harness.registry import registry
+from harness.plan import Plan, Stage
 from harness.runner import Runner
 from harness.scenario import Scenario, load_many
+from harness.scenario_plan import metrics_of, plan_scenarios
 from harness.shards import Shard
 from harness.store import Store
 
 if TYPE_CHECKING:
     import pandas
-    from torch import nn
 
     from harness.contracts.base import Plugin
-    from harness.contracts.metric import Metric
 
 ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
 
@@ -125,7 +119,7 @@ def run(
         device, limit = resources(executor, device, jobs)
         if timeout is not None and executor == "local" and limit == 0:
             raise HarnessError("a time limit needs worker processes: use jobs >= 1")
-        planned, metrics, skipped = _plan(loaded, device, opened, _expressions(select), part)
+        planned, metrics, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
         if executor == "local":
             limit = job_count(jobs, device, _peak(planned, opened))
         running = (
@@ -192,7 +186,7 @@ def plan(
     device = resolve_device(device)
     part = None if shard is None else Shard.parse(shard)
     with _existing(Path(store)) as opened:
-        planned, _, skipped = _plan(loaded, device, opened, _expressions(select), part)
+        planned, _, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
         description = _describe(planned, opened, job_count(jobs, device, _peak(planned, opened)))
     description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped]
     return PlanResult(description)
@@ -221,99 +215,6 @@ def _existing(path: Path) -> Iterator[Store | None]:
         return
     with Store(path) as store:
         yield store
-
-
-def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
-    """The scenario's metrics, or all built-in ones: what else is installed must not change a score."""
-    if scenario.metrics is not None:
-        return scenario.metrics
-    entries = registry().entries("metric")
-    return tuple(entry.plugin.create() for entry in entries if entry.distribution == BUILTIN)  # type: ignore[misc]
-
-
-def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
-    """What planning needs of the dataset; loaded once per content, then kept in the store."""
-    mark = scenario.dataset.fingerprint(scenario.root)
-    known = store.fact(f"dataset {mark}") if store is not None else None
-    if known is None:
-        splits = load_splits(scenario.dataset, scenario.root, mark)
-        known = {
-            "num_classes": splits.num_classes,
-            "input_shape": list(splits.input_shape),
-            "train": len(splits.train),
-            "val": len(splits.val),
-            "test": len(splits.test),
-        }
-        if store is not None:
-            store.put_fact(f"dataset {mark}", known)
-    return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})
-
-
-def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
-    """The scenario's model without memory for its weights, to look at its layers."""
-    import torch
-
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return scenario.model.build(facts.input_shape, facts.num_classes, scenario.normalization)
-
-
-def _plan(
-    loaded: list[Scenario],
-    device: str,
-    store: Store | None,
-    expressions: list[str],
-    part: Shard | None = None,
-) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
-    facts: dict[str, DataFacts] = {}
-    modules: dict[str, nn.Module] = {}
-    skipped: list[tuple[str, str]] = []
-    for scenario in loaded:
-        where = str(scenario.path or scenario.name)
-        try:
-            known = data_facts(scenario, store)
-            modules[scenario.name] = meta_module(scenario, known)
-            facts[scenario.name] = known
-        except HarnessError as error:
-            skipped.append((where, str(error)))
-        except Exception as error:  # a plugin's own: it must not take the other scenarios down
-            skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
-    if not facts:
-        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
-    if part is not None and skipped:
-        details = "\n".join(f"{name}: {reason}" for name, reason in skipped)
-        raise HarnessError(
-            f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
-        )
-    usable = [s for s in loaded if s.name in facts]
-    metrics = {s.name: metrics_of(s) for s in usable}
-    chosen: list[Cell] = [cell for scenario in usable for cell in cells(scenario)]
-    if expressions:
-        chosen = select_cells(chosen, expressions)
-    planner = Planner(device)
-    plans = []
-    verdicts: dict[tuple[object, ...], CellPlan] = {}
-    for cell in chosen:
-        name = cell.scenario.name
-        # Seeds never change whether a combination makes sense.
-        parts = (cell.defences, cell.aggregators, cell.compressors, cell.threat, cell.attack)
-        same = (name, *map(id, parts))
-        if same not in verdicts:
-            verdicts[same] = _verdict(cell, facts[name], modules[name])
-        verdict = verdicts[same]
-        if verdict.reason or verdict.error:
-            plans.append(CellPlan(cell, reason=verdict.reason, error=verdict.error))
-        else:
-            plans.append(planner.add(cell, facts[name], metrics[name]))
-    whole = Plan(plans, planner.stages, facts, device)
-    return whole if part is None else part.of(whole), metrics, skipped
-
-
-def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:
-    """Whether a cell makes sense; a check that crashes fails its cell, like any other part of a plugin."""
-    try:
-        return CellPlan(cell, reason=reason_not_applicable(cell, facts, module))
-    except Exception as error:
-        return CellPlan(cell, error={"stage": "plan: applicability", **describe_error(error)})
 
 
 def _executor(planned: Plan, store: Path, device: str, workers: int) -> Any:

@@ -11,7 +11,6 @@ from torch import nn
 import harness
 from harness.api import Defence, Field
 from harness.bundles import bundles
-from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import to_pixels
 from harness.federation.local import LocalTrainer
 from harness.federation.together import run_together
@@ -20,6 +19,7 @@ from harness.federation.vectorised import VectorisedTrainer
 from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.store import Store
 from harness.training import Training
 

@@ -13,11 +13,11 @@ import torch
 
 from harness import dataset_cache
 from harness.dataset_cache import load_splits
-from harness.engine import data_facts
 from harness.errors import HarnessError
 from harness.federation.data import load
 from harness.registry import registry
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts
 
 
 @pytest.fixture

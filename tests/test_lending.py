@@ -6,12 +6,12 @@ import pytest
 
 import harness
 from harness import engine
-from harness.engine import data_facts, metrics_of
 from harness.executors.inline import InlineExecutor
 from harness.grid import cells
 from harness.lending import places
 from harness.plan import Planner
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
 
 TEXT = """
 schema: 1

@@ -23,13 +23,13 @@ from harness.api import (
     hookimpl,
 )
 from harness.contracts.privacy import Audit, PrivacyContext
-from harness.engine import data_facts, metrics_of
 from harness.engine import plan as plan_of
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner
 from harness.registry import registry
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.scenario_threats import Threat
 from harness.store import Store
 from harness.training import Training

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.engine import _plan
 from harness.errors import HarnessError
 from harness.scenario import load_text
+from harness.scenario_plan import plan_scenarios
 from harness.shards import Shard, divide
 
 BASE = """
@@ -31,7 +31,7 @@ threats:
 
 
 def planned(*texts: str, store=None):
-    return _plan([load_text(text) for text in texts], "cpu", store, [])[0]
+    return plan_scenarios([load_text(text) for text in texts], "cpu", store, [])[0]
 
 
 def text(name: str = "small", width: int = 8) -> str:
@@ -132,7 +132,7 @@ def test_a_shard_needs_every_scenario(tmp_path):
     absent = text("absent").replace("dataset: digits", "dataset: {npz: {path: nowhere.npz}}")
     loaded = [load_text(text()), load_text(absent)]
     with pytest.raises(HarnessError, match="a shard needs every scenario") as error:
-        _plan(loaded, "cpu", None, [], Shard(1, 2))
+        plan_scenarios(loaded, "cpu", None, [], Shard(1, 2))
     assert "nowhere.npz" in str(error.value)
 
 

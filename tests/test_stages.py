@@ -10,12 +10,12 @@ import torch
 
 import harness
 from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, Score, TrainingVariant, hookimpl
-from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import predict
 from harness.grid import cells
 from harness.plan import Planner
 from harness.registry import registry
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.store import Store
 from harness.training import Training
 

@@ -160,7 +160,7 @@ def find_cell(scenario: Scenario, wanted: str) -> Cell:
 
 def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
     """Write the app. Raises HarnessError for an unknown cell, one that cannot be deployed, or a folder in use."""
-    from harness.engine import data_facts, meta_module, metrics_of
+    from harness.scenario_plan import data_facts, meta_module, metrics_of
 
     cell = find_cell(scenario, wanted)
     facts = data_facts(scenario, None)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.engine import _plan
 from harness.errors import HarnessError
 from harness.executors.compatibility import Code, Identity, data_differences
 from harness.scenario import load_text
+from harness.scenario_plan import plan_scenarios
 
 TEXT = """
 schema: 1
@@ -26,7 +26,7 @@ defences: [adversarial-training: {attack: {pgd: {steps: 1}}}]
 
 @pytest.fixture(scope="module")
 def planned():
-    plan, metrics, _ = _plan([load_text(TEXT)], "cpu", None, [])
+    plan, metrics, _ = plan_scenarios([load_text(TEXT)], "cpu", None, [])
     return plan, metrics
 
 

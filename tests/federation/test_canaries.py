@@ -13,7 +13,6 @@ from torch.nn import functional
 import harness
 from harness.contracts.defence import Sampling
 from harness.contracts.privacy import Canaries, TrainingVariant
-from harness.engine import data_facts, metrics_of
 from harness.errors import PluginError
 from harness.federation.apply import Apply
 from harness.federation.canaries import GradientCanaries, plant
@@ -25,6 +24,7 @@ from harness.grid import cells
 from harness.plan import Planner
 from harness.random import make_key
 from harness.scenario import SGD, LocalTraining, load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
 
 KEY = make_key("canary tests")

@@ -14,7 +14,6 @@ from torch import nn
 import harness
 from harness.contracts.attack import ByzantineAttack
 from harness.contracts.defence import Defence, Sampling
-from harness.engine import data_facts, metrics_of
 from harness.federation.batches import batches
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer, Start
@@ -25,6 +24,7 @@ from harness.grid import cells
 from harness.plan import Planner
 from harness.random import torch_generator
 from harness.scenario import SGD, FedAvg, LocalTraining, load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
 from harness_plugins.aggregators.mean import Mean
 from harness_plugins.defences.dp_fedavg import DPFedAvg

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from harness.contracts.privacy import Observation
-from harness.engine import data_facts, metrics_of
 from harness.errors import PluginError
 from harness.federation.observe import observe
 from harness.federation.vector import flatten
@@ -18,6 +17,7 @@ from harness.functional import batch_norms
 from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
 
 SGD = "sgd: {lr: 0.1}"

@@ -9,7 +9,6 @@ from torch import nn
 import harness
 from harness.api import Defence, Field
 from harness.contracts.defence import ClientHooks, Sampling
-from harness.engine import data_facts, metrics_of
 from harness.evaluation.predict import to_pixels
 from harness.federation import calibration, vectorised
 from harness.federation.batches import batches, stacked_batches
@@ -20,6 +19,7 @@ from harness.grid import cells
 from harness.plan import Planner
 from harness.random import torch_generator
 from harness.scenario import SGD, Compute, LocalTraining, load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training, channels_last
 
 FEDERATION = """

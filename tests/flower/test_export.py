@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 import harness
 from harness.cli import main
 from harness.contracts.attack import ClientData
-from harness.engine import data_facts, metrics_of
 from harness.errors import HarnessError
 from harness.federation.vector import layout
 from harness.flower import messages as wire
@@ -24,6 +23,7 @@ from harness.flower.exported import check_records, client_app, pinned, server_ap
 from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import load
+from harness.scenario_plan import data_facts, metrics_of
 from harness.stage_specs import train_spec
 
 TEXT = """

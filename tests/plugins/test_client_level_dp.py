@@ -25,7 +25,6 @@ from harness.api import (
 )
 from harness.contracts.aggregator import AggregationContext
 from harness.contracts.defence import Sampling, UpdateContext
-from harness.engine import data_facts, metrics_of
 from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer
 from harness.federation.rounds import Federation, Rules
@@ -35,6 +34,7 @@ from harness.grid import cells
 from harness.plan import Planner
 from harness.privacy.lineage import Parts, apply_lineage
 from harness.scenario import SGD, FedAvg, LocalTraining, load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
 from harness_plugins.aggregators.coordinatewise import Median
 from harness_plugins.aggregators.krum import Krum

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import harness.federation.local as local_module
 from harness.api import Local, PluginError, PrepareContext, Sampling, make_key, torch_generator
-from harness.engine import data_facts, metrics_of
 from harness.federation.apply import Apply
 from harness.federation.batches import batches
 from harness.federation.local import Client, LocalTrainer, Start
@@ -26,6 +25,7 @@ from harness.functional import cross_entropy
 from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import SGD, LocalTraining, load_text
+from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
 from harness_plugins.defences.dp_sgd import DPSGD
 

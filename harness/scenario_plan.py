@@ -1,0 +1,119 @@
+"""Scenarios → a plan: what their data and models are, which cells make sense, and the stages behind those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.dataset_cache import load_splits
+from harness.entry_points import BUILTIN
+from harness.errors import HarnessError, describe_error
+from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
+from harness.plan import CellPlan, Plan, Planner
+from harness.registry import registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.contracts.metric import Metric
+    from harness.scenario import Scenario
+    from harness.shards import Shard
+    from harness.store import Store
+
+
+def plan_scenarios(
+    loaded: Sequence[Scenario],
+    device: str,
+    store: Store | None,
+    expressions: Sequence[str],
+    part: Shard | None = None,
+) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
+    """The plan of all cells, each scenario's metrics, and (scenario, reason) of those that cannot be planned.
+
+    store: keeps facts of the data. expressions: `axis=glob`, cells that fit all of them. part: the cells of one shard.
+    Raises HarnessError where no scenario can be planned, or some cannot and a shard is asked for.
+    """
+    facts: dict[str, DataFacts] = {}
+    modules: dict[str, nn.Module] = {}
+    skipped: list[tuple[str, str]] = []
+    for scenario in loaded:
+        where = str(scenario.path or scenario.name)
+        try:
+            known = data_facts(scenario, store)
+            modules[scenario.name] = meta_module(scenario, known)
+            facts[scenario.name] = known
+        except HarnessError as error:
+            skipped.append((where, str(error)))
+        except Exception as error:  # a plugin's own: it must not take the other scenarios down
+            skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
+    if not facts:
+        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+    if part is not None and skipped:
+        details = "\n".join(f"{name}: {reason}" for name, reason in skipped)
+        raise HarnessError(
+            f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
+        )
+    usable = [s for s in loaded if s.name in facts]
+    metrics = {s.name: metrics_of(s) for s in usable}
+    chosen: list[Cell] = [cell for scenario in usable for cell in cells(scenario)]
+    if expressions:
+        chosen = select(chosen, expressions)
+    planner = Planner(device)
+    plans = []
+    verdicts: dict[tuple[object, ...], CellPlan] = {}
+    for cell in chosen:
+        name = cell.scenario.name
+        # Seeds never change whether a combination makes sense.
+        parts = (cell.defences, cell.aggregators, cell.compressors, cell.threat, cell.attack)
+        same = (name, *map(id, parts))
+        if same not in verdicts:
+            verdicts[same] = _verdict(cell, facts[name], modules[name])
+        verdict = verdicts[same]
+        if verdict.reason or verdict.error:
+            plans.append(CellPlan(cell, reason=verdict.reason, error=verdict.error))
+        else:
+            plans.append(planner.add(cell, facts[name], metrics[name]))
+    whole = Plan(plans, planner.stages, facts, device)
+    return whole if part is None else part.of(whole), metrics, skipped
+
+
+def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:
+    """Whether a cell makes sense; a check that crashes fails its cell, like any other part of a plugin."""
+    try:
+        return CellPlan(cell, reason=reason_not_applicable(cell, facts, module))
+    except Exception as error:
+        return CellPlan(cell, error={"stage": "plan: applicability", **describe_error(error)})
+
+
+def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
+    """The scenario's metrics, or all built-in ones: what else is installed must not change a score."""
+    if scenario.metrics is not None:
+        return scenario.metrics
+    entries = registry().entries("metric")
+    return tuple(entry.plugin.create() for entry in entries if entry.distribution == BUILTIN)  # type: ignore[misc]
+
+
+def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
+    """What planning needs of the dataset; loaded once per content, then kept in the store."""
+    mark = scenario.dataset.fingerprint(scenario.root)
+    known = store.fact(f"dataset {mark}") if store is not None else None
+    if known is None:
+        splits = load_splits(scenario.dataset, scenario.root, mark)
+        known = {
+            "num_classes": splits.num_classes,
+            "input_shape": list(splits.input_shape),
+            "train": len(splits.train),
+            "val": len(splits.val),
+            "test": len(splits.test),
+        }
+        if store is not None:
+            store.put_fact(f"dataset {mark}", known)
+    return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})
+
+
+def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
+    """The scenario's model without memory for its weights, to look at its layers."""
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return scenario.model.build(facts.input_shape, facts.num_classes, scenario.normalization)
