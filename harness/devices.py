@@ -77,6 +77,7 @@ class PeakMemory:
         if device.startswith("cuda"):
             import torch
 
+            torch.cuda.init()  # without it the allocator does not know the device in a new process
             torch.cuda.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):  # where the kernel refuses, the peak is the process's own

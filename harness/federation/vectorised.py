@@ -182,13 +182,14 @@ class VectorisedTrainer(LocalTrainer):
         d = sum(p.numel() for p in self.module.parameters())
         kept = 0
 
-        def count(tensor: Tensor) -> Tensor:
+        def count(
+            tensor: Tensor,
+        ) -> None:  # returning it would tie the graph to itself, and leave it there for good
             nonlocal kept
             kept += tensor.numel() * tensor.element_size()
-            return tensor
 
         state = {n: b.clone() for n, b in self.module.named_buffers()}
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda _: None):
             torch.func.functional_call(self.module, {**self.parameters, **state}, (x,))
         per_record = len(x) if any(hook.overrides("gradient") for hook in client.hooks) else 1
         needed = 2 * kept + 4 * d * (per_record + 4)  # gradients, optimiser state and the weights themselves

@@ -85,6 +85,7 @@ class Deployed(Training):
         self.spec = replace(cell.spec, federation=federation, holdout=0.0, seed=secrets.randbits(62))
         self.stage_key = secrets.token_hex(32)
         self.device = device
+        self.at_a_time = 1  # a client is a process of its own there
         shape = tuple(facts["input_shape"])
         empty = Part(
             torch.zeros((0, *shape), device=device), torch.zeros(0, dtype=torch.int64, device=device), None

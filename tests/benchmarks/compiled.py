@@ -17,7 +17,7 @@ import sys
 import tempfile
 from typing import Any
 
-from measure import apart, clock, keep, options, table
+from measure import apart, as_stages_compute, clock, keep, options, table
 
 NETWORKS = {"small-cnn": ({}, (1, 28, 28), True), "resnet9": ({"width": 16}, (3, 64, 64), False)}
 
@@ -30,6 +30,7 @@ def one(name: str, device: str, batch: int, steps: int) -> dict[str, Any]:
 
     parameters, shape, last = NETWORKS[name]
     torch.set_num_threads(1)
+    as_stages_compute()
     torch.manual_seed(0)
     layout = torch.channels_last if last and device == "cpu" else torch.contiguous_format
     model = harness.create("model", name, **parameters).build(shape, 10).to(device, memory_format=layout)

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from measure import clock, keep, options, table
+from measure import as_stages_compute, clock, keep, options, table
 
 TARGETS = {"of the speed without privacy": 0.55, "of Opacus' fastest": 0.95}
 SIGMA, CLIP, LR = 1.0, 1.0, 0.05
@@ -92,6 +92,7 @@ def main() -> None:
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(args.threads)
+    as_stages_compute()
     steps, turns = (5, 3) if args.quick else (args.steps, args.turns)
     generator = torch.Generator().manual_seed(0)
     n, device = args.batch * steps, args.device

@@ -57,6 +57,14 @@ def keep(script: str, args: argparse.Namespace, results: dict[str, Any]) -> Path
     return file
 
 
+def as_stages_compute() -> None:
+    """torch's switches as stages set them: float32 is float32, and cuDNN's choices repeat themselves."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
 def clock(run: Callable[[], Any]) -> tuple[float, Any]:
     """(seconds, what it returned)."""
     start = time.perf_counter()

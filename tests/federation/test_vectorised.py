@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -356,6 +358,25 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(tmp_path, monkeypatch, caplo
     assert facts["chunk"] == 2
     assert "5 clients at once did not fit; 2 from then on" in facts["out_of_memory"]
     assert len(caplog.records) == 1
+
+
+def test_the_estimate_of_memory_keeps_none(tmp_path):
+    stage = training(tmp_path)
+    trainer = VectorisedTrainer(
+        stage.initial_module(), stage.spec.federation.local, 0, "stage", "float32", "cpu"
+    )
+    client = members(stage)[0]
+    client.images = client.images.float()
+
+    def held():
+        gc.collect()
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    assert trainer._fitting(client) > 1
+    before = held()
+    for _ in range(3):
+        trainer._fitting(client)
+    assert held() == before
 
 
 @pytest.mark.parametrize("faster", ["together", "one_by_one"])

@@ -40,7 +40,9 @@ class TrainTime(TrainingFacts):
 
     name = "train-time"
     scores: ClassVar[dict[str, Score]] = {
-        "train_seconds": Score("lower", "s", "time of the training, its clients one after another", measured=True)
+        "train_seconds": Score(
+            "lower", "s", "time of the training, its clients one after another", measured=True
+        )
     }
 
 
