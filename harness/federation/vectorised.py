@@ -182,14 +182,15 @@ class VectorisedTrainer(LocalTrainer):
         d = sum(p.numel() for p in self.module.parameters())
         kept = 0
 
-        def count(
-            tensor: Tensor,
-        ) -> None:  # returning it would tie the graph to itself, and leave it there for good
+        nothing = torch.empty(0)
+
+        def count(tensor: Tensor) -> Tensor:
             nonlocal kept
             kept += tensor.numel() * tensor.element_size()
+            return nothing  # the tensor itself would tie the graph to itself, and leave it there for good
 
         state = {n: b.clone() for n, b in self.module.named_buffers()}
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda _: None):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda _: nothing):
             torch.func.functional_call(self.module, {**self.parameters, **state}, (x,))
         per_record = len(x) if any(hook.overrides("gradient") for hook in client.hooks) else 1
         needed = 2 * kept + 4 * d * (per_record + 4)  # gradients, optimiser state and the weights themselves
