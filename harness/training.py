@@ -20,6 +20,7 @@ from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
 from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
+from harness.federation.dropout import seed_dropout
 from harness.federation.local import Client, LocalTrainer, seeded_modules
 from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Outcome, Rules
@@ -124,6 +125,7 @@ class Training:
             module = model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
         for defence in spec.defences:
             module = defence.model(module)
+        seed_dropout(module)
         module = module.to(self.device)
         if channels_last(module, spec.compute, self.device):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -229,9 +229,16 @@ def test_shadow_models_train_together(tmp_path):
     assert max(r["training"]["execution"].get("trainings", 1) for r in results) == 4
 
 
+class Noisy(nn.Module):
+    """Draws from torch's global generator."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
 def test_networks_that_draw_random_numbers_train_alone(tmp_path, monkeypatch):
     def build(self, shape, classes, normalization):
-        return nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(math.prod(shape), classes))
+        return nn.Sequential(nn.Flatten(), Noisy(), nn.Linear(math.prod(shape), classes))
 
     monkeypatch.setattr(type(harness.create("model", "mlp")), "build", build)
     loaded = load_text(text(model="{mlp: {hidden: [8]}}"), tmp_path / "x.yaml")

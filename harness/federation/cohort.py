@@ -12,6 +12,7 @@ from harness.evaluation.predict import to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import stacked_batches
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
+from harness.federation.dropout import Masks, masked
 from harness.federation.optimizers import local_optimizer
 from harness.functional import masked_mean
 from harness.random import derive, split, torch_generator
@@ -73,11 +74,21 @@ class Cohort:
         steps = torch.arange(max(self.clients[0].steps, 1), device=device)
         self.keys = split(torch.tensor(seeds, device=device)[:, None], steps)
         self._batch = composed_batch(self.hooks)
+        drawn = (
+            [task.trainer.mask_generator(task.client.id, at.round) for task in tasks]
+            if trainer.dropouts
+            else []
+        )
+        self.masks = Masks(drawn) if drawn else None
 
     def train(self) -> None:
         """All local steps; `weights` and `buffers` change."""
-        s = self.trainer.settings
         self.trainer.set_modes()
+        with masked(self.trainer.dropouts, self.masks):
+            self._train()
+
+    def _train(self) -> None:
+        s = self.trainer.settings
         leaves = {name: w.detach().requires_grad_() for name, w in self.weights.items()}
         optimizer = local_optimizer(s.optimizer, list(leaves.values()), self.at.multiplier)
         k = len(self.clients)
@@ -136,6 +147,8 @@ class Cohort:
 
     def _client(self, params: Params, buffers: dict[str, Tensor], step: _Step) -> Any:
         """One client's gradient, or its mean loss where no hook changes the gradient. Runs under vmap."""
+        if self.masks is not None:
+            self.masks.who = step.who
         batch = self._batch((step.x, step.y), step.keys)
         if step.mask is not None and len(batch[1]) != len(step.mask):
             raise ValueError("a hook changes the size of the batch")

@@ -20,6 +20,7 @@ from harness.federation.compose import (
     composed_gradient,
     composed_loss,
 )
+from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.optimizers import local_optimizer
 from harness.federation.vector import (
     buffer_names,
@@ -114,6 +115,7 @@ class LocalTrainer:
         self.layout = layout(module)
         self.parameters = trainable(module)
         self._layers = list(module.modules())
+        self.dropouts = dropouts(module)
         self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
         self.seeds_modules = True  # what layers draw, from torch's global generator, has the client's seed
@@ -166,7 +168,8 @@ class LocalTrainer:
         order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
         seeded = seeded_modules(self.device, self.seed, client.id, round)
-        with seeded if self.seeds_modules else contextlib.nullcontext():
+        masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None
+        with seeded if self.seeds_modules else contextlib.nullcontext(), masked(self.dropouts, masks):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):
                 batch = changed((to_pixels(client.images[index]), client.labels[index]), key)
@@ -179,6 +182,10 @@ class LocalTrainer:
         for parameter in parameters:
             parameter.grad = None
         return self.finish(client, hooks, joined(parameters) - at.weights, noise, at)
+
+    def mask_generator(self, client: int, round: int) -> torch.Generator:
+        """What a client's dropout draws from."""
+        return torch_generator("dropout", self.seed, client, round, device=self.device)
 
     def set_modes(self) -> None:
         """Training mode, which is only set where it is not on: setting takes as long as a small layer."""

@@ -15,8 +15,10 @@ import torch
 from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.calibration import measure
 from harness.federation.cohort import Cohort
+from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
 from harness.functional import batch_norms
+from harness.random import torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +32,8 @@ class VectorisedTrainer(LocalTrainer):
 
     Alike are clients with the same hooks, kind of sampling and shape of images. Where records of a batch meet (batch
     normalisation, a defence that couples them) nothing may be filled up: they must also have equally many records.
-    A network that draws random numbers in training (dropout), a `gradient` that does not declare `vectorises`, and
+    Dropout layers draw from each client's generator (harness.federation.dropout), under equally many records too. A
+    network that draws other random numbers in training, a `gradient` that does not declare `vectorises`, and
     whatever vmap refuses train one after another. `facts` says what was done, for the record.
 
     chunk: None for as many as fit the memory, by an estimate; out of memory halves it, for good. calibrates: whether a
@@ -136,10 +139,15 @@ class VectorisedTrainer(LocalTrainer):
         return (*map(id, client.hooks), *how, *when, *exact)
 
     def _exact(self, client: Client) -> bool:
-        """Whether a batch may not be filled up, as its records see each other. A hook that does not say might."""
+        """Whether a batch may not be filled up, as its records see each other or share a mask's numbers.
+
+        A hook that does not say might.
+        """
         names = ("batch", "loss", "gradient")
-        return self._kind(client) == "coupled" or any(
-            hook.couples_samples and any(map(hook.overrides, names)) for hook in client.hooks
+        return (
+            self._kind(client) == "coupled"
+            or bool(self.dropouts)
+            or any(hook.couples_samples and any(map(hook.overrides, names)) for hook in client.hooks)
         )
 
     def mergeable(self, client: Client) -> bool:
@@ -190,7 +198,12 @@ class VectorisedTrainer(LocalTrainer):
             return nothing  # the tensor itself would tie the graph to itself, and leave it there for good
 
         state = {n: b.clone() for n, b in self.module.named_buffers()}
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda _: nothing):
+        masks = Masks([self.mask_generator(client.id, 0)])
+        with (
+            torch.enable_grad(),
+            masked(self.dropouts, masks),
+            torch.autograd.graph.saved_tensors_hooks(count, lambda _: nothing),
+        ):
             torch.func.functional_call(self.module, {**self.parameters, **state}, (x,))
         per_record = len(x) if any(hook.overrides("gradient") for hook in client.hooks) else 1
         needed = 2 * kept + 4 * d * (per_record + 4)  # gradients, optimiser state and the weights themselves
@@ -228,7 +241,8 @@ def nature(module: nn.Module, x: Tensor) -> str:
 
         def outputs(batch: Tensor) -> Tensor:
             values: dict[str, Tensor] = {n: b.clone() for n, b in module.named_buffers()}
-            return torch.func.functional_call(module, values, (batch,))
+            with masked(dropouts(module), Masks([torch_generator("nature", device=str(x.device))])):
+                return torch.func.functional_call(module, values, (batch,))
 
         once, again, beside = outputs(rows), outputs(rows), outputs(others)
 

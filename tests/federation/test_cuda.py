@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from test_dropout import network
 from test_vectorised import ALONE, EQUAL, OPTIMISERS, POISONS, STACKS, both, members, same, training
 
 import harness
@@ -145,3 +146,10 @@ def test_memory_returns_to_its_baseline_after_each_cell(tmp_path):
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_allocated())
     assert max(held) - min(held) < 2**20
+
+
+@pytest.mark.parametrize("defences", ["none", "gradient-clipping: {max_norm: 0.5}"])
+def test_dropout(tmp_path, defences):
+    stage = training(tmp_path, defences, partition="iid", device="cuda")
+    facts = same(stage, network().double().cuda(), members(stage, limit=150))
+    assert facts["clients"] == "vectorised"
