@@ -106,7 +106,7 @@ def test_one_client_is_a_plain_pytorch_loop(settings, plain, norm):
             theirs(client.images[index].float() / 255), client.labels[index]
         ).backward()
         optimizer.step()
-    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    for (_name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         if a.is_floating_point():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     if norm:
