@@ -30,7 +30,7 @@ dataset: digits
 model: {model}
 federation:
   clients: 4
-  rounds: 3
+  rounds: 2
   partition: {partition}
   byzantine_tolerance: 0.25
   local: {{epochs: 1, batch_size: 64, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}, proximal: {proximal}}}

@@ -313,7 +313,7 @@ def test_reduced_precision_trains_about_as_well_and_has_its_own_key(tmp_path):
 
 def test_batch_norm_models_train_and_keep_their_statistics(tmp_path):
     text = BASE.replace("{mlp: {hidden: [16]}}", "{resnet9: {width: 4, norm: batch}}").replace(
-        "rounds: 3", "rounds: 6"
+        "rounds: 3, local: {epochs: 1, batch_size: 16", "rounds: 5, local: {epochs: 1, batch_size: 24"
     )
     text += "defences: [none, adversarial-training: {attack: {pgd: {eps: 0.02, steps: 1}}}]"
     scenario = load_text(text, tmp_path / "x.yaml")

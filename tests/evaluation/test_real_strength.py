@@ -37,7 +37,7 @@ model: {{small-cnn: {{width: 8}}}}
 normalization: {{mean: 0.4739, std: 0.237}}
 federation:
   clients: 4
-  rounds: 8
+  rounds: 4
   evaluate_every: 0
   local: {{epochs: 1, batch_size: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9}}}}}}
 metrics: [accuracy]
@@ -67,21 +67,10 @@ def robust(attack, module, images, labels, n, **parameters):
     return float((module(moved).argmax(1) == y[right]).sum()) / n
 
 
-@pytest.fixture(scope="module")
-def fashion(data_root, tmp_path_factory):
-    """By defence: a network each, trained about to where it stops getting better."""
-    defended = "adversarial-training: {attack: {pgd: {eps: 0.1, steps: 4}}}"
-    return {
-        defence.split(":")[0]: trained(
-            FASHION,
-            tmp_path_factory.mktemp("fashion"),
-            data_root,
-            clients=clients,
-            steps=steps,
-            defence=defence,
-        )
-        for defence, clients, steps in (("none", 2, 60), (defended, 4, 12))
-    }
+@pytest.fixture
+def fashion(data_root, tmp_path):
+    """fashion(defence, ...): a network, trained about to where it stops getting better."""
+    return lambda **settings: trained(FASHION, tmp_path, data_root, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +78,7 @@ def xrays(data_root, tmp_path_factory):
     return trained(XRAYS, tmp_path_factory.mktemp("xrays"), data_root)
 
 
-def ladder(module, images, labels, eps, n):
+def ladder(module, images, labels, eps, n, strongest="autoattack"):
     clean = float((module(images[:n].float() / 255).argmax(1) == labels[:n]).float().mean())
     given = (module, images, labels, n)
     steps = [
@@ -97,14 +86,16 @@ def ladder(module, images, labels, eps, n):
         robust("fgsm", *given, eps=eps),
         robust("pgd", *given, eps=eps, steps=10),
         robust("pgd", *given, eps=eps, steps=50),
-        robust("autoattack", *given, eps=eps),
+        robust(strongest, *given, eps=eps),
     ]
     return steps, robust("square", *given, eps=eps, queries=500)
 
 
+# Where images survive, AutoAttack's 5,000 queries take half a minute. At its published length it meets images that
+# survive on Fashion-MNIST, below; here its parts are shorter.
 @pytest.mark.parametrize("eps", [0.5 / 255, 2 / 255])
 def test_strength_is_monotone_on_x_rays(xrays, eps):
-    steps, square = ladder(*xrays, eps, 24)
+    steps, square = ladder(*xrays, eps, 24, strongest="autoattack-fast")
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]
     if eps > 1 / 255:  # at half a grey level a network may lose none of 24
@@ -112,7 +103,7 @@ def test_strength_is_monotone_on_x_rays(xrays, eps):
 
 
 def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
-    steps, square = ladder(*fashion["none"], 0.1, 50)
+    steps, square = ladder(*fashion(defence="none", clients=2, steps=60), 0.1, 50)
     assert steps[0] > 0.8
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert steps[-1] <= 0.02
@@ -120,7 +111,8 @@ def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
 
 
 def test_adversarial_training_on_fashion_mnist_keeps_the_usual_share(fashion):
-    module, images, labels = fashion["adversarial-training"]
+    defence = "adversarial-training: {attack: {pgd: {eps: 0.1, steps: 4}}}"
+    module, images, labels = fashion(defence=defence, clients=2, steps=12)
     steps, square = ladder(module, images, labels, 0.1, 24)
     assert all(after <= before + HALF_A_POINT for before, after in itertools.pairwise(steps))
     assert square >= steps[-1]

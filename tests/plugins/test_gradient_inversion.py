@@ -165,7 +165,7 @@ def test_total_variation():
 def test_a_digit_comes_back_from_a_smooth_network(digits, name):
     x, y = digits[0][[0, 3]], digits[1][[0, 3]]
     observed = [observe(smooth(), x[i : i + 1], y[i : i + 1]) for i in range(2)]
-    result = run(harness.create("attack", name, iterations=30), *observed)
+    result = run(harness.create("attack", name, iterations=20), *observed)
     for i, (image, label) in enumerate(zip(result.images, result.labels, strict=True)):
         assert image.shape == (1, 1, 8, 8)
         assert image.min() >= 0
@@ -177,11 +177,11 @@ def test_a_digit_comes_back_from_a_smooth_network(digits, name):
 def test_dlg_follows_several_local_steps(digits):
     x, y = digits[0][:1], digits[1][:1]
     observed = observe(smooth(), x, y, epochs=3, momentum=0.9, weight_decay=0.01)
-    result = run(harness.create("attack", "dlg", epochs=3, iterations=30), observed)
+    result = run(harness.create("attack", "dlg", epochs=3, iterations=12), observed)
     assert psnr(result.images[0], x) > 25
     # As one step, the same update does not fit any image so well.
     observed.epochs = 1
-    other = run(harness.create("attack", "dlg", iterations=30), observed)
+    other = run(harness.create("attack", "dlg", iterations=12), observed)
     assert psnr(other.images[0], x) < psnr(result.images[0], x) - 10
 
 

@@ -193,7 +193,7 @@ schema: 1
 name: wire
 dataset: digits
 model: {mlp: {hidden: [16]}}
-federation: {clients: 3, rounds: 6, local: {epochs: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
+federation: {clients: 3, rounds: 2, local: {epochs: 1, batch_size: 64, optimizer: {sgd: {lr: 0.2}}}}
 defences: [none, dp-sgd: {epsilon: 8}]
 compressors: [none, qsgd, terngrad, signsgd, random-k: {ratio: 0.1}, half-update, count-sketch, powersgd]
 aggregators: [mean, majority-vote: {step: 0.02}]
