@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -31,12 +33,11 @@ TARGETS = {"nnm": 15.0, "median": 1.5, "trimmed-mean": 1.5, "meamed": 1.5, "krum
 
 
 def peers(f: int) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
-    """Rule -> the parameters that make ours the peer's rule, and the peer's."""
-    import byzfl
-
+    """Rule -> the parameters that make ours the peer's rule, and the peer's, which needs byzfl when it is called."""
+    byzfl: Any = importlib.import_module("byzfl") if importlib.util.find_spec("byzfl") else None
     return {
-        "mean": ({}, byzfl.Average),
-        "median": ({}, byzfl.Median),
+        "mean": ({}, lambda: byzfl.Average()),
+        "median": ({}, lambda: byzfl.Median()),
         "trimmed-mean": ({"f": f}, lambda: byzfl.TrMean(f)),
         "meamed": ({"f": f}, lambda: byzfl.Meamed(f)),
         "krum": ({"f": f}, lambda: byzfl.Krum(f)),
@@ -162,6 +163,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="these rules alone")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
+    if options.device == "cpu" and importlib.util.find_spec("byzfl") is None:
+        parser.error("byzfl is not installed: pip install byzfl")
 
     import torch
     from rich.console import Console
