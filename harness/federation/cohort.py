@@ -44,10 +44,7 @@ class Cohort:
         self.module = trainer.module
         self.hooks = tuple(hook.at(at.done + at.round, at.rounds) for hook in self.clients[0].hooks)
         self.by_gradient = any(hook.overrides("gradient") for hook in self.hooks)
-        each = list(
-            zip(*(client.prepared for client in self.clients), strict=True)
-        )  # by hook, then by client
-        self.prepared = [_Prepared(own) for own in each]
+        self.prepared = [_Prepared(own) for own in zip(*(c.prepared for c in self.clients), strict=True)]
         n, device = len(tasks), trainer.device
         starts = list({id(task.at): task.at for task in tasks}.values())  # one for each training
         self.starts = torch.stack([start.weights for start in starts])  # (trainings, d)
@@ -74,12 +71,9 @@ class Cohort:
         steps = torch.arange(max(self.clients[0].steps, 1), device=device)
         self.keys = split(torch.tensor(seeds, device=device)[:, None], steps)
         self._batch = composed_batch(self.hooks)
-        drawn = (
-            [task.trainer.mask_generator(task.client.id, at.round) for task in tasks]
-            if trainer.dropouts
-            else []
-        )
-        self.masks = Masks(drawn) if drawn else None
+        self.masks = None
+        if trainer.dropouts:
+            self.masks = Masks([task.trainer.mask_generator(task.client.id, at.round) for task in tasks])
 
     def train(self) -> None:
         """All local steps; `weights` and `buffers` change."""
@@ -222,13 +216,16 @@ class _Differs(Mapping[str, Any]):
     """Stands where clients of several trainings have had different things prepared: no one's is everyone's."""
 
     def __getitem__(self, name: str) -> Any:
-        raise ValueError(f"prepared[{name!r}] is of one client among others: it is read inside of own()")
+        raise self._refusal()
 
     def __iter__(self) -> Iterator[str]:
-        raise ValueError("what was prepared is of one client among others: it is read inside of own()")
+        raise self._refusal()
 
     def __len__(self) -> int:
-        raise ValueError("what was prepared is of one client among others: it is read inside of own()")
+        raise self._refusal()
+
+    def _refusal(self) -> ValueError:
+        return ValueError("what was prepared is of one client among others: it is read inside of own()")
 
 
 def _moved(start: Start) -> Tensor:

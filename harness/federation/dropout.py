@@ -30,22 +30,27 @@ class Masks:
         return _Mask.apply(self.who, like.detach(), self.generators, p) / (1 - p)  # type: ignore[no-any-return]
 
 
-class _SeededDropout(nn.Dropout):
+class _Seeded(nn.modules.dropout._DropoutNd):
     masks: Masks | None = None  # None outside of a client's training: torch's own dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.masks is None or not self.p:
-            return super().forward(x)
-        return x * self.masks.draw(x, self.p)
+        like = self.dropped(x)
+        if not self.training or self.masks is None or not self.p or like is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        return x * self.masks.draw(like, self.p)
+
+    def dropped(self, x: Tensor) -> Tensor | None:
+        """Of the shape of what is dropped as one; None: of no input like this."""
+        return x
 
 
-class _SeededDropout2d(nn.Dropout2d):
-    masks: Masks | None = None
+class _SeededDropout(_Seeded, nn.Dropout):
+    pass
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.masks is None or not self.p or x.ndim != 4:
-            return super().forward(x)
-        return x * self.masks.draw(x[:, :, :1, :1], self.p)
+
+class _SeededDropout2d(_Seeded, nn.Dropout2d):
+    def dropped(self, x: Tensor) -> Tensor | None:
+        return x[:, :, :1, :1] if x.ndim == 4 else None
 
 
 _SEEDED: dict[type, type] = {nn.Dropout: _SeededDropout, nn.Dropout2d: _SeededDropout2d}

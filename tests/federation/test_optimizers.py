@@ -33,20 +33,23 @@ def gradients(like, step):
     return [torch.randn(p.shape, generator=generator) for p in like]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_steps_are_torch_s(settings):
-    ours, theirs = parameters(), parameters()
-    optimizer = local_optimizer(settings, ours, 0.5)
-    options = settings.model_dump() | {"lr": settings.lr * 0.5}
-    reference = CLASSES[settings.name](theirs, **options)
+def same_steps(optimizer, ours, reference, theirs):
+    """Both take five steps along the same gradients."""
     for step in range(5):
         for group in (ours, theirs):
             for p, g in zip(group, gradients(group, step), strict=True):
                 p.grad = g
         optimizer.step()
         reference.step()
-        for a, b in zip(ours, theirs, strict=True):
-            assert torch.equal(a, b)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_steps_are_torch_s(settings):
+    ours, theirs = parameters(), parameters()
+    optimizer = local_optimizer(settings, ours, 0.5)
+    options = settings.model_dump() | {"lr": settings.lr * 0.5}
+    same_steps(optimizer, ours, CLASSES[settings.name](theirs, **options), theirs)
 
 
 def test_fused_steps_are_the_plain_ones_up_to_rounding():
@@ -72,14 +75,7 @@ def test_fused_steps_are_the_plain_ones_up_to_rounding():
 def test_sgd_s_fused_kernel_as_a_gpu_gets_it(settings):
     ours, theirs = parameters(), parameters()
     optimizer = _Sgd(ours, settings.model_dump() | {"fused": True})
-    reference = torch.optim.SGD(theirs, fused=True, **settings.model_dump())
-    for step in range(5):
-        for group in (ours, theirs):
-            for p, g in zip(group, gradients(group, step), strict=True):
-                p.grad = g
-        optimizer.step()
-        reference.step()
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    same_steps(optimizer, ours, torch.optim.SGD(theirs, fused=True, **settings.model_dump()), theirs)
 
 
 @pytest.mark.parametrize("fused", [False, True])
