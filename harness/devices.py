@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import re
+from functools import cache
 from pathlib import Path
 
 from harness.errors import HarnessError
@@ -60,9 +62,38 @@ def free_memory(device: str) -> list[int]:
     return [int(torch.cuda.mem_get_info(name)[0]) for name in names]
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+KEPT = (
+    2**30,
+    2**25,
+)  # bytes up to which a freed block is kept: older C libraries take no more than the second
+
+
+def keep_freed_memory() -> None:
+    """Until `give_back_memory` this process keeps what it frees, instead of asking for it again page by page.
+
+    A server's half of a round makes and frees matrices of all updates: with 25 clients of small-cnn it takes two thirds
+    of the time. Where the C library is not glibc nothing changes.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT):
+        mallopt(M_TRIM_THRESHOLD, KEPT[0])
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # TypeError: Windows
+        return None
+
+
 def give_back_memory(device: str) -> None:
-    """Free what a finished stage left: reference cycles, and blocks that the CUDA allocator keeps for itself."""
+    """Free what a finished stage left: reference cycles, and blocks that allocators keep for themselves."""
     gc.collect()
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     if device.startswith("cuda"):
         import torch
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from harness import devices
@@ -9,6 +12,7 @@ from harness.console.output import make_console
 from harness.console.tables import render_plan
 from harness.devices import CONTEXT, processes_per_gpu
 from harness.executors import choice, local
+from harness.stages import _numerics
 from harness.store import Store
 
 GB = 2**30
@@ -111,3 +115,66 @@ def test_memory_is_given_back_to_the_gpu_and_cycles_are_broken(monkeypatch):
     assert emptied == []
     devices.give_back_memory("cuda:0")
     assert emptied == [True]
+
+
+def test_a_worker_keeps_what_it_frees_until_it_gives_it_back(monkeypatch):
+    class Library:
+        def __init__(self, oldest):
+            self.oldest, self.set, self.trimmed = oldest, {}, 0
+
+        def mallopt(self, option, value):
+            if option == devices.M_MMAP_THRESHOLD and self.oldest and value > 2**25:
+                return 0
+            self.set[option] = value
+            return 1
+
+        def malloc_trim(self, left):
+            self.trimmed += left == 0
+            return 1
+
+    for oldest, threshold in ((False, 2**30), (True, 2**25)):
+        library = Library(oldest)
+        monkeypatch.setattr(devices, "_libc", lambda library=library: library)
+        devices.keep_freed_memory()
+        assert library.set == {devices.M_MMAP_THRESHOLD: threshold, devices.M_TRIM_THRESHOLD: 2**30}
+        devices.give_back_memory("cpu")
+        assert library.trimmed == 1
+    monkeypatch.setattr(devices, "_libc", lambda: None)  # another C library
+    devices.keep_freed_memory()
+    devices.give_back_memory("cpu")
+
+
+def test_freed_memory_is_kept_and_given_back_by_this_c_library():
+    """In a process of its own, as the setting is for good."""
+    if not hasattr(devices._libc(), "malloc_trim"):
+        pytest.skip("not glibc")
+    script = """
+import numpy as np
+from harness import devices
+devices.keep_freed_memory()
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+np.ones(1)
+before = resident()
+np.ones(2**25)
+kept = resident() - before
+devices.give_back_memory("cpu")
+print(kept, resident() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    kept, left = map(int, out.split())
+    assert kept > 2**27 > left
+
+
+def test_linear_algebra_has_the_threads_of_its_stage():
+    import numpy as np
+    from threadpoolctl import ThreadpoolController
+
+    np.ones((2, 2)) @ np.ones((2, 2))
+
+    def threads():
+        return [own["num_threads"] for own in ThreadpoolController().info() if own["user_api"] == "blas"]
+
+    before = threads()
+    with _numerics(1, False):
+        assert threads() == [1] * len(before) != []
+    assert threads() == before

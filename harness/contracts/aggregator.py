@@ -143,15 +143,16 @@ RuleT = TypeVar("RuleT", bound=Aggregator)
 
 
 def finite_rows(
-    rule: RuleT, updates: Tensor, context: AggregationContext
+    rule: RuleT, updates: Tensor, context: AggregationContext, finite: Tensor | None = None
 ) -> tuple[RuleT, Tensor, AggregationContext]:
     """Without the rows that hold NaN or infinity: f falls by as many, the remaining weights sum to 1.
 
-    The rule comes back with its own f lowered too, where it has one. Raises PluginError where no row is finite.
+    The rule comes back with its own f lowered too, where it has one. finite: `rows_finite(updates)`, where it is known.
+    Raises PluginError where no row is finite.
     """
     from harness.errors import PluginError
 
-    finite = rows_finite(updates)
+    finite = rows_finite(updates) if finite is None else finite
     left = int(finite.sum())
     if left == len(updates):
         return rule, updates, context

@@ -164,10 +164,11 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
     multiprocessing.set_start_method("fork", force=True)
     _log_output(Path(store_path))
-    from harness.devices import give_back_memory
+    from harness.devices import give_back_memory, keep_freed_memory
     from harness.stages import execute
     from harness.store import Store
 
+    keep_freed_memory()
     gc.freeze()  # libraries stay: only what stages make is looked through for garbage
     stages: queue.Queue[bytes] = queue.Queue()
     send_lock = threading.Lock()

@@ -194,13 +194,13 @@ class Federation:
         rows = (
             torch.stack([updates[i] for i in ids]) if ids else start.weights.new_empty(0, len(start.weights))
         )
-        finite = rows_finite(rows).tolist()
-        usable = [i for i, ok in zip(ids, finite, strict=True) if ok]
+        finite = rows_finite(rows)
+        usable = [i for i, ok in zip(ids, finite.tolist(), strict=True) if ok]
         facts: dict[str, Any] = {"round": start.round + 1, "clients": len(ids)}
         if len(usable) < len(ids):
             facts["dropped"] = len(ids) - len(usable)
             self.outcome.dropped += len(ids) - len(usable)
-        update = self._aggregate(start, rows, ids, self._buffers, rounds, self._chain_state, facts)
+        update = self._aggregate(start, rows, finite, ids, self._buffers, rounds, self._chain_state, facts)
         if "kept" in facts or len(usable) < len(ids):
             self.outcome.detection = self.outcome.detection or Detection()
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
@@ -256,6 +256,7 @@ class Federation:
         self,
         start: Start,
         rows: Tensor,
+        finite: Tensor,
         ids: list[int],
         buffers: dict[str, Tensor],
         rounds: int,
@@ -265,7 +266,7 @@ class Federation:
     ) -> Tensor:
         """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept.
 
-        trial: an attacker's, who cannot know the noise that the server will draw.
+        finite (n,) bool: which. trial: an attacker's, who cannot know the noise that the server will draw.
         """
         weights = start.weights
 
@@ -297,13 +298,13 @@ class Federation:
             ),
         )
         given, *rules = self.rules.aggregators
-        if not rows_finite(rows).any():
+        if not finite.any():
             last = self.rules.aggregators[-1]
             if not last.accepts_empty:
                 return torch.zeros_like(weights)
             given, rules = last, []
-            rows, context = rows[:0], context.with_rows(context.weights[:0], [])
-        first, rows, context = finite_rows(given, rows, context)
+            rows, finite, context = rows[:0], finite[:0], context.with_rows(context.weights[:0], [])
+        first, rows, context = finite_rows(given, rows, context, finite)
         chain = [first, *(rule.with_fewer(len(ids) - len(rows)) for rule in rules)]
         for link, rule in enumerate(chain[:-1]):
             context.state = states[link]
@@ -421,7 +422,7 @@ class Federation:
                 order = [*context.ids, *lost, *byzantine]
                 known, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
                 rows = torch.cat([known, torch.stack([updates[i] for i in lost]), sent])
-            return self._aggregate(start, rows, order, buffers, rounds, states, trial=True)
+            return self._aggregate(start, rows, rows_finite(rows), order, buffers, rounds, states, trial=True)
 
         context = ByzantineContext(
             m=len(byzantine),

@@ -12,7 +12,7 @@ import harness
 from harness.api import PluginError
 from harness.contracts.aggregator import default_context
 from harness_plugins.aggregators import _columns
-from harness_plugins.aggregators._columns import exchanges, sort_clients
+from harness_plugins.aggregators._columns import exchanges, mean_between, selection, sort_clients
 from harness_plugins.aggregators._distances import squared_distances
 
 ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "nnm")
@@ -400,6 +400,40 @@ def test_the_network_of_exchanges_sorts(n):
         pair = values[:, [low, high]]
         values[:, low], values[:, high] = pair.min(1), pair.max(1)
     assert (np.diff(values, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("n", range(1, 13))
+def test_a_selection_separates_the_order_statistics(n):
+    for low, high in itertools.combinations(range(n + 1), 2):
+        values = np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int8)
+        ordered = np.sort(values, axis=1)
+        for i, j in selection(n, low, high):
+            pair = values[:, [i, j]]
+            values[:, i], values[:, j] = pair.min(1), pair.max(1)
+        for part in (slice(0, low), slice(low, high), slice(high, n)):
+            assert np.array_equal(values[:, part].sum(1), ordered[:, part].sum(1))
+    if n > 5:
+        assert len(selection(n, 1, n - 1)) < len(exchanges(n))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 25, 32, 33])
+def test_the_mean_between_order_statistics(n, dtype):
+    updates = torch.randn(n, 40_001, generator=torch.Generator().manual_seed(n)).to(dtype)
+    updates[n // 2, ::7], updates[0, ::11] = float("inf"), -0.0
+    updates[n - 1, ::13] = -float("inf")
+    for broken in (False, True):
+        if broken:
+            updates[0, 3], updates[n - 1, 40_000] = float("nan"), float("nan")
+        before = updates.clone()
+        ordered = np.sort(updates.double().numpy(), axis=0)
+        for low, high in {(0, n), (n // 5, n - n // 5), ((n - 1) // 2, n // 2 + 1)}:
+            found = mean_between(updates, low, high)
+            with np.errstate(invalid="ignore"):
+                expected = torch.from_numpy(ordered[low:high].mean(0)).to(dtype)
+            assert found.dtype == dtype
+            assert torch.allclose(found, expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+        assert torch.equal(updates.nan_to_num(7.0), before.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 30])

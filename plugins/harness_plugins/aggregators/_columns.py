@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Values in a block: on a CPU its float64 copy stays in the cache, on a GPU it keeps the device busy.
 CPU_BLOCK = 2**19
 GPU_BLOCK = 2**25
-FEW = 12  # clients that a network of exchanges sorts faster than NumPy does
-NETWORK_BLOCK = 2**14  # coordinates that it takes at a time: the rows stay in the cache
+FEW = 32  # clients of which a network of exchanges finds order statistics faster than NumPy sorts them
+NETWORK_BLOCK = 2**15  # coordinates that it takes at a time: an exchange's rows stay in the cache
 
 
 def tolerated(rule: Aggregator, updates: Tensor, context: AggregationContext) -> int:
@@ -53,28 +53,64 @@ def sort_clients(block: Tensor) -> Tensor:
         block = block.float()
     if block.is_cuda:
         return torch.sort(block.T.contiguous(), dim=1).values
-    if len(block) <= FEW and not block.isnan().any():
-        return _sorted_by_network(block)
     # NumPy's sort of contiguous rows is vectorised: tens of times faster than torch's on a CPU.
     values = np.array(block.numpy().T, order="C", copy=True)
     values.sort(axis=1)
     return torch.from_numpy(values)
 
 
-def _sorted_by_network(block: Tensor) -> Tensor:
-    """`sort_clients` by exchanges of whole rows: for few clients three times as fast as sorting each coordinate."""
+def mean_between(updates: Tensor, low: int, high: int) -> Tensor:
+    """updates (n, d) -> (d,): of each coordinate the mean of its order statistics low to high - 1.
+
+    0 <= low < high <= n. Summed in float64; NaN counts as larger than all.
+    """
     import torch
 
-    width, parts = NETWORK_BLOCK, []
-    for first in range(0, block.shape[1], width):
-        rows = list(block[:, first : first + width].clone().unbind())
-        spare = torch.empty_like(rows[0])
-        for low, high in exchanges(len(rows)):
-            torch.minimum(rows[low], rows[high], out=spare)
-            torch.maximum(rows[low], rows[high], out=rows[high])
-            rows[low], spare = spare, rows[low]
-        parts.append(torch.stack(rows))
-    return torch.cat(parts, 1).T
+    result = updates.new_empty(updates.shape[1])
+    for columns, block in blocks(updates):
+        found = None if block.is_cuda or len(block) > FEW else _mean_by_network(block, low, high)
+        if found is None:
+            found = sort_clients(block)[:, low:high].mean(1, dtype=torch.float64)
+        result[columns] = found.to(result)
+    return result
+
+
+def _mean_by_network(block: Tensor, low: int, high: int) -> Tensor | None:
+    """`mean_between` of a block (n, c), in float64, by exchanges of whole rows: with few clients two to four times as
+    fast as sorting each coordinate. None where a value is NaN, which an exchange would spread."""
+    import numpy as np
+    import torch
+
+    exact = block if block.dtype in (torch.float32, torch.float64) else block.float()
+    result = np.empty(block.shape[1])
+    for first in range(0, block.shape[1], NETWORK_BLOCK):
+        columns = slice(first, first + NETWORK_BLOCK)
+        rows = list(exact.numpy()[:, columns].copy())
+        spare = np.empty_like(rows[0])
+        for i, j in selection(len(rows), low, high):
+            np.minimum(rows[i], rows[j], out=spare)
+            np.maximum(rows[i], rows[j], out=rows[j])
+            rows[i], spare = spare, rows[i]
+        total = rows[low].astype(np.float64)
+        with np.errstate(all="ignore"):  # infinities of both signs
+            for row in rows[low + 1 : high]:
+                total += row
+        np.divide(total, high - low, out=result[columns])
+    return None if np.isnan(result).any() else torch.from_numpy(result)
+
+
+@cache
+def selection(n: int, low: int, high: int) -> list[tuple[int, int]]:
+    """Exchanges after which rows low to high - 1 hold these order statistics in some order, and those before and after
+    them what is smaller and larger: a sorting network without the exchanges that only order rows among themselves."""
+    kept: list[tuple[int, int]] = []
+    settled = [(row >= low) + (row >= high) for row in range(n)]
+    read: set[int] = set()  # rows that a later exchange looks at
+    for i, j in reversed(exchanges(n)):
+        if i in read or j in read or settled[i] != settled[j]:
+            kept.append((i, j))
+            read |= {i, j}
+    return kept[::-1]
 
 
 @cache
@@ -131,7 +167,21 @@ def combine(weights: Tensor, updates: Tensor) -> Tensor:
     import torch
 
     exact = updates.detach() if updates.dtype in (torch.float32, torch.float64) else updates.detach().float()
-    return (weights.to(exact) @ exact).to(updates.dtype)
+    return product(weights.to(exact), exact).to(updates.dtype)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of two matrices of one dtype, float32 or float64.
+
+    On a CPU by NumPy's library: with 25 clients it takes half the time of torch's on an AMD processor.
+    """
+    import numpy as np
+    import torch
+
+    if a.device.type != "cpu":
+        return a @ b
+    with np.errstate(all="ignore"):  # of infinities too, as torch's
+        return torch.from_numpy(a.numpy() @ b.numpy())
 
 
 def mean_of(updates: Tensor, rows: list[int], factors: Tensor | None = None) -> Tensor:

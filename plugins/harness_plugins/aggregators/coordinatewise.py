@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, middle, sort_clients, tolerated
+from harness_plugins.aggregators._columns import mean_between, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,10 +33,8 @@ class Median(Aggregator):
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         tolerated(self, updates, context)
-        result = updates.new_empty(updates.shape[1])
-        for columns, block in blocks(updates):
-            result[columns] = middle(sort_clients(block)).to(result)
-        return result
+        n = len(updates)
+        return mean_between(updates, (n - 1) // 2, n // 2 + 1)
 
 
 class TrimmedMean(Aggregator):
@@ -62,14 +60,8 @@ class TrimmedMean(Aggregator):
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
-        import torch
-
         f = tolerated(self, updates, context)
-        result = updates.new_empty(updates.shape[1])
-        for columns, block in blocks(updates):
-            kept = sort_clients(block)[:, f : len(updates) - f]
-            result[columns] = kept.mean(1, dtype=torch.float64).to(result)
-        return result
+        return mean_between(updates, f, len(updates) - f)
 
 
 PLUGINS = (Median, TrimmedMean)

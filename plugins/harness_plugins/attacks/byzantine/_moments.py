@@ -26,11 +26,13 @@ def moments(honest: Tensor, deviation: bool = True) -> tuple[Tensor, Tensor]:
     width = max(1, BLOCK // h)
     for first in range(0, honest.shape[1], width):
         columns = slice(first, first + width)
-        block = honest.detach()[:, columns].to(exact)
-        centre = block.mean(0)
+        block = honest.detach()[:, columns].to(exact, copy=True)
+        centre = block.sum(0) / h
         mean[columns] = centre.to(mean)
         if deviation and h > 1:
-            std[columns] = ((block - centre).square().sum(0) / (h - 1)).sqrt().to(std)
+            block -= centre
+            block *= block
+            std[columns] = (block.sum(0) / (h - 1)).sqrt_().to(std)
     return mean, std
 
 
