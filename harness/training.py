@@ -22,8 +22,9 @@ from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.dropout import seed_dropout
 from harness.federation.local import Client, LocalTrainer, seeded_modules
+from harness.federation.outcome import Outcome
 from harness.federation.recorder import Recorder
-from harness.federation.rounds import Federation, Outcome, Rules
+from harness.federation.rounds import Federation, Rules
 from harness.federation.threads import ThreadedTrainer
 from harness.federation.together import Run, run_together
 from harness.federation.vector import layout

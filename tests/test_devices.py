@@ -12,7 +12,6 @@ from harness.console.output import make_console
 from harness.console.tables import render_plan
 from harness.devices import CONTEXT, processes_per_gpu
 from harness.executors import choice, local
-from harness.stages import _numerics
 from harness.store import Store
 
 GB = 2**30
@@ -163,18 +162,3 @@ print(kept, resident() - before)
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     kept, left = map(int, out.split())
     assert kept > 2**27 > left
-
-
-def test_linear_algebra_has_the_threads_of_its_stage():
-    import numpy as np
-    from threadpoolctl import ThreadpoolController
-
-    np.ones((2, 2)) @ np.ones((2, 2))
-
-    def threads():
-        return [own["num_threads"] for own in ThreadpoolController().info() if own["user_api"] == "blas"]
-
-    before = threads()
-    with _numerics(1, False):
-        assert threads() == [1] * len(before) != []
-    assert threads() == before

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +22,12 @@ from harness.contracts.aggregator import (
     rows_finite,
 )
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
-from harness.contracts.compressor import UpdateCompressionContext, UpdateCompressor
+from harness.contracts.compressor import UpdateCompressor
 from harness.errors import PluginError
 from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer, Start, Task, Trained
+from harness.federation.outcome import Detection, Outcome
 from harness.federation.server import Server
 from harness.federation.vector import (
     flatten,
@@ -36,12 +36,12 @@ from harness.federation.vector import (
     load_vector,
     trainable,
 )
+from harness.federation.wire import Wire
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SERVER = -1  # the server's number among those who keep state of the wire
 Watch = Callable[["Start", "dict[int, Tensor]"], None]  # sees a round's updates as the server receives them
 
 
@@ -72,40 +72,6 @@ class Rules:
         if self.active is not None and round not in self.active:
             return []
         return [i for i in ids if i in self.malicious]
-
-
-@dataclass
-class Detection:
-    """Over all rounds in which the server's rule excluded or down-weighted rows: who was found, and who not."""
-
-    flagged_malicious: int = 0
-    flagged_honest: int = 0
-    kept_malicious: int = 0
-    kept_honest: int = 0
-
-    def count(self, ids: list[int], kept: set[int], malicious: list[int]) -> None:
-        """One round: ids took part, `kept` of them entered the result, `malicious` of them attacked."""
-        for i in ids:
-            if i in kept:
-                self.kept_malicious += i in malicious
-                self.kept_honest += i not in malicious
-            else:
-                self.flagged_malicious += i in malicious
-                self.flagged_honest += i not in malicious
-
-
-@dataclass
-class Outcome:
-    """What a training leaves behind, beside the weights in its module."""
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    uplink_bytes: int = 0  # sum over rounds and clients
-    downlink_bytes: int = 0
-    messages: int = 0
-    dropped: int = 0  # updates dropped as not finite
-    seconds: float = 0.0  # training alone, without evaluation, as with clients one after another
-    elapsed: float = 0.0  # the same by the clock
-    detection: Detection | None = None  # None: the rules treat all rows alike
 
 
 @dataclass(frozen=True)
@@ -145,7 +111,7 @@ class Federation:
         self.sizes = [client.size for client in clients]  # records, which the examples weighting counts
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
-        self._wire_state: dict[tuple[int, int], dict[str, Any]] = {}
+        self.wire = Wire(rules.compressors, trainer, seed, self.outcome)
         self._attack_state: dict[str, Any] = {}
         self._moved: Tensor | None = None
         self._root: tuple[int, Tensor] | None = None  # the round and its root update
@@ -216,7 +182,7 @@ class Federation:
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as the server receives it (d,), and their float buffers."""
         updates, client_buffers = self.train(start, ids, attackers, buffers)
-        return self.receive(start.round, updates, buffers), client_buffers
+        return self.wire.exchange(start.round, updates, buffers), client_buffers
 
     def train(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
@@ -358,39 +324,6 @@ class Federation:
             for name, old in before.items()
         }
 
-    # clients ------------------------------------------------------------------------------------
-
-    def receive(
-        self, round: int, updates: dict[int, Tensor], buffers: dict[str, Tensor]
-    ) -> dict[int, Tensor]:
-        """The updates as the server receives them, and their bytes counted, buffers' included."""
-        extra = _size(buffers)
-        if not updates:
-            return updates
-        ids, rows = list(updates), list(updates.values())
-        size = rows[0].numel()
-        sent, answered = [4 * size] * len(ids), [0] * len(ids)
-        for link, compressor in enumerate(self.rules.compressors):
-            states = [self._wire_state.setdefault((i, link), {}) for i in ids]
-            server = self._wire_state.setdefault((SERVER, link), {})
-            contexts = [partial(self._wire_context, round, i, link) for i in ids]
-            rows, sent, more = compressor.exchange(rows, states, server, contexts)
-            answered = [a + b for a, b in zip(answered, more, strict=True)]
-            wrong = next((row for row in rows if row.shape != (size,)), None)
-            if len(rows) != len(ids) or wrong is not None:
-                shape = "other rows" if wrong is None else tuple(wrong.shape)
-                raise PluginError(f"{compressor.name} decoded {shape}, not {len(ids)} of ({size},)")
-        self.outcome.messages += len(ids)
-        self.outcome.uplink_bytes += sum(sent) + len(ids) * extra * 4
-        self.outcome.downlink_bytes += sum(answered) + len(ids) * (size + extra) * 4
-        return dict(zip(ids, rows, strict=True))
-
-    def _wire_context(self, round: int, client: int, link: int) -> UpdateCompressionContext:
-        shapes = {name: tuple(p.shape) for name, p in trainable(self.module).items()}
-        own = torch_generator(self.seed, "compressor", link, client, round, device=self.device)
-        shared = torch_generator(self.seed, "shared compressor", link, round, device=self.device)
-        return UpdateCompressionContext(round, client, own, shared, self.layout, shapes)
-
     def _needs_own(self) -> bool:
         return self.rules.knowledge == "own" or (
             self.rules.byzantine is not None and self.rules.byzantine.uses_own
@@ -453,7 +386,3 @@ class Federation:
                 f"{attack.name} crafted {tuple(crafted.shape)}, not {(len(byzantine), weights.numel())}"
             )
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
-
-
-def _size(buffers: dict[str, Tensor]) -> int:
-    return sum(b.numel() for b in buffers.values())

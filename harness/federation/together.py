@@ -46,7 +46,7 @@ def run_together(runs: Sequence[Run]) -> None:
         entries = []
         for run, o, own in zip(runs, opened, tasks, strict=True):
             sent, buffers = run.federation.collect(o.trained, list(islice(trained, len(own))))
-            updates = run.federation.receive(round, sent, o.buffers)
+            updates = run.federation.wire.exchange(round, sent, o.buffers)
             entries.append(run.federation.close(o, updates, buffers))
         elapsed = time.perf_counter() - started
         trainer = runs[0].federation.trainer

@@ -162,7 +162,7 @@ class FederationStrategy(Strategy):
         updates, buffers = {}, {}
         for i in opened.trained:  # in the schedule's order: sums of floats depend on it
             updates[i], buffers[i] = messages.read_update(received[i], device)
-        updates = self.federation.receive(opened.start.round, updates, opened.buffers)
+        updates = self.federation.wire.exchange(opened.start.round, updates, opened.buffers)
         return self._close(opened, updates, buffers)
 
     def _close(

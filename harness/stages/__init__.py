@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from threadpoolctl import ThreadpoolController
 
 from harness.devices import PeakMemory
 from harness.plan import Stage
@@ -53,12 +51,6 @@ def execute(
     return results
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    """Those of this process that compute in threads of their own, NumPy's for linear algebra among them."""
-    return ThreadpoolController()
-
-
 @contextmanager
 def _numerics(threads: int, tf32: bool) -> Iterator[None]:
     before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -67,8 +59,7 @@ def _numerics(threads: int, tf32: bool) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        with _libraries().limit(limits=threads, user_api="blas"):
-            yield
+        yield
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]

@@ -370,7 +370,7 @@ def test_bytes_are_those_of_the_payload():
     federated = federation(module, clients([8, 8]), compressors=(Half(),))
     small = run(federated, rounds=3)
     assert small.uplink_bytes == 6 * 2 * d
-    assert {k: v["calls"] for k, v in federated._wire_state.items() if v} == {(0, 0): 3, (1, 0): 3}
+    assert {k: v["calls"] for k, v in federated.wire._state.items() if v} == {(0, 0): 3, (1, 0): 3}
 
 
 def test_defences_compose_left_to_right():

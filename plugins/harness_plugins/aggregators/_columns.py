@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CPU_BLOCK = 2**19
 GPU_BLOCK = 2**25
 FEW = 32  # clients of which a network of exchanges finds order statistics faster than NumPy sorts them
+PRODUCT_BLOCK = (
+    2**17
+)  # values that a product takes at a time on a CPU: with 25 clients twice as fast as all at once
 NETWORK_BLOCK = 2**15  # coordinates that it takes at a time: an exchange's rows stay in the cache
 
 
@@ -167,21 +170,14 @@ def combine(weights: Tensor, updates: Tensor) -> Tensor:
     import torch
 
     exact = updates.detach() if updates.dtype in (torch.float32, torch.float64) else updates.detach().float()
-    return product(weights.to(exact), exact).to(updates.dtype)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two matrices of one dtype, float32 or float64.
-
-    On a CPU by NumPy's library: with 25 clients it takes half the time of torch's on an AMD processor.
-    """
-    import numpy as np
-    import torch
-
-    if a.device.type != "cpu":
-        return a @ b
-    with np.errstate(all="ignore"):  # of infinities too, as torch's
-        return torch.from_numpy(a.numpy() @ b.numpy())
+    weights = weights.to(exact)
+    if exact.is_cuda:
+        return (weights @ exact).to(updates.dtype)
+    result = exact.new_empty(len(weights), exact.shape[1])
+    width = max(1, PRODUCT_BLOCK // len(exact))
+    for block, out in zip(exact.split(width, dim=1), result.split(width, dim=1), strict=True):
+        torch.mm(weights, block, out=out)
+    return result.to(updates.dtype)
 
 
 def mean_of(updates: Tensor, rows: list[int], factors: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_plugins.aggregators._columns import blocks, middle, product, sort_clients
+from harness_plugins.aggregators._columns import blocks, middle, sort_clients
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def _from_gram(updates: Tensor, exact: bool, centred: bool = False) -> tuple[np.
         rows = block.double() if exact else block
         if centred:
             rows = rows - middle(sort_clients(block))
-        total += product(rows, rows.T)
+        total += rows @ rows.T
     gram = total.cpu().numpy()  # small matrices from here on, where NumPy's calls cost less
     gram = (gram + gram.T) / 2
     norms = gram.diagonal().copy()
