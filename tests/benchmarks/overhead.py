@@ -5,9 +5,10 @@
 
 Federated averaging of ten clients, batch 25, small-cnn on Fashion-MNIST: 200 local steps a client, of which each takes
 --local-steps in a round. The bare loop copies the global weights into the network, steps a fresh torch.optim.SGD and
-sums up weighted differences, and nothing else; both keep channels last. They take turns; the ratio is the median of the
-turns' ratios. The largest difference between the two models after one round is printed too. Without Fashion-MNIST
-in $HARNESS_DATA the pixels are noise.
+sums up weighted differences, and nothing else; both keep channels last, and both keep freed memory as worker processes
+do. They take turns round by round, so that a machine whose speed wanders is as fast for the one as for the other; the
+ratio is the median of whole trainings' ratios. The largest difference between the two models after one round is printed
+too. Without Fashion-MNIST in $HARNESS_DATA the pixels are noise.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from __future__ import annotations
 import copy
 import os
 import statistics
-from functools import partial
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measure import clock, keep, options, table
+from measure import keep, options, table
 
 LR = 0.05
 TARGET = 1.10
 
 
-def bare(module: Any, clients: list[Any], rounds: int, batch: int, steps: int, device: str) -> Any:
-    """The final weights (d,) of the plain loop."""
+def bare(module: Any, clients: list[Any], rounds: int, batch: int, steps: int, device: str) -> Iterator[Any]:
+    """The plain loop, a round at a time: the weights (d,) after it."""
     import torch
     from torch.nn import functional
 
@@ -52,16 +54,23 @@ def bare(module: Any, clients: list[Any], rounds: int, batch: int, steps: int, d
                 for m, p, w in zip(moved, parameters, weights, strict=True):
                     m.add_(p - w, alpha=c.size / total)
         weights = [w + m for w, m in zip(weights, moved, strict=True)]
-    return torch.cat([w.reshape(-1) for w in weights])
+        yield torch.cat([w.reshape(-1) for w in weights])
 
 
-def engine(module: Any, clients: list[Any], rounds: int, batch: int, steps: int, device: str) -> Any:
-    """The final weights (d,) of the engine's rounds."""
+def engine(
+    module: Any,
+    clients: list[Any],
+    rounds: int,
+    batch: int,
+    steps: int,
+    device: str,
+    report: Callable[..., Any],
+) -> None:
+    """The engine's rounds. report: called after each."""
     import harness
     from harness.federation.local import LocalTrainer
     from harness.federation.rounds import Federation, Rules
     from harness.federation.together import Run, run_together
-    from harness.federation.vector import flatten
     from harness.scenario import SGD, FedAvg, LocalTraining
 
     settings = LocalTraining(batch_size=batch, steps=steps, optimizer=SGD(lr=LR))
@@ -69,8 +78,39 @@ def engine(module: Any, clients: list[Any], rounds: int, batch: int, steps: int,
     rules = Rules((harness.create("aggregator", "mean"),), 0.0, "examples", "average", FedAvg())  # type: ignore[arg-type]
     federation = Federation(module, clients, trainer, rules, 0, "benchmark")
     schedule = [list(range(len(clients)))] * rounds
-    run_together([Run(federation, schedule, lambda _: 1.0, None, lambda *_: None)])
-    return flatten(module)
+    run_together([Run(federation, schedule, lambda _: 1.0, None, report)])
+
+
+def side_by_side(start: Any, *how: Any) -> tuple[float, float, float]:
+    """(seconds of the plain loop, of the engine, largest difference of their weights after the first round)."""
+    import torch
+
+    from harness.federation.vector import flatten
+
+    device, network = how[-1], copy.deepcopy(start)
+    plain, apart = bare(copy.deepcopy(start), *how), []
+    seconds = {"plain": 0.0, "engine": 0.0}
+    since = time.perf_counter()
+
+    def lap(side: str) -> None:
+        nonlocal since
+        if device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds[side] += now - since
+        since = now
+
+    def report(*_: Any) -> None:
+        nonlocal since
+        lap("engine")
+        weights = next(plain)
+        lap("plain")
+        if not apart:  # later, pools and kinks that tip over make rounding errors as large as anything
+            apart.append(float((weights - flatten(network)).abs().max()))
+            since = time.perf_counter()
+
+    engine(network, *how, report)
+    return seconds["plain"], seconds["engine"], apart[0]
 
 
 def shards(clients: int) -> list[tuple[Any, Any]]:
@@ -100,7 +140,7 @@ def main() -> None:
     parser.add_argument(
         "--local-steps", type=int, nargs="+", default=[1, 5, 20], help="a client's in a round"
     )
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3, help="trainings of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
@@ -109,9 +149,11 @@ def main() -> None:
 
     import harness
     from harness.contracts.defence import Sampling
+    from harness.devices import keep_freed_memory
     from harness.federation.local import Client
 
     torch.set_num_threads(args.threads)
+    keep_freed_memory()
     device, batch = args.device, args.batch
     in_all, turns = (20, 2) if args.quick else (args.steps, args.turns)
     data = [(x.to(device), y.to(device)) for x, y in shards(args.clients)]
@@ -121,26 +163,14 @@ def main() -> None:
     rows = []
     for steps in args.local_steps:
         rounds = max(1, in_all // steps)
-        done = rounds * args.clients * steps
         clients = [Client(i, x, y, steps, Sampling()) for i, (x, y) in enumerate(data)]
-
-        def train(loop: Any, clients: Any = clients, rounds: int = rounds, steps: int = steps) -> Any:
-            final = loop(copy.deepcopy(start), clients, rounds, batch, steps, device)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return final
-
-        # Later, pools and kinks that tip over make rounding errors as large as anything.
-        apart = float((train(bare, rounds=1) - train(engine, rounds=1)).abs().max())
-        plain, ours = [], []
-        for _ in range(turns):
-            for loop, seconds in ((bare, plain), (engine, ours)):
-                seconds.append(clock(partial(train, loop))[0] / done)
+        found = [side_by_side(start, clients, rounds, batch, steps, device) for _ in range(turns)]
+        plain, ours = ([1000 * f[side] / (rounds * args.clients * steps) for f in found] for side in (0, 1))
         ratios = [o / p for o, p in zip(ours, plain, strict=True)]
         rows.append({
-            "steps a round": steps, "rounds": rounds, "bare, ms a step": 1000 * statistics.median(plain),
-            "engine, ms a step": 1000 * statistics.median(ours), "ratio": statistics.median(ratios),
-            "least": min(ratios), "most": max(ratios), "difference": apart,
+            "steps a round": steps, "rounds": rounds, "bare, ms a step": statistics.median(plain),
+            "engine, ms a step": statistics.median(ours), "ratio": statistics.median(ratios),
+            "least": min(ratios), "most": max(ratios), "difference": found[0][2],
         })  # fmt: skip
     table(rows)
     for row in rows:
