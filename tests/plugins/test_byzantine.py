@@ -72,6 +72,21 @@ def test_same_numbers_as_byzfl(h, dtype):
             np.testing.assert_allclose(row.numpy(), theirs(honest.numpy()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [10, 25])
+def test_the_servers_half_of_a_round_under_attack_is_byzfls(n):
+    """ByzFL's clients send gradients, ours the steps against them, so an attack on the one is mirrored on the other."""
+    byzfl = pytest.importorskip("byzfl")
+    f, lr = n // 5, 0.05
+    gradients = normal(n - f, 5000, seed=n, offset=0.1)
+    sent = np.vstack([gradients.numpy(), *[byzfl.ALittleIsEnough(tau=1.5)(gradients.numpy())[None]] * f])
+    theirs = byzfl.TrMean(f=f)(byzfl.NNM(f=f)(sent))
+    steps = -lr * gradients
+    rows = torch.cat([steps, create("alie", z=-1.5)(steps, m=f)])
+    mixed = harness.create("aggregator", "nnm", f=f)(rows)
+    ours = harness.create("aggregator", "trimmed-mean", f=f)(mixed)
+    np.testing.assert_allclose(ours.numpy(), -lr * theirs, rtol=1e-9, atol=1e-12)
+
+
 class TestALIE:
     @pytest.mark.parametrize(
         ("n", "m", "share"),
