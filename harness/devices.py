@@ -63,17 +63,15 @@ def free_memory(device: str) -> list[int]:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-KEPT = (
-    2**30,
-    2**25,
-)  # bytes up to which a freed block is kept: older C libraries take no more than the second
+# Bytes up to which a freed block is kept: older C libraries take no more than the second.
+KEPT = (2**30, 2**25)
 
 
 def keep_freed_memory() -> None:
     """Until `give_back_memory` this process keeps what it frees, instead of asking for it again page by page.
 
-    A server's half of a round makes and frees matrices of all updates: with 25 clients of small-cnn it takes two thirds
-    of the time. Where the C library is not glibc nothing changes.
+    A server's half of a round makes and frees matrices of all updates, whose pages cost time again and again.
+    Where the C library is not glibc nothing changes.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT):
