@@ -181,7 +181,7 @@ class LocalTrainer:
                 optimizer.step()
         for parameter in parameters:
             parameter.grad = None
-        return self.finish(client, hooks, joined(parameters) - at.weights, noise, at)
+        return self.finish(client, hooks, joined(parameters).sub_(at.weights), noise, at)
 
     def mask_generator(self, client: int, round: int) -> torch.Generator:
         """What a client's dropout draws from."""

@@ -283,7 +283,7 @@ class Federation:
         update = last.aggregate(rows, context)
         if update.shape != weights.shape:
             raise PluginError(f"{last.name} returned {tuple(update.shape)}, not ({weights.numel()},)")
-        if not update.isfinite().all():
+        if not rows_finite(update[None]).all():
             raise PluginError(f"{last.name} returned values that are not finite")
         return update
 

@@ -44,8 +44,8 @@ def load_vector(module: nn.Module, vector: Tensor) -> None:
 def write(parameters: Sequence[Tensor], vector: Tensor) -> None:
     """Write a vector (d,) into these parameters, in place."""
     parts = vector.split([p.numel() for p in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.copy_(part.view_as(parameter))
+    shaped = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
+    torch._foreach_copy_(list(parameters), shaped)
 
 
 def buffer_names(module: nn.Module) -> frozenset[str]:

@@ -148,7 +148,7 @@ class TestEveryAttack:
 
         honest = normal(7, 40)
         whole = create(name)(honest, m=2)
-        monkeypatch.setattr(_moments, "BLOCK", 7 * 9)
+        monkeypatch.setattr(_moments, "CPU_BLOCK", 7 * 9)
         torch.testing.assert_close(create(name)(honest, m=2), whole)
 
     def test_order_of_clients_does_not_matter(self, name):

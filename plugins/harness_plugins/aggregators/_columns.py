@@ -73,36 +73,38 @@ def mean_between(updates: Tensor, low: int, high: int) -> Tensor:
     """
     import torch
 
+    few = not updates.is_cuda and len(updates) <= FEW_SELECTED
     result = updates.new_empty(updates.shape[1])
     for columns, block in blocks(updates):
-        found = None if block.is_cuda or len(block) > FEW_SELECTED else _mean_by_network(block, low, high)
-        if found is None:
+        if not (few and _mean_by_network(block, low, high, result[columns])):
             kept = sort_clients(block)[:, low:high]
             # Of one or two, as the median's, a reduction would take longer.
-            found = middle(kept) if high - low <= 2 else kept.mean(1, dtype=torch.float64)
-        result[columns] = found.to(result)
+            result[columns] = middle(kept) if high - low <= 2 else kept.mean(1, dtype=torch.float64)
     return result
 
 
-def _mean_by_network(block: Tensor, low: int, high: int) -> Tensor | None:
-    """`mean_between` of a block (n, c), in float64, by a network that sorts no further than it must.
+def _mean_by_network(block: Tensor, low: int, high: int, out: Tensor) -> bool:
+    """Writes `mean_between` of a block (n, c) to out (c,), by a network that sorts no further than it must.
 
-    None where a value is NaN, which an exchange would spread.
+    False where a value is NaN, which an exchange would spread: out then holds anything.
     """
     import numpy as np
     import torch
 
     if block.dtype not in (torch.float32, torch.float64):
         block = block.float()
-    parts = []
-    for rows in _exchanged(block, selection(len(block), low, high)):
-        total = rows[low].astype(np.float64)
-        with np.errstate(all="ignore"):  # infinities of both signs
+    first = 0
+    with np.errstate(all="ignore"):  # infinities of both signs
+        for rows in _exchanged(block, selection(len(block), low, high)):
+            mean = rows[low].astype(np.float64)
             for row in rows[low + 1 : high]:
-                total += row
-        parts.append(total / (high - low))
-    result = np.concatenate(parts)
-    return None if np.isnan(result).any() else torch.from_numpy(result)
+                mean += row
+            mean /= high - low
+            if np.isnan(mean.sum()):
+                return False
+            out[first : first + len(mean)] = torch.from_numpy(mean)
+            first += len(mean)
+    return True
 
 
 def _exchanged(block: Tensor, network: list[tuple[int, int]]) -> Iterator[list[np.ndarray]]:
