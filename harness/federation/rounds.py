@@ -33,8 +33,8 @@ from harness.federation.vector import (
     flatten,
     float_buffers,
     load_buffers,
-    load_vector,
     trainable,
+    write,
 )
 from harness.federation.wire import Wire
 from harness.random import torch_generator
@@ -173,7 +173,7 @@ class Federation:
         before, self._global = self._global, self._server.step(self._global, update)
         self._moved = self._global - before
         self._buffers = self._merge_buffers(client_buffers, usable, self._buffers)
-        load_vector(self.module, self._global)
+        write(list(self.trainer.parameters.values()), self._global)
         load_buffers(self.module, self._buffers)
         return facts
 

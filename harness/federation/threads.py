@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
@@ -68,13 +69,14 @@ class ThreadedTrainer(LocalTrainer):
         held = {n: b.clone() for n, b in self.module.named_buffers() if n not in self.buffer_names}
         before = torch.default_generator.get_state()
         started = time.perf_counter()
-        futures = [self._pool.submit(self._train_one, task, held) for task in tasks]
-        wait(futures)
+        done = self._share_out(self._pool, tasks, held)
         elapsed = time.perf_counter() - started
         if not torch.equal(before, torch.default_generator.get_state()):
             torch.default_generator.set_state(before)
             return self._one_by_one(tasks, "they draw from torch's global generator")
-        done = [future.result() for future in futures]  # raises what the first of them raised
+        for one in done:
+            if isinstance(one, Exception):
+                raise one
         left = [own for _, own, _ in done]
         fixed = {name: value for name, value in held.items() if not _counts(value)}
         if any(not torch.equal(own[name], value) for own in left for name, value in fixed.items()):
@@ -85,6 +87,35 @@ class ThreadedTrainer(LocalTrainer):
         self.spared += sum(seconds for _, _, seconds in done) - elapsed
         self.facts["at_a_time"] = self.at_a_time
         return [trained for trained, _, _ in done]
+
+    def _share_out(
+        self, pool: ThreadPoolExecutor, tasks: Sequence[Task], held: dict[str, Tensor]
+    ) -> list[Any]:
+        """`_train_one` of every task, or what it raised: each thread, this one too, takes one after another.
+
+        Where this thread is interrupted, the others take no more.
+        """
+        waiting = deque(enumerate(tasks))
+        found: dict[int, Any] = {}
+
+        def work() -> None:
+            while waiting:
+                try:
+                    position, task = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                try:
+                    found[position] = self._train_one(task, held)
+                except Exception as error:
+                    found[position] = error
+
+        helpers = [pool.submit(work) for _ in range(self.at_a_time - 1)]
+        try:
+            work()
+        finally:
+            waiting.clear()
+            wait(helpers)
+        return [found[position] for position in range(len(tasks))]
 
     def _one_by_one(self, tasks: Sequence[Task], reason: str) -> list[Trained]:
         self._alone = True
@@ -97,7 +128,7 @@ class ThreadedTrainer(LocalTrainer):
             twin = LocalTrainer(*own, self.precision, self.device)
             twin.seeds_modules = False
             self._twins.put(twin)
-        return ThreadPoolExecutor(self.at_a_time, thread_name_prefix="client")
+        return ThreadPoolExecutor(self.at_a_time - 1, thread_name_prefix="client")
 
     def _train_one(self, task: Task, held: dict[str, Tensor]) -> tuple[Trained, dict[str, Tensor], float]:
         """What a client trained, the buffers beside that its module ends with, and its seconds. held: their start."""
@@ -105,7 +136,7 @@ class ThreadedTrainer(LocalTrainer):
         twin = self._twins.get()
         try:
             twin.batch_norm = self.batch_norm
-            buffers = {n: b for n, b in twin.module.named_buffers() if n in held}
+            buffers = {n: b for n, b in twin.module.named_buffers() if n in held} if held else {}
             for name, buffer in buffers.items():
                 buffer.copy_(held[name])
             (trained,) = twin.train_all([Task(twin, task.client, task.at, task.buffers)])
