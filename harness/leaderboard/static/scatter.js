@@ -83,7 +83,7 @@ function drawScatter() {
   const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`;
   const narrow = window.innerWidth < 720;
   Plotly.react($("plot"), traces, layout({
-    height: narrow ? 380 : 430, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
+    height: narrow ? 380 : 430, margin: {l: 56, r: 12, t: 34, b: 48}, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
     legend: narrow ? {orientation: "h", y: -0.25, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
   }), CONFIG).then((plot) => {
     plot.removeAllListeners("plotly_click");

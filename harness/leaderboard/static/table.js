@@ -136,7 +136,7 @@ function definitions() {
   for (const key of visibleColumns()) {
     const column = byKey.get(key);
     if (column) {
-      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 106,
+      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 112,
         widthGrow: 1, headerSortStartingDir: column.better === "higher" ? "desc" : "asc",
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
