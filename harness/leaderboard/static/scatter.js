@@ -32,6 +32,7 @@ function layout(extra) {
   const axis = {gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true};
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: css("--text"), size: 12, family: css("--font")},
+    modebar: {bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--text")},
     margin: {l: 56, r: 12, t: 12, b: 48}, hoverlabel: {bgcolor: css("--surface"), bordercolor: css("--line"), font: {color: css("--text")}},
     ...extra, xaxis: {...axis, ...extra.xaxis}, yaxis: {...axis, ...extra.yaxis},
   };
