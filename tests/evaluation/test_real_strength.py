@@ -102,6 +102,7 @@ def test_strength_is_monotone_on_x_rays(xrays, eps):
         assert steps[-1] < steps[0]
 
 
+@pytest.mark.slow
 def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
     steps, square = ladder(*fashion(defence="none", clients=2, steps=60), 0.1, 50)
     assert steps[0] > 0.8
@@ -110,6 +111,7 @@ def test_an_undefended_network_on_fashion_mnist_falls_to_nothing(fashion):
     assert square >= steps[-1]
 
 
+@pytest.mark.slow
 def test_adversarial_training_on_fashion_mnist_keeps_the_usual_share(fashion):
     defence = "adversarial-training: {attack: {pgd: {eps: 0.1, steps: 4}}}"
     module, images, labels = fashion(defence=defence, clients=2, steps=12)

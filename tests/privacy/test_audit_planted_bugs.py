@@ -187,6 +187,7 @@ def test_correct_dp_sgd_is_flagged_no_more_often_than_stated_on_digits(tmp_path)
     assert_seldom_flagged(audits(tmp_path, "dp-sgd: {epsilon: 4}", seeds=range(20), **CORRECT))
 
 
+@pytest.mark.slow
 def test_correct_dp_sgd_is_flagged_no_more_often_than_stated_on_x_rays(data_root, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_DATA", str(data_root))
     assert_seldom_flagged(audits(tmp_path, "dp-sgd: {epsilon: 4}", XRAYS, range(20), **CORRECT))

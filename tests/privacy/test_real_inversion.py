@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import harness
 from harness.scenario import load_text
 
@@ -18,6 +20,7 @@ threats:
 """
 
 
+@pytest.mark.slow
 def test_an_undefended_client_shows_its_x_ray_and_a_private_one_does_not(tmp_path, data_root):
     run = harness.run(
         load_text(TEXT.format(root=data_root), tmp_path / "x.yaml"),
