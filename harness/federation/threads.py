@@ -99,10 +99,10 @@ class ThreadedTrainer(LocalTrainer):
         found: dict[int, Any] = {}
 
         def work() -> None:
-            while waiting:
+            while True:
                 try:
                     position, task = waiting.popleft()
-                except IndexError:  # another thread was faster
+                except IndexError:
                     return
                 try:
                     found[position] = self._train_one(task, held)

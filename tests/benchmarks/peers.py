@@ -165,9 +165,8 @@ def byzfl_loop(data: Any, rounds: int, n: int, f: int, seed: int) -> tuple[float
     from byzfl.fed_framework import models
     from torch.utils.data import DataLoader, Subset, TensorDataset
 
-    models.small_cnn = partial(
-        network, seed
-    )  # a user's own model is added like this: it is looked up by name
+    # A user's own model is added like this: it is looked up by name.
+    models.small_cnn = partial(network, seed)
     torch.manual_seed(seed)
     parts = torch.randperm(len(data)).chunk(n)
     common = {"model_name": "small_cnn", "device": "cpu", "optimizer_name": "SGD", "learning_rate": LR,
@@ -222,8 +221,8 @@ def byzfl(quick: bool, cores: int) -> list[dict[str, Any]]:
             (record,) = result.records
             times["ours"].append(record["training"]["elapsed_seconds"])
             reached["ours"].append(record["scores"]["accuracy"])
-            for kind, data in list(kinds.items())[: 1 if seed else None]:  # ready tensors once
-                seconds, score = byzfl_loop(data, rounds, n, n // 5, seed)
+            for kind in kinds if seed == 0 else [""]:  # ready tensors once
+                seconds, score = byzfl_loop(kinds[kind], rounds, n, n // 5, seed)
                 times[kind].append(seconds)
                 reached[kind].append(score)
         for kind in kinds:

@@ -33,8 +33,8 @@ function layout(extra) {
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: css("--text"), size: 12, family: css("--font")},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--text")},
-    margin: {l: 56, r: 12, t: 12, b: 48}, hoverlabel: {bgcolor: css("--surface"), bordercolor: css("--line"), font: {color: css("--text")}},
-    ...extra, xaxis: {...axis, ...extra.xaxis}, yaxis: {...axis, ...extra.yaxis},
+    hoverlabel: {bgcolor: css("--surface"), bordercolor: css("--line"), font: {color: css("--text")}},
+    ...extra, margin: {l: 56, r: 12, t: 12, b: 48, ...extra.margin}, xaxis: {...axis, ...extra.xaxis}, yaxis: {...axis, ...extra.yaxis},
   };
 }
 
@@ -84,7 +84,7 @@ function drawScatter() {
   const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`;
   const narrow = window.innerWidth < 720;
   Plotly.react($("plot"), traces, layout({
-    height: narrow ? 380 : 430, margin: {l: 56, r: 12, t: 34, b: 48}, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
+    height: narrow ? 380 : 430, margin: {t: 34}, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
     legend: narrow ? {orientation: "h", y: -0.25, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
   }), CONFIG).then((plot) => {
     plot.removeAllListeners("plotly_click");

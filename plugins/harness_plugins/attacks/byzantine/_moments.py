@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.api import ByzantineAttack, ByzantineContext, PluginError
+from harness_plugins.aggregators._columns import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Values in a block: on a CPU its float64 copy stays in the cache, on a GPU it keeps the device busy.
-CPU_BLOCK = 2**17
-GPU_BLOCK = 2**25
 
 
 def moments(honest: Tensor, deviation: bool = True) -> tuple[Tensor, Tensor]:
@@ -24,20 +21,17 @@ def moments(honest: Tensor, deviation: bool = True) -> tuple[Tensor, Tensor]:
 
     mean, std = honest.new_empty(honest.shape[1]), honest.new_zeros(honest.shape[1])
     h = len(honest)
-    exact = torch.float64 if honest.device.type in ("cpu", "cuda") else torch.float32  # mps has no float64
-    width = max(1, (CPU_BLOCK if honest.device.type == "cpu" else GPU_BLOCK) // h)
-    for first in range(0, honest.shape[1], width):
-        columns = slice(first, first + width)
-        block: Any = honest.detach()[:, columns].to(exact, copy=True)
-        if honest.device.type == "cpu":
-            block = block.numpy()  # whose sums and steps in place take 0.6 of the time of torch's
+    for columns, block in blocks(honest):
+        exact: Any = block.to(torch.float64, copy=True)
+        if not block.is_cuda:
+            exact = exact.numpy()  # whose sums and steps in place are faster than torch's
         with np.errstate(over="ignore"):
-            centre = block.sum(0) / h
+            centre = exact.sum(0) / h
             mean[columns] = torch.as_tensor(centre)
             if deviation and h > 1:
-                block -= centre
-                block *= block
-                std[columns] = torch.as_tensor((block.sum(0) / (h - 1)) ** 0.5)
+                exact -= centre
+                exact *= exact
+                std[columns] = torch.as_tensor((exact.sum(0) / (h - 1)) ** 0.5)
     return mean, std
 
 
