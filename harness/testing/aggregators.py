@@ -205,6 +205,47 @@ def unusual_rows(subject: Subject) -> None:
 
 
 @check(*BOTH)
+def clients_in_any_order(subject: Subject) -> None:
+    """The same clients in another order, with their weights and ids, give the same update, or the same rows.
+
+    Rules that draw from the context's generator (which client comes into which bucket) are not held to it.
+    """
+    import torch
+
+    from harness.testing.toy import toy, updates
+
+    after(subject, result_well_formed)
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world, f = toy(setting), _tolerance(subject.plugin, ROWS)
+    rows = updates(world, ROWS).double()
+    rows[:f] *= -5
+    weights = torch.arange(1, ROWS + 1).to(rows)
+    order = [(4 * i + 3) % ROWS for i in range(ROWS)]
+
+    def result(order: list[int], seed: int = 0) -> Any:
+        draw = torch.Generator().manual_seed(seed)
+        own = {"weights": weights[order] / weights.sum(), "client_ids": order, "generator": draw}
+        output = _apply(rule, rows[order], _context(rule, rows[order], f, setting, world, **own))
+        return output["update"][None] if "update" in output else output["rows"]
+
+    ordered = list(range(ROWS))
+    straight, moved = result(ordered), result(order)
+    scale = straight.abs().max().clamp(min=1e-30)
+    # Every row of the one has its like in the other: rows may come in the order of their clients.
+    apart = (
+        torch.cdist(straight / scale, moved / scale, p=float("inf")) if len(straight) == len(moved) else None
+    )
+    if apart is not None and bool((apart.amin(1) <= 1e-5).all()):
+        return
+    if any(not torch.equal(straight, result(ordered, seed)) for seed in range(1, 4)):
+        raise CheckSkipped("it draws from the generator")
+    raise CheckFailed(
+        f"{rule.name} gives another result for the same clients in another order: an update, its weight and its "
+        "client's id may count, never its position"
+    )
+
+
+@check(*BOTH)
 def several_rounds(subject: Subject) -> None:
     """With its own state from the round before, another round works as the first did."""
     from harness.testing.toy import toy, updates

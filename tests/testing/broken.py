@@ -197,10 +197,18 @@ class Direction(sound.Mean):
 
 @fault("few_clients", "breaks with n = 2, f = 0: IndexError")
 class Third(sound.Mean):
-    """The third update. Costs O(n d)."""
+    """The third smallest value of each coordinate. Costs O(n d log n)."""
 
     def aggregate(self, updates, context):
-        return updates[2].clone()
+        return updates.sort(0).values[2]
+
+
+@fault("clients_in_any_order", "never its position")
+class Senior(sound.Mean):
+    """A mean in which the first row counts double. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        return (updates.sum(0) + updates[0]) / (len(updates) + 1)
 
 
 @fault("several_rounds", "breaks in round 2")
