@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
-from harness.contracts.defence import StackContext, hiding
+from harness.contracts.defence import Defence, StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.counts import clients_per_round, participants, tolerated
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.contracts.aggregator import Aggregator
-    from harness.contracts.defence import Defence
     from harness.scenario import Scenario, Threat
 T = TypeVar("T")
 
@@ -271,6 +270,7 @@ def _check_view(cell: Cell) -> None:
     if hider is None:
         return
     looking = [rule.name for rule in cell.aggregators if not rule.sum_only]
+    looking += [d.name for d in cell.defences if type(d).aggregator is not Defence.aggregator]
     looking += [compressor.name for compressor in cell.update_compressors if not compressor.summable]
     if looking:
         raise NotApplicable(

@@ -135,7 +135,8 @@ class Federation(Part):
         description="how the training records are dealt out; iid where not given",
     )
     weighting: Literal["examples", "uniform"] = Field(
-        "examples", description="weight of a client in the mean"
+        "examples",
+        description="weight of a client in the mean; uniform in any case where a defence protects whole clients",
     )
     server: ServerOptimizer = Field(
         default_factory=default(FedAvg), examples=[{"fedavg": {"lr": 1.0}}], description="server optimiser"

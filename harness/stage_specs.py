@@ -46,6 +46,15 @@ class TrainSpec:
         None  # seeds mechanism noise instead of the stage's key: the same for every engine
     )
 
+    @property
+    def weighting(self) -> str:
+        """How clients count: as the scenario says; equally where a defence protects whole clients.
+
+        A weight by records would tell recipients how many a client has.
+        """
+        protected = any(defence.protects == "client" for defence in self.defences)
+        return "uniform" if protected else self.federation.weighting
+
 
 @dataclass(frozen=True)
 class CompressSpec:

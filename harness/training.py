@@ -221,14 +221,17 @@ class Training:
             "val_loss": float(functional.cross_entropy(logits.double(), labels)),
         }
 
-    def guarantee(self, prepared: list[list[dict[str, Any]]]) -> Guarantee | None:
-        """The strongest guarantee that a defence of the stack gives for these trainings together."""
+    def guarantees(self, prepared: list[list[dict[str, Any]]]) -> list[Guarantee]:
+        """What each defence of the stack that guarantees something gives for these trainings together.
+
+        Which of them hold is for `harness.privacy.lineage.strongest` to say.
+        """
         found = []
         for position, defence in enumerate(self.spec.defences):
             guarantee = defence.guarantee([training[position] for training in prepared])
             if guarantee is not None:
                 found.append(guarantee.model_copy(update={"by": defence.name}))
-        return min(found, key=lambda g: g.epsilon, default=None)
+        return found
 
     # parts --------------------------------------------------------------------------------------
 
@@ -362,7 +365,7 @@ class Training:
         return Rules(
             aggregators=tuple(aggregators),
             tolerance=spec.tolerance,
-            weighting=settings.weighting,
+            weighting=spec.weighting,
             buffers=settings.buffers,
             server=settings.server,
             compressors=spec.compressors,

@@ -251,7 +251,8 @@ class Defence(ClientHooks, Plugin):
         """What the deployed model provably answers around x (b, c, h, w), given the network without this defence.
 
         Returns labels (b,) int64, -1 where it abstains, and L2 radii (b,) in [0, 1] pixels within which the
-        label cannot change; None: no certificate.
+        label cannot change; None: no certificate. Where a later defence of the stack changes the model as deployed
+        there is none either, as it would not be about that model.
         """
         return None
 

@@ -34,6 +34,7 @@ from harness.flower.job import Job, Simulated, settle_numerics, simulated
 from harness.flower.secure import SecureStrategy, mask, unwrap, wrap
 from harness.flower.strategy import FederationStrategy, NodesLost, RemoteAttackers
 from harness.grid import cells
+from harness.privacy.lineage import Parts, strongest
 from harness.scenario import load_text
 from harness.stage_specs import TrainSpec, train_spec
 from harness.training import Training
@@ -50,6 +51,7 @@ class Pinned:
 
     spec: TrainSpec
     facts: dict[str, Any]
+    unprotected: tuple[str, ...] = ()
 
     def job(self, context: Context) -> Job:
         root = Path(str(context.run_config.get("data-root") or "."))
@@ -62,7 +64,8 @@ def pinned(path: Path) -> Pinned:
     """The cell in a YAML file, with its facts in the JSON file beside it."""
     (cell,) = cells(load_text(path.read_text(encoding="utf-8")))
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return Pinned(replace(train_spec(cell), tolerance=facts["tolerance"]), facts)
+    spec = replace(train_spec(cell), tolerance=facts["tolerance"])
+    return Pinned(spec, facts, tuple(cell.scenario.unprotected))
 
 
 class Deployed(Training):
@@ -150,8 +153,7 @@ def client_app(cell: Path, load: LoadData) -> ClientApp:
 
     def train_masked(message: Message, context: Context) -> Message:
         """Only what Flower has masked leaves the node."""
-        weighting = spec.federation.weighting
-        return mask(message, context, lambda m, c: wrap(train(unwrap(m), c), weighting))
+        return mask(message, context, lambda m, c: wrap(train(unwrap(m), c), spec.weighting))
 
     app.train()(train_masked if secure else train)
     return app
@@ -232,7 +234,8 @@ def server_app(cell: Path) -> ServerApp:
         strategy = kind(own.ready, places, _told, strict=bool(run["strict"]), timeout=timeout, extra=extra)
         strategy.context = context
         strategy.train(grid)
-        _leave(own, Path(str(run["out"])).resolve(), deployed=bool(deployed))
+        parts = Parts.of(own.training.spec, unprotected=pinned(cell).unprotected)
+        _leave(own, parts, Path(str(run["out"])).resolve(), deployed=bool(deployed))
 
     return app
 
@@ -275,12 +278,15 @@ def _told(done: int, total: int, entry: dict[str, Any]) -> None:
     log(20, "round %d/%d: %s", done, total, {k: v for k, v in entry.items() if k != "round"})
 
 
-def _leave(own: Simulated, out: Path, deployed: bool) -> None:
-    """The trained model as model.safetensors, and what there is to say about it as result.json."""
+def _leave(own: Simulated, parts: Parts, out: Path, deployed: bool) -> None:
+    """The trained model as model.safetensors, and what there is to say about it as result.json.
+
+    parts: of the cell, which decide whether its guarantee holds.
+    """
     from safetensors.torch import save_file
 
     training, outcome = own.training, own.federation.outcome
-    guarantee = training.guarantee([own.ready.prepared])
+    guarantee = strongest(training.guarantees([own.ready.prepared]), parts)
     if guarantee is not None and deployed:
         guarantee = guarantee.model_copy(update={"simulated": False})
     result: dict[str, Any] = {

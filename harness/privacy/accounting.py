@@ -9,8 +9,10 @@ adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added o
     prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848):
           a tighter bound
     pld   privacy loss distributions, discretised so as never to fall short (Doroshenko et al. 2022, arXiv
-          2207.04380), by dp-accounting: the tightest of the bounds; needs `pip install dp-accounting`
-    gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short
+          2207.04380), by dp-accounting: mostly the tightest; where a great many steps of small loss make its grid
+          too coarse, rdp; needs `pip install dp-accounting`
+    gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short, by far
+          where noise is small or steps are few, and so no guarantee
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from typing import Any
 
 from harness.errors import PluginError
 
@@ -26,7 +29,10 @@ Segment = tuple[float, float, int]  # noise multiplier, sample rate, steps
 History = tuple[Segment, ...]
 
 ACCOUNTANTS = ("rdp", "prv", "pld", "gdp")
-PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small beside delta
+APPROXIMATE = ("gdp",)  # no bounds
+# Below it the rounding of prv's Fourier transform is no longer small beside delta, and pld's truncated tails, which
+# count as infinite losses, come near it: rdp, also a bound, is used.
+MIN_DELTA = 1e-10
 PRV_MAX_EPSILON = 500.0  # above it exp(epsilon) nears the end of float64, and rdp, also a bound, is used
 MAX_NOISE = 1e7
 
@@ -72,6 +78,17 @@ def noise_multiplier(
     return _noise_multiplier(float(target_epsilon), float(delta), float(sample_rate), int(steps), accountant)
 
 
+def caveats(mechanism: str, epsilon: float, accountant: str) -> list[str]:
+    """Why an epsilon that this accountant gave for a mechanism is no guarantee; empty where it is one."""
+    if not math.isfinite(epsilon):
+        return [f"{mechanism} adds no noise"]
+    if accountant in APPROXIMATE:
+        return [
+            f"{mechanism} is accounted by {accountant}, an approximation that can fall short: take rdp, prv or pld"
+        ]
+    return []
+
+
 def group_epsilon(
     histories: Iterable[Iterable[Sequence[float]]], delta: float, k: int, accountant: str = "rdp"
 ) -> float:
@@ -81,7 +98,7 @@ def group_epsilon(
     time, each at one client, so every change costs at most e(d), the largest over clients. Record-level
     (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of Differential
     Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found by bisection
-    on log d; inf where there is none. Below d = 1e-10 prv counts with rdp, also a bound.
+    on log d; inf where there is none. Below d = 1e-10 prv and pld count with rdp, also a bound.
     """
     clients = tuple(_segments(history) for history in histories)
     _check(delta, accountant)
@@ -123,11 +140,11 @@ def _epsilon(history: History, log_delta: float, accountant: str) -> float:
         return math.inf
     if accountant == "gdp":
         return _gdp_epsilon(_gdp_mu(history), log_delta)
-    if accountant == "pld":
-        return _pld_epsilon(history, math.exp(log_delta))
-    if accountant == "prv" and log_delta >= math.log(PRV_MIN_DELTA):
+    if accountant == "rdp" or log_delta < math.log(MIN_DELTA):
+        return _rdp_epsilon(history, log_delta)
+    if accountant == "prv":
         return _prv_epsilon(history, math.exp(log_delta))
-    return _rdp_epsilon(history, log_delta)
+    return _pld_epsilon(history, math.exp(log_delta))
 
 
 def _rdp_epsilon(history: History, log_delta: float) -> float:
@@ -170,6 +187,12 @@ def _prv_epsilon(history: History, delta: float) -> float:
 
 
 def _pld_epsilon(history: History, delta: float) -> float:
+    return max(0.0, min(float(_pld(history).get_epsilon(delta)), _rdp_epsilon(history, math.log(delta))))
+
+
+@lru_cache(maxsize=16)
+def _pld(history: History) -> Any:
+    """The composed privacy loss distribution, which takes long to compose and little to ask."""
     try:
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
         from dp_accounting.pld import PLDAccountant
@@ -183,7 +206,7 @@ def _pld_epsilon(history: History, delta: float) -> float:
         accountant.compose(
             SelfComposedDpEvent(step if rate == 1 else PoissonSampledDpEvent(rate, step), steps)
         )
-    return max(0.0, float(accountant.get_epsilon(delta)))
+    return accountant
 
 
 def _gdp_mu(history: History) -> float:

@@ -6,17 +6,20 @@ unprotected. What reads nothing but noised updates or the released model is post
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.contracts.attack import ByzantineAttack
 from harness.contracts.compressor import DATA_ACCESS, ModelCompressor, UpdateCompressor
 from harness.errors import PluginError
 
 if TYPE_CHECKING:
     from harness.contracts.aggregator import Aggregator
+    from harness.contracts.attack import Attack
     from harness.contracts.compressor import Compressor
     from harness.contracts.defence import Defence, Guarantee
+    from harness.stage_specs import TrainSpec
 
 CREATES, KEEPS, ACCOUNTED, BREAKS, NOTHING = "creates", "keeps", "accounted", "breaks", "no guarantee"
 
@@ -47,19 +50,45 @@ class Parts:
     dataset: str = ""
     partition: str = ""
     server: str = ""
+    attack: Attack | None = None  # where it acts during training
+    knowledge: str | None = None  # what the threat grants it
+
+    @classmethod
+    def of(
+        cls,
+        train: TrainSpec,
+        compressors: tuple[ModelCompressor, ...] = (),
+        unprotected: tuple[str, ...] = (),
+    ) -> Parts:
+        """Those of a training, and of what follows it. compressors: of the trained model."""
+        return cls(
+            defences=train.defences,
+            aggregators=train.aggregators,
+            compressors=(*train.compressors, *compressors),
+            unprotected=unprotected,
+            dataset=train.dataset.name,
+            partition=train.federation.partition.label(),
+            server=train.federation.server.name,
+            attack=train.attack,
+            knowledge=None if train.threat is None else train.threat.knowledge,
+        )
 
     @property
     def val_protected(self) -> bool:
         return "val" not in self.unprotected
 
 
-def apply_lineage(guarantee: Guarantee | None, parts: Parts) -> Guarantee | None:
-    """A copy of the guarantee with `holds` and `broken_by` settled for these parts; None stays None.
+def strongest(guarantees: Sequence[Guarantee], parts: Parts) -> Guarantee | None:
+    """Settled for these parts: of those that hold the one of least epsilon; of all, where none holds; None of none."""
+    settled = [apply_lineage(guarantee, parts) for guarantee in guarantees]
+    return min(settled, key=lambda g: (not g.holds, g.epsilon), default=None)
+
+
+def apply_lineage(guarantee: Guarantee, parts: Parts) -> Guarantee:
+    """A copy of the guarantee with `holds` and `broken_by` settled for these parts.
 
     Raises PluginError for a data access that is not known.
     """
-    if guarantee is None:
-        return None
     broken = list(guarantee.broken_by)
     for step in lineage(guarantee, parts):
         if step.effect == BREAKS and step.why not in broken:
@@ -137,6 +166,9 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
             else:
                 why = "each client's update is clipped after it" if central else after
                 yield Step("aggregation", compressor.label(), "updates", KEEPS, why)
+    if central and isinstance(parts.attack, ByzantineAttack) and parts.knowledge != "own":
+        why = f"{parts.attack.name} is made from other clients' updates, which only the server may see before its noise"
+        yield Step("aggregation", parts.attack.label(), "updates", BREAKS, why)
     for rule in parts.aggregators:
         access = _known(rule.name, rule.data_access)
         if access != "none" and parts.val_protected:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.contracts.aggregator import Aggregator
 from harness.contracts.compressor import CompressedModel, CompressionContext, Surroundings
 from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError
@@ -23,7 +24,6 @@ from harness.training import Training
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.aggregator import Aggregator
     from harness.store import Store
 
 
@@ -68,12 +68,11 @@ def compress(
         compressed = compressor.compress(source.eval(), context)
         digest, size = store.save_tensors(compressed.state)
         links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
-    guarantee = training.guarantee(prepared)
     return {
         "artifacts": [link["artifact"] for link in links],
         "links": links,
         "prepared": prepared,
-        "guarantee": None if guarantee is None else guarantee.model_dump(),
+        "guarantees": [guarantee.model_dump() for guarantee in training.guarantees(prepared)],
         "fine_tuning": fine_tuned,
     }
 
@@ -131,6 +130,8 @@ def load_released(
     for part in deploy:
         if isinstance(part, Defence) and type(part).certify is not Defence.certify:
             certify = partial(part.certify, released.module)
+        elif type(part).inference not in (Defence.inference, Aggregator.inference):
+            certify = None  # it was for the model without this part
         released.module = part.inference(released.module)
         if released.twin is not None:
             released.twin = part.inference(released.twin)

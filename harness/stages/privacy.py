@@ -194,13 +194,13 @@ class _Scene:
         last = compressed[0] if compressed else None
         released = load_released(other, model, self.scoring.store, result, last)
         source = last or result
-        guarantee = None if source["guarantee"] is None else Guarantee.model_validate(source["guarantee"])
+        guarantee = self.scoring.settled(source)
         return VariantView(
             logits=self.logits(released.module, released.device),
             mask=np.isin(tested, other.pool.members),
             rounds=self._rounds(other, result) if server else (),
             canaries=_planted(other, result, guarantee),
-            guarantee=self.scoring.settled(guarantee),
+            guarantee=guarantee,
         )
 
     def _rounds(self, training: Training, result: dict[str, Any]) -> tuple[RecordedRound, ...]:

@@ -20,7 +20,7 @@ from harness.evaluation.predict import predict, to_pixels
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
 from harness.plan import Stage
-from harness.privacy.lineage import Parts, apply_lineage, lineage
+from harness.privacy.lineage import Parts, lineage, strongest
 from harness.random import derive, numpy_generator, torch_generator
 from harness.stage_specs import AttackSpec, CleanSpec
 from harness.stages.compress import load_released
@@ -47,29 +47,20 @@ class Scoring:
         self.released = load_released(self.training, model, store, self.base, compressed)
         self.device = self.released.device
         source = compressed or self.base
-        guarantee = None if source["guarantee"] is None else Guarantee.model_validate(source["guarantee"])
-        self.guarantee = self.settled(guarantee)
+        self.guarantee = self.settled(source)
         self.facts = dict(self.base["training"])
         if compressed:
             self.facts["train_seconds"] += sum(f["train_seconds"] for f in compressed["fine_tuning"])
 
-    def settled(self, guarantee: Guarantee | None) -> Guarantee | None:
-        """A training's guarantee after everything else that this plan does with protected data."""
-        return apply_lineage(guarantee, self.parts)
+    def settled(self, source: dict[str, Any]) -> Guarantee | None:
+        """The guarantee of a training, or of its compression, after all that this plan does with protected data."""
+        return strongest([Guarantee.model_validate(each) for each in source["guarantees"]], self.parts)
 
     @property
     def parts(self) -> Parts:
         """What the guarantee's chain is made of."""
-        train = self.spec.model.train
-        return Parts(
-            defences=train.defences,
-            aggregators=train.aggregators,
-            compressors=(*train.compressors, *self.spec.model.compressors),
-            unprotected=self.spec.model.unprotected,
-            dataset=train.dataset.name,
-            partition=train.federation.partition.label(),
-            server=train.federation.server.name,
-        )
+        model = self.spec.model
+        return Parts.of(model.train, compressors=model.compressors, unprotected=model.unprotected)
 
     def test(self) -> Part:
         """The whole test split, or its declared subset."""

@@ -65,7 +65,6 @@ def _training(stage: Stage, device: str) -> Training:
 
 def _keep(training: Training, trained: Trained, store: Store, memory: PeakMemory) -> dict[str, Any]:
     digest, _ = store.save_tensors(trained.module.state_dict())
-    guarantee = training.guarantee(trained.prepared)
     artifacts, kept = [digest], {}
     if trained.recorder is not None:
         recorder = trained.recorder
@@ -76,7 +75,7 @@ def _keep(training: Training, trained: Trained, store: Store, memory: PeakMemory
         **kept,
         "artifacts": artifacts,
         "prepared": trained.prepared,
-        "guarantee": None if guarantee is None else guarantee.model_dump(),
+        "guarantees": [guarantee.model_dump() for guarantee in training.guarantees(trained.prepared)],
         "history": trained.outcome.history,
         "malicious": training.malicious,
         "client_sizes": [len(c) for c in training.pool.clients],

@@ -180,6 +180,20 @@ class TestADeployment:
         assert guarantee["epsilon"] == pytest.approx(8, rel=0.01)
         assert guarantee["delta"] == pytest.approx(1 / (10 * 180))
 
+    def test_a_guarantee_that_the_cell_breaks_is_not_given_to_the_sites(
+        self, scenario, sites, direct, tmp_path
+    ):
+        text = TEXT.replace("secure-aggregation]", "dp-fedavg: {epsilon: 2}]")
+        (tmp_path / "central.yaml").write_text(text)
+        central = load(tmp_path / "central.yaml")
+        for aggregator, holds in (("mean", True), ("median", False)):
+            folder = tmp_path / aggregator
+            export(central, pick(central, defence="dp-fedavg(epsilon=2)", aggregator=aggregator).id, folder)
+            result, _, _ = run(folder, direct, tmp_path / f"out-{aggregator}", configs=sites)
+            assert result["guarantee"]["holds"] is holds
+            assert not result["guarantee"]["simulated"]
+        assert "median is no uniform mean" in result["guarantee"]["broken_by"][0]
+
     def test_no_seed_of_the_cell_reaches_a_site(self, scenario, sites, direct, tmp_path):
         from harness.flower import exported
 

@@ -39,7 +39,7 @@ from harness.training import Training
 from harness_plugins.aggregators.coordinatewise import Median
 from harness_plugins.aggregators.krum import Krum
 from harness_plugins.aggregators.mean import Mean
-from harness_plugins.defences._client_level import NoisyMean
+from harness_plugins.defences._client_level import NoisyMean, clip_rows
 from harness_plugins.defences.dp_fedavg import DPFedAvg
 from harness_plugins.defences.dp_ftrl import DPFTRL, own_share, tree_sensitivity
 from harness_plugins.defences.dp_sgd import DPSGD
@@ -170,6 +170,23 @@ def test_one_client_moves_the_sum_by_at_most_the_clip_norm():
     assert moved > 0.99 * c
 
 
+@pytest.mark.parametrize("shape", ["normal", "one large", "constant"])
+def test_what_is_clipped_is_no_longer_than_the_clip_norm_in_float32(shape):
+    """Ten million squares summed up in float32 are off by more than epsilon's slack."""
+    d = 10**7
+    rows = torch.ones(1, d) if shape == "constant" else torch.randn(1, d, generator=torch_generator("rows"))
+    if shape == "one large":
+        rows[0, 0] = 3e4
+    for c in (1.0, 0.3):
+        length = float(clip_rows(rows, c).double().norm())
+        assert c * (1 - 1e-6) < length <= c
+    assert torch.equal(clip_rows(rows, 1e9), rows)
+
+
+def test_rows_of_zeros_stay_zero():
+    assert torch.equal(clip_rows(torch.zeros(2, 5), 1.0), torch.zeros(2, 5))
+
+
 def test_weights_play_no_part():
     rows = updates()
     uneven = torch.tensor([0.9, 0.04, 0.03, 0.02, 0.01], dtype=torch.float64)
@@ -254,7 +271,7 @@ def test_with_a_fixed_number_a_round_each_client_pays_for_its_own_rounds_at_full
         for i in ids:
             took[i] += 1
     assert len(set(took.values())) > 2
-    found = stage.guarantee(done.prepared)
+    (found,) = stage.guarantees(done.prepared)
     expected = {str(i): opacus_epsilon([(2.0, 1.0, k)], 1e-3) for i, k in took.items()}
     assert found.client_epsilon == pytest.approx(expected, abs=1e-6)
     assert found.epsilon == pytest.approx(max(expected.values()), abs=1e-6)
@@ -266,7 +283,7 @@ def test_amplification_is_claimed_for_poisson_sampling_alone(tmp_path, sampling)
     text = federation(clients=10, rounds=12, more=f", participation: 0.2, sampling: {sampling}")
     stage = training(text + "defences: [dp-fedavg: {noise_multiplier: 1.5, delta: 1.0e-3}]\n", tmp_path)
     _, done = final(stage)
-    found = stage.guarantee(done.prepared)
+    (found,) = stage.guarantees(done.prepared)
     (prepared,) = done.prepared[0]
     amplified = opacus_epsilon([(1.5, 0.2, 12)], 1e-3)
     if sampling == "poisson":
@@ -332,7 +349,7 @@ def test_fine_tuning_composes_in_a_real_training(tmp_path, defence):
     segments = [(z, 1.0, 5)]
     if defence == "dp-ftrl":
         segments = [(z / math.sqrt(1 + 1 + 4), 1.0, 1), (z / math.sqrt(1 + 1 + 1 + 4), 1.0, 1)]
-    once, both = stage.guarantee(first.prepared), stage.guarantee(second.prepared)
+    (once,), (both,) = stage.guarantees(first.prepared), stage.guarantees(second.prepared)
     assert 5.9 < once.epsilon <= 6
     assert both.epsilon == pytest.approx(opacus_epsilon(segments, 1e-2), abs=1e-6)
     assert both.epsilon > once.epsilon
@@ -621,7 +638,7 @@ def test_a_training_spends_one_gaussian_of_the_trees_sensitivity(tmp_path):
     moved = [np.linalg.norm(tree @ [float(i in ids) for ids in schedule]) for i in range(7)]
     assert len({round(m, 6) for m in moved}) > 2
     expected = {str(i): opacus_epsilon([(4.0 / m, 1.0, 1)], 1e-3) for i, m in enumerate(moved) if m}
-    found = stage.guarantee(done.prepared)
+    (found,) = stage.guarantees(done.prepared)
     assert found.client_epsilon == pytest.approx(
         {**dict.fromkeys(map(str, range(7)), 0.0), **expected}, rel=1e-9
     )
@@ -657,6 +674,16 @@ def test_the_update_is_clipped_before_the_noise():
         assert torch.equal(update, before)
         noisy = sent(update, 2.0, 0.6)
         torch.testing.assert_close(noisy - found, sent(0 * update, 2.0, 0.6), rtol=1e-9, atol=1e-9)
+
+
+def test_how_many_records_a_client_has_plays_no_part(tmp_path):
+    uneven = "{dirichlet: {alpha: 0.5}}"
+    private = "defences: [local-dp: {noise_multiplier: 0, clip_norm: 1000}]\n"
+    ours, _ = final(training(federation(partition=uneven) + private, tmp_path))
+    uniform, _ = final(training(federation(partition=uneven, more=", weighting: uniform"), tmp_path))
+    examples, _ = final(training(federation(partition=uneven), tmp_path))
+    torch.testing.assert_close(ours, uniform, rtol=1e-4, atol=1e-6)
+    assert float((ours - examples).norm()) > 1e-2
 
 
 def test_two_updates_differ_by_at_most_twice_the_clip_norm():

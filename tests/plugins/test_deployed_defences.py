@@ -173,6 +173,23 @@ def test_agreement():
         score("agreement", logits=after, uncompressed_logits=before[:2])
 
 
+def test_a_certificate_is_of_the_model_as_deployed(tmp_path):
+    """What stands before smoothing is inside the certificate; what comes after it would not be."""
+    text = """
+schema: 1
+name: certified
+dataset: digits
+model: {mlp: {hidden: [24]}}
+federation: {clients: 2, rounds: 2, local: {epochs: 1, batch_size: 32, optimizer: {sgd: {lr: 0.3}}}}
+defences: [[randomized-smoothing: {n: 100, n0: 10}, bit-depth: {bits: 1}], [bit-depth: {bits: 1}, randomized-smoothing: {n: 100, n0: 10}]]
+evaluation: {certified: 10}
+metrics: [accuracy, certified-accuracy]
+"""  # noqa: E501
+    result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
+    assert ["certified_accuracy" in r["scores"] for r in result.records] == [False, True]
+
+
 def test_through_the_engine(tmp_path):
     text = """
 schema: 1

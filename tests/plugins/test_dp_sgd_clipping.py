@@ -402,7 +402,7 @@ def test_one_client_spends_what_opacus_says(tmp_path, ledger, clipping):
         tmp_path,
     )
     done = stage.run(stage.initial_module(), lambda *_: None)
-    guarantee = stage.guarantee(done.prepared)
+    (guarantee,) = stage.guarantees(done.prepared)
     n = len(stage.pool.clients[0])
     (rates,) = ledger.values()
     assert len(rates) == 3 * 2 * math.ceil(n / 64) == guarantee.sampling["steps"]
@@ -424,7 +424,7 @@ def test_a_federation_spends_what_its_worst_client_does(tmp_path, ledger, partic
     sizes = [len(c) for c in stage.pool.clients]
     assert len(set(sizes)) == 4
     done = stage.run(stage.initial_module(), lambda *_: None)
-    guarantee = stage.guarantee(done.prepared)
+    (guarantee,) = stage.guarantees(done.prepared)
     spent = {
         str(i): opacus_epsilon(ledger[n], 1.5, 1e-5) if n in ledger else 0.0 for i, n in enumerate(sizes)
     }

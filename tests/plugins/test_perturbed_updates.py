@@ -163,6 +163,13 @@ def test_secure_aggregation_takes_rules_that_need_only_the_sum(tmp_path):
             assert reason.startswith(f"{first} needs every update; with secure-aggregation")
 
 
+@pytest.mark.parametrize("mechanism", ["dp-fedavg", "dp-ftrl"])
+def test_a_server_that_clips_each_update_must_see_it(tmp_path, mechanism):
+    found = records(f"defences: [[secure-aggregation, {mechanism}: {{noise_multiplier: 1}}]]\n", tmp_path)
+    assert {r["status"] for r in found} == {"not-applicable"}
+    assert found[0]["reason"].startswith(f"{mechanism} needs every update; with secure-aggregation")
+
+
 def test_secure_aggregation_takes_compressors_whose_payloads_add_up(tmp_path):
     text = (
         "defences: [none, secure-aggregation]\n"

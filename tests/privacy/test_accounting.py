@@ -4,7 +4,7 @@ import warnings
 import pytest
 
 from harness.errors import PluginError
-from harness.privacy.accounting import epsilon, group_epsilon, noise_multiplier
+from harness.privacy.accounting import caveats, epsilon, group_epsilon, noise_multiplier
 
 pytestmark = pytest.mark.filterwarnings("ignore:gdp accounting")
 
@@ -242,6 +242,42 @@ def test_pld_bounds_from_between_the_exact_value_and_rdp(history):
         exact = norm.cdf(-tight / mu + mu / 2) - math.exp(tight) * norm.cdf(-tight / mu - mu / 2)
         assert exact <= 1e-5
         assert exact == pytest.approx(1e-5, rel=0.02)
+
+
+def test_pld_of_a_group_is_finite_where_rdp_is():
+    """The tiny deltas that groups need lie below pld's truncated tails."""
+    pytest.importorskip("dp_accounting")
+    history = [(1.0, 0.01, 1000)]
+    found = {name: group_epsilon([history], 1e-5, 5, name) for name in ("rdp", "pld")}
+    assert 5 * epsilon(history, 1e-5, "pld") < found["pld"] <= found["rdp"] < math.inf
+
+
+def test_pld_is_rdp_where_its_grid_is_too_coarse():
+    pytest.importorskip("dp_accounting")
+    history = [(12.0, 1e-4, 10**6)]
+    assert epsilon(history, 1e-9, "pld") <= epsilon(history, 1e-9, "rdp")
+
+
+def test_what_an_approximation_gives_is_no_guarantee():
+    """gdp at one step of little noise says 0.04, and the exact (subsampled) Gaussian spends more."""
+    from scipy.stats import norm
+
+    sigma, q, delta = 1.0, 0.01, 1e-5
+    claimed = epsilon([(sigma, q, 1)], delta, "gdp")
+    # The trade-off at the best threshold, with the record present by a coin of q against absent.
+    threshold = norm.isf(delta / q) if delta < q else 0.0
+    for t in (threshold, 3.0, 3.5):
+        present = q * norm.sf(t - 1 / sigma) + (1 - q) * norm.sf(t)
+        absent = norm.sf(t)
+        if present - math.exp(claimed) * absent > delta:
+            break
+    else:
+        raise AssertionError("gdp covers what one step spends")
+    assert caveats("dp-sgd", claimed, "gdp") == [
+        "dp-sgd is accounted by gdp, an approximation that can fall short: take rdp, prv or pld"
+    ]
+    assert caveats("dp-sgd", math.inf, "rdp") == ["dp-sgd adds no noise"]
+    assert [caveats("dp-sgd", 3.0, name) for name in ("rdp", "prv", "pld")] == [[]] * 3
 
 
 def test_pld_says_what_it_needs(monkeypatch):

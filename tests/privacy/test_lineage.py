@@ -1,8 +1,8 @@
 import pytest
 
-from harness.api import Aggregator, Guarantee, ModelCompressor, UpdateCompressor
+from harness.api import Aggregator, ByzantineAttack, Guarantee, ModelCompressor, UpdateCompressor
 from harness.errors import PluginError
-from harness.privacy.lineage import Parts, apply_lineage
+from harness.privacy.lineage import Parts, apply_lineage, strongest
 
 
 def compressor(access):
@@ -36,6 +36,14 @@ def aggregator(access):
     return Rooted()
 
 
+class Mean(Aggregator):
+    name = "plain"
+    sum_only = True
+
+    def aggregate(self, updates, context):
+        raise AssertionError
+
+
 class Sparse(UpdateCompressor):
     name = "sparse"
 
@@ -47,7 +55,7 @@ class Sparse(UpdateCompressor):
 
 
 def guarantee(**changes):
-    return Guarantee(unit="record", epsilon=8.0, delta=1e-5, accountant="rdp", **changes)
+    return Guarantee(**{"unit": "record", "epsilon": 8.0, "delta": 1e-5, "accountant": "rdp", **changes})
 
 
 TABLE = [
@@ -107,9 +115,39 @@ def test_it_returns_a_copy_and_keeps_earlier_reasons():
     assert len(before.broken_by) == 1
 
 
-def test_no_guarantee_stays_none():
-    parts = {"compressors": (compressor("private"),), "aggregators": (), "unprotected": ()}
-    assert apply_lineage(None, Parts(**parts)) is None
+def test_the_strongest_is_the_least_of_those_that_hold():
+    many = [guarantee(epsilon=e, holds=e != 1.0, broken_by=["x"] * (e == 1.0)) for e in (4.0, 1.0, 2.0)]
+    assert strongest(many, Parts()).epsilon == 2.0
+    broken = strongest(many, Parts(compressors=(compressor("private"),)))
+    assert (broken.epsilon, broken.holds) == (1.0, False)
+    assert strongest([], Parts()) is None
+
+
+def test_what_the_plan_breaks_is_no_candidate():
+    """Noise at the server fits a mean alone; noise at the clients fits any rule."""
+    central, local = guarantee(epsilon=2.0, against="recipients"), guarantee(epsilon=20.0)
+    for order in ([central, local], [local, central]):
+        assert strongest(order, Parts(aggregators=(Mean(),))).epsilon == 2.0
+        found = strongest(order, Parts(aggregators=(aggregator("none"),)))
+        assert (found.epsilon, found.holds) == (20.0, True)
+
+
+class Copies(ByzantineAttack):
+    """What another client sends."""
+
+    name = "copies"
+
+    def craft(self, honest, context):
+        return honest[:1].expand(context.m, -1)
+
+
+@pytest.mark.parametrize("knowledge", ["own", "updates", "omniscient"])
+def test_attackers_who_see_updates_see_them_without_the_servers_noise(knowledge):
+    parts = Parts(aggregators=(Mean(),), attack=Copies(), knowledge=knowledge)
+    central = apply_lineage(guarantee(against="recipients"), parts)
+    assert central.holds is (knowledge == "own")
+    assert knowledge == "own" or central.broken_by[0].startswith("copies is made from other clients' updates")
+    assert apply_lineage(guarantee(), parts).holds  # what they see is noised
 
 
 def test_unknown_access():

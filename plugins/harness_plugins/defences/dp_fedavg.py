@@ -20,6 +20,7 @@ from harness_plugins.defences._client_level import (
     calibrated,
     client_guarantee,
     expected_clients,
+    lengths,
     rounds_of,
     server_noise,
 )
@@ -118,7 +119,7 @@ class DPFedAvg(ClientLevelDP):
         expected = prepared["expected_clients"]
         # Counting +-1/2 halves the sensitivity (Andrew et al. 2021, section 3.1): the count's deviation, in clients.
         deviation = self.count_noise * expected if prepared["noise_multiplier"] else 0.0
-        inside = float((rows.norm(dim=1) <= norm).double().sum()) - len(rows) / 2
+        inside = float((lengths(rows) <= norm).double().sum()) - len(rows) / 2
         noised = inside + float(server_noise(rows.new_empty(1), deviation, context))
         share = noised / expected + 0.5
         return norm * math.exp(-self.eta * (share - self.quantile))

@@ -84,7 +84,7 @@ class DPSGD(Defence):
     )
     accountant: Literal["rdp", "prv", "pld", "gdp"] = Field(
         "rdp",
-        description="rdp, prv and pld are upper bounds, from loose to tight; gdp approximates and can fall short",
+        description="rdp, prv and pld are upper bounds; gdp can fall short, and gives no guarantee",
     )
     clipping: Literal["flat", "per-layer", "automatic"] = Field(
         "flat", description="over all parameters jointly, each tensor by itself, or normalised"
@@ -193,7 +193,7 @@ class DPSGD(Defence):
         grouped = None
         if largest is not None:
             grouped = accounting.group_epsilon(segments, delta, largest, self.accountant)
-        broken = [] if math.isfinite(spent[worst]) else ["dp-sgd adds no noise"]
+        broken = accounting.caveats(self.name, spent[worst], self.accountant)
         return Guarantee(
             unit="record",
             epsilon=spent[worst],

@@ -22,7 +22,8 @@ class LocalDP(ClientLevelDP):
 
     x <- x min(1, C / |x|) + N(0, (sigma C)^2 I_d). Whatever data a client has, its update lies in a ball of
     radius C, so two of them differ by at most 2 C: a Gaussian mechanism of noise multiplier sigma / 2, composed
-    over the rounds the client takes part in. Neighbours replace all of a client's data; that it takes part is public.
+    over the rounds the client takes part in. Neighbours replace all of a client's data; that it takes part is public,
+    how much data it has is not: clients count equally, whatever the scenario's `weighting` says.
     epsilon: the largest over clients. The noise has d coordinates of the size of C: expect useful models only at
     very large epsilon or with very many clients, which is what the method is known for.
 
