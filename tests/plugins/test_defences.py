@@ -441,7 +441,7 @@ def test_noise_is_calibrated_per_client(accountant):
         assert 3.96 <= spent <= 4.0
     result = defence.guarantee([prepared])
     assert 3.96 <= result.epsilon <= 4.0
-    assert result.holds
+    assert result.holds is (accountant != "gdp")
     assert result.simulated
     assert result.unit == "record"
 
