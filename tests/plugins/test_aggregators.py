@@ -195,6 +195,31 @@ class TestDistances:
         expected = ((x.double()[:, None] - x.double()[None]) ** 2).sum(-1).numpy()
         np.testing.assert_allclose(squared_distances(x).numpy(), expected, rtol=1e-4, atol=0)
 
+    @pytest.mark.parametrize("n", [3, 5, 8, 20, 21])
+    def test_the_least_majority_with_an_offset_is_measured_from_it(self, n):
+        """Half of the rows and one share an offset; the others are as long and anywhere."""
+        x = 1e-4 * normal(n, 2000, seed=n)
+        x[: n // 2 + 1] += normal(1, 2000, seed=90)
+        x[n // 2 + 1 :] = normal(n - n // 2 - 1, 2000, seed=91)
+        x = x.float()
+        expected = ((x.double()[:, None] - x.double()[None]) ** 2).sum(-1).numpy()
+        np.testing.assert_allclose(squared_distances(x).numpy(), expected, rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3, 1e-4])
+    def test_krum_chooses_in_float32_as_in_float64(self, spread):
+        """12 of 20 rows near one another, one of them a stealthy outlier, and 8 scattered: 35 % of pairs are close."""
+        for seed in range(10):
+            x = spread * normal(20, 2000, seed=seed)
+            x[11] *= 4
+            x[:12] += normal(1, 2000, seed=100 + seed)
+            x[12:] = normal(8, 2000, seed=200 + seed)
+            x = x.float()
+            chosen = create("krum", f=8)(x)
+            assert torch.equal(chosen, create("krum", f=8)(x.double()).float()), seed
+            mixed = create("nnm", f=8)(x)[:11].double()
+            exact = create("nnm", f=8)(x.double())[:11]
+            assert (mixed - exact).abs().max() < 1e-5  # one wrong neighbour is worth a tenth of the spread
+
     def test_outliers_spoil_neither_the_others_nor_themselves(self):
         x = normal(20, 40, dtype=torch.float32)
         x[:8] += 1e6
