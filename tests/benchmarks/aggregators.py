@@ -43,7 +43,7 @@ def peers(f: int) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
         "krum": ({"f": f}, lambda: byzfl.Krum(f)),
         "multi-krum": ({"f": f}, lambda: byzfl.MultiKrum(f)),
         "geometric-median": (
-            {"iterations": STEPS, "start": "zero", "tolerance": 0.0},
+            {"nu": 0.1, "iterations": STEPS, "start": "zero", "tolerance": 0.0},
             lambda: byzfl.GeometricMedian(nu=0.1, T=STEPS),
         ),
         "monna": ({"f": f}, lambda: byzfl.MoNNA(f, 0)),

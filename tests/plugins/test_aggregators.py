@@ -156,6 +156,42 @@ class TestByHand:
         pulls = (x - v) / (x - v).norm(dim=1, keepdim=True)
         assert pulls.sum(0).norm() < 1e-8  # the unit vectors to the corners cancel: 120 degrees apart
 
+    @pytest.mark.parametrize("length", [1e-3, 1e-2, 1.0])
+    def test_geometric_median_of_short_updates_is_not_their_mean(self, length):
+        """Updates of real federations are a few hundredths apart: a floor of 0.1 made the rule the mean."""
+        x = length * normal(11, 50, seed=2)
+        x[:3] = 20 * length
+        v = create("geometric-median")(x)
+        torch.testing.assert_close(
+            v, create("geometric-median", nu=1e-12, tolerance=1e-12)(x), rtol=1e-4, atol=0
+        )
+        assert (v - x[3:].mean(0)).norm() < 0.2 * (x.mean(0) - x[3:].mean(0)).norm()
+
+    def test_geometric_median_within_nu_is_the_mean(self):
+        x = 1e-3 * normal(11, 50)
+        torch.testing.assert_close(create("geometric-median", nu=0.1)(x), x.mean(0))
+
+    @pytest.mark.parametrize("size", [1e3, 1e10, 1e16, 1e24, 1e37])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_geometric_median_is_exact_whatever_the_outlier(self, size, dtype):
+        x = (0.01 * normal(11, 300)).to(dtype)
+        x[0] = size
+        expected = slow_weiszfeld(x.double().numpy().astype(np.longdouble), 1e-6, 100, "mean")
+        ours = create("geometric-median", tolerance=0)(x)
+        np.testing.assert_allclose(ours.double().numpy(), expected.astype(float), rtol=0, atol=2e-8)
+
+    @pytest.mark.parametrize("size", [1e100, 1e160, 1e300])
+    def test_rows_whose_squares_float64_cannot_hold(self, size):
+        x = 0.01 * normal(11, 300)
+        x[0] = size
+        assert (
+            create("geometric-median", start="zero")(x) - x[1:].mean(0)
+        ).norm() < 0.02  # rows are 0.17 long
+        torch.testing.assert_close(create("caf")(x, f=1), x[1:].mean(0))
+        slow = create("geometric-median", tolerance=0, iterations=30)(x)
+        exact = slow_weiszfeld(x.numpy().astype(np.longdouble), 1e-6, 30, "mean").astype(float)
+        np.testing.assert_allclose(slow.numpy(), exact, rtol=1e-10)
+
     def test_geometric_median_stops_by_its_tolerance(self):
         x, facts = normal(9, 5), []
         create("geometric-median", iterations=500)(x, reporter=facts.append)
@@ -271,7 +307,7 @@ class TestPeer:
             "multi-krum": (create("multi-krum", f=f, neighbours=n - f - 1), byzfl.MultiKrum(f)),
             "nnm": (create("nnm", f=f), byzfl.NNM(f)),
             "geometric-median": (
-                create("geometric-median", iterations=3, start="zero", tolerance=0),
+                create("geometric-median", nu=0.1, iterations=3, start="zero", tolerance=0),
                 byzfl.GeometricMedian(nu=0.1, T=3),
             ),
         }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARED = 100  # pairs whose squared distance is this much less than their squared norms share an offset
+LONGEST = 2.0**230  # of float64 values, whose squares are summed and squared again
 FAR = 100  # squared norms this many times the median one lose too many digits in a shared Gram matrix
 
 
@@ -26,23 +27,61 @@ def squared_distances(updates: Tensor, exact: bool = False) -> Tensor:
     import numpy as np
     import torch
 
-    exact = exact or updates.dtype != torch.float32
-    norms, distances = _from_gram(updates, exact)
-    n = len(updates)
-    if (
-        not exact and not np.isfinite(norms).all()
-    ):  # a finite row beyond 1e19, whose square float32 cannot hold
-        exact = True
-        norms, distances = _from_gram(updates, exact)
-    if _majority_shares_an_offset(norms, distances):
-        norms, distances = _from_gram(updates, True, centred=True)
+    gram, distances, exact = _measured(updates, exact)
+    norms = gram.diagonal()
     finite = np.isfinite(norms)
     if finite.any():
         far = np.flatnonzero(finite & (norms > FAR * np.median(norms[finite])))
-        if 1 < len(far) < n:
+        if 1 < len(far) < len(updates):
             index = torch.from_numpy(far).to(updates.device)
             distances[np.ix_(far, far)] = squared_distances(updates[index], exact).numpy()
     return torch.from_numpy(distances)
+
+
+def shared_gram(updates: Tensor) -> Tensor:
+    """updates (n, d) -> (n, n) float64 on the CPU: <x_i - c, x_j - c>, c the offset that most rows share, else zero.
+
+    Distances to a combination v = sum_j w_j x_j, w of sum 1, follow from it: ||v - x_i||^2 = (e_i - w)' G (e_i - w).
+    Through squared distances they would too, but an outlier's is the square of its length R, and w_j R^2 would drown
+    the other rows; here it is w_j R times their own length.
+    """
+    import torch
+
+    return torch.from_numpy(_measured(updates, False)[0])
+
+
+def scaled_down(updates: Tensor) -> tuple[Tensor, float]:
+    """(updates times s, s): a power of two that lets the fourth powers of rows' lengths fit float64; nearly always 1.
+
+    Shorter types cannot hold rows that long.
+    """
+    import math
+
+    import torch
+
+    if updates.dtype != torch.float64 or not updates.numel():
+        return updates, 1.0
+    least, most = (float(value) for value in updates.detach().aminmax())
+    largest = max(-least, most)
+    if not LONGEST < largest < math.inf:
+        return updates, 1.0
+    scale = 2.0 ** math.floor(math.log2(LONGEST / largest))
+    return updates * scale, scale
+
+
+def _measured(updates: Tensor, exact: bool) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Inner products (n, n) and squared distances (n, n) about a fitting origin; whether in float64."""
+    import numpy as np
+    import torch
+
+    exact = exact or updates.dtype != torch.float32
+    gram, distances = _from_gram(updates, exact)
+    if not exact and not np.isfinite(gram.diagonal()).all():
+        exact = True  # a finite row beyond 1e19, whose square float32 cannot hold
+        gram, distances = _from_gram(updates, exact)
+    if _majority_shares_an_offset(gram.diagonal(), distances):
+        gram, distances = _from_gram(updates, True, centred=True)
+    return gram, distances, exact
 
 
 def _majority_shares_an_offset(norms: np.ndarray, distances: np.ndarray) -> bool:
@@ -61,7 +100,7 @@ def _majority_shares_an_offset(norms: np.ndarray, distances: np.ndarray) -> bool
 
 
 def _from_gram(updates: Tensor, exact: bool, centred: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Squared norms (n,) and squared distances (n, n) of the rows, or of the rows minus their median."""
+    """Inner products and squared distances, both (n, n), of the rows, or of the rows minus their median."""
     import numpy as np
     import torch
 
@@ -74,13 +113,13 @@ def _from_gram(updates: Tensor, exact: bool, centred: bool = False) -> tuple[np.
         total += rows @ rows.T
     gram = total.cpu().numpy()  # small matrices from here on, where NumPy's calls cost less
     gram = (gram + gram.T) / 2
-    norms = gram.diagonal().copy()
+    norms = gram.diagonal()
     with np.errstate(invalid="ignore"):
         distances = np.maximum(norms[:, None] + norms - 2 * gram, 0)
     if not np.isfinite(distances).all():
         distances[~np.isfinite(distances)] = np.inf
     np.fill_diagonal(distances, 0)
-    return norms, distances
+    return gram, distances
 
 
 def gram_about(distances: Tensor, weights: Tensor) -> Tensor:

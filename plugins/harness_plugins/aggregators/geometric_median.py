@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
 from harness_plugins.aggregators._columns import combine, squared_norms, tolerated
-from harness_plugins.aggregators._distances import squared_distances
+from harness_plugins.aggregators._distances import scaled_down, shared_gram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,14 @@ class GeometricMedian(Aggregator):
     weighing the same: the weights of the context are ignored, since a client could claim any.
     Correct up to f < n/2 malicious clients; f itself is not used.
 
-    Every iterate is a combination of the rows, v = sum_i w_i x_i with sum_i w_i = 1, so its distances
-    follow from those between rows: ||v - x_i||^2 = (D w)_i - w'Dw / 2. An iteration costs
-    O(n^2).
+    nu is a length, the one below which distances count as nu. Where all rows lie within nu of their mean, the
+    mean is the result, and one malicious row in as small a ball counts like any other: nu must be small beside
+    the distances between honest updates, which shrink with the learning rate. It is the published one by default.
+
+    Every iterate is a combination of the rows, v = sum_i w_i x_i with sum_i w_i = 1, so its distances follow
+    from the Gram matrix G of the rows about any origin: ||v - x_i||^2 = G_ii - 2 (G w)_i + w'Gw. An iteration
+    costs O(n^2). From the mean, each takes the share of f far outliers down to about f / (n - f) of what it was;
+    from zero they weigh little at once.
 
     updates (n, d) -> (d,). Costs O(n^2 d), however many iterations it takes.
     """
@@ -36,10 +41,10 @@ class GeometricMedian(Aggregator):
     )
 
     nu: float = Field(
-        0.1,
+        1e-6,
         gt=0,
         allow_inf_nan=False,
-        description="smoothing: the least distance divided by, in units of an update",
+        description="smoothing: distances below this length count as this, in units of an update",
     )
     iterations: int = Field(100, ge=1, description="Weiszfeld iterations at most")
     tolerance: float = Field(
@@ -56,28 +61,31 @@ class GeometricMedian(Aggregator):
         import torch
 
         tolerated(self, updates, context)
-        squared = squared_distances(updates)
+        rows, scale = scaled_down(updates)
+        nu = self.nu * scale
+        gram = shared_gram(rows)
         if self.start == "zero":  # not among the combinations with weights of sum 1, but its successor is
-            weights = self._reweigh(squared_norms(updates).sqrt())
+            weights = _reweigh(squared_norms(rows).sqrt(), nu)
             done = 1
         else:
-            weights = torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
+            weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
             done = 0
         while done < self.iterations:
-            towards = squared @ weights
-            distances = (towards - weights @ towards / 2).clamp(min=0).sqrt()
-            before, weights = weights, self._reweigh(distances)
+            towards = gram @ weights
+            distances = (gram.diagonal() - 2 * towards + weights @ towards).clamp(min=0).sqrt()
+            before, weights = weights, _reweigh(distances, nu)
             done += 1
             change = weights - before
-            step = (-(change @ squared @ change) / 2).clamp(min=0).sqrt()
-            if step < self.tolerance * distances.median().clamp(min=self.nu):
+            step = (change @ gram @ change).clamp(min=0).sqrt()
+            if step < self.tolerance * distances.median().clamp(min=nu):
                 break
         context.report(iterations=done)
         return combine(weights[None], updates)[0]
 
-    def _reweigh(self, distances: Tensor) -> Tensor:
-        inverse = 1 / distances.clamp(min=self.nu)
-        return inverse / inverse.sum()
+
+def _reweigh(distances: Tensor, nu: float) -> Tensor:
+    inverse = 1 / distances.clamp(min=nu)
+    return inverse / inverse.sum()
 
 
 PLUGINS = (GeometricMedian,)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
 from harness_plugins.aggregators._columns import combine, mean_of, tolerated
-from harness_plugins.aggregators._distances import gram_about, squared_distances
+from harness_plugins.aggregators._distances import gram_about, scaled_down, squared_distances
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,7 +210,7 @@ class CovarianceFilter(Aggregator):
 
         f = tolerated(self, updates, context)
         n = len(updates)
-        distances = squared_distances(updates)
+        distances = squared_distances(scaled_down(updates)[0])  # the weights don't depend on the scale
         c = torch.ones(n, dtype=torch.float64)
         best, least = c / n, math.inf
         while float(c.sum()) > n - 2 * f:
