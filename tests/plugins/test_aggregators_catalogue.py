@@ -556,6 +556,30 @@ def test_conditions_on_n_and_f(name, parameters, n, f, message):
         create(name, **parameters).check(n, f)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "fitting"),
+    [
+        ("multi-krum", {"m": 10}, {"m": 8}),
+        ("multi-krum", {"m": 8}, {"m": 8}),  # n - f, which dropping malicious rows leaves as it is
+        ("multi-krum", {"m": 3, "neighbours": 9}, {"m": 3, "neighbours": 7}),
+        ("krum", {"neighbours": 9}, {"neighbours": 7}),
+        ("krum", {"neighbours": 7, "f": 2}, {"neighbours": 7, "f": 0}),
+        ("rlr", {"threshold": 10}, {"threshold": 8}),
+        ("rlr", {"threshold": 4}, {"threshold": 4}),
+    ],
+)
+def test_counts_of_rows_give_way_where_rows_were_dropped(name, parameters, fitting):
+    x = normal(10, 5) + 0.2
+    spoilt = x.clone()
+    spoilt[[2, 7]] = torch.inf
+    left = x[[0, 1, 3, 4, 5, 6, 8, 9]]
+    result = create(name, **parameters)(spoilt, f=2)
+    torch.testing.assert_close(result, create(name, **fitting)(left, f=0))
+    too_many = {k: 99 for k in parameters if k != "f"}
+    with pytest.raises(PluginError, match="99"):  # a mistake in the scenario is still one
+        create(name, **too_many)(x, f=2)
+
+
 def test_a_trusted_client_must_take_part():
     with pytest.raises(PluginError, match="trusts client 9, which takes no part"):
         create("monna", trusted=9)(normal(5, 3), f=1)

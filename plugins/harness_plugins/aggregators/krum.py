@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness.api import AggregationContext, Field, PluginError, Reference
 from harness_plugins.aggregators._columns import mean_of, tolerated
+from harness_plugins.aggregators._counts import Counting
 from harness_plugins.aggregators._distances import krum_order
 
 if TYPE_CHECKING:
@@ -23,15 +24,20 @@ BLANCHARD = Reference(
 def _check(rule: Krum | MultiKrum, n: int, f: int) -> None:
     if n <= 2 * f + 2:
         raise PluginError(f"{rule.name} needs n > 2f + 2 updates: n = {n}, f = {f}")
-    if rule.neighbours is not None and rule.neighbours > n - 1:
+    if rule.neighbours is not None and rule.at_most(rule.neighbours, n - 1) > n - 1:
         raise PluginError(f"{rule.name}: neighbours = {rule.neighbours}, but a row has only {n - 1} others")
 
 
-class Krum(Aggregator):
+def _neighbours(rule: Krum | MultiKrum, n: int, f: int) -> int:
+    return n - f - 2 if rule.neighbours is None else rule.at_most(rule.neighbours, n - 1)
+
+
+class Krum(Counting):
     """The update closest to its neighbours: the row i with the least sum_{j -> i} ||x_i - x_j||^2.
 
     The sum runs over the n - f - 2 nearest other rows. Some implementations
-    take n - f - 1: set `neighbours` for those. Ties go to the lower row. Weights are ignored.
+    take n - f - 1: set `neighbours` for those; where rows were dropped it is n - 1 at most. Ties go to the
+    lower row. Weights are ignored.
 
     updates (n, d) -> (d,). Needs n > 2f + 2, else PluginError. Costs O(n^2 d). Reports the row kept.
     """
@@ -52,16 +58,17 @@ class Krum(Aggregator):
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         f = tolerated(self, updates, context)
-        best = krum_order(updates, self.neighbours or len(updates) - f - 2)[0]
+        best = krum_order(updates, _neighbours(self, len(updates), f))[0]
         context.report(kept=[best])
         return updates[best].clone()
 
 
-class MultiKrum(Aggregator):
+class MultiKrum(Counting):
     """The mean of the m updates with the best Krum scores.
 
     Scores are computed once, over all n rows, as in Krum. m = 1 is Krum, m = n the mean; the paper
-    proves resilience for m <= n - f - 2, and m = n - f is the usual choice. Weights are ignored.
+    proves resilience for m <= n - f - 2, and m = n - f is the usual choice. Where rows were dropped, m is n
+    at most, and `neighbours` n - 1. Weights are ignored.
 
     updates (n, d) -> (d,). Needs n > 2f + 2 and m <= n, else PluginError. Costs O(n^2 d).
     Reports the rows kept.
@@ -80,14 +87,15 @@ class MultiKrum(Aggregator):
 
     def check(self, n: int, f: int) -> tuple[int, int]:
         _check(self, n, f if self.f is None else self.f)
-        if self.m is not None and self.m > n:
+        if self.m is not None and self.at_most(self.m, n) > n:
             raise PluginError(f"multi-krum: m = {self.m} updates to average, but there are only {n}")
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         f = tolerated(self, updates, context)
-        m = self.m or len(updates) - f
-        kept = sorted(krum_order(updates, self.neighbours or len(updates) - f - 2)[:m])
+        n = len(updates)
+        m = n - f if self.m is None else self.at_most(self.m, n)
+        kept = sorted(krum_order(updates, _neighbours(self, n, f))[:m])
         context.report(kept=kept)
         return mean_of(updates, kept)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
+from harness.api import AggregationContext, Field, PluginError, Reference
 from harness_plugins.aggregators._columns import blocks, combine, tolerated
+from harness_plugins.aggregators._counts import Counting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RobustLearningRate(Aggregator):
+class RobustLearningRate(Counting):
     """The weighted mean, turned round in every coordinate where too few clients agree on the sign (RLR).
 
     The learning rate of coordinate k is +1 where |sum_i sign(x_ik)| >= theta, else -1 (equation 1), times the
-    mean. The paper takes theta from f + 1 to n - f; without one it is f + 1.
+    mean. The paper takes theta from f + 1 to n - f; without one it is f + 1. Where rows were dropped it is n
+    at most.
 
     updates (n, d) -> (d,). Needs theta <= n, else PluginError. Costs O(n d).
     """
@@ -37,17 +39,19 @@ class RobustLearningRate(Aggregator):
     )
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        threshold = self._threshold(f)
+        threshold = self._threshold(n, f)
         if threshold > n:
             raise PluginError(f"rlr: {n} updates can never reach the threshold {threshold}")
         return n, f
 
-    def _threshold(self, f: int) -> int:
-        return self.threshold or (f if self.f is None else self.f) + 1
+    def _threshold(self, n: int, f: int) -> int:
+        if self.threshold is None:
+            return (f if self.f is None else self.f) + 1
+        return self.at_most(self.threshold, n)
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         tolerated(self, updates, context)
-        threshold = self._threshold(context.f)
+        threshold = self._threshold(len(updates), context.f)
         result = combine(context.weights.cpu().double()[None], updates)[0]
         for columns, block in blocks(updates):
             agree = block.sign().sum(0).abs() >= threshold
