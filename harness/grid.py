@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.contracts.aggregator import PreAggregator
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
@@ -17,6 +18,7 @@ from harness.contracts.defence import Defence, StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.counts import clients_per_round, participants, tolerated
+from harness.options import FedAvg
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,6 +246,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for position, defence in enumerate(cell.defences):
         defence.check(StackContext(cell.defences, position, module))
     _check_view(cell)
+    _check_chain(cell)
     for rule in cell.aggregators:
         if rule.data_access == "public":
             _check_public(rule.name, cell)
@@ -280,6 +283,25 @@ def _check_view(cell: Cell) -> None:
         raise NotApplicable(
             f"with {hider.name} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
             "set `knowledge: own`"
+        )
+
+
+def _check_chain(cell: Cell) -> None:
+    """What a rule declares that it needs of those before it, and of the server optimiser after it."""
+    merging = None
+    for rule in cell.aggregators:
+        if rule.follows_clients and merging is not None:
+            raise NotApplicable(
+                f"{rule.name} needs to know whose update a row is; {merging.name}, before it, merges clients' updates"
+            )
+        if isinstance(rule, PreAggregator) and rule.merges_clients:
+            merging = rule
+    server = cell.scenario.federation.server
+    setting = [rule.name for rule in cell.aggregators if rule.sets_weights]
+    if setting and not (isinstance(server, FedAvg) and server.lr == 1):
+        raise NotApplicable(
+            f"{setting[0]} sets the global weights itself, which only the server optimiser fedavg with lr 1 carries "
+            f"out, not {server.name} with lr {getattr(server, 'lr', 1):g}"
         )
 
 

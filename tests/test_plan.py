@@ -149,6 +149,42 @@ def test_a_rule_whose_conditions_fail_is_not_applicable_before_any_training(tmp_
     assert "krum" in krum["reason"]
 
 
+def test_a_rule_that_follows_clients_is_not_put_behind_one_that_merges_them(tmp_path):
+    merged = "[bucketing, foolsgold], [bucketing, nnm, fldetector], [bucketing, monna]"
+    fine = "[bucketing, monna: {trusted: root}], [nnm, foolsgold], fldetector"
+    found = described(f"aggregators: [{merged}, {fine}]", tmp_path)["scenarios"][0]["cells"]
+    refused, ready = found[:3], found[3:]
+    for cell, name in zip(refused, ("foolsgold", "fldetector", "monna"), strict=True):
+        assert cell["status"] == "not-applicable"
+        assert cell["reason"] == (
+            f"{name} needs to know whose update a row is; bucketing, before it, merges clients' updates"
+        )
+    assert [cell["status"] for cell in ready] == ["ready"] * 3
+
+
+@pytest.mark.parametrize(
+    ("server", "stated"),
+    [
+        ("fedadam", "fedadam with lr 0.1"),
+        ("{fedavg: {lr: 0.5}}", "fedavg with lr 0.5"),
+        ("fedavgm", "fedavgm with lr 1"),
+        ("fedavg", None),
+    ],
+)
+def test_a_rule_that_sets_the_weights_needs_the_plain_server(server, stated, tmp_path):
+    text = BASE.replace("rounds: 1,", f"rounds: 1, server: {server},")
+    rules = "aggregators: [crfl, fldetector, fldetector: {restart: false}, mean]"
+    scenario = load_text(text + rules, tmp_path / "x.yaml")
+    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "s").to_dict()["scenarios"][0]["cells"]
+    setting, free = found[:2], found[2:]
+    assert [cell["status"] for cell in free] == ["ready"] * 2
+    for cell, name in zip(setting, ("crfl", "fldetector"), strict=True):
+        assert cell["status"] == ("ready" if stated is None else "not-applicable")
+        if stated is not None:
+            assert cell["reason"].startswith(f"{name} sets the global weights itself")
+            assert cell["reason"].endswith(f"not {stated}")
+
+
 def test_a_defence_that_cannot_work_with_the_model_is_not_applicable(tmp_path):
     text = BASE.replace("{mlp: {hidden: [8]}}", "{resnet9: {width: 8, norm: batch}}")
     scenario = load_text(text + "defences: [none, dp-sgd: {epsilon: 8}]", tmp_path / "x.yaml")

@@ -23,8 +23,8 @@ class AggregationContext:
     round: from 0; rounds: how many there will be, 0 where nobody knows. f: Byzantine clients to tolerate among
     these rows. weights: (n,), sum 1. client_ids: whose row it is; MERGED for a row made of several clients.
     layout: parameter name -> slice of d, in the network's order. generator: on the updates' device.
-    global_weights (d,): what the clients started from; a rule may aim at weights by returning aim - global_weights
-    (the default server optimiser, fedavg with lr 1, then arrives there).
+    global_weights (d,): what the clients started from; a rule that declares `sets_weights` may aim at weights by
+    returning aim - global_weights (the default server optimiser, fedavg with lr 1, then arrives there).
     state: this rule's own dictionary, kept between rounds.
     logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
     root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
@@ -71,12 +71,21 @@ class AggregationContext:
 
 
 class Aggregator(Plugin):
-    """A rule that turns n updates into one. Call an instance directly for a default context."""
+    """A rule that turns n updates into one. Call an instance directly for a default context.
+
+    What it declares, as class variables, or as properties where they follow from a parameter: `sum_only`, that the
+    result follows from the weighted sum of the updates alone; `accepts_empty`, that it is also called in a round
+    without a usable update; `follows_clients`, that it needs to know whose row a row is: it is refused behind a
+    pre-aggregator that `merges_clients`; `sets_weights`, that it returns aim - global_weights: it is refused with
+    another server optimiser than fedavg with lr 1, which would not arrive at the aim.
+    """
 
     kind: ClassVar[str] = "aggregator"
     pre: ClassVar[bool] = False
-    sum_only: ClassVar[bool] = False  # the result follows from the weighted sum of the updates alone
-    accepts_empty: ClassVar[bool] = False  # also called in a round without a usable update: updates (0, d)
+    sum_only: ClassVar[bool] = False
+    accepts_empty: ClassVar[bool] = False  # updates are (0, d) then
+    follows_clients: ClassVar[bool] = False
+    sets_weights: ClassVar[bool] = False
 
     @property
     def data_access(self) -> str:
@@ -91,6 +100,16 @@ class Aggregator(Plugin):
     def check(self, n: int, f: int) -> tuple[int, int]:
         """Raises PluginError where the rule's conditions on n and f fail; returns (n, f) for what follows."""
         return n, f
+
+    def check_clients(self, client_ids: Sequence[int]) -> None:
+        """Raises PluginError where the rule needs to know whose row a row is and several clients share one."""
+        from harness.errors import PluginError
+
+        if self.follows_clients and MERGED in client_ids:
+            raise PluginError(
+                f"{self.name} follows single clients, and a row here is made of several: no pre-aggregator that "
+                "merges clients may stand before it"
+            )
 
     def with_fewer(self, dropped: int) -> Self:
         """The rule once `dropped` rows need no tolerating any more: with a lower f of its own, where it has one."""
@@ -112,9 +131,13 @@ class Aggregator(Plugin):
 
 
 class PreAggregator(Aggregator):
-    """A rule that turns n updates into n' better ones, for the next rule of the chain."""
+    """A rule that turns n updates into n' better ones, for the next rule of the chain.
+
+    `merges_clients` declares that a row it returns belongs to no single client: its id is MERGED.
+    """
 
     pre: ClassVar[bool] = True
+    merges_clients: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:

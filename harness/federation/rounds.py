@@ -274,10 +274,12 @@ class Federation:
         chain = [first, *(rule.with_fewer(len(ids) - len(rows)) for rule in rules)]
         for link, rule in enumerate(chain[:-1]):
             context.state = states[link]
+            rule.check_clients(context.client_ids)
             rule.check(len(rows), context.f)
             rows, context = rule.transform(rows, context)  # type: ignore[attr-defined]
         last = chain[-1]
         context.state = states[-1]
+        last.check_clients(context.client_ids)
         if len(rows):
             last.check(len(rows), context.f)
         update = last.aggregate(rows, context)

@@ -6,7 +6,13 @@ import inspect
 import re
 from typing import Any
 
-from harness.contracts.aggregator import AggregationContext, Aggregator, PreAggregator, finite_rows
+from harness.contracts.aggregator import (
+    MERGED,
+    AggregationContext,
+    Aggregator,
+    PreAggregator,
+    finite_rows,
+)
 from harness.errors import NotApplicable, PluginError
 from harness.testing.core import (
     FAMILIES,
@@ -264,6 +270,53 @@ def several_rounds(subject: Subject) -> None:
                 f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
             ) from error
         _proper(rule, output, rows, f"round {number + 1}")
+
+
+@check(*BOTH)
+def clients_as_declared(subject: Subject) -> None:
+    """What remembers clients from round to round declares `follows_clients`; what merges rows, `merges_clients`."""
+    from harness.testing.toy import toy, updates
+
+    after(subject, result_well_formed)
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    if isinstance(rule, PreAggregator):
+        require(
+            rule.merges_clients or MERGED not in subject.outcome().output["client_ids"],
+            f"{rule.name} returns rows of MERGED clients and does not declare it: set merges_clients = True, so that "
+            "no rule that follows clients is put behind it",
+        )
+    if rule.follows_clients:
+        return
+    world, f = toy(setting), _tolerance(rule, ROWS)
+
+    def last_round(shift: int) -> Any:
+        """The third round's result where the first two were sent by other clients."""
+        state: dict[str, Any] = {}
+        for number in range(3):
+            rows = updates(world, ROWS, seed=number).double()
+            ids = [i + shift * (2 - number) for i in range(ROWS)]
+            context = _context(
+                rule, rows, f, setting, world, round=number, rounds=9, state=state, client_ids=ids
+            )
+            output = _apply(rule, rows, context)
+        return output["update" if "update" in output else "rows"]
+
+    def alike(one: Any, other: Any) -> bool:
+        return one.shape == other.shape and bool(
+            (one - other).abs().max() <= 1e-5 * (1e-30 + one.abs().max())
+        )
+
+    try:
+        straight, again, shifted = (last_round(shift) for shift in (0, 0, 3))
+    except Exception as error:
+        raise CheckSkipped(f"three rounds cannot be run: {type(error).__name__}: {error}") from error
+    if not alike(straight, again):
+        raise CheckSkipped("it gives another result each time")
+    require(
+        alike(straight, shifted),
+        f"{rule.name} gives another result where other clients sent the updates of earlier rounds, and does not "
+        "declare it: set follows_clients = True, so that it is not put behind a pre-aggregator that merges clients",
+    )
 
 
 @check(*BOTH)

@@ -602,6 +602,16 @@ def test_equal_rows_are_their_own_aggregate(name):
     torch.testing.assert_close(create(name)(row.expand(11, -1).clone(), f=2), row)
 
 
+@pytest.mark.parametrize("name", ["foolsgold", "fldetector", "monna"])
+def test_rules_that_follow_clients_refuse_rows_of_several(name):
+    x = planted(d=40)
+    context = default_context(create("bucketing"), x, 4)
+    context.global_weights = torch.zeros(40, dtype=torch.float64)
+    rows, merged = create("bucketing").transform(x, context)
+    with pytest.raises(PluginError, match=f"{name} follows single clients"):
+        create(name).aggregate(rows, merged)
+
+
 def test_state_can_be_copied_for_a_probe():
     x = planted(d=40)
     for name in ("centered-clipping", "foolsgold", "clipped-clustering", "fldetector"):

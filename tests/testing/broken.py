@@ -231,6 +231,23 @@ class Stranger(sound.Mean):
         return updates.mean(0)
 
 
+@fault("clients_as_declared", "set follows_clients = True")
+class Steady(sound.Mean):
+    """The mean of what each client has sent on average so far. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        for client, update in zip(context.client_ids, updates, strict=True):
+            context.state.setdefault(client, []).append(update.clone())
+        return sum(sum(context.state[c]) / len(context.state[c]) for c in context.client_ids) / len(updates)
+
+
+@fault("clients_as_declared", "set merges_clients = True")
+class Pooling(sound.Halves):
+    """Means of pairs, without a word about it. Costs O(n d)."""
+
+    merges_clients = False
+
+
 @fault("declared_access_respected", "does not declare it: set `root_records`")
 class Rooted(sound.Mean):
     """Moves towards an update on a root dataset that it does not declare."""

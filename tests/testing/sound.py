@@ -56,6 +56,7 @@ class Halves(PreAggregator):
     """Means of pairs of clients, neighbours by id; a last one stays alone. Costs O(n d)."""
 
     name = "sound-halves"
+    merges_clients = True
     reference = SOURCE
 
     def transform(self, updates, context):

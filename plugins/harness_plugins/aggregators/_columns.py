@@ -26,12 +26,13 @@ PRODUCT_BLOCK = 2**17  # values that a product takes at a time on a CPU: the row
 
 
 def tolerated(rule: Aggregator, updates: Tensor, context: AggregationContext) -> int:
-    """The f in force: the rule's own, else the context's. Raises PluginError for bad updates, n or f."""
+    """The f in force: the rule's own, else the context's. Raises PluginError for bad updates, n, f or clients."""
     if updates.ndim != 2 or not len(updates) or not updates.is_floating_point():
         raise PluginError(
             f"{rule.name}: updates must be (n, d) floating point with n >= 1, "
             f"not {tuple(updates.shape)} of {updates.dtype}"
         )
+    rule.check_clients(context.client_ids)
     rule.check(len(updates), context.f)
     own = getattr(rule, "f", None)
     return context.f if own is None else own

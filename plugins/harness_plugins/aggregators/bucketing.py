@@ -25,6 +25,7 @@ class Bucketing(PreAggregator):
     """
 
     name: ClassVar[str] = "bucketing"
+    merges_clients: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing",
         authors="Karimireddy, He, Jaggi",

@@ -23,13 +23,15 @@ class CRFL(Aggregator):
     certificate against a stated poisoning budget, which needs constants of the clients' training, is not
     computed: what is scored is the accuracy.
 
-    It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out. f is not used.
+    It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out; cells with another one
+    are not applicable. f is not used.
 
     updates (n, d) -> (d,). Needs the global weights, else PluginError. Costs O(n d); a prediction `copies`
     forward passes (the paper takes 1,000). Noise comes from the context's generator.
     """
 
     name: ClassVar[str] = "crfl"
+    sets_weights: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="CRFL: Certifiably Robust Federated Learning against Backdoor Attacks",
         authors="Xie, Chen, Chen, Li",

@@ -25,12 +25,14 @@ class FLDetector(Aggregator):
     are averaged by weight, as the paper's server averages with FedAvg. A client that was absent has no
     prediction in its next round. f is not used.
 
-    updates (n, d) -> (d,). Needs the global weights, else PluginError. Costs O((n + window) d) and keeps
+    updates (n, d) -> (d,). Needs the global weights and a single client behind each row, else PluginError; with
+    `restart`, the server optimiser fedavg with lr 1, which alone carries it out. Costs O((n + window) d) and keeps
     n + 2 window + 3 vectors (d,). The gap statistic draws from the context's generator. Reports the rows
     kept.
     """
 
     name: ClassVar[str] = "fldetector"
+    follows_clients: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("sklearn.cluster",)
     reference: ClassVar[Reference | None] = Reference(
         title="FLDetector: Defending Federated Learning Against Model Poisoning Attacks via Detecting Malicious "
@@ -49,6 +51,10 @@ class FLDetector(Aggregator):
         True,
         description="go back to the initial weights when clients were found in the first half of the rounds",
     )
+
+    @property
+    def sets_weights(self) -> bool:  # type: ignore[override]
+        return self.restart
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         import torch

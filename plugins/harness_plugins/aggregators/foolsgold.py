@@ -23,10 +23,12 @@ class FoolsGold(Aggregator):
     weighing by importance of features is not included. f and the weights are not used. Sybils that are all
     alike get weight 0; where every client gets 0 the result is zero.
 
-    updates (n, d) -> (d,). Costs O(n^2 d). Keeps one sum (d,) per client. Reports the weights.
+    updates (n, d) -> (d,). Raises PluginError where a row is made of several clients. Costs O(n^2 d). Keeps one
+    sum (d,) per client. Reports the weights.
     """
 
     name: ClassVar[str] = "foolsgold"
+    follows_clients: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="The Limitations of Federated Learning in Sybil Settings",
         authors="Fung, Yoon, Beschastnikh",

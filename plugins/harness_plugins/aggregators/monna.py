@@ -51,6 +51,10 @@ class NearestNeighborAveraging(Aggregator):
     def data_access(self) -> str:
         return self.root if self.trusted == "root" else "none"
 
+    @property
+    def follows_clients(self) -> bool:  # type: ignore[override]
+        return self.trusted != "root"
+
     def check(self, n: int, f: int) -> tuple[int, int]:
         own = f if self.f is None else self.f
         if n <= 2 * own:
