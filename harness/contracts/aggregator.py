@@ -29,7 +29,7 @@ class AggregationContext:
     logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
     root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
     dataset would honestly send this round. noise: for mechanism noise, seeded by stage and round, so that no two
-    trainings share it; an attacker's trial of the rule gets other noise.
+    trainings share it. An attacker's trial of the rule gets another generator and other noise.
     """
 
     round: int

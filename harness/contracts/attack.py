@@ -171,7 +171,10 @@ class ByzantineContext:
     m: malicious clients this round. round: from 0. own (m, d): what they would honestly send. ids: the clients
     whose updates `honest` holds, row by row. aggregator: the server's chain of rules, run on a fresh copy of
     its real state: aggregator(updates (n, d)) -> (d,), the n - m honest rows first, then the m crafted
-    ones; only for an omniscient threat. state: the attackers' own memory between rounds.
+    ones; only for an omniscient threat. It draws other coins than the server then will, the same ones in every
+    call of a round: the rule is known, its secret coins are not. state: the attackers' own memory between rounds.
+    moved (d,): how the global weights moved in the last round, w_t - w_(t-1), which clients' hooks are told too;
+    None in the first. sees_others: whether `honest` holds the updates of other clients; else it is `own`.
     """
 
     m: int
@@ -185,6 +188,8 @@ class ByzantineContext:
     aggregator: Callable[[Tensor], Tensor] | None = None
     ids: list[int] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    moved: Tensor | None = None
+    sees_others: bool = True
 
 
 class ByzantineAttack(Attack):

@@ -44,6 +44,7 @@ def _context(
     given: dict[str, Any] = {
         "m": m, "round": 1, "generator": generator(setting), "own": own, "n": len(honest) + m, "f": m,
         "global_weights": world.vector, "layout": world.layout, "aggregator": probe, "ids": list(range(len(known))),
+        "moved": world.vector / 100, "sees_others": attack.knowledge != "own",
     }  # fmt: skip
     context = ByzantineContext(**{**given, **changes})
     if attack.uses_own:

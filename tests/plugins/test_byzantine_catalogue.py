@@ -211,6 +211,60 @@ def test_fang_is_picked_by_krum_and_points_the_wrong_way():
     )  # the largest of the halved factors that works
 
 
+def slow_partial_krum(own, least=1e-5):
+    """Fang et al.'s search with partial knowledge, in float64: (lambda, crafted rows in the simulation)."""
+    c, d = own.shape
+    s = np.sign(own.mean(0))
+
+    def scores(rows):
+        pairs = ((rows[:, None] - rows[None]) ** 2).sum(-1)
+        return [np.sort(np.delete(pairs[i], i))[: max(1, c - 2)].sum() for i in range(len(rows))]
+
+    for crafted in range(1, c + 2):
+        bound = min(scores(own)) / (max(1, c - crafted - 1) * d)
+        factor = math.sqrt(bound) + np.linalg.norm(own, axis=1).max() / math.sqrt(d)
+        while factor >= least:
+            rows = np.concatenate([own, np.tile(-factor * s, (crafted, 1))])
+            if int(np.argmin(scores(rows))) >= c:
+                return factor, crafted
+            factor /= 2
+    raise AssertionError("nothing is picked")
+
+
+@pytest.mark.parametrize("c", [2, 3, 4, 6, 10])
+@pytest.mark.parametrize("spread", [0.01, 0.1])
+def test_fang_with_partial_knowledge_searches_with_as_few_crafted_rows_as_will_do(c, spread):
+    own = spread * normal(c, 200, seed=c) + 0.02
+    rows = craft("fang", own, m=c, parameters={"target": "krum"}, sees_others=False)
+    factor, crafted = slow_partial_krum(own.numpy())
+    torch.testing.assert_close(rows, (-factor * own.mean(0).sign()).expand(c, -1))
+    assert (crafted > 1) == (spread == 0.01 or c < 4)  # both ways are tried here
+
+
+def test_fang_alone_simulates_with_two_crafted_rows():
+    """Of two rows Krum cannot tell which is nearer to the other; with a copy of the crafted one it can."""
+    own = normal(1, 50)
+    rows = craft("fang", own, m=1, parameters={"target": "krum"}, sees_others=False)
+    torch.testing.assert_close(rows, -own.sign() * own.norm() / math.sqrt(50))
+
+
+def test_fang_with_partial_knowledge_of_trimmed_means_draws_between_three_and_four_deviations():
+    own = normal(4, 2000, seed=5) + 0.2
+    own[:, 0] = torch.tensor(
+        [1.0, -1.0, 2.0, -2.0], dtype=torch.float64
+    )  # no direction: drawn above, as in the full case
+    rows = craft("fang", own, m=4, sees_others=False)
+    mean, deviation = own.mean(0), own.std(0)
+    sign = torch.where(mean > 0, 1.0, -1.0)
+    away = (mean - rows) * sign / deviation
+    assert float(away.min()) >= 3 - 1e-9
+    assert float(away.max()) <= 4 + 1e-9
+    assert float(away.mean()) == pytest.approx(3.5, abs=0.02)
+    assert not torch.equal(rows[0], rows[1])
+    with pytest.raises(PluginError, match="two of them at least"):
+        craft("fang", own[:1], m=1, sees_others=False)
+
+
 # Mimic ----------------------------------------------------------------------------------------------------------------
 
 
@@ -245,21 +299,35 @@ def test_mimic_learns_the_direction_of_most_variance_and_stays_with_a_client():
 # Free-riders ----------------------------------------------------------------------------------------------------------
 
 
-def test_free_riders_send_what_the_model_did_last():
-    state: dict = {}
-    honest = normal(4, 6)
-    weights = [normal(1, 6, seed=s)[0] for s in range(3)]
-    sent = [craft("free-rider", honest, state=state, global_weights=w)[0] for w in weights]
-    assert not sent[0].any()
-    torch.testing.assert_close(sent[1:], [weights[1] - weights[0], weights[2] - weights[1]])
+def test_stale_free_riders_send_what_the_model_did_last():
+    honest, moved = normal(4, 6), normal(1, 6, seed=2)[0]
+    torch.testing.assert_close(craft("free-rider", honest, moved=moved, round=3), moved.expand(4, -1))
+    assert not craft("free-rider", honest, round=0).any()
 
 
-def test_disguised_and_random_free_riders_differ_from_each_other():
+def test_noisy_stale_free_riders_add_noise_that_stays():
+    honest, moved = normal(4, 20_000), normal(1, 20_000, seed=2)[0]
+    parameters = {"mode": "noisy-stale", "sigma": 0.1}
+    for round in (0, 9):
+        rows = craft("free-rider", honest, parameters=parameters, moved=moved, round=round) - moved
+        assert float(rows.std()) == pytest.approx(0.1, rel=0.05)
+        assert not torch.equal(rows[0], rows[1])
+
+
+def test_disguised_free_riders_send_fading_noise_alone():
+    """Whatever the model did: they return it as they received it, plus noise."""
     honest = normal(4, 20_000)
     for round, deviation in ((0, 0.1), (9, 0.01)):
         parameters = {"mode": "disguised", "sigma": 0.1}
-        rows = craft("free-rider", honest, parameters=parameters, round=round)
+        moved = torch.ones(20_000, dtype=torch.float64)
+        rows = craft("free-rider", honest, parameters=parameters, round=round, moved=moved)
         assert float(rows.std()) == pytest.approx(deviation, rel=0.05)
+        assert abs(float(rows.mean())) < 0.01 * deviation
+        assert not torch.equal(rows[0], rows[1])
+
+
+def test_random_free_riders_are_uniform():
+    honest = normal(4, 20_000)
     rows = craft("free-rider", honest, parameters={"mode": "random", "radius": 0.5})
     assert float(rows.abs().max()) <= 0.5
     assert float(rows.std()) == pytest.approx(1 / math.sqrt(12), rel=0.05)

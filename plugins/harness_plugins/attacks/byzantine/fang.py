@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from harness.api import ByzantineAttack, ByzantineContext, Field, Reference
+from harness.api import ByzantineAttack, ByzantineContext, Field, PluginError, Reference
 from harness_plugins.aggregators._columns import squared_norms
 from harness_plugins.aggregators._distances import krum_order, squared_distances
 from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat
@@ -19,20 +19,23 @@ LEAST = 1e-5  # the smallest deviation tried, as in the paper
 class Fang(ByzantineAttack):
     """Moves the global model against the direction in which it would go without an attack.
 
-    s is the sign of the honest mean's change, coordinate by coordinate.
+    s is the sign of the mean of the known honest updates, coordinate by coordinate: with full knowledge those of
+    the other clients, with partial knowledge (a threat that grants the attackers' own ones) the c updates that the
+    malicious clients would have sent.
 
-    target trimmed-mean (for trimmed means and medians, section 4.2): where s = 1 the malicious values are
-    drawn below the least honest one, else above the largest, uniformly between it and its `spread`-fold (or
-    its `spread`-th part, whichever lies outside), anew for each malicious client.
+    target trimmed-mean (for trimmed means and medians). Full knowledge: where s = 1 the malicious values
+    are drawn below the least honest one, else above the largest, uniformly between it and its `spread`-fold (or its
+    `spread`-th part, whichever lies outside), anew for each malicious client. Partial: where s = 1 from
+    [mu - 4 sigma, mu - 3 sigma], else from [mu + 3 sigma, mu + 4 sigma], mu and sigma (ddof = 1) the mean and
+    standard deviation of the c updates.
 
-    target krum (section 4.1): all malicious clients send -lambda s, lambda the largest that Krum still picks.
-    It starts from the paper's upper bound and is halved until Krum, on the honest and the crafted rows with n
-    - m - 2 neighbours, picks a crafted one, or lambda < 1e-5.
+    target krum: all malicious clients send -lambda s, lambda the largest that Krum still picks. It
+    starts from the paper's upper bound and is halved until Krum, told of the crafted rows as malicious ones, picks
+    a crafted one, or lambda < 1e-5. Full knowledge: among the honest rows and m crafted ones. Partial: among the c
+    updates, taken for honest ones, and one crafted row; where no lambda does, there are two, and so on.
 
-    What the paper calls full knowledge is a threat that grants the honest updates; on own knowledge the same
-    formulas are applied to the malicious clients' own honest updates, as the paper does for Krum.
-
-    honest (h, d) -> (m, d). Raises PluginError where h = 0. Costs O(h d), for krum O(n^2 d) a try.
+    honest (h, d) -> (m, d). Raises PluginError where h = 0, and for a trimmed mean attacked with partial knowledge
+    where c = 1, which has no deviation. Costs O(h d), for krum O((h + m)^2 d) a try.
     """
 
     name: ClassVar[str] = "fang"
@@ -56,37 +59,54 @@ class Fang(ByzantineAttack):
         check_honest(self, honest, context)
         if context.m == 0:
             return honest.new_empty((0, honest.shape[1]))
-        direction = moments(honest, deviation=False)[0].sign()
+        mean, deviation = moments(honest, deviation=not context.sees_others)
+        direction = mean.sign()
         if self.target == "krum":
             return self._against_krum(honest, direction, context)
-        return self._against_trimming(honest, direction, context)
+        if context.sees_others:
+            return self._beyond_extremes(honest, direction, context)
+        if len(honest) < 2:
+            raise PluginError(
+                "fang estimates the other clients' deviations from the malicious clients' own updates: with "
+                "knowledge: own it needs two of them at least in a round, not 1, or target: krum"
+            )
+        away = 3 + _shares(honest, context)
+        return mean - direction.where(direction != 0, -1) * away * deviation
 
-    def _against_trimming(self, honest: Tensor, direction: Tensor, context: ByzantineContext) -> Tensor:
+    def _beyond_extremes(self, honest: Tensor, direction: Tensor, context: ByzantineContext) -> Tensor:
         import torch
 
         least, most = honest.amin(0), honest.amax(0)
         # Between the extreme value and what lies `spread` times farther out, on the side away from the direction.
         above = torch.where(most > 0, most * self.spread, most / self.spread)
         below = torch.where(least > 0, least / self.spread, least * self.spread)
-        generator = context.generator
-        shape = (context.m, honest.shape[1])
-        share = torch.rand(shape, generator=generator, device=generator.device).to(honest)
+        share = _shares(honest, context)
         high = most + share * (above - most)
         low = least + share * (below - least)
         return torch.where(direction > 0, low, high)
 
     def _against_krum(self, honest: Tensor, direction: Tensor, context: ByzantineContext) -> Tensor:
+        if context.sees_others:
+            return repeat(-self._factor(honest, direction, context.m)[0] * direction, context.m)
+        # As many crafted rows as a row has neighbours, and one, are at no distance from one another: picked.
+        for crafted in range(1, max(2, len(honest) - 1) + 1):
+            factor, picked = self._factor(honest, direction, crafted)
+            if picked:
+                break
+        return repeat(-factor * direction, context.m)
+
+    def _factor(self, honest: Tensor, direction: Tensor, m: int) -> tuple[float, bool]:
+        """lambda, and whether Krum picks one of m rows -lambda s beside these honest ones."""
         import torch
 
-        m = context.m
-        n = len(honest) + m
-        neighbours = max(1, n - m - 2)
+        # n - m - 2 of n = h + m rows. A partial attacker simulates with as many crafted rows as it needs.
+        neighbours = max(1, len(honest) - 2)
         factor = self._upper_bound(honest, m)
         while True:
             crafted = repeat(-factor * direction, m)
-            best = krum_order(torch.cat([honest, crafted]), neighbours)[0]
-            if best >= len(honest) or factor < LEAST:
-                return crafted
+            picked = krum_order(torch.cat([honest, crafted]), neighbours)[0] >= len(honest)
+            if picked or factor < LEAST:
+                return factor, picked
             factor /= 2
 
     @staticmethod
@@ -99,6 +119,15 @@ class Fang(ByzantineAttack):
         longest = float(squared_norms(honest).sqrt().max())
         denominator = max(1, h + m - 2 * m - 1) * d
         return math.sqrt(float(scores.min()) / denominator) + longest / math.sqrt(d)
+
+
+def _shares(honest: Tensor, context: ByzantineContext) -> Tensor:
+    """(m, d) uniform numbers in [0, 1)."""
+    import torch
+
+    generator = context.generator
+    shape = (context.m, honest.shape[1])
+    return torch.rand(shape, generator=generator, device=generator.device).to(honest)
 
 
 PLUGINS = (Fang,)

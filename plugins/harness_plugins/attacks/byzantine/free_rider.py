@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from harness.api import ByzantineAttack, ByzantineContext, Field, PluginError, Reference
+from harness.api import ByzantineAttack, ByzantineContext, Field, Reference
 from harness_plugins.attacks.byzantine._moments import check_honest, repeat
 
 if TYPE_CHECKING:
@@ -14,14 +14,18 @@ if TYPE_CHECKING:
 class FreeRider(ByzantineAttack):
     """Makes up an update without any training, to be given the model all the same.
 
-    random: each coordinate uniform in [-radius, radius] (Lin et al., random weights). stale: how the global
-    model moved in the last round, w_t - w_(t-1) (Lin et al., delta weights); zero in the first round.
-    disguised: stale plus Gaussian noise of deviation sigma t^(-gamma) in round t, from 1, to look like
-    training that converges (Fraboni et al., disguised free-riding). random and disguised differ between
-    malicious clients.
+    With t the round, from 1, and e Gaussian noise of deviation 1 in each coordinate, it sends
 
-    honest (h, d) -> (m, d); only its shape is used. Raises PluginError where stale updates are asked for
-    without the global weights. Costs O(m d). Keeps the last global weights (d,).
+    - stale: how the global model moved in the last round, w_t - w_(t-1) (Lin et al., delta weights)
+    - noisy-stale: w_t - w_(t-1) + sigma e (Lin et al., advanced delta weights)
+    - random: each coordinate uniform in [-radius, radius] (Lin et al., random weights)
+    - disguised: sigma t^(-gamma) e alone, which makes of the received model the received model and fading noise
+      (Fraboni, Vidal, Lorenzi, "Free-rider Attacks on Model Aggregation in Federated Learning", AISTATS 2021,
+      arXiv 2006.11901). Without noise, the same paper's plain free-rider, it is the attack `zero`.
+
+    In the first round no move is known: it counts as zero. The noise differs between malicious clients.
+
+    honest (h, d) -> (m, d); only its shape is used. Raises PluginError where h = 0. Costs O(m d).
     """
 
     name: ClassVar[str] = "free-rider"
@@ -34,10 +38,15 @@ class FreeRider(ByzantineAttack):
         url="https://arxiv.org/abs/1911.12560",
     )
 
-    mode: Literal["stale", "random", "disguised"] = Field("stale", description="how the update is made up")
+    mode: Literal["stale", "noisy-stale", "random", "disguised"] = Field(
+        "stale", description="how the update is made up"
+    )
     radius: float = Field(1e-3, gt=0, allow_inf_nan=False, description="random: largest coordinate")
     sigma: float = Field(
-        1e-3, ge=0, allow_inf_nan=False, description="disguised: deviation of a coordinate in the first round"
+        1e-3,
+        ge=0,
+        allow_inf_nan=False,
+        description="noisy-stale, disguised: deviation of a coordinate's noise in the first round",
     )
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False, description="disguised: how fast the noise fades")
 
@@ -49,17 +58,13 @@ class FreeRider(ByzantineAttack):
         if self.mode == "random":
             drawn = torch.rand(shape, generator=generator, device=generator.device).to(honest)
             return (2 * drawn - 1) * self.radius
-        if context.global_weights is None:
-            raise PluginError("free-rider: stale updates need the global weights in the context")
-        before = context.state.get("weights")
-        context.state["weights"] = context.global_weights.clone()
-        moved = (
-            torch.zeros_like(honest[0]) if before is None else (context.global_weights - before).to(honest)
-        )
-        rows = repeat(moved, context.m)
-        if self.mode == "disguised":
+        rows = honest.new_zeros(shape)
+        if self.mode != "disguised" and context.moved is not None:
+            rows = repeat(context.moved.to(honest), context.m)
+        if self.mode != "stale":
             drawn = torch.randn(shape, generator=generator, device=generator.device).to(honest)
-            rows = rows + self.sigma * (context.round + 1) ** -self.gamma * drawn
+            fading = (context.round + 1) ** -self.gamma if self.mode == "disguised" else 1.0
+            rows = rows + self.sigma * fading * drawn
         return rows
 
 
