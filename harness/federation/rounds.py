@@ -172,7 +172,9 @@ class Federation:
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
         before, self._global = self._global, self._server.step(self._global, update)
         self._moved = self._global - before
-        self._buffers = self._merge_buffers(client_buffers, usable, self._buffers)
+        # What attackers trained while they looked at their own updates is nothing that they would send.
+        senders = [i for i in usable if i not in opened.byzantine]
+        self._buffers = self._merge_buffers(client_buffers, senders, self._buffers)
         write(list(self.trainer.parameters.values()), self._global)
         load_buffers(self.module, self._buffers)
         return facts
@@ -232,9 +234,11 @@ class Federation:
     ) -> Tensor:
         """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept.
 
-        finite (n,) bool: which. trial: an attacker's, who cannot know the noise that the server will draw.
+        finite (n,) bool: which. trial: an attacker's, who cannot know the coins and the noise that the server will
+        draw: both are others, the same in all trials of a round.
         """
         weights = start.weights
+        purpose = ["trial"] * trial
 
         def record(decision: dict[str, Any]) -> None:
             chosen = decision.get("kept")
@@ -252,16 +256,14 @@ class Federation:
             weights=self._weights(ids, rows),
             client_ids=ids,
             layout=self.layout,
-            generator=torch_generator(self.seed, "aggregator", start.round, device=self.device),
+            generator=torch_generator(self.seed, "aggregator", start.round, *purpose, device=self.device),
             global_weights=weights,
             rounds=rounds,
             input_shape=self.rules.input_shape,
             logits=self._logits(buffers),
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
-            noise=torch_generator(
-                "server noise", self.noise_seed, start.round, *(["trial"] * trial), device=self.device
-            ),
+            noise=torch_generator("server noise", self.noise_seed, start.round, *purpose, device=self.device),
         )
         given, *rules = self.rules.aggregators
         if not finite.any():
@@ -371,6 +373,8 @@ class Federation:
             ids=byzantine if rules.knowledge == "own" or not honest_ids else honest_ids,
             aggregator=probe if rules.knowledge == "omniscient" else None,
             state=self._attack_state,
+            moved=start.moved,
+            sees_others=bool(shown),
         )
         honest = known
         if honest is None:

@@ -232,6 +232,75 @@ def test_attackers_know_what_the_threat_grants(knowledge):
     torch.testing.assert_close(context.own, everyone[2:])
     assert (context.aggregator is not None) == (knowledge == "omniscient")
     assert (context.m, context.n, context.f) == (2, 4, 1)
+    assert context.sees_others == (knowledge != "own")
+
+
+def test_attackers_are_told_how_the_model_moved_also_after_a_round_without_them():
+    SEEN.clear()
+    module = network()
+    federated = federation(
+        module, clients([8, 8, 8, 8]), byzantine=Attacker(), knowledge="own", malicious=(0,)
+    )
+    weights = []
+
+    def note(round, *_):
+        weights.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
+
+    run_together([Run(federated, [[0, 1], [1, 2], [2, 3], [0, 3]], lambda r: 1.0, None, note)])
+    first, last = (context for _, context in SEEN)
+    assert first.moved is None
+    torch.testing.assert_close(last.moved, weights[2] - weights[1], rtol=1e-4, atol=1e-7)
+    assert last.moved.norm() > 0
+
+
+def test_attackers_who_see_nobody_else_see_their_own():
+    run(federation(network(), clients([8, 8]), byzantine=Attacker(), knowledge="updates", malicious=(0, 1)))
+    honest, context = SEEN[0]
+    assert torch.equal(honest, context.own)
+    assert not context.sees_others
+
+
+def test_a_probe_draws_other_coins_than_the_server():
+    class Coins(Spy):
+        """Draws."""
+
+        name = "test-coins"
+
+        def aggregate(self, updates, context):
+            SEEN.append(
+                [torch.rand(3, generator=drawn).tolist() for drawn in (context.generator, context.noise)]
+            )
+            return updates.mean(0)
+
+    class Twice(Attacker):
+        """Probes twice."""
+
+        name = "test-twice"
+
+        def craft(self, honest, context):
+            for _ in range(2):
+                context.aggregator(torch.cat([honest, honest[: context.m]]))
+            return honest[: context.m]
+
+    rules = {"aggregators": (Coins(),), "malicious": (1,)}
+    run(federation(network(), clients([8, 8, 8]), byzantine=Twice(), knowledge="omniscient", **rules))
+    first, second, real = SEEN
+    assert first == second
+    assert not set(first[0]) & set(real[0])
+    assert not set(first[1]) & set(real[1])
+    run(federation(network(), clients([8, 8, 8]), **rules))
+    assert SEEN[-1] == real  # the server's own are the same with and without an attack
+
+
+@pytest.mark.parametrize("knowledge", ["own", "updates", "omniscient"])
+def test_buffers_of_clients_that_craft_stay_out_of_the_average(knowledge):
+    def statistics(ids, **rules):
+        module = network(norm=True)
+        run(federation(module, clients([8, 16, 8, 8]), **rules), ids=ids)
+        return module[1].running_mean
+
+    rules = {"byzantine": Attacker(), "knowledge": knowledge, "malicious": (3,)}
+    torch.testing.assert_close(statistics([0, 1, 2, 3], **rules), statistics([0, 1, 2]))
 
 
 def test_an_omniscient_attacker_probes_a_copy_of_the_real_state():
