@@ -167,7 +167,7 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
                 why = "each client's update is clipped after it" if central else after
                 yield Step("aggregation", compressor.label(), "updates", KEEPS, why)
     if central and isinstance(parts.attack, ByzantineAttack) and parts.knowledge != "own":
-        why = f"{parts.attack.name} is made from other clients' updates, which only the server may see before its noise"
+        why = f"{parts.attack.name} is shown other clients' updates, which only the server may see before its noise"
         yield Step("aggregation", parts.attack.label(), "updates", BREAKS, why)
     for rule in parts.aggregators:
         access = _known(rule.name, rule.data_access)

@@ -146,7 +146,7 @@ def test_attackers_who_see_updates_see_them_without_the_servers_noise(knowledge)
     parts = Parts(aggregators=(Mean(),), attack=Copies(), knowledge=knowledge)
     central = apply_lineage(guarantee(against="recipients"), parts)
     assert central.holds is (knowledge == "own")
-    assert knowledge == "own" or central.broken_by[0].startswith("copies is made from other clients' updates")
+    assert knowledge == "own" or central.broken_by[0].startswith("copies is shown other clients' updates")
     assert apply_lineage(guarantee(), parts).holds  # what they see is noised
 
 
