@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_compressors import CLASSES, SHAPE, compressor, context, images, residual, through_file
 from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
 from torch.nn import functional
 from torch.nn.utils.stateless import functional_call
 
@@ -156,17 +157,19 @@ def test_training_for_quantisation_sees_rounded_weights_and_inputs():
     model = linear_network()
     method = compressor("qat-int8", fine_tune_rounds=3)
     made = method.compress(model, context(fine_tune=fine_tune))
+    plain = compressor("static-int8").compress(model, context())
     assert seen["rounds"] == method.fine_tuning_rounds == 3
     assert all(g is not None and g.abs().max() > 0 for g in seen["grads"])
 
     def rounded(values, low, high):
-        scale = (high - low) / 255
+        observer = get_default_qconfig_mapping(plain.facts["engine"]).global_qconfig.activation()
+        scale = (high - low) / (observer.quant_max - observer.quant_min)
         zero = torch.tensor(-low / scale).round()
-        return ((values / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+        return ((values * (1 / scale)).round() + zero).clamp(0, 255).sub(zero) * scale
 
     def weight(w):
-        scale = w.abs().amax(1, keepdim=True) / 127
-        return (w / scale).round().clamp(-127, 127) * scale
+        scale = w.abs().amax(1, keepdim=True) / 127.5
+        return (w * (1 / scale)).round().clamp(-128, 127) * scale
 
     x = images(40).flatten(1)
     hidden = functional.linear(x, model[1].weight, model[1].bias).relu()
@@ -175,8 +178,72 @@ def test_training_for_quantisation_sees_rounded_weights_and_inputs():
         rounded(first, 0.0, hidden.max().item()), weight(model[3].weight), model[3].bias
     )
     torch.testing.assert_close(seen["out"], expected, rtol=1e-4, atol=1e-5)
-    plain = compressor("static-int8").compress(model, context())
     assert made.state.keys() == plain.state.keys()  # nothing of the training is left in the file
+
+
+def mixed(transposed):
+    """A convolution, perhaps a transposed one, and a linear layer."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        back = nn.ConvTranspose2d(6, 4, 3) if transposed else nn.Conv2d(6, 4, 1)
+        size = 256 if transposed else 144
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), back, nn.Flatten(), nn.Linear(size, CLASSES)
+        ).eval()
+
+
+ENGINES = sorted({"x86", "fbgemm", "qnnpack", "onednn"} & set(torch.backends.quantized.supported_engines))
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    """Kernels that have steps of their own."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = request.param
+    yield request.param
+    torch.backends.quantized.engine = before
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_weights_train_with_the_rounding_that_is_deployed(engine, granularity):
+    seen = {}
+
+    def fine_tune(module, rounds, *hooks):
+        seen.update({n: module.get_submodule(n).weight.detach().clone() for n in ("0", "2", "4")})
+        return module
+
+    qat = compressor("qat-int8", granularity=granularity)
+    transposed = engine in ("x86", "fbgemm")  # the others refuse a scale for each channel of these
+    made = qat.compress(mixed(transposed), context(fine_tune=fine_tune))
+    for name, simulated in seen.items():
+        stored, scale = made.state[f"{name}.weight"], made.state[f"{name}.weight.scale"]
+        deployed = stored * scale.view(-1, *[1] * (stored.ndim - 1))
+        assert torch.equal(simulated, deployed), name
+        assert torch.equal(simulated, made.module.get_submodule(name).weight().dequantize()), name
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.3])
+def test_inputs_train_with_the_steps_that_are_deployed(engine, shift):
+    """Of a range that the calibration leaves whole, but for one of its histogram's 2048 bins."""
+    seen = {}
+
+    def fine_tune(module, rounds, *hooks):
+        ramp = torch.linspace(shift - 0.2, shift + 2.5, 40 * 64).view(40, 1, 8, 8)
+        first = module.get_submodule("1")
+        handle = first.register_forward_hook(lambda _, inputs, out: seen.update(got=inputs[0]))
+        module(ramp)
+        handle.remove()
+        return module
+
+    data = (images(40) > 0.5).float() + shift
+    made = compressor("qat-int8").compress(linear_network(), context(data, fine_tune=fine_tune))
+    scale, zero = (
+        next(v for k, v in made.state.items() if k.endswith(e)) for e in ("scale_0", "zero_point_0")
+    )
+    values = seen["got"].unique()
+    torch.testing.assert_close(values.diff().median(), scale, rtol=1e-3, atol=0)
+    ends = (torch.tensor([0, 255]) - zero) * scale  # beyond what was calibrated where steps are twice as wide
+    torch.testing.assert_close(values[[0, -1]], ends, rtol=1e-3, atol=1.01 * float(scale))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("bfloat16", 2)])

@@ -84,19 +84,24 @@ class Codebook(nn.Module):
         return self._first.detach() * self.scale
 
 
-class FakeInt8(nn.Module):
-    """w -> its symmetric 8-bit rounding, one scale an output channel or one in all, with the gradient of w."""
+class FakeRounding(nn.Module):
+    """w -> S clip(round(w / S), low, high), with the gradient of w; S = max|w| over half of the high - low steps.
 
-    def __init__(self, per_channel: bool) -> None:
+    One S for each of the weight's first dimension, or one in all; none is below `least`.
+    """
+
+    def __init__(self, per_channel: bool, low: int, high: int, least: float) -> None:
         super().__init__()
-        self.per_channel = per_channel
+        self.per_channel, self.low, self.high, self.least = per_channel, low, high, least
 
     def forward(self, weight: Tensor) -> Tensor:
         values = weight.detach()
         over = tuple(range(1, weight.ndim)) if self.per_channel else tuple(range(weight.ndim))
-        scale = (values.abs().amax(over, keepdim=True) / 127).clamp_min(torch.finfo(values.dtype).eps)
-        rounded = (values / scale).round().clamp(-127, 127) * scale
-        return weight + (rounded - values)
+        scale = values.abs().amax(over, keepdim=True) / ((self.high - self.low) / 2)
+        scale = scale.clamp_min(self.least)
+        # Times the inverse, as kernels do it: the largest weight lies between two steps, where that decides.
+        rounded = (values * scale.reciprocal()).round().clamp(self.low, self.high) * scale
+        return rounded + (weight - values)  # the last is zero, so the values are exact
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.detach().clone()

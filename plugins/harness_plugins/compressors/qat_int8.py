@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import CompressedModel, CompressionContext, Field, Reference
-from harness_plugins.compressors.static_int8 import BATCH, StaticInt8
+from harness_plugins.compressors.static_int8 import BATCH, StaticInt8, activation_grid, weight_rounding
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class QATInt8(StaticInt8):
     """static-int8 after `fine_tune_rounds` rounds of the same federation with rounding simulated.
 
-    In these rounds the forward pass sees every convolution and linear layer with its weight rounded to
-    symmetric int8 (the scale follows the weight) and its input rounded to 8 bits; the backward pass takes
-    rounding for the identity inside the range (Jacob et al., section 3). Input ranges are the least and the
+    In these rounds the forward pass sees every convolution and linear layer with its weight rounded (the scale
+    follows the weight) and its input rounded, both to the steps that static-int8 deploys with this machine's
+    kernels; the backward pass takes rounding for the identity inside the range of the 8 bits (Jacob et al.,
+    section 3). Input ranges are the least and the
     greatest value on the calibration images, before the training, where the paper follows a running mean; batch
     normalisation is folded only afterwards. The result is then calibrated and converted as static-int8 does
     it, file and facts included. A record's loss depends on that record alone.
@@ -35,12 +36,12 @@ class QATInt8(StaticInt8):
         return self.fine_tune_rounds
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
-        from harness_plugins.compressors._layers import FakeInt8, weight_layers, with_weights
+        from harness_plugins.compressors._layers import weight_layers, with_weights
 
         module = copy.deepcopy(model).eval()
         layers = weight_layers(module)
         ranges = _input_ranges(module, layers, self._draw(context))
-        functions = {name: FakeInt8(self.granularity == "channel") for name in ranges}
+        functions = {name: weight_rounding(layers[name], self.granularity) for name in ranges}
         rounded = {name: layers[name] for name in ranges}
         with with_weights(module, functions, baked=False), _rounded_inputs(rounded, ranges):
             context.fine_tune(module, self.fine_tune_rounds)
@@ -76,17 +77,17 @@ def _input_ranges(
 
 @contextmanager
 def _rounded_inputs(layers: dict[str, nn.Module], ranges: dict[str, tuple[float, float]]) -> Iterator[None]:
-    """Inside, these layers get their inputs rounded to 256 values of their range."""
+    """Inside, these layers get their inputs rounded as deployed, for these ranges."""
 
     def rounded(low: float, high: float) -> Any:
-        scale = max(high - low, 1e-12) / 255
-        zero = round(-low / scale)
+        scale, zero = activation_grid(low, high)
 
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x, *others = inputs
+            # Kernels clip at all of uint8, also where the range is spread over fewer steps.
             inside = x.clamp((0 - zero) * scale, (255 - zero) * scale)
-            grid = (inside.detach() / scale).round() * scale
-            return (inside + (grid - inside.detach()), *others)
+            values = inside.detach()
+            return ((values * (1 / scale)).round() * scale + (inside - values), *others)
 
         return hook
 

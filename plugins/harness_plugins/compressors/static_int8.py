@@ -151,11 +151,9 @@ def _engine() -> str:
     return str(engine)
 
 
-def _prepare(model: nn.Module, input_shape: tuple[int, int, int], granularity: str) -> Any:
-    """The network with fused layers and observers."""
-    import torch
+def _qconfig_mapping(granularity: str) -> Any:
+    """What observes which layer's weight and output: the engine's own, but for the weights' granularity."""
     from torch.ao import quantization
-    from torch.ao.quantization.quantize_fx import prepare_fx
 
     mapping: Any = quantization.get_default_qconfig_mapping(_engine())
     per_channel = granularity == "channel"
@@ -164,7 +162,40 @@ def _prepare(model: nn.Module, input_shape: tuple[int, int, int], granularity: s
         if per_channel
         else quantization.default_weight_observer
     )
-    mapping.set_global(quantization.QConfig(activation=mapping.global_qconfig.activation, weight=weight))
+    return mapping.set_global(
+        quantization.QConfig(activation=mapping.global_qconfig.activation, weight=weight)
+    )
+
+
+def weight_rounding(layer: nn.Module, granularity: str) -> nn.Module:
+    """The rounding of this layer's weight in the converted network, differentiable."""
+    import torch
+
+    from harness_plugins.compressors._layers import FakeRounding
+
+    with _quietly():
+        mapping = _qconfig_mapping(granularity)
+        observer = mapping.object_type_qconfigs.get(type(layer), mapping.global_qconfig).weight()
+    per_channel = observer.qscheme in (torch.per_channel_affine, torch.per_channel_symmetric)
+    return FakeRounding(per_channel, observer.quant_min, observer.quant_max, float(observer.eps))
+
+
+def activation_grid(low: float, high: float) -> tuple[float, int]:
+    """(S, Z) of activations that were observed to lie in [low, high], in the converted network."""
+    import torch
+
+    with _quietly():
+        observer = _qconfig_mapping("tensor").global_qconfig.activation()
+        scale, zero_point = observer._calculate_qparams(torch.tensor(low), torch.tensor(high))
+    return float(scale), int(zero_point)
+
+
+def _prepare(model: nn.Module, input_shape: tuple[int, int, int], granularity: str) -> Any:
+    """The network with fused layers and observers."""
+    import torch
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    mapping = _qconfig_mapping(granularity)
     module = copy.deepcopy(model).to("cpu", torch.float32).eval()
     try:
         return prepare_fx(module, mapping, (torch.zeros(1, *input_shape),))
