@@ -121,7 +121,7 @@ def payload_is_all(subject: Subject) -> None:
 
 @check(FAMILY)
 def unusual_updates(subject: Subject) -> None:
-    """A zero update, a constant one, one of NaN and several rounds work, or are refused with a PluginError."""
+    """A zero update, a constant one, one of NaN, one with a NaN, and several rounds work, or raise PluginError."""
     import torch
 
     from harness.testing.toy import toy, updates
@@ -133,6 +133,7 @@ def unusual_updates(subject: Subject) -> None:
     cases = {
         "an update of zeros": torch.zeros_like(ordinary), "a constant update": torch.ones_like(ordinary),
         "an update of NaN": torch.full_like(ordinary, float("nan")),
+        "one NaN in an update": ordinary.clone().index_fill_(0, torch.tensor([len(ordinary) // 2]), float("nan")),
     }  # fmt: skip
     for what, update in cases.items():
         try:
@@ -149,7 +150,7 @@ def unusual_updates(subject: Subject) -> None:
         )
         require(
             "NaN" not in what or not finite,
-            f"{codec.name} turns an update of NaN into ordinary numbers: a client that diverged would be "
+            f"{codec.name} turns {what} into ordinary numbers: a client that diverged would be "
             "counted as sound. "
             "Let NaN through (its row is dropped), or raise PluginError",
         )

@@ -79,6 +79,26 @@ class TestEvery:
         assert plugin.reference.url
 
 
+REGISTERED = sorted(n for n, c in harness.plugins("compressor").items() if c.acts_on == "update")
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a round"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("name", REGISTERED)
+def test_one_bad_coordinate_of_many_shows_at_the_server(name, bad, together):
+    """Whatever share of the coordinates is sent: the server drops such an update, and has to see it for that."""
+    method, good, wrong = create(name), update(1000), update(1000, seed=1)
+    wrong[700] = bad
+    if together:
+        made = method.exchange([good, wrong], [{}, {}], {}, [context, lambda: context(client=1)])
+        decoded, sound = made[0][1], made[0][0]
+        assert sound.isfinite().all()
+    else:
+        decoded = sent(method, wrong)
+    assert decoded.shape == (1000,)
+    assert not decoded.isfinite().all()
+
+
 @pytest.mark.parametrize(("name", "parameters"), UNBIASED, ids=str)
 def test_the_mean_over_draws_is_the_update(name, parameters):
     method, u = create(name, **parameters), update(48)

@@ -548,6 +548,17 @@ class Smooths(sound.Signs):
         return super().encode(update.nan_to_num(), state, context)
 
 
+@fault("unusual_updates", "turns one NaN in an update into ordinary numbers")
+class Sample(sound.Signs):
+    """Sends one coordinate of all: that a client has diverged shows where it is that one."""
+
+    def encode(self, update, state, context):
+        return Payload({"first": update[:1].clone()}, {"d": len(update)})
+
+    def decode(self, payload, context):
+        return payload.tensors["first"].new_zeros(payload.facts["d"]) + payload.tensors["first"]
+
+
 # data and models --------------------------------------------------------------------------------------
 
 

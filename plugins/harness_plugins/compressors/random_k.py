@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import Field, Payload, Reference, UpdateCompressionContext, UpdateCompressor
-from harness_plugins.compressors._updates import check_update, keep_residual, with_residual
+from harness_plugins.compressors._updates import check_update, keep_residual, raw_update, with_residual
 from harness_plugins.compressors.top_k import index_dtype
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ class RandomK(UpdateCompressor):
 
     With error feedback (Stich et al., algorithm 1 with rand_k) the rest is kept for the client's next update.
     Without it the values are scaled by d / k, which makes the result unbiased. `shared`: server and clients
-    draw the same coordinates in a round from a common seed, so positions are not sent. 4 k bytes, and 4 k
-    more for positions. Cost: O(d).
+    draw the same coordinates in a round from a common seed, so positions are not sent. An update that is not
+    finite is sent as such. 4 k bytes, and 4 k more for positions. Cost: O(d).
     """
 
     name: ClassVar[str] = "random-k"
@@ -36,6 +36,10 @@ class RandomK(UpdateCompressor):
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
+        if (
+            raw := raw_update(carried)
+        ) is not None:  # the coordinates drawn need not show that it has diverged
+            return raw
         positions = self._draw(len(update), context)
         values = carried[positions].float()
         if not self.error_feedback:
@@ -50,6 +54,8 @@ class RandomK(UpdateCompressor):
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         import torch
 
+        if "raw" in payload.tensors:
+            return payload.tensors["raw"]
         d, values = int(payload.facts["d"]), payload.tensors["values"]
         positions = payload.tensors["indices"].long() if not self.shared else self._draw(d, context)
         return torch.zeros(d, dtype=values.dtype, device=values.device).index_copy_(0, positions, values)
