@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from harness.api import PluginError
@@ -21,6 +21,13 @@ def file_tensors(module: nn.Module) -> dict[str, Tensor]:
             raise PluginError(f"the entry {name!r} of the network's state is not a plain tensor")
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
     return tensors
+
+
+def other_names(module: nn.Module, keys: Collection[str]) -> dict[str, str]:
+    """Further names of the tensors at these keys of the state -> the key: where layers share a weight, or are one."""
+    values = module.state_dict(keep_vars=True)
+    known = {id(values[key]): key for key in keys}
+    return {n: known[id(v)] for n, v in values.items() if n not in keys and id(v) in known}
 
 
 def check_names(expected: Mapping[str, object] | set[str], state: Mapping[str, Tensor], what: str) -> None:

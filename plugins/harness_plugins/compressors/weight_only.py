@@ -20,6 +20,7 @@ from harness_plugins.compressors.state import (
     check_names,
     file_tensors,
     load_values,
+    other_names,
     weight_key,
 )
 
@@ -42,8 +43,9 @@ class WeightOnly(ModelCompressor):
     which its own weight-only configurations apply to linear layers alone.
 
     The file holds for each such layer `weight` (int8, or uint8 with two values a byte), `weight.scale` and all
-    other tensors in float. facts: quantized_layers, and weight_error, ||w - s q|| / ||w|| over all of them.
-    Raises PluginError where a weight is not finite or there is no such layer. Cost: one pass over the weights.
+    other tensors in float. A weight that layers share is held, and counted, once, under its first name. facts:
+    quantized_layers, and weight_error, ||w - s q|| / ||w|| over all of them. Raises PluginError where a weight is
+    not finite or there is no such layer. Cost: one pass over the weights.
     """
 
     name: ClassVar[str] = "weight-only"
@@ -64,8 +66,10 @@ class WeightOnly(ModelCompressor):
             raise PluginError(f"{self.name}: the network has no convolution or linear weights of floats")
         state = file_tensors(model)
         error = total = 0.0
-        for name in layers:
-            key = weight_key(name)
+        keys = [weight_key(name) for name in layers]
+        for name in other_names(model, keys):
+            del state[name]
+        for key in keys:
             weight = state[key].float()
             packed, scale = self._quantize(weight)
             state[key], state[f"{key}.scale"] = packed, scale
@@ -87,11 +91,13 @@ class WeightOnly(ModelCompressor):
 
         own = module.state_dict()
         keys = {weight_key(name) for name in weight_layers(module)}
-        check_names({*own, *(f"{key}.scale" for key in keys)}, state, self.name)
-        values = {key: state[key] for key in own}
+        shared = other_names(module, keys)
+        check_names({*own, *(f"{key}.scale" for key in keys)} - shared.keys(), state, self.name)
+        values = {key: state[key] for key in own if key not in shared}
         with torch.no_grad():
             for key in keys:
                 values[key] = self._dequantize(state[key], state[f"{key}.scale"], own[key])
+        values |= {name: values[key] for name, key in shared.items()}
         return load_values(module, values, self.name)
 
     def _block(self, columns: int) -> tuple[int, int]:
@@ -147,7 +153,8 @@ class DynamicInt8(ModelCompressor):
     row's scale depends on that row alone, so a prediction does not depend on its batch. No gradients; the twin
     rounds the same in float, with a straight-through gradient.
 
-    The file holds `weight` (int8) and `weight.scale` of each linear layer, and all other tensors in float.
+    The file holds `weight` (int8) and `weight.scale` of each linear layer, also where layers share a weight, which
+    then is no longer one tensor; and all other tensors in float.
     facts: quantized_layers. Runs on the CPU.
     """
 
@@ -160,10 +167,12 @@ class DynamicInt8(ModelCompressor):
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         check_finite(model, self.name)
         module = self._quantized(model)
+        layers = {weight_key(name): layer for name, layer in _linear_layers(module).items()}
         state = file_tensors(model)
-        for name, layer in _linear_layers(module).items():
+        for name in other_names(module, layers):
+            del state[name]
+        for key, layer in layers.items():
             weight: Any = layer.weight
-            key = weight_key(name)
             state[key], state[f"{key}.scale"] = weight.qdata.clone(), weight.scale.clone()
         return self._compressed(model, module, state)
 
@@ -174,8 +183,9 @@ class DynamicInt8(ModelCompressor):
 
         module = self._quantized(model)
         layers = _linear_layers(module)
-        scales = {f"{weight_key(name)}.scale" for name in layers}
-        check_names({*model.state_dict(), *scales}, state, self.name)
+        quantised = {weight_key(name) for name in layers}
+        names = model.state_dict().keys() - other_names(module, quantised).keys()
+        check_names({*names, *(f"{key}.scale" for key in quantised)}, state, self.name)
         with torch.no_grad():
             for name, layer in layers.items():
                 weight: Any = layer.weight
@@ -184,8 +194,7 @@ class DynamicInt8(ModelCompressor):
                     if own.shape != stored.shape or own.dtype != stored.dtype:
                         raise PluginError(f"{self.name}: the file's {key!r} does not fit this architecture")
                     own.copy_(stored)
-            quantised = {weight_key(name) for name in layers}
-            others = {key: state[key] for key in model.state_dict() if key not in quantised}
+            others = {key: state[key] for key in names - quantised}
             module.load_state_dict(others, strict=False)
         return self._compressed(model, module, dict(state))
 
@@ -208,7 +217,8 @@ class DynamicInt8(ModelCompressor):
         layers = _linear_layers(module)
         quantised = {weight_key(name) for name in layers}
         with torch.no_grad():
-            twin.load_state_dict({k: state[k] for k in twin.state_dict() if k not in quantised}, strict=False)
+            others = twin.state_dict().keys() & state.keys() - quantised
+            twin.load_state_dict({k: state[k] for k in others}, strict=False)
             for name, layer in _linear_layers(twin).items():
                 key = weight_key(name)
                 layer.weight.copy_(state[key] * state[f"{key}.scale"])
