@@ -16,6 +16,7 @@ import harness
 from harness.api import MetricContext, PluginError
 from harness.federation.apply import Apply
 from harness.functional import cross_entropy
+from harness_plugins.compressors.weight_clustering import clustered, kmeans
 
 
 def macs(module):
@@ -406,6 +407,101 @@ def test_clusters_of_few_different_weights_lose_nothing():
     assert made.state["1.weight.codebook"].shape == (16,)
 
 
+def emptied(share):
+    """A network of which this share of the weights is zero."""
+    return compressor("magnitude-pruning", ratio=share).compress(residual(), context()).module
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize(("share", "clusters"), [(0.9, 16), (0.5, 2), (0.9999, 200)])
+def test_what_pruning_has_removed_stays_removed(share, clusters, rounds):
+    model = emptied(share)
+    method = compressor("weight-clustering", clusters=clusters, fine_tune_rounds=rounds)
+    made = method.compress(model, context(fine_tune=disturb))
+    restored = method.restore(residual(1), through_file(made.state), context()).module
+    layers = dict(model.named_modules())
+    large = [
+        n for n, m in layers.items() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.weight.numel() > clusters
+    ]
+    assert len(large) == made.facts["layers_clustered"] >= 2
+    for name in large:
+        before, after = layers[name].weight, made.module.get_submodule(name).weight
+        assert torch.equal(before == 0, after == 0), name
+        assert torch.equal(restored.get_submodule(name).weight, after)
+        assert len(after.unique()) <= clusters
+        # What is left has the values that it has by itself.
+        left = before[before != 0].detach()
+        if len(left) >= clusters and not rounds:
+            values = kmeans(left, clusters - 1)
+            torch.testing.assert_close(after[before != 0], values[0][values[1]])
+    if not rounds:
+        metric = harness.create("metric", "nonzero-share")
+        shares = [
+            metric.score(MetricContext(num_classes=CLASSES, input_shape=SHAPE, module=m))
+            for m in (model, made.module)
+        ]
+        assert shares[0] == shares[1]
+
+
+def test_layers_without_zeros_are_clustered_as_a_whole():
+    weight = linear_network()[1].weight.detach()
+    assert weight.all()
+    whole, expected = clustered(weight, 16), kmeans(weight, 16)
+    assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True))
+
+
+class Shared(nn.Module):
+    """Two layers with one weight, or one layer under two names."""
+
+    def __init__(self, one_layer):
+        super().__init__()
+        self.a = nn.Linear(64, 64, bias=False)
+        self.b = self.a if one_layer else nn.Linear(64, 64, bias=False)
+        self.b.weight = self.a.weight
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.b(self.a(x.flatten(1)).relu()))
+
+
+def shared(one_layer, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Shared(one_layer).eval()
+
+
+@pytest.mark.parametrize("one_layer", [False, True], ids=["two layers", "one layer"])
+@pytest.mark.parametrize(
+    ("name", "parameters", "values"),
+    [
+        ("weight-only", {}, 256), ("weight-only", {"bits": 4}, 16), ("dynamic-int8", {}, 256),
+        ("weight-clustering", {"clusters": 16}, 16), ("half-precision", {}, None), ("static-int8", {}, 256),
+    ],
+)  # fmt: skip
+def test_a_shared_weight_is_compressed_wherever_it_is_used(name, parameters, values, one_layer):
+    model, x = shared(one_layer), images(20, seed=3)
+    method = compressor(name, **parameters)
+    if name == "weight-clustering" and not one_layer:  # each would train its own centroids
+        with pytest.raises(PluginError, match=r"share a weight .*: a, b"):
+            method.compress(model, context())
+        return
+    made = method.compress(model, context())
+    network = made.module.module if name == "half-precision" else made.module
+    # The only sizes of what a file holds for it: whole in the compressed form, never in float32.
+    large = {k: v for k, v in made.state.items() if k[0] in "ab" and v.numel() >= 64 * 32}
+    assert large
+    assert all(v.element_size() < 4 for v in large.values())
+    for layer in (network.a, getattr(network, "b", network.a)):
+        weight = layer.weight() if callable(layer.weight) else layer.weight
+        weight = weight.dequantize() if name.endswith("int8") else weight.detach()
+        assert not torch.equal(weight.float(), model.a.weight)
+        assert values is None or all(len(row.unique()) <= values for row in weight)
+    restored = method.restore(shared(one_layer, seed=1), through_file(made.state), context())
+    torch.testing.assert_close(restored.module(x), made.module(x), rtol=0, atol=0)
+    if name.startswith("weight"):
+        assert not any(key.startswith("b.") for key in made.state)
+
+
 def test_centroids_move_by_the_mean_of_their_weights_gradients():
     seen = {}
 
@@ -503,6 +599,21 @@ def test_compressors_train_in_the_federation_and_privacy_is_accounted(tmp_path):
     )  # fmt: skip
     (broken,) = [r for r in result.records if r["cell"]["defence"] != "none"]
     assert not broken["guarantee"]["holds"]
+
+
+def test_a_pruned_network_is_clustered_in_the_federation_and_stays_sparse(tmp_path):
+    from harness.scenario import load_text
+
+    text = DIGITS.replace("[accuracy]", "[accuracy, nonzero-share]") + (
+        "compressors:\n  - {magnitude-pruning: {ratio: 0.8}}\n"
+        "  - [{magnitude-pruning: {ratio: 0.8}}, {weight-clustering: {fine_tune_rounds: 1}}]\n"
+    )
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    pruned, both = [r["scores"] for r in result.records]
+    assert both["nonzero_share"] == pytest.approx(
+        pruned["nonzero_share"], abs=0.01
+    )  # biases may move from zero
+    assert both["accuracy"] > pruned["accuracy"] - 0.1
 
 
 def test_a_student_that_a_defence_cannot_train_fails_its_cell_with_the_reason(tmp_path):

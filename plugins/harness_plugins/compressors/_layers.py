@@ -34,9 +34,14 @@ def with_weights(
     """
     layers = dict(module.named_modules())
     own = {id(layers[name].weight) for name in functions}
-    uses = sum(id(getattr(layer, "weight", None)) in own for layer in layers.values())
-    if uses > len(functions):
-        raise PluginError("layers that share a weight cannot be trained through a function of it")
+    users = {name: id(getattr(layer, "weight", None)) for name, layer in layers.items()}
+    shared = [
+        name for name, weight in users.items() if weight in own and list(users.values()).count(weight) > 1
+    ]
+    if shared:
+        raise PluginError(
+            f"layers that share a weight cannot be trained through a function of it: {', '.join(shared)}"
+        )
     for name, function in functions.items():
         parametrize.register_parametrization(layers[name], "weight", function, unsafe=True)
     try:
@@ -63,19 +68,22 @@ class Mask(nn.Module):
 class Codebook(nn.Module):
     """Trains the centroids of a clustered weight: element i of it is centroids[indices[i]].
 
+    With `with_zero` the first of them is zero, and does not train.
     What trains is centroids sqrt(n), n (k,) the weights of each: a step of size lr then moves a centroid by lr
     times the mean of its weights' gradients, as far as it moves a weight, and not by their sum.
     """
 
-    def __init__(self, indices: Tensor, centroids: Tensor) -> None:
+    def __init__(self, indices: Tensor, centroids: Tensor, with_zero: bool = False) -> None:
         super().__init__()
+        self.with_zero = with_zero
         self.register_buffer("indices", indices.long().clone(), persistent=False)
         counts = torch.bincount(indices.flatten(), minlength=len(centroids)).clamp_min(1)
-        self.register_buffer("scale", counts.to(centroids).sqrt(), persistent=False)
-        self._first = centroids
+        self.register_buffer("scale", counts.to(centroids).sqrt()[int(with_zero) :], persistent=False)
+        self._first = centroids[int(with_zero) :]
 
     def centroids(self, trained: Tensor) -> Tensor:
-        return trained / self.scale
+        values = trained / self.scale
+        return torch.cat([values.new_zeros(1), values]) if self.with_zero else values
 
     def forward(self, trained: Tensor) -> Tensor:
         return self.centroids(trained)[self.indices]
