@@ -120,6 +120,21 @@ class Payload:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
+@dataclass
+class Exchanged:
+    """What the messages of a round came to, one entry a client.
+
+    updates: the server's view of each, (d,). sent: bytes of the message that carries the update, which the next
+    compressor of a chain replaces by its own. before: bytes that the client sent until then, in the middle of the
+    round, which stay whatever follows. answered: bytes that it received beside the model.
+    """
+
+    updates: list[Tensor]
+    sent: list[int]
+    before: list[int]
+    answered: list[int]
+
+
 @dataclass(frozen=True)
 class UpdateCompressionContext:
     """What encoder and decoder know beside the update.
@@ -158,15 +173,15 @@ class UpdateCompressor(Compressor):
         states: list[dict[str, Any]],
         server: dict[str, Any],
         contexts: Sequence[Callable[[], UpdateCompressionContext]],
-    ) -> tuple[list[Tensor], list[int], list[int]]:
+    ) -> Exchanged:
         """All messages of a round: updates (d,), one a client, with each one's state and the server's.
 
-        Returns the server's view of each update, and the bytes each client sent and, beside the model,
-        received. As it is, every client encodes by itself; for methods in which the server answers in the
-        middle of a round it can be overridden. A context's random streams begin anew with every call of it.
+        As it is, every client encodes by itself; for methods in which the server answers in the middle of a round
+        it can be overridden. A context's random streams begin anew with every call of it.
         """
         payloads = [
             self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)
         ]
         received = [self.decode(payload, at()) for payload, at in zip(payloads, contexts, strict=True)]
-        return received, [payload.nbytes for payload in payloads], [0] * len(payloads)
+        sent = [payload.nbytes for payload in payloads]
+        return Exchanged(received, sent, [0] * len(sent), [0] * len(sent))

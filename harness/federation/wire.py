@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 SERVER = -1  # the server's number among those who keep state of the wire
 
 
+def travelling(buffers: dict[str, Tensor], rule: str) -> dict[str, Tensor]:
+    """Which of a model's float buffers go with it over the wire, by the federation's rule for them."""
+    return {} if rule == "local" else buffers
+
+
 class Wire:
     """Takes updates from clients to the server through a chain of compressors, which keep state at both ends."""
 
@@ -37,26 +42,32 @@ class Wire:
     def exchange(
         self, round: int, updates: dict[int, Tensor], buffers: dict[str, Tensor]
     ) -> dict[int, Tensor]:
-        """The updates as the server receives them, and their bytes counted, buffers' included."""
+        """The updates as the server receives them, and all bytes counted.
+
+        buffers: those that travel with a model, either way.
+        """
         if not updates:
             return updates
         extra = sum(b.numel() for b in buffers.values())
         ids, rows = list(updates), list(updates.values())
         size = rows[0].numel()
-        sent, answered = [4 * size] * len(ids), [0] * len(ids)
+        sent = [4 * size] * len(ids)  # by the last message, of which the last link decides
+        before = answered = 0
         for link, compressor in enumerate(self._compressors):
             states = [self._state.setdefault((i, link), {}) for i in ids]
             server = self._state.setdefault((SERVER, link), {})
             contexts = [partial(self._context, round, i, link) for i in ids]
-            rows, sent, more = compressor.exchange(rows, states, server, contexts)
-            answered = [a + b for a, b in zip(answered, more, strict=True)]
+            made = compressor.exchange(rows, states, server, contexts)
+            rows, sent = made.updates, made.sent
+            before += sum(made.before)
+            answered += sum(made.answered)
             wrong = next((row for row in rows if row.shape != (size,)), None)
             if len(rows) != len(ids) or wrong is not None:
                 shape = "other rows" if wrong is None else tuple(wrong.shape)
                 raise PluginError(f"{compressor.name} decoded {shape}, not {len(ids)} of ({size},)")
         self._outcome.messages += len(ids)
-        self._outcome.uplink_bytes += sum(sent) + len(ids) * extra * 4
-        self._outcome.downlink_bytes += sum(answered) + len(ids) * (size + extra) * 4
+        self._outcome.uplink_bytes += before + sum(sent) + len(ids) * extra * 4
+        self._outcome.downlink_bytes += answered + len(ids) * (size + extra) * 4
         return dict(zip(ids, rows, strict=True))
 
     def _context(self, round: int, client: int, link: int) -> UpdateCompressionContext:

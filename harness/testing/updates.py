@@ -41,11 +41,11 @@ def _trial(compressor: UpdateCompressor, setting: Setting) -> Trial:
     def call() -> dict[str, Any]:
         states: list[dict[str, Any]] = [{} for _ in rows]
         contexts = [lambda i=i: _context(world, setting, i) for i in range(3)]
-        decoded, sent, received = compressor.exchange(rows, states, {}, contexts)
+        made = compressor.exchange(rows, states, {}, contexts)
         payload = compressor.encode(rows[0], {}, _context(world, setting))
         return {
-            "decoded": decoded, "sent": sent, "received": received, "payload": payload,
-            "alone": compressor.decode(payload, _context(world, setting)),
+            "decoded": made.updates, "sent": made.sent, "before": made.before, "answered": made.answered,
+            "payload": payload, "alone": compressor.decode(payload, _context(world, setting)),
         }  # fmt: skip
 
     return Trial({"updates": rows}, call, ("decoded", "alone"))
@@ -66,7 +66,7 @@ def decoded_well_formed(subject: Subject) -> None:
             "are not finite",
         )
     require(
-        len(output["decoded"]) == len(output["sent"]) == len(output["received"]) == len(rows),
+        all(len(output[part]) == len(rows) for part in ("decoded", "sent", "before", "answered")),
         f"`exchange` of {subject.name} returns {len(output['decoded'])} updates and {len(output['sent'])} sizes for "
         f"{len(rows)} clients",
     )
@@ -91,7 +91,7 @@ def bytes_counted(subject: Subject) -> None:
         "into `tensors`, in their wire dtypes",
     )
     require(
-        all(isinstance(n, int) and n >= 0 for n in (*output["sent"], *output["received"])),
+        all(isinstance(n, int) and n >= 0 for n in (*output["sent"], *output["before"], *output["answered"])),
         f"`exchange` of {subject.name} returns sizes that are not whole numbers of bytes",
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import harness
 from harness.api import UpdateCompressionContext
+from harness.federation.outcome import Outcome
+from harness.federation.wire import Wire
 
 SHAPES = {"a.weight": (12, 5, 2), "a.bias": (12,), "b.weight": (9, 12), "small.weight": (3, 2)}
 LAYOUT, D = {}, 0
@@ -44,7 +47,9 @@ def updates(n=4, seed=0, rank=None):
 def exchange(method, rows, states=None, server=None, round=0):
     states = [{} for _ in rows] if states is None else states
     contexts = [partial(context, i, round) for i in range(len(rows))]
-    return method.exchange(rows, states, {} if server is None else server, contexts)
+    made = method.exchange(rows, states, {} if server is None else server, contexts)
+    sent = [a + b for a, b in zip(made.before, made.sent, strict=True)]
+    return made.updates, sent, made.answered
 
 
 def test_power_sgd_is_the_paper_s_all_reduce():
@@ -110,6 +115,29 @@ def test_power_sgd_of_one_client_is_its_encoding():
     payload = method.encode(rows[0], {}, context())
     torch.testing.assert_close(method.decode(payload, context()), together[0])
     assert payload.nbytes == sent[0]
+
+
+def counted(*chain):
+    """Bytes up and down of one client of three, in a round of this chain."""
+    outcome, module = Outcome(), torch.nn.Linear(40, 30, bias=False)
+    trainer = SimpleNamespace(device="cpu", layout={"weight": slice(0, 1200)}, module=module)
+    wire = Wire([create(name, **parameters) for name, parameters in chain], trainer, 0, outcome)
+    generator = torch.Generator().manual_seed(0)
+    wire.exchange(0, {i: torch.randn(1200, generator=generator) for i in range(3)}, {})
+    return outcome.uplink_bytes / 3, outcome.downlink_bytes / 3
+
+
+def test_what_is_sent_in_the_middle_of_a_round_counts_whatever_follows():
+    n, m, d, r = 30, 40, 1200, 2
+    power, half, top = ("powersgd", {"rank": r}), ("half-update", {}), ("top-k", {"ratio": 0.1})
+    both_ways = 4 * d + 4 * r * (n + m)  # the model, P and Q
+    assert counted(power) == (4 * r * (n + m), both_ways)
+    assert counted(half, power) == (4 * r * (n + m), both_ways)
+    assert counted(power, half) == (4 * r * n + 2 * d, both_ways)  # M Q has gone before the half floats
+    assert counted(power, half, top) == (4 * r * n + counted(top)[0], both_ways)
+    assert counted(power, power) == (4 * r * n + 4 * r * (n + m), both_ways + 4 * r * (n + m))
+    assert counted(half, top) == counted(top)
+    assert counted() == (4 * d, 4 * d)
 
 
 @pytest.mark.parametrize("rows", [3, 5])

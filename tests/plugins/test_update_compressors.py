@@ -91,7 +91,7 @@ def test_one_bad_coordinate_of_many_shows_at_the_server(name, bad, together):
     wrong[700] = bad
     if together:
         made = method.exchange([good, wrong], [{}, {}], {}, [context, lambda: context(client=1)])
-        decoded, sound = made[0][1], made[0][0]
+        sound, decoded = made.updates
         assert sound.isfinite().all()
     else:
         decoded = sent(method, wrong)

@@ -6,7 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api import Field, Payload, PluginError, Reference, UpdateCompressionContext, UpdateCompressor
+from harness.api import (
+    Exchanged,
+    Field,
+    Payload,
+    PluginError,
+    Reference,
+    UpdateCompressionContext,
+    UpdateCompressor,
+)
 from harness_plugins.compressors._updates import check_update, keep_residual, raw_update, with_residual
 
 if TYPE_CHECKING:
@@ -24,8 +32,9 @@ class PowerSGD(UpdateCompressor):
 
     The decoded updates of a round share P, so one client's message alone says little, and robust rules see all
     updates in one subspace of rank r a layer. Without the other clients (`encode`) the mean is the client's own.
-    An update that is not finite is sent as such and takes no part in P. Bytes: r (n + m) floats up; n r and m r
-    down, P and Q. State: the residual at the clients, Q at the server. Cost: O(d r).
+    An update that is not finite is sent as such and takes no part in P. Bytes: r (n + m) floats up, those of M Q
+    whatever compressor follows; n r and m r down, P and Q. State: the residual at the clients, Q at the server.
+    Cost: O(d r).
     """
 
     name: ClassVar[str] = "powersgd"
@@ -46,7 +55,7 @@ class PowerSGD(UpdateCompressor):
         states: list[dict[str, Any]],
         server: dict[str, Any],
         contexts: Sequence[Callable[[], UpdateCompressionContext]],
-    ) -> tuple[list[Tensor], list[int], list[int]]:
+    ) -> Exchanged:
         for update in updates:
             check_update(self, update)
         carried = [with_residual(u, s, self.error_feedback) for u, s in zip(updates, states, strict=True)]
@@ -54,12 +63,12 @@ class PowerSGD(UpdateCompressor):
         finite = [i for i, r in enumerate(raw) if r is None]
         received = [c if r is None else r.tensors["raw"] for c, r in zip(carried, raw, strict=True)]
         sent = [0 if r is None else r.nbytes for r in raw]
-        answered = [0] * len(updates)
+        before, answered = [0] * len(updates), [0] * len(updates)
         if not finite:
-            return received, sent, answered
+            return Exchanged(received, sent, before, answered)
         context = contexts[0]()
         rows = carried[finite[0]].new_zeros((len(finite), len(updates[0]))).float()
-        up = down = 0
+        first_up = up = down = 0
         for name, part in _layers(context, len(updates[0])).items():
             own = [carried[i][part].float() for i in finite]
             columns = self._columns(context.shapes.get(name, ()))
@@ -75,12 +84,13 @@ class PowerSGD(UpdateCompressor):
             for row, right in zip(rows, rights, strict=True):
                 row[part] = (left @ right.T).flatten()
             server[name] = sum(rights) / len(rights)
-            up += 4 * (left.numel() + rights[0].numel())
+            first_up += 4 * left.numel()  # M Q has the shape of P
+            up += 4 * rights[0].numel()
             down += 4 * (left.numel() + first.numel())
         for row, i in zip(rows, finite, strict=True):
-            received[i], sent[i], answered[i] = row, up, down
+            received[i], sent[i], before[i], answered[i] = row, up, first_up, down
             keep_residual(carried[i], row, states[i], self.error_feedback)
-        return received, sent, answered
+        return Exchanged(received, sent, before, answered)
 
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
