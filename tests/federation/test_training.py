@@ -168,6 +168,15 @@ def test_local_buffers_stay_with_the_client():
     torch.testing.assert_close(module[1].running_mean, mean)
 
 
+@pytest.mark.parametrize(("rule", "floats"), [("average", 2 * 4), ("local", 0)])
+def test_buffers_that_stay_with_the_client_cost_nothing_to_send(rule, floats):
+    module = network(norm=True)
+    d = sum(p.numel() for p in module.parameters())
+    assert sum(b.numel() for b in module.buffers() if b.is_floating_point()) == 2 * 4
+    outcome = run(federation(module, clients([8, 8], steps=1), buffers=rule), rounds=3)
+    assert (outcome.uplink_bytes, outcome.downlink_bytes) == (6 * 4 * (d + floats), 6 * 4 * (d + floats))
+
+
 def test_the_schedule_scales_the_learning_rate():
     (a,) = clients([8], steps=1)
     one, half = network(), network()
