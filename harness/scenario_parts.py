@@ -152,7 +152,9 @@ class Federation(Part):
     )
     evaluate_every: int = Field(1, ge=0, description="rounds between evaluations on val; 0: only at the end")
     buffers: Literal["average", "local"] = Field(
-        "average", description="what happens to buffers such as BatchNorm statistics"
+        "average",
+        description="BatchNorm's and other statistics: averaged in every round, or kept by each client between its "
+        "rounds (FedBN); the released model has their average in either case, under local from one message at the end",
     )
 
 

@@ -36,7 +36,7 @@ from harness.federation.vector import (
     trainable,
     write,
 )
-from harness.federation.wire import Wire
+from harness.federation.wire import Wire, travelling
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class Federation:
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as the server receives it (d,), and their float buffers."""
         updates, client_buffers = self.train(start, ids, attackers, buffers)
-        return self.wire.exchange(start.round, updates, buffers), client_buffers
+        sent = travelling(buffers, self.rules.buffers)
+        return self.wire.exchange(start.round, updates, sent), client_buffers
 
     def train(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]

@@ -129,7 +129,7 @@ def wrap(reply: Message, weighting: str) -> Message:
     update, buffers = messages.read_update(reply.content, "cpu")
     if buffers:
         raise PluginError(
-            "buffers such as BatchNorm's cannot be averaged under secure aggregation; keep them local"
+            "buffers such as BatchNorm's cannot be averaged under secure aggregation: take a model without them"
         )
     if float(update.abs().max()) > CLIPPING:
         raise PluginError(
