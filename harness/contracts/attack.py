@@ -57,12 +57,16 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class EvasionContext:
-    """eps and norm: the budget in [0, 1] pixels (None: not bounded). generator: on x's device."""
+    """eps and norm: the radius in [0, 1] pixels (None: not bounded). generator: on x's device.
+
+    budget: the threat's radius, which eps follows from; None: it has none, and eps is the attack's own or default.
+    """
 
     num_classes: int
     generator: torch.Generator
     eps: float | None = None
     norm: str | None = None
+    budget: float | None = None
 
 
 class EvasionAttack(Attack):

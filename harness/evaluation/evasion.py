@@ -60,7 +60,7 @@ def attack_batch(
             with torch.no_grad():
                 num_classes = model(x[:1]).shape[1]
         generator = torch.Generator(x.device).manual_seed(derive("evasion-context", seed))
-        context = EvasionContext(num_classes, generator, eps, attack.norm)
+        context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
             adversarial = attack.perturb(model, x.detach().clone(), y.detach().clone(), context).detach()
     if verify:

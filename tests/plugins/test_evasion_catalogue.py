@@ -206,6 +206,73 @@ def test_a_multi_attack_keeps_for_each_sample_what_fools():
     assert (model(both).argmax(1) != y).sum() >= (model(single).argmax(1) != y).sum()
 
 
+class TwoSided(Linear):
+    """Two classes of opposite logits, scale times w (x - 1/2): every gradient of the loss points along w or -w.
+
+    At the scale of 3 margins reach 32, where gradients are far below 1e-10 in norm, and well above the least float32.
+    """
+
+    def __init__(self, scale=1.0):
+        super().__init__(classes=1, scale=scale)
+
+    def forward(self, x):
+        logit = super().forward(x)
+        return torch.cat([logit, -logit], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("pgd-l2", {}), ("torchattack", {"attack": "PGDL2", "ball": "l2", "settings": {"steps": 20}})],
+)
+def test_an_l2_attack_finds_the_same_whatever_the_scale_of_the_logits(name, parameters):
+    x = images(low=0.0, high=1.0)
+    found = []
+    for scale in (0.15, 3.0):
+        model = TwoSided(scale)
+        y = model(x).argmax(1)
+        found.append(create(name, **parameters)(model, x, y, budget=0.5, seed=3))
+    assert (found[0] != x).any()
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+
+
+def test_an_l2_attack_does_not_depend_on_the_batch_it_is_run_in():
+    model, x = TwoSided(3.0), images(n=32, low=0.0, high=1.0)
+    y = model(x).argmax(1)
+    attack = create("pgd-l2", random_start=False, steps=5, alpha=0.02)  # the steps alone end within the ball
+    alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], budget=0.5) for i in range(len(x))])
+    torch.testing.assert_close(attack(model, x, y, budget=0.5), alone, atol=1e-6, rtol=0)
+
+
+def test_a_constant_of_torchattacks_that_is_given_is_kept():
+    x, settings = images(n=4), {"steps": 5, "eps_for_division": 1e6}  # so large that nothing moves
+    model = Linear()
+    attack = create("torchattack", attack="PGDL2", ball="l2", settings={**settings, "random_start": False})
+    torch.testing.assert_close(attack(model, x, model(x).argmax(1), budget=0.5), x, atol=1e-4, rtol=0)
+
+
+def test_each_part_of_a_multi_attack_keeps_to_the_radius_it_would_have_alone():
+    model, x = Linear(scale=0.01), images()
+    y = model(x).argmax(1)
+    pgd, wide = create("pgd", random_start=False), create("fgsm", eps=0.2)
+
+    def moved(attacks, budget):  # of those that the first attack fools
+        only = create("multi-attack", attacks=attacks)
+        fooled = model(pgd(model, x, y, budget=budget)).argmax(1) != y
+        assert fooled.any()
+        assert only.radius(budget) == 0.2
+        return (only(model, x, y, budget=budget) - x)[fooled].abs().max().item()
+
+    assert moved([pgd, wide], None) == pytest.approx(8 / 255, abs=1e-6)
+    assert moved([pgd, wide], 0.05) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_resized_input_is_smaller_than_the_image():
+    for name in ("di-fgsm", "ti-fgsm"):
+        create(name, resize_rate=0.99)
+        with pytest.raises(PluginError, match="less than 1"):
+            create(name, resize_rate=1.0)
+
+
 def test_what_only_takes_square_images_says_so():
     for name, parameters in (
         ("di-fgsm", {}),

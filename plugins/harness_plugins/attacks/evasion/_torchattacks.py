@@ -11,6 +11,11 @@ from harness.api import EvasionAttack, EvasionContext, NotApplicable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What torchattacks adds to a gradient's norm (eps_for_division) where its own 1e-10 would not stay a guard against
+# zero alone: the cross-entropy of a confident model, averaged over a batch, has gradients far smaller than that,
+# and with it their steps shrink to nothing. 1e-35 is still a normal float32.
+ZERO_GUARD = 1e-35
+
 
 class TorchattacksAttack(EvasionAttack):
     """An evasion attack run by a class of torchattacks, on [0, 1] pixels, without its own normalisation."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from harness.api import EvasionContext, Field, Reference, did_you_mean
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack, run
+from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack, run
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
 OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
@@ -18,6 +18,8 @@ class AnyTorchattack(TorchattacksAttack):
 
     `settings` are checked against the class's signature. Where it takes eps, the radius is passed on, and
     where it takes alpha, 2.5 eps / steps unless given: the library's own alpha may never reach a larger eps.
+    Where it takes eps_for_division, that is 1e-35 unless given: the library's own 1e-10 outweighs the gradients
+    of a confident model.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """
@@ -80,6 +82,8 @@ class AnyTorchattack(TorchattacksAttack):
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         names, given = self._signature(), dict(self.settings)
+        if "eps_for_division" in names:
+            given.setdefault("eps_for_division", ZERO_GUARD)
         if "eps" in names and context.eps is not None:
             given["eps"] = context.eps
             if "alpha" in names:

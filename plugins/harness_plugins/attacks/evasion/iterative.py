@@ -119,7 +119,7 @@ class DIFGSM(Iterative):
     )  # fmt: skip
     implementation: ClassVar[str] = "DIFGSM"
     decay: float = Field(0.0, ge=0, description="decay of the accumulated gradient; 0: none")
-    resize_rate: float = Field(0.9, gt=0, le=1, description="least size of the resized input")
+    resize_rate: float = Field(0.9, gt=0, lt=1, description="least size of the resized input, as a share")
     diversity_prob: float = Field(0.5, ge=0, le=1, description="probability that an input is transformed")
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from harness.api import EvasionContext, Field, Reference
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack
 
 
 class CarliniWagner(TorchattacksAttack):
@@ -111,7 +111,8 @@ class OnePixel(TorchattacksAttack):
 class PGDL2(TorchattacksAttack):
     """Projected gradient ascent in an L2 ball: normalised gradient steps, projected to the ball and [0, 1].
 
-    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps.
+    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps. A
+    step has its full length however small the gradient g is, as long as float32 can tell it from zero.
     """
 
     name = "pgd-l2"
@@ -137,7 +138,10 @@ class PGDL2(TorchattacksAttack):
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         assert context.eps is not None
         alpha = 2.5 * context.eps / self.steps if self.alpha is None else self.alpha
-        return {"eps": context.eps, "alpha": alpha, "steps": self.steps, "random_start": self.random_start}
+        return {
+            "eps": context.eps, "alpha": alpha, "steps": self.steps, "random_start": self.random_start,
+            "eps_for_division": ZERO_GUARD,
+        }  # fmt: skip
 
 
 PLUGINS = (CarliniWagner, DeepFool, SparseFool, OnePixel, PGDL2)

@@ -48,8 +48,9 @@ def one_after_another(
 class MultiAttack(EvasionAttack):
     """The worst case over several attacks, sample by sample: each is run on what the ones before left right.
 
-    All bounded by the same norm (or by none). Source: the union of perturbation models of Tramèr and Boneh,
-    here over attacks in one ball.
+    All bounded by the same norm (or by none); each keeps to the radius that it would have alone: its own, else
+    the threat's budget, else its default. The radius of the whole is the largest of these. Source: the union of
+    perturbation models of Tramèr and Boneh.
     """
 
     name = "multi-attack"
@@ -97,8 +98,14 @@ class MultiAttack(EvasionAttack):
         return {"parts": [attack.label() for attack in self.attacks]}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        parts = [(a, replace(context, eps=a.radius(context.eps), norm=a.norm)) for a in self.attacks]
+        parts = [(a, replace(context, eps=self._within(a, context), norm=a.norm)) for a in self.attacks]
         return one_after_another(parts, model, x, y)
+
+    @staticmethod
+    def _within(attack: EvasionAttack, context: EvasionContext) -> float | None:
+        """A part's radius: never beyond the whole's, which a caller may have made smaller."""
+        radius = attack.radius(context.budget)
+        return radius if radius is None or context.eps is None else min(radius, context.eps)
 
 
 class Transfer(EvasionAttack):
