@@ -85,7 +85,7 @@ class EvasionAttack(Attack):
 
     @property
     def effort(self) -> int:
-        """Gradient or query evaluations per sample: more should never leave higher accuracy."""
+        """Gradient or query evaluations per sample: of one attack, more should never leave higher accuracy."""
         return 1
 
     def radius(self, budget: float | None = None) -> float | None:

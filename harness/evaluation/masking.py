@@ -2,7 +2,9 @@
 
 After Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018) and
 Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): a black-box attack must not beat
-white-box ones, and neither more steps nor a larger radius must leave more accuracy.
+white-box ones, and neither more steps nor a larger radius of one attack must leave more accuracy. Different attacks
+are not compared by their effort: those that are made to transfer spend it on other ends, and are weaker on the very
+model they were made on.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 FLAG = "gradient-masking-suspected"
 MARGIN_FLOOR = 0.01  # one point of accuracy: less is not worth a warning, however large the test set
 STANDARD_ERRORS = 2.0  # about 95 %
+# Parameters of attacks that say how long and how far they search: without them two are one and the same attack.
+EFFORT = frozenset({"eps", "steps", "iterations", "restarts", "queries", "draws"})
 
 
 def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]]:
@@ -24,9 +28,10 @@ def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
     Records are compared where all of `cell` but the attack agrees, and the norm and eps of `attack`; only
     those with attack mode `white-box` and a finite `scores.robust_accuracy` take part. All records of a group
     are flagged where (a) an attack without gradients leaves less robust accuracy than every gradient attack,
-    or (b) a gradient attack leaves more than another of less effort. All records of one gradient attack, at
-    several radii, on one model are flagged where (c) it leaves more at a larger radius than at a smaller one.
-    In each case by more than `margin`.
+    or (b) a gradient attack leaves more than itself with less effort: by name and all parameters but those of
+    EFFORT in `config.attack` they are the same, so records without a configuration have no such pair. All records
+    of one gradient attack, at several radii, on one model are flagged where (c) it leaves more at a larger radius
+    than at a smaller one. In each case by more than `margin`.
     """
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     curves: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -67,14 +72,20 @@ def _curve(record: Mapping[str, Any]) -> str:
     """What the records of one attack on one model have in common at all radii."""
     cell = {axis: value for axis, value in record["cell"].items() if axis not in ("attack", "threat")}
     threat = {k: v for k, v in record["config"]["threat"].items() if k not in ("name", "budget")}
-    attack = _without_eps(record["config"]["attack"])
+    attack = _without(record["config"]["attack"], {"eps"})
     return json.dumps([cell, threat, attack, record["attack"]["norm"]], sort_keys=True, default=str)
 
 
-def _without_eps(spec: Any) -> Any:
+def _without(spec: Any, names: Collection[str]) -> Any:
+    """A configuration without the parameters of these names, those of parts included."""
     if isinstance(spec, Mapping):
-        return {key: _without_eps(value) for key, value in spec.items() if key != "eps"}
-    return [_without_eps(value) for value in spec] if isinstance(spec, (list, tuple)) else spec
+        return {key: _without(value, names) for key, value in spec.items() if key not in names}
+    return [_without(value, names) for value in spec] if isinstance(spec, (list, tuple)) else spec
+
+
+def _same_attack(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    specs = [_without((r.get("config") or {}).get("attack"), EFFORT) for r in (first, second)]
+    return specs[0] is not None and specs[0] == specs[1]
 
 
 def _rises(curve: list[Mapping[str, Any]]) -> bool:
@@ -87,7 +98,9 @@ def _masked(group: list[Mapping[str, Any]]) -> bool:
     white = [r for r in group if r["attack"]["access"] == "gradients"]
     black = [r for r in group if r["attack"]["access"] != "gradients"]
     return (bool(white) and any(all(_beats(b, w) for w in white) for b in black)) or any(
-        weak["attack"]["effort"] < strong["attack"]["effort"] and _beats(weak, strong)
+        weak["attack"]["effort"] < strong["attack"]["effort"]
+        and _beats(weak, strong)
+        and _same_attack(weak, strong)
         for weak in white
         for strong in white
     )

@@ -17,6 +17,13 @@ def record(name, accuracy, access="gradients", effort=1, *, mode="white-box", ep
     }  # fmt: skip
 
 
+def searched(name, accuracy, steps, attack="pgd", **rest):
+    """One and the same attack but for its steps."""
+    found = record(name, accuracy, effort=steps, **{k: rest.pop(k) for k in ("n", "eps") if k in rest})
+    found["config"] = {"attack": {attack: {"alpha": None, "steps": steps, **rest}}, "threat": {}}
+    return found
+
+
 def flagged(*records):
     result = suspect_masking(records)
     assert all(flags == [FLAG] for flags in result.values())
@@ -47,20 +54,36 @@ def test_a_label_only_attack_is_a_black_box_too():
     assert flagged(record("pgd", 0.6), record("boundary", 0.5, "labels", 9)) == {"pgd", "boundary"}
 
 
-def test_more_effort_that_leaves_more_accuracy_flags():
-    assert flagged(record("fgsm", 0.5), record("pgd", 0.6, effort=20)) == {"fgsm", "pgd"}
-    assert not flagged(record("fgsm", 0.6), record("pgd", 0.5, effort=20))
-    assert not flagged(record("a", 0.5, effort=20), record("b", 0.6, effort=20))
+def test_more_effort_of_one_attack_that_leaves_more_accuracy_flags():
+    assert flagged(searched("short", 0.5, 5), searched("long", 0.6, 20), record("fgsm", 0.9)) == {
+        "short", "long", "fgsm"
+    }  # fmt: skip
+    assert flagged(searched("one", 0.5, 20, restarts=1), searched("five", 0.6, 100, restarts=5))
+    assert not flagged(searched("short", 0.6, 5), searched("long", 0.5, 20))
+    assert not flagged(searched("a", 0.5, 20), searched("b", 0.6, 20))
+    # Of a stack of attacks the parts count likewise.
+    parts = [
+        searched(f"m{n}", 0.5 + n / 200, n, "multi-attack", attacks=[{"pgd": {"steps": n}}]) for n in (5, 20)
+    ]
+    assert flagged(*parts) == {"m5", "m20"}
+
+
+def test_different_attacks_are_not_compared_by_their_effort():
+    """What is made to transfer takes many gradients and is weak on its own model, masked or not."""
+    pgd = searched("pgd", 0.3, 20)
+    assert not flagged(pgd, searched("vmi", 0.6, 60, "vmi-fgsm"), searched("ti", 0.7, 30, "ti-fgsm"))
+    assert not flagged(pgd, searched("small", 0.6, 100, step_size=0.001))
+    assert not flagged(record("a", 0.5), record("b", 0.6, effort=20))  # nobody says what these were
     # Queries and gradient steps are not one currency.
     assert not flagged(record("pgd", 0.5, effort=20), record("square", 0.6, "logits", effort=5000))
 
 
 def test_differences_within_the_margin_are_chance():
     # 2 sqrt(.55 * .45 / 1000) = 0.0315
-    assert flagged(record("fgsm", 0.5335), record("pgd", 0.5665, effort=20))
-    assert not flagged(record("fgsm", 0.535), record("pgd", 0.565, effort=20))
+    assert flagged(searched("short", 0.5335, 5), searched("long", 0.5665, 20))
+    assert not flagged(searched("short", 0.535, 5), searched("long", 0.565, 20))
     # The smaller sample counts.
-    assert not flagged(record("fgsm", 0.5, n=100), record("pgd", 0.59, effort=20, n=10**6))
+    assert not flagged(searched("short", 0.5, 5, n=100), searched("long", 0.59, 20, n=10**6))
 
 
 @pytest.mark.parametrize(
@@ -69,16 +92,17 @@ def test_differences_within_the_margin_are_chance():
      {"eps": 4 / 255}],
 )  # fmt: skip
 def test_only_like_is_compared_with_like(other):
-    assert not flagged(record("fgsm", 0.3, **other), record("pgd", 0.6, effort=20))
+    short = searched("short", 0.3, 5, **{k: v for k, v in other.items() if k == "eps"})
+    short["cell"] |= {k: v for k, v in other.items() if k != "eps"}
+    assert not flagged(short, searched("long", 0.6, 20))
 
 
 def test_one_masked_group_flags_no_other():
-    pair = [record("fgsm", 0.5), record("pgd", 0.6, effort=20)]
-    fine = [
-        record("fgsm-krum", 0.6, aggregator="krum"),
-        record("pgd-krum", 0.5, effort=20, aggregator="krum"),
-    ]
-    assert flagged(*pair, *fine) == {"fgsm", "pgd"}
+    pair = [searched("short", 0.5, 5), searched("long", 0.6, 20)]
+    fine = [searched("short-krum", 0.6, 5), searched("long-krum", 0.5, 20)]
+    for one in fine:
+        one["cell"]["aggregator"] = "krum"
+    assert flagged(*pair, *fine) == {"short", "long"}
 
 
 def test_transfer_failed_and_unscored_records_take_no_part():
