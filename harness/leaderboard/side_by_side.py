@@ -33,9 +33,12 @@ class Pair:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The one that is better beyond its seeds: the 95 % interval leaves zero out."""
+        """The one that is better beyond its seeds: the 95 % interval leaves zero out.
+
+        None where nothing can be tested, such as the same difference at every seed: see `paired_difference`.
+        """
         low, high = self.difference.low, self.difference.high
-        if self.direction == "none" or math.isnan(low) or low <= 0 <= high:
+        if self.direction == "none" or math.isnan(self.difference.p) or low <= 0 <= high:
             return None
         return "first" if (low > 0) == (self.direction == "higher") else "second"
 
@@ -113,6 +116,12 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
         console.print(table)
     fewest = min((pair.difference.pairs for pair in pairs), default=0)
     console.print(Text(f"A - B: over shared seeds, at least {fewest}; green: A is better, red: B is better"))
+    if len(pairs) > 1:
+        console.print(
+            Text(
+                f"lines are not adjusted for their number: of {len(pairs)}, one in 20 is coloured by chance alone"
+            )
+        )
     warning = too_few(fewest)
     if pairs and warning is not None:
         console.print(Text(warning))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ def interval(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     if not np.isfinite(array).all():
         both = np.isposinf(array).any() and np.isneginf(array).any()
         return Interval(math.nan if both else float(array[np.isinf(array)][0]), math.nan, math.nan)
-    mean = float(array.mean())
+    mean = math.fsum(array) / len(array)  # the same in every order: no tie is broken by rounding
     if len(array) == 1:
         return Interval(mean, math.nan, math.nan)
     from scipy.special import stdtrit
@@ -173,11 +174,11 @@ def worst_and_mean(scores: pd.DataFrame, better: Literal["higher", "lower"]) -> 
     there = scores[scores["value"].notna()].astype({"value": float})
     groups = there.groupby("seed", sort=False, dropna=False)["value"]
     worst = groups.min() if better == "higher" else groups.max()
-    mean = groups.mean()
+    mean = groups.agg(fmean)
     asked = scores["seed"].nunique(dropna=False) * scores["attack"].nunique(dropna=False)
     return Pooled(
-        float(worst.mean()),
-        float(mean.mean()),
+        fmean(worst) if len(worst) else math.nan,
+        fmean(mean) if len(mean) else math.nan,
         {seed: float(value) for seed, value in worst.items()},
         {seed: float(value) for seed, value in mean.items()},
         incomplete=len(there) < asked,

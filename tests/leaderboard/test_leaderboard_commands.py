@@ -232,6 +232,20 @@ def test_what_is_better_depends_on_the_direction():
     assert (accuracy.better, loss.better) == ("first", "first")
 
 
+def test_the_same_difference_at_every_seed_proves_nothing(call, tmp_path):
+    rows = ([0.91, 0.92, 0.93], [0.90, 0.91, 0.92])
+    a, b = (
+        handmade.submission(name, {NONE: {"accuracy": row, "loss": row}, SMOOTH: {"accuracy": row}})
+        for name, row in zip("ab", rows, strict=True)
+    )
+    for pair in compare_submissions(a, b):
+        assert math.isnan(pair.difference.p)
+        assert pair.better is None
+    status, out, _ = call("compare", save(tmp_path, a), save(tmp_path, b))
+    assert status == 0
+    assert "lines are not adjusted for their number" in out
+
+
 def test_undefined_scores_are_compared_as_what_they_are():
     from harness.leaderboard.submission import parse
 

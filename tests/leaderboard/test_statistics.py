@@ -201,6 +201,15 @@ def test_holm_leaves_out_what_was_not_tested():
         statistics.holm([0.2, 1.2])
 
 
+def test_the_order_of_seeds_breaks_no_tie():
+    from itertools import permutations
+
+    for values in ((0.1, 0.2, 0.3), (0.91, 0.85, 0.7, 0.66)):
+        assert len({statistics.interval(order).mean for order in permutations(values)}) == 1
+        frames = [long_frame({(i, "a"): v for i, v in enumerate(order)}) for order in permutations(values)]
+        assert len({statistics.worst_and_mean(frame, "higher")[:2] for frame in frames}) == 1
+
+
 def long_frame(values):
     rows = [(seed, attack, value) for (seed, attack), value in values.items()]
     return pd.DataFrame(rows, columns=["seed", "attack", "value"])
