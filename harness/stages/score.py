@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from harness.contracts.attack import EvasionAttack, PoisoningAttack
-from harness.contracts.data import hold_out
 from harness.contracts.defence import Guarantee
 from harness.contracts.metric import CONTEXT_FIELDS, Certificate, Metric, MetricContext
 from harness.contracts.privacy import PrivacyAttack
@@ -106,12 +105,25 @@ class Scoring:
 
 
 def stratified(part: Part, size: int) -> Part:
-    """At most about `size` records, a seeded draw in which classes keep their shares."""
+    """`size` records, or all if there are fewer, drawn so that classes keep their shares; in their own order.
+
+    Class c of n_c of the n records gets floor(size n_c / n), and what is left goes to the largest remainders, of
+    equal ones by lot. The draw is seeded by the size alone: every cell has the same records.
+    """
     if size >= len(part):
         return part
     labels = part.labels.cpu().numpy()
-    _, chosen = hold_out(labels, None, size / len(labels), numpy_generator("test subset", size))
-    images, chosen_labels = part.take(chosen)
+    rng = numpy_generator("test subset", size)
+    classes, counts = np.unique(labels, return_counts=True)
+    shares, remainders = np.divmod(size * counts, len(labels))
+    lots = rng.permutation(len(classes))
+    order = np.lexsort((lots, -remainders))
+    shares[order[: size - shares.sum()]] += 1
+    drawn = [
+        rng.choice(np.flatnonzero(labels == label), share, replace=False)
+        for label, share in zip(classes, shares, strict=True)
+    ]
+    images, chosen_labels = part.take(np.sort(np.concatenate(drawn)))
     return Part(images, chosen_labels, None)
 
 

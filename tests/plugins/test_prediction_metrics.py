@@ -137,9 +137,12 @@ def test_robust_accuracy_counts_what_is_right_both_times():
     clean = np.eye(2)[[0, 0, 1, 1]]
     adversarial = np.eye(2)[[0, 1, 0, 1]]  # the third is set right by the attack: not robust
     given = {"labels": labels, "logits": clean, "adversarial_logits": adversarial}
-    assert score("robust-accuracy", 2, **given) == {"robust_accuracy": 0.25}
+    assert score("robust-accuracy", 2, **given) == {
+        "robust_accuracy": 0.25,
+        "attacked_clean_accuracy": 0.5,
+    }
     given["adversarial_logits"] = np.full((4, 2), np.nan)
-    assert score("robust-accuracy", 2, **given) == {"robust_accuracy": 0.0}
+    assert score("robust-accuracy", 2, **given)["robust_accuracy"] == 0.0
     given["adversarial_logits"] = clean
     assert score("robust-accuracy", 2, **given)["robust_accuracy"] == score(
         "accuracy", 2, labels=labels, logits=clean
@@ -299,7 +302,14 @@ def test_only_times_and_memory_are_measured():
     declared = {n: s for name in NAMES for n, s in harness.create("metric", name).scores.items()}
     assert {n for n, s in declared.items() if s.measured} == {"train_seconds", "peak_memory_bytes"}
     higher = {n for n, s in declared.items() if s.direction == "higher"}
-    quality = {"accuracy", "balanced_accuracy", "macro_f1", "auroc", "robust_accuracy"}
+    quality = {
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "auroc",
+        "robust_accuracy",
+        "attacked_clean_accuracy",
+    }
     assert higher == quality | {"detection_precision", "detection_recall"}
 
 

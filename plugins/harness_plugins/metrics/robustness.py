@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class RobustAccuracy(Metric):
     """Share of test samples predicted right on the clean *and* the adversarial input.
 
-    Never above the clean accuracy: a sample that an attack happens to set right is not robust.
+    Never above the clean accuracy of the samples that were attacked, which stands beside it: a sample that an attack
+    happens to set right is not robust. Where a subset is attacked, that accuracy is not the whole test set's.
     Source: Croce et al. (2021), for the attack at hand in place of the worst case.
     """
 
@@ -30,13 +31,17 @@ class RobustAccuracy(Metric):
     scores: ClassVar[dict[str, Score]] = {
         "robust_accuracy": Score(
             "higher", "share", "test samples right on the clean and the adversarial input"
-        )
+        ),
+        "attacked_clean_accuracy": Score(
+            "higher", "share", "the same samples, right on the clean input: what there was to lose"
+        ),
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
         labels, clean, adversarial = checked(context.labels, context.logits, context.adversarial_logits)
-        right = (predicted(clean) == labels) & (predicted(adversarial) == labels)
-        return {"robust_accuracy": float(right.mean())}
+        before = predicted(clean) == labels
+        right = before & (predicted(adversarial) == labels)
+        return {"robust_accuracy": float(right.mean()), "attacked_clean_accuracy": float(before.mean())}
 
 
 class AttackSuccessRate(Metric):
