@@ -285,6 +285,19 @@ def test_marks_are_explained_where_they_are_used():
     assert "failed ×1: ValueError: boom" in text
 
 
+def test_scores_of_a_part_of_the_test_set_say_so():
+    whole = record("e", "pgd", scores={"robust_accuracy": 0.3}, test_samples=1000) | {
+        "attack": {"samples": 1000}
+    }
+    assert "test records" not in drawn([whole])
+    text = drawn([{**whole, "attack": {"samples": 100}}])
+    assert "30.0¶" in text
+    assert "¶: on fewer test records than the clean accuracy: the threat's subset" in text
+    text = drawn([{**whole, "provenance": {"dataset": {"test": 2000}}}])
+    assert "¶" not in text
+    assert "scores are of 1000 of the 2000 test records: the scenario's evaluation.subset" in text
+
+
 def test_outcomes_are_counted_with_their_first_reasons():
     records = [
         record(),

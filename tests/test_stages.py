@@ -10,12 +10,17 @@ import torch
 
 import harness
 from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, Score, TrainingVariant, hookimpl
+from harness.console.pooling import pool
 from harness.evaluation.predict import predict
+from harness.federation.data import Part
 from harness.grid import cells
+from harness.leaderboard.board import boards
+from harness.leaderboard.submit import of_store
 from harness.plan import Planner
 from harness.registry import registry
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
+from harness.stages.score import stratified
 from harness.store import Store
 from harness.training import Training
 
@@ -220,8 +225,43 @@ threats:
 def test_a_subset_is_seeded_stratified_and_in_the_record(tmp_path):
     text = "evaluation: {subset: 100}\nthreats: [{name: none}, {name: e, attacks: [fgsm]}]"
     clean, attacked = run(text, tmp_path).records
-    assert abs(clean["test_samples"] - 100) <= 10
+    assert clean["test_samples"] == 100
     assert attacked["attack"]["samples"] == clean["test_samples"]
+    assert attacked["scores"]["attacked_clean_accuracy"] == clean["scores"]["accuracy"]
+
+
+def test_what_is_robust_was_right_among_what_was_attacked(tmp_path):
+    """At eps 0 nothing moves: robust is what was right, of the twelve records that were attacked."""
+    text = "threats: [{name: none}, {name: e, subset: 12, attacks: [fgsm: {eps: 0}]}]"
+    clean, attacked = run(text, tmp_path).records
+    assert attacked["attack"]["samples"] == 12
+    scores = attacked["scores"]
+    assert scores["robust_accuracy"] == scores["attacked_clean_accuracy"]
+    assert scores["robust_accuracy"] * 12 == pytest.approx(round(scores["robust_accuracy"] * 12))
+    assert scores["accuracy"] == clean["scores"]["accuracy"]  # of the whole test set
+    (made,) = of_store([clean, attacked], "store")
+    assert [(cell.tested, cell.attacked) for cell in made.cells] == [
+        (clean["test_samples"], n) for n in (None, 12)
+    ]
+    assert made.scenario.test_records == clean["test_samples"]
+    (row,) = boards([made])[0].rows
+    assert row.values["robust"].signs == pool([clean, attacked])[0].values["robust"].subset * "¶" == "¶"
+
+
+@pytest.mark.parametrize("counts", [(50, 50), (97, 2, 1), (1, 1, 1, 1, 1), (400, 250, 250, 99, 1), (7,)])
+def test_a_subset_has_its_size_and_the_classes_their_shares(counts):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    part = Part(torch.arange(len(labels)), torch.from_numpy(labels), None)
+    for size in range(1, len(labels) + 1):
+        drawn = stratified(part, size)
+        assert len(drawn) == size
+        assert len(set(drawn.images.tolist())) == size  # nothing twice
+        assert (drawn.labels == part.labels[drawn.images]).all()
+        exact = size * np.array(counts) / len(labels)
+        found = np.bincount(drawn.labels, minlength=len(counts))
+        assert (np.abs(found - exact) < 1).all()
+        assert (stratified(part, size).images == drawn.images).all()
+    assert len(stratified(part, len(labels) + 5)) == len(labels)
 
 
 def test_backdoors_are_learned_and_scored_on_other_classes(tmp_path):

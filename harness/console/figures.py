@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from harness.console.drawing import COLOURS, MARKERS, figure
@@ -46,8 +47,9 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
     rows = [row for row in pool([dict(r) for r in records]) if {x, y} <= row.values.keys()]
     if len(rows) < 2:
         raise HarnessError(f"fewer than two configurations have both {x} and {y}; run more of the scenario")
-    points = [[_number(row.values[key]) for key in (x, y)] for row in rows]
-    front = pareto_front(points, [across.better, up.better])
+    points = [[_number(row.values[q.key]) for q in (across, up)] for row in rows]
+    counted = [[q.compared(value) for q, value in zip((across, up), point, strict=True)] for point in points]
+    front = pareto_front(counted, [across.better, up.better])
     varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1]
     series = list(dict.fromkeys(row.axes[varying[0]] if varying else "" for row in rows))
     with figure(out, 5.2, 3.8) as drawn:
@@ -133,7 +135,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
 
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
-    return sum(found) / len(found) if found else math.nan
+    return fmean(found) if found else math.nan
 
 
 # critical differences -------------------------------------------------------------------------------
@@ -166,7 +168,8 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
     methods = list(dict.fromkeys(m for block in blocks.values() for m in block))
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
-    table = np.array([[_mean(block.get(m, ())) for m in methods] for block in blocks.values()])
+    counted = BY_KEY[key].compared
+    table = np.array([[counted(_mean(block.get(m, ()))) for m in methods] for block in blocks.values()])
     kept, _ = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 from harness.contracts.privacy import VIOLATION
 from harness.evaluation.masking import FLAG as MASKED
+from harness.leaderboard.asked import Asked
+from harness.leaderboard.columns import BY_KEY, written
 
 AXES = ("defence", "aggregator", "compressor")
 KB = 1000.0
@@ -32,9 +34,14 @@ class Quantity:
     def worst(self) -> Callable[[Sequence[float]], float]:
         return min if self.better == "higher" else max
 
+    def compared(self, value: float) -> float:
+        """What a value counts as where rows are compared, as on the board."""
+        column = BY_KEY[self.key]
+        return value if column.chance is None else column.compared(value / self.scale) * self.scale
+
     def show(self, value: float) -> str:
-        """With the column's digits; large numbers need none."""
-        return f"{value:.{self.digits}f}" if abs(value) < 1000 else f"{value:.0f}"
+        """With the column's digits, as on the board; value is in the column's unit already."""
+        return written(value, self.digits)
 
 
 QUANTITIES = (
@@ -55,7 +62,7 @@ QUANTITIES = (
     ),
     Quantity(
         "mia", "MIA AUC", "mia_auc", "privacy", "lower", digits=2,
-        legend="MIA AUC: best membership inference, 0.50 is chance",
+        legend="MIA AUC: best membership inference; 0.50 is chance, and less counts as chance",
     ),
     Quantity(
         "inversion", "inversion dB", "reconstruction_psnr", "privacy", "lower",
@@ -80,7 +87,8 @@ class Value:
 
     incomplete: some attack that counts here has no score, so the worst may be better than it looks.
     masked: gradient masking is suspected. violated: an audit refutes the guarantee. clients: the guarantee is
-    about clients with all their data. text: shown instead of the number (`none`, `broken`).
+    about clients with all their data. subset: the attack was run on fewer test records than the clean accuracy is of.
+    text: shown instead of the number (`none`, `broken`).
     """
 
     mean: float
@@ -90,6 +98,7 @@ class Value:
     text: str | None = None
     violated: bool = False
     clients: bool = False
+    subset: bool = False
 
 
 @dataclass
@@ -116,11 +125,15 @@ def pool(records: Sequence[dict[str, Any]]) -> list[Row]:
     rows = [Row(axes) for axes in configurations]
     for quantity in QUANTITIES:
         relevant = [r for r in records if _counts(quantity, families[_attack(r)])]
-        silent = {_attack(r) for r in relevant if r["status"] == "scored"}
-        silent -= {_attack(r) for r in relevant if _score(r, quantity) is not None}
-        asked = {_point(r, quantity) for r in relevant if _attack(r) not in silent}
+        asked = Asked()
+        for r in relevant:
+            outcome = r["status"]
+            if outcome == "scored":
+                outcome = "silent" if _score(r, quantity) is None else "answered"
+            asked.see(_attack(r), _point(r, quantity), outcome)
+        points = asked.points
         for row, own in zip(rows, configurations.values(), strict=True):
-            value = _epsilon(own) if quantity.key == "epsilon" else _pooled(quantity, own, families, asked)
+            value = _epsilon(own) if quantity.key == "epsilon" else _pooled(quantity, own, families, points)
             if value is not None:
                 row.values[quantity.key] = value
     return rows
@@ -142,21 +155,22 @@ def _counts(quantity: Quantity, of: str) -> bool:
 
 
 def _score(record: dict[str, Any], quantity: Quantity) -> float | None:
+    """In the score's own unit."""
     value = (record.get("scores") or {}).get(quantity.score)
     if record["status"] != "scored" or value is None or math.isnan(value):
         return None
-    return float(value) * quantity.scale
+    return float(value)
 
 
 def _pooled(
     quantity: Quantity,
     records: Sequence[dict[str, Any]],
     families: dict[tuple[str, str], str],
-    asked: set[tuple[Any, ...]],
+    asked: set[Hashable],
 ) -> Value | None:
     seeds: dict[Any, list[float]] = {}
-    there = set()
-    masked = violated = False
+    there: set[Hashable] = set()
+    masked = violated = subset = False
     for record in records:
         score = _score(record, quantity)
         if score is None or not _counts(quantity, families[_attack(record)]):
@@ -164,13 +178,21 @@ def _pooled(
         flags = record.get("flags") or ()
         masked |= quantity.family == "evasion" and MASKED in flags
         violated |= quantity.key == "audited" and VIOLATION in flags
+        subset |= quantity.family == "evasion" and _on_a_subset(record)
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
         there.add(_point(record, quantity))
     if not seeds:
         return None
     worst = [quantity.worst(scores) for scores in seeds.values()]
-    deviation = stdev(worst) if len(worst) > 1 else None
-    return Value(fmean(worst), deviation, there != asked, masked, violated=violated)
+    deviation = stdev(worst) * quantity.scale if len(worst) > 1 else None
+    # The mean is taken before it is scaled, as on the board: the other order may round another way.
+    mean = fmean(worst) * quantity.scale
+    return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset)
+
+
+def _on_a_subset(record: dict[str, Any]) -> bool:
+    attacked, tested = (record.get("attack") or {}).get("samples"), record.get("test_samples")
+    return attacked is not None and tested is not None and attacked < tested
 
 
 def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
@@ -229,7 +251,11 @@ def best(rows: Sequence[Row], quantity: Quantity) -> set[int]:
     Incomplete values and epsilons that promise nothing don't compete, nor those of records with those of clients.
     """
     shown = {i: r.values[quantity.key] for i, r in enumerate(rows) if quantity.key in r.values}
-    values = {i: round(v.mean, quantity.digits) for i, v in shown.items() if not v.incomplete and not v.text}
+    values = {
+        i: float(quantity.show(quantity.compared(v.mean)))
+        for i, v in shown.items()
+        if not v.incomplete and not v.text
+    }
     if len(shown) < 2 or len({shown[i].clients for i in values}) != 1:
         return set()
     top = max(values.values()) if quantity.better == "higher" else min(values.values())

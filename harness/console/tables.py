@@ -75,6 +75,8 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
     for line in _legend(rows, quantities, dropped, len(seeds), any(winners[q.key] for q in quantities)):
         console.print(Text(line, style="dim"))
+    if (part := _part_tested(records)) is not None:
+        console.print(Text(part, style="dim"))
     fixed = [f"{AXES[i]} {rows[0].axes[i]}" for i in range(len(AXES)) if i not in varying]
     if fixed:
         console.print(Text("in every row: " + ", ".join(fixed), style="dim"))
@@ -82,6 +84,16 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         if label != short:
             console.print(Text(f"{short}: {label}", style="dim"), overflow="fold")
     console.print()
+
+
+def _part_tested(records: Sequence[dict[str, Any]]) -> str | None:
+    """What is to be said where the scenario's evaluation uses a part of the test set, as on the board."""
+    for record in records:
+        size = record.get("provenance", {}).get("dataset", {}).get("test")
+        tested = record.get("test_samples")
+        if size is not None and tested is not None and tested < size:
+            return f"scores are of {tested} of the {size} test records: the scenario's evaluation.subset"
+    return None
 
 
 def _readable(count: int, winners: dict[str, set[int]]) -> list[int]:
@@ -113,9 +125,12 @@ def _show(value: Value | None, quantity: Quantity, bold: bool = False) -> list[t
     if value is None:
         return [("–", "")]
     number = value.text or quantity.show(value.mean)
-    signs = "†" * value.incomplete + "‡" * value.masked + "§" * value.clients + "!" * value.violated
+    marks = {
+        "†": value.incomplete, "‡": value.masked, "§": value.clients, "¶": value.subset, "!": value.violated
+    }  # fmt: skip
+    signs = "".join(sign for sign, there in marks.items() if there)
     parts = [(number + signs, "bold red" if value.violated else "bold" if bold else "")]
-    if value.deviation is not None and not value.text and round(value.deviation, quantity.digits):
+    if value.deviation is not None and not value.text and float(quantity.show(value.deviation)):
         parts.append((f"\n±{quantity.show(value.deviation)}", "dim"))
     return parts
 
@@ -143,6 +158,8 @@ def _legend(
         lines.append("‡: gradient masking suspected, so probably too high")
     if any(value.clients for value in shown):
         lines.append("§: for a client with all its data; without it, for one record")
+    if any(value.subset for value in shown):
+        lines.append("¶: on fewer test records than the clean accuracy: the threat's subset")
     if any(value.violated for value in shown):
         lines.append("!: an audit refutes the guarantee: suspect a bug in the defence")
     if any(value.text == "broken" for value in shown):

@@ -10,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from harness.contracts.privacy import VIOLATION
 from harness.evaluation.masking import FLAG as MASKED
+from harness.leaderboard.asked import Asked, Attack, Outcome
 from harness.leaderboard.columns import COLUMNS, Column
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
 
 Axes = tuple[str, str, str]
-Attack = tuple[str, str]  # threat, attack
 View = tuple[str] | tuple[str, str]  # one threat with all its attacks, or one attack of it
 Point = tuple[str, str, int] | tuple[int]  # threat, attack and seed; the seed alone for clean scores
 
@@ -42,6 +42,7 @@ class Value:
 
     text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
     missing. masked, violated: what the records' flags say. clients: the guarantee is for a client with its data.
+    subset: an attack was run on fewer test records than the clean accuracy is of.
     by_seed: what the mean is of, so that rows can be compared seed by seed; empty for guarantees.
     """
 
@@ -51,6 +52,7 @@ class Value:
     masked: bool = False
     violated: bool = False
     clients: bool = False
+    subset: bool = False
     best: bool = False
     by_seed: dict[int, float] = field(default_factory=dict)
 
@@ -66,7 +68,13 @@ class Value:
     @property
     def signs(self) -> str:
         """The marks that follow the number, as `columns.SIGNS` explains them."""
-        return "†" * self.incomplete + "‡" * self.masked + "§" * self.clients + "!" * self.violated
+        return (
+            "†" * self.incomplete
+            + "‡" * self.masked
+            + "§" * self.clients
+            + "¶" * self.subset
+            + "!" * self.violated
+        )
 
 
 @dataclass
@@ -139,9 +147,19 @@ class Board:
             notes.append("submissions ran different contents of a scenario of this name and version")
         if len({s.scenario.fingerprint for s in self.submissions}) > 1:
             notes.append("submissions used different contents of the data set")
+        notes += sorted({text for s in self.reference if (text := _part_tested(s)) is not None})
         if not any(s.official for s in self.submissions):
             notes.append("no submission is official")
         return notes
+
+
+def _part_tested(submission: Submission) -> str | None:
+    """What is to be said where the scenario's evaluation uses a part of the test set."""
+    size = submission.scenario.test_records
+    tested = [cell.tested for cell in submission.cells if cell.tested is not None]
+    if size is None or not tested or min(tested) == size:
+        return None
+    return f"scores are of {min(tested)} of the {size} test records: the scenario's evaluation.subset"
 
 
 def counts(found: Sequence[Board]) -> dict[str, int]:
@@ -255,15 +273,14 @@ def _pooled(
     """The rows that have a value in a column, over the given cells of each."""
     reference = {id(submission) for submission in board.reference}
     name, clean = column.score, column.family == "clean"
-    asked: dict[Attack, set[Point]] = {}
-    answered: set[Attack] = set()
-    silent: set[Attack] = set()
-    found: list[tuple[Row, dict[int, list[float]], set[Point], set[str]]] = []
+    asked = Asked()
+    found: list[tuple[Row, dict[int, list[float]], set[Hashable], set[str], bool]] = []
     for row, own_cells in cells:
         own, counts = families[id(row.submission)], id(row.submission) in reference
         seeds: dict[int, list[float]] = {}
-        there: set[Point] = set()
+        there: set[Hashable] = set()
         flags: set[str] = set()
+        subset = False
         for cell in own_cells:
             attack = (cell.threat, cell.attack)
             if not _counts(column, own[attack]):
@@ -271,25 +288,25 @@ def _pooled(
             points: dict[int, Point] = {
                 number: (number,) if clean else (*attack, number) for number in map(int, cell.seeds)
             }
-            if counts:
-                asked.setdefault(attack, set()).update(points.values())
-            if cell.status != "scored":
-                continue
             for (number, point), seed in zip(points.items(), cell.seeds.values(), strict=True):
-                value = score(seed, name)
+                value = score(seed, name) if cell.status == "scored" else None
+                outcome: Outcome
                 if value is not None:
                     seeds.setdefault(number, []).append(value)
                     there.add(point)
                     flags.update(seed.flags)
-                    answered.add(attack)
-                elif seed.error is None:
-                    silent.add(attack)
+                    subset |= column.family == "evasion" and _on_a_subset(cell)
+                    outcome = "answered"
+                elif cell.status != "scored":
+                    outcome = cell.status
+                else:
+                    outcome = "silent" if seed.error is None else "failed"
+                asked.see(attack, point, outcome, counts)
         if seeds:
-            found.append((row, seeds, there, flags))
-    # An attack that gives nobody this score, such as an inversion a membership AUC, is not asked for.
-    wanted = {p for attack, points in asked.items() if attack not in silent - answered for p in points}
+            found.append((row, seeds, there, flags, subset))
+    wanted = asked.points
     estimates = []
-    for row, seeds, there, flags in found:
+    for row, seeds, there, flags, subset in found:
         by_seed = {number: column.pool(seeds[number]) for number in sorted(seeds)}
         estimate = pooled(tuple(by_seed.values()))
         made = Value(
@@ -298,10 +315,16 @@ def _pooled(
             incomplete=not wanted <= there,
             masked=column.family == "evasion" and MASKED in flags,
             violated=column.key == "audited" and VIOLATION in flags,
+            subset=subset,
             by_seed=by_seed,
         )
         estimates.append((row, made))
     return estimates
+
+
+def _on_a_subset(cell: Cell) -> bool:
+    """Files without these numbers are taken to be of the whole test set."""
+    return cell.attacked is not None and cell.tested is not None and cell.attacked < cell.tested
 
 
 def _families(submission: Submission) -> dict[Attack, str]:
@@ -345,7 +368,7 @@ def _mark_best(board: Board, column: Column, values: Sequence[tuple[Row, Value]]
     fair = [value for value in shown if value.fair]
     if len(shown) < 2 or len({value.clients for value in fair}) != 1:
         return
-    written = [float(column.show(value.mean)) for value in fair]
+    written = [float(column.show(column.compared(value.mean))) for value in fair]
     top = max(written) if column.better == "higher" else min(written)
     winners = [value for value, number in zip(fair, written, strict=True) if number == top]
     if len(winners) < len(shown):

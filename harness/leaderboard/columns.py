@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -20,6 +21,17 @@ EVERY = ("overview", "robustness", "privacy", "compression", "aggregation")  # t
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
+def written(value: float, digits: int) -> str:
+    """A number as tables and boards write it: from 1000 on without decimals.
+
+    Exact ties, such as 0.25 with one digit, go away from zero, as in the page's script.
+    """
+    if not math.isfinite(value):
+        return str(value)
+    last = Decimal(1).scaleb(-digits if abs(value) < 1000 else 0)
+    return str(Decimal(value).quantize(last, ROUND_HALF_UP))
+
+
 @dataclass(frozen=True)
 class Column:
     """A quantity of a row.
@@ -27,6 +39,7 @@ class Column:
     pooling: of each seed the `worst` attack or the `mean` attack counts; `claim` is what a guarantee says. scale:
     from the score's unit to the shown one. tabs: where the column is shown unless the reader chooses otherwise.
     measured: a time or a size of memory, which tells of the machine too and is not compared between submissions.
+    chance: what an attack scores that guesses; one that does worse found out no less, so less counts as this much.
     """
 
     key: str
@@ -41,6 +54,11 @@ class Column:
     digits: int = 1
     pooling: Literal["worst", "mean", "claim"] = "worst"
     measured: bool = False
+    chance: float | None = None
+
+    def compared(self, value: float) -> float:
+        """What a value counts as where rows are compared; it is shown as it is."""
+        return value if self.chance is None else max(value, self.chance)
 
     @property
     def pool(self) -> Callable[[Sequence[float]], float]:
@@ -56,11 +74,8 @@ class Column:
         return f"{self.title}{unit} {ARROWS[self.better]}"
 
     def show(self, value: float) -> str:
-        """In the column's unit, with its digits; numbers from 1000 on need none. Ties go away from zero, as in the
-        page's script."""
-        scaled = value * self.scale
-        last = Decimal(1).scaleb(-self.digits if abs(scaled) < 1000 else 0)
-        return str(Decimal(scaled).quantize(last, ROUND_HALF_UP))
+        """In the column's unit, with its digits."""
+        return written(value * self.scale, self.digits)
 
 
 COLUMNS = (
@@ -92,9 +107,10 @@ COLUMNS = (
     Column("audited", "Audited ε ≥", "", "epsilon_audited", "privacy", "lower", ("privacy",),
            "privacy loss that an audit proved at least", digits=2),
     Column("mia", "Membership AUC", "", "mia_auc", "privacy", "lower", ("overview", "privacy"),
-           "best membership inference, area under its ROC curve; 0.50 is chance", digits=2),
+           "best membership inference, area under its ROC curve; 0.50 is chance, and less counts as chance",
+           digits=2, chance=0.5),
     Column("mia_mean", "Membership AUC, mean", "", "mia_auc", "privacy", "lower", ("privacy",),
-           "the same averaged over the attacks", digits=2, pooling="mean"),
+           "the same averaged over the attacks", digits=2, pooling="mean", chance=0.5),
     Column("mia_tpr", "Members found", "%", "mia_tpr_at_1pct_fpr", "privacy", "lower", ("privacy",),
            "members found by the best attack at 1 % false positives; 1 % is chance", 100),
     Column("inversion", "Inversion PSNR", "dB", "reconstruction_psnr", "privacy", "lower", ("overview", "privacy"),
@@ -127,5 +143,6 @@ SIGNS = {
     "†": "lacks attacks or seeds that this board asks for, so it is not compared",
     "‡": "gradient masking is suspected, so probably too high; not compared",
     "§": "for a client with all its data; without it, for one record",
+    "¶": "on fewer test records than the clean accuracy beside it: the threat's subset",
     "!": "an audit refutes the guarantee: suspect a bug in the defence",
 }

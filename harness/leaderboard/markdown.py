@@ -102,7 +102,8 @@ def shown(board: Board) -> list[Row]:
         return board.rows
     front = [column for column in board.columns if column.key in FRONT]
     points = [
-        [row.values[c.key].mean if c.key in row.values else math.nan for c in front] for row in board.rows
+        [c.compared(row.values[c.key].mean) if c.key in row.values else math.nan for c in front]
+        for row in board.rows
     ]
     on_front = pareto_front(points, [column.better for column in front]) if front else [False] * len(points)
     accuracy = [row.values["accuracy"].mean if "accuracy" in row.values else -1.0 for row in board.rows]

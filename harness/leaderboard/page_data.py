@@ -33,7 +33,7 @@ def data(found: Sequence[Board]) -> dict[str, Any]:
             {
                 "key": c.key, "title": c.title, "unit": c.unit, "score": c.score, "family": c.family,
                 "better": c.better, "note": c.note, "scale": c.scale, "digits": c.digits, "tabs": list(c.tabs),
-                "pooling": c.pooling, "measured": c.measured,
+                "pooling": c.pooling, "measured": c.measured, "chance": c.chance,
             }
             for c in COLUMNS
         ],

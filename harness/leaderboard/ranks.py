@@ -62,7 +62,8 @@ class Pair(NamedTuple):
 class Ranking:
     """Methods that are on all of these blocks, best average rank first. board: None across boards.
 
-    table (blocks, methods): values in the column's own unit. left_out: methods that are not on all blocks.
+    table (blocks, methods): what values in the column's own unit count as. left_out: methods that are not on all
+    blocks.
     """
 
     axis: str
@@ -205,7 +206,8 @@ def _by_attack(board: Board, axis: str, key: str) -> list[tuple[str, Scores]]:
         for view, values in row.under.items():
             if len(view) == 2 and (value := values.get(key)) is not None and value.fair:
                 scores = attacks.setdefault(" / ".join(view), {})
-                scores.setdefault(_value(row, axis), {}).setdefault(_others(row, axis), []).append(value.mean)
+                counted = BY_KEY[key].compared(value.mean)
+                scores.setdefault(_value(row, axis), {}).setdefault(_others(row, axis), []).append(counted)
     return [(name, _means(scores)) for name, scores in attacks.items()]
 
 
@@ -216,7 +218,8 @@ def _by_name(board: Board, axis: str, key: str) -> Scores:
         value: Value | None = row.values.get(key)
         if value is not None and value.fair:
             method = without_parameters(_value(row, axis))
-            scores.setdefault(method, {}).setdefault(_others(row, axis), []).append(value.mean)
+            counted = BY_KEY[key].compared(value.mean)
+            scores.setdefault(method, {}).setdefault(_others(row, axis), []).append(counted)
     return _means(scores)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,8 @@ class Limit:
     bound: float
 
     def met(self, value: float) -> bool:
-        return value >= self.bound if self.column.better == "higher" else value <= self.bound
+        counted = self.column.compared(value)
+        return counted >= self.bound if self.column.better == "higher" else counted <= self.bound
 
     @property
     def text(self) -> str:
@@ -161,12 +162,13 @@ def _cost(row: Row, column: Column) -> float:
     value = trusted(row, column)
     if value is None:
         return math.inf
-    return -value.mean if column.better == "higher" else value.mean
+    counted = column.compared(value.mean)
+    return -counted if column.better == "higher" else counted
 
 
 def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:
     values = [trusted(row, limit.column) for row in board.rows]
-    known = [value.mean for value in values if value is not None and math.isfinite(value.mean)]
+    known = [limit.column.compared(v.mean) for v in values if v is not None and math.isfinite(v.mean)]
     others = [other for other in limits if other is not limit]
     return Exclusion(
         limit,
@@ -185,7 +187,9 @@ def _compare(suggestions: list[Suggestion], column: Column) -> None:
     for suggestion in suggestions[1:]:
         value = suggestion.row.values.get(column.key)
         if value is not None and first.by_seed and value.by_seed:
-            suggestion.behind = paired_difference(first.by_seed, value.by_seed)  # type: ignore[arg-type]
+            suggestion.behind = paired_difference(
+                _counted(first.by_seed, column), _counted(value.by_seed, column)
+            )
     compared = [s for s in suggestions if s.behind is not None]
     if not compared:
         return
@@ -195,6 +199,10 @@ def _compare(suggestions: list[Suggestion], column: Column) -> None:
         suggestion.behind = suggestion.behind._replace(p=float(p))
         if not math.isnan(p):
             suggestion.level = bool(p > ALPHA)
+
+
+def _counted(by_seed: dict[int, float], column: Column) -> dict[Hashable, float]:
+    return {seed: column.compared(value) for seed, value in by_seed.items()}
 
 
 def _notes(advice: Advice) -> list[str]:

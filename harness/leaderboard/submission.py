@@ -176,6 +176,8 @@ class Cell(_Part):
     """One value on each axis, one threat and one attack, over all seeds.
 
     family: clean, evasion, byzantine, backdoor or privacy. eps: radius of an evasion attack in [0, 1] pixels.
+    tested: test records behind the clean scores; attacked: those that an evasion attack was run on. None: the file is
+    older than these fields.
     config: the axes' plugins with every parameter, as plain JSON.
     """
 
@@ -189,6 +191,8 @@ class Cell(_Part):
     reason: Paragraph | None = None
     eps: Finite | None = Field(None, ge=0)
     norm: Word | None = None
+    tested: Count | None = None
+    attacked: Count | None = None
     seeds: dict[Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})$")], Seed] = Field(
         max_length=1000
     )
@@ -203,7 +207,10 @@ class Cell(_Part):
 
 
 class ScenarioFacts(_Part):
-    """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all."""
+    """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all.
+
+    test_records: size of the test split, of which `evaluation.subset` may have used a part.
+    """
 
     name: Slug
     version: int = Field(ge=1, lt=10**9)
@@ -213,6 +220,7 @@ class ScenarioFacts(_Part):
     fingerprint: Hex
     model: Line
     seeds: tuple[Count, ...] = Field(min_length=1, max_length=1000)
+    test_records: Count | None = None
     text: Text
 
     @property

@@ -68,6 +68,7 @@ def collect(
             "fingerprint": provenance["dataset"]["fingerprint"],
             "model": line(scenario.model.label()),
             "seeds": list(scenario.seeds),
+            "test_records": provenance["dataset"]["test"],
             "text": source,
         },
         "environment": environment_of(provenance).model_dump(),
@@ -106,6 +107,7 @@ def _looked_at(records: Sequence[Record], name: str) -> Submission:
             "fingerprint": first["provenance"]["dataset"]["fingerprint"],
             "model": line(str(first["config"].get("model", ""))),
             "seeds": sorted({record["cell"]["seed"] for record in records}),
+            "test_records": first["provenance"]["dataset"]["test"],
             "text": "",
         },
         "environment": environment_of(first["provenance"]).model_dump(),
@@ -212,15 +214,17 @@ def _cell(records: Sequence[Record]) -> dict[str, Any]:
     scored = [record for record in records if record["status"] == "scored"]
     status = "scored" if scored else first["status"]
     shown = scored[0] if scored else first
-    attack = shown["attack"] or {}
+    attack, kind = shown["attack"] or {}, family(dict(shown))
     reason = None if scored else first["reason"] or _error(first)
     return {
         **{axis: line(first["cell"][axis]) for axis in AXES},
-        "family": family(dict(shown)),
+        "family": kind,
         "status": status,
         "reason": None if reason is None else shorten(without_folders(reason), 4000),
         "eps": _finite(attack.get("eps")),
         "norm": attack.get("norm"),
+        "tested": shown.get("test_samples"),
+        "attacked": attack.get("samples") if kind == "evasion" else None,
         "seeds": {str(record["cell"]["seed"]): _seed(record) for record in records},
         "guarantee": _claim([record["guarantee"] for record in scored]),
         "lineage": [

@@ -15,15 +15,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 import synthetic
 from synthetic import HEX, cell, claim, plain, put
 
-from harness.console.pooling import pool
+from harness.console.pooling import QUANTITIES, best, pool
 from harness.errors import HarnessError
 from harness.leaderboard import build as module
-from harness.leaderboard.board import boards
+from harness.leaderboard.board import boards, pooled
 from harness.leaderboard.build import build
 from harness.leaderboard.citations import bibtex, command, selects, used
 from harness.leaderboard.columns import BY_KEY, COLUMNS
@@ -194,6 +195,79 @@ def test_a_missing_attack_is_marked_and_not_compared():
     assert not values["poor"].best
     assert "†" in values["poor"].signs
     assert not values["full"].incomplete
+
+
+def two(outcome: str) -> dict[str, Any]:
+    """Two configurations under fgsm, and under pgd not applicable; for the second, pgd had this outcome."""
+    one, other = small("lab"), small("lab", ("b", "mean", "none"))
+    found = {
+        **one,
+        "cells": [c for c in (*one["cells"], *other["cells"]) if c["family"] in ("clean", "evasion")],
+    }
+    pgd = [c for c in found["cells"] if c["attack"] == "pgd"]
+    for item, status in zip(pgd, ("not-applicable", outcome), strict=True):
+        if status != "scored":
+            item |= {"status": status, "reason": "it makes no sense"}
+            item["seeds"] = {n: {**seed, "scores": {}} for n, seed in item["seeds"].items()}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("outcome", "asked"), [("not-applicable", False), ("failed", True), ("scored", True)]
+)
+def test_an_attack_is_asked_for_where_it_was_run_on_some_row(outcome, asked):
+    first, second = (row.values["robust"] for row in board_of(two(outcome)).rows)
+    assert first.incomplete is asked
+    assert second.incomplete is (outcome == "failed")
+    records = [
+        {
+            "cell": {"defence": item["defence"], "threat": item["threat"], "attack": item["attack"], "seed": number},
+            "config": {"threat": {"phase": "inference"}}, "status": item["status"], "scores": seed["scores"],
+        }
+        for item in two(outcome)["cells"] for number, seed in item["seeds"].items()
+    ]  # fmt: skip
+    first, second = (row.values["robust"] for row in pool(records))  # the terminal asks alike
+    assert (first.incomplete, second.incomplete) == (asked, outcome == "failed")
+
+
+def test_an_attack_that_does_worse_than_guessing_is_no_better_than_one_that_guesses():
+    rows = {"chance": [0.5] * 3, "below": [0.31, 0.42, 0.35], "leaks": [0.7] * 3}
+    cells = [
+        cell((name, "mean", "none", "curious", "loss"), "privacy", {"accuracy": [0.9] * 3, "mia_auc": values})
+        for name, values in rows.items()
+    ]
+    board = board_of(plain("lab", cells))
+    for key in ("mia", "mia_mean"):
+        values = {row.axes[0]: row.values[key] for row in board.rows}
+        assert {name for name, value in values.items() if value.best} == {"chance", "below"}
+        assert BY_KEY[key].show(values["below"].mean) == "0.36"  # shown as it is
+    records = [
+        {"cell": {"defence": name, "threat": "curious", "attack": "loss", "seed": seed}, "status": "scored",
+         "scores": {"mia_auc": value}}
+        for name, values in rows.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    pooled_rows = pool(records)
+    (mia,) = (q for q in QUANTITIES if q.key == "mia")
+    assert {pooled_rows[i].axes[0] for i in best(pooled_rows, mia)} == {"chance", "below"}
+    assert mia.show(pooled_rows[1].values["mia"].mean) == "0.36"
+
+
+def test_a_value_of_fewer_test_records_says_so():
+    made = small()
+    for item in made["cells"]:
+        item["tested"] = 1000
+        if item["family"] == "evasion":
+            item["attacked"] = 100
+    (row,) = board_of(made).rows
+    assert {key for key, value in row.values.items() if "¶" in value.signs} == {"robust", "robust_mean"}
+    assert row.values["robust"].fair
+    made["scenario"]["test_records"] = 2000
+    assert (
+        "scores are of 1000 of the 2000 test records: the scenario's evaluation.subset"
+        in board_of(made).notes
+    )
+    (row,) = board_of(small()).rows  # a file from before these numbers
+    assert not row.values["robust"].subset
 
 
 def test_an_unofficial_submission_cannot_ask_more_of_official_ones_or_win():
@@ -816,3 +890,23 @@ def test_numbers_are_written_alike_in_all_files():
     assert [BY_KEY["size"].show(size) for size in (55250.0, 55350.0, 1234567.0)] == ["55.3", "55.4", "1235"]
     for score in {c.score for c in COLUMNS}:
         assert len({(c.scale, c.digits) for c in COLUMNS if c.score == score}) == 1
+
+
+def test_the_terminal_and_the_board_write_a_number_alike():
+    for quantity in QUANTITIES:
+        column = BY_KEY[quantity.key]
+        assert (quantity.score, quantity.family, quantity.better, quantity.scale, quantity.digits) == (
+            column.score, column.family, column.better, column.scale, column.digits
+        )  # fmt: skip
+    (accuracy,) = (q for q in QUANTITIES if q.key == "accuracy")
+    draw = np.random.default_rng(0)
+    for size in (200, 400, 1000):  # as many halves of a tenth of a percent as there are
+        for right in (*((k,) for k in range(size + 1)), *draw.integers(0, size, (300, 2)).tolist()):
+            scores = [k / size for k in right]
+            records = [
+                {"cell": {"attack": "none", "seed": seed}, "status": "scored", "scores": {"accuracy": score}}
+                for seed, score in enumerate(scores)
+            ]
+            (row,) = pool(records)
+            shown_here = accuracy.show(row.values["accuracy"].mean)
+            assert shown_here == BY_KEY["accuracy"].show(pooled(tuple(scores)).mean)

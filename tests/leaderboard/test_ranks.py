@@ -81,6 +81,27 @@ def test_several_settings_of_a_method_count_as_their_mean_and_submissions_as_the
     assert table["dp-sgd"] == pytest.approx([0.4, 0.8])
 
 
+def test_worse_than_guessing_ranks_as_guessing():
+    rows = {"a": [0.5, 0.3], "b": [0.4, 0.2], "c": [0.8, 0.9]}
+    found = [
+        parse(
+            synthetic.plain(
+                "base",
+                [
+                    synthetic.cell((m, "mean", "none", "curious", "loss"), "privacy", {"mia_auc": [v[i]] * 2})
+                    for m, v in rows.items()
+                ],
+                scenario={"name": board, "seeds": [0, 1]},
+            ),
+            board,
+        )
+        for i, board in enumerate(("x", "y"))
+    ]
+    one = of(found, key="mia")
+    assert dict(zip(one.methods, one.ranks.tolist(), strict=True)) == {"a": 1.5, "b": 1.5, "c": 3.0}
+    assert {(pair.first, pair.second): pair.share for pair in one.pairs}["a", "b"] == 0.5
+
+
 def test_what_cannot_be_compared_takes_no_part():
     two = {("none", "mean", "none"): 0.9, ("dp-sgd", "mean", "none"): 0.6}
     old = submission("c", two, scenario={"version": 1})

@@ -55,6 +55,22 @@ def test_the_front_comes_first_and_the_first_objective_orders_it():
     assert {s.row.axes[0] for s in advice.suggestions if s.front} == {"good", "fast", "private"}
 
 
+def test_an_attack_below_chance_is_no_merit():
+    made = board()
+    aucs = {"good": 0.5, "fast": 0.42, "weak": 0.3, "private": 0.7}
+    for name, auc in aucs.items():
+        made["cells"].append(
+            cell((name, "mean", "none", "curious", "loss"), "privacy", {"mia_auc": [auc] * 3})
+        )
+    advice, names = advise(objectives=("mia", "accuracy"), data=made)
+    assert names == ["good", "fast", "weak", "private"]  # three guess, and the first of them is most accurate
+    assert [s.front for s in advice.suggestions] == [True, False, False, False]
+    assert advice.suggestions[1].behind.mean == 0
+    assert advise(limit("mia", 0.5), data=made)[1] == ["good", "fast", "weak"]
+    assert not advise(limit("mia", 0.45), data=made)[1]
+    assert advise(limit("mia", 0.45), data=made)[0].exclusions[0].best == 0.5
+
+
 def test_limits_are_met_by_means_and_said_to_be_sure_by_intervals():
     advice, names = advise(limit("accuracy", 0.8))
     assert names == ["good", "fast"]

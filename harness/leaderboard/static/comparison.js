@@ -48,7 +48,7 @@ function openComparison() {
     const marked = DATA.bits.incomplete | DATA.bits.masked | DATA.bits.violated;
     const fair = values.filter((value) => value && Number.isFinite(value.mean) && !(value.bits & marked));
     const sameUnit = new Set(fair.map((value) => value.bits & DATA.bits.clients)).size === 1;
-    const written = (value) => Number(show(column, value.mean).replace("−", "-"));
+    const written = (value) => Number(show(column, counted(column, value.mean)).replace("−", "-"));
     const means = fair.map(written);
     const top = column.better === "higher" ? Math.max(...means) : Math.min(...means);
     const winners = mixed || column.measured || !sameUnit ? [] : fair.filter((value) => written(value) === top);

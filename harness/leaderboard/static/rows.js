@@ -104,6 +104,9 @@ function fill() {
   }
 }
 
+// What a number counts as where rows are compared: an attack that does worse than guessing found out no less.
+const counted = (column, value) => (column.chance === null ? value : Math.max(value, column.chance));
+
 const competes = (row) => DATA.submissions[row.source.s].competes;
 
 function show(column, value) {
@@ -118,7 +121,7 @@ function general(value) {
 }
 
 function signs(value) {
-  const names = {incomplete: "†", masked: "‡", clients: "§", violated: "!"};
+  const names = {incomplete: "†", masked: "‡", clients: "§", subset: "¶", violated: "!"};
   return Object.entries(names).map(([name, sign]) => (value.bits & DATA.bits[name] ? sign : "")).join("");
 }
 

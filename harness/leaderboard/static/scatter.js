@@ -18,7 +18,7 @@ function axisColumns() {
 
 // Positions that no other one beats in both: sorted by x, best first, each must improve on y.
 function front(rows, x, y) {
-  const cost = (row, column) => (column.better === "higher" ? -row[column.key] : row[column.key]);
+  const cost = (row, column) => (column.better === "higher" ? -1 : 1) * counted(column, row[column.key]);
   const order = [...rows].sort((a, b) => cost(a, x) - cost(b, x) || cost(a, y) - cost(b, y));
   const found = [];
   for (const row of order) {
@@ -51,7 +51,7 @@ function drawScatter() {
   }
   const usable = shown.filter((row) => Number.isFinite(row[x.key]) && Number.isFinite(row[y.key]));
   const fronts = DATA.boards.map((board, place) => front(usable.filter((row) => row.source.b === place && competes(row)
-    && ![x, y].some((column) => row.values[column.place].bits & ~(DATA.bits.best | DATA.bits.clients))), x, y));
+    && ![x, y].some((column) => row.values[column.place].bits & ~(DATA.bits.best | DATA.bits.clients | DATA.bits.subset))), x, y));
   const best = new Set(fronts.flat());
   const others = usable.filter((row) => !best.has(row));
   const step = Math.ceil(others.length / MAX_POINTS) || 1;
