@@ -108,6 +108,13 @@ def test_the_default_step_reaches_the_radius(name):
             torch.testing.assert_close(adversarial, expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
+def test_cw_moves_pixels_that_are_black_or_white():
+    model, x = Linear(3).eval(), images(16).round()
+    y = model(x).argmax(1)
+    adversarial = create("cw", c=10.0, steps=100, lr=0.05)(model, x, y)
+    assert (model(adversarial).argmax(1) != y).float().mean() > 0.5
+
+
 def test_pgd_l2_ends_on_the_ball_in_the_worst_direction():
     model, x = Linear(2, scale=0.2).eval(), images(5)
     y = model(x).argmax(1)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import EvasionContext, Field, Reference
 from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+INSIDE = 0.999999  # how far from 1/2 to 0 and 1 a pixel may lie in tanh space
 
 
 class CarliniWagner(TorchattacksAttack):
     """Carlini and Wagner's L2 attack: minimises ||x' - x||^2 + c max(z_y - max other z, -kappa) by Adam.
 
-    In tanh space, so that x' stays in [0, 1]. Not bounded by a radius: the change that fools is as small as
-    it finds. torchattacks keeps c fixed, where the paper searches for it. x (b, c, h, w) in [0, 1]. One
-    gradient a step.
+    In tanh space, so that x' stays in [0, 1]; x is first drawn towards 1/2 by a millionth, as in the authors' code,
+    as a pixel of exactly 0 or 1 lies at infinity there and could never move. Not bounded by a radius: the change that
+    fools is as small as it finds. torchattacks keeps c fixed, where the paper searches for it. x (b, c, h, w) in
+    [0, 1]. One gradient a step.
     """
 
     name = "cw"
@@ -33,6 +39,9 @@ class CarliniWagner(TorchattacksAttack):
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         return {"c": self.c, "kappa": self.kappa, "steps": self.steps, "lr": self.lr}
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
+        return super().perturb(model, 0.5 + INSIDE * (x - 0.5), y, context)
 
 
 class DeepFool(TorchattacksAttack):
