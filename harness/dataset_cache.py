@@ -14,19 +14,16 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.cache_folder import cache_folder
-from harness.contracts.data import Split, Splits
+from harness.contracts.data import Dataset, Split, Splits
+from harness.data_root import data_changed, dataset_key
 from harness.errors import PluginError
-from harness.identity import digest, identity_of, library_versions
+from harness.identity import digest, library_versions
 
-if TYPE_CHECKING:
-    from harness.contracts.data import Dataset
-
-LAYOUT = 1
+LAYOUT = 2
 SMALLEST = 2**20  # bytes of images; less is loaded as fast without
 UNUSED = 30 * 24 * 3600.0  # seconds after which an entry may be removed
 NAMES = ("train", "val", "test")
@@ -43,27 +40,35 @@ def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:
     fingerprint: `dataset.fingerprint(root)`, which tells content and parameters; "": no cache. Arrays of the cache are
     private copy-on-write maps of its files: they take no memory of their own until something writes to them, and
     nothing written reaches the file. A cache that cannot be read or written is gone without. Raises HarnessError as
-    loading does.
+    loading does, and where what was decoded is not what the fingerprint is of: somebody replaced it meanwhile.
     """
-    made_by = None
+    key = None
     if fingerprint:
         with contextlib.suppress(PluginError):  # not registered: nothing tells which code decodes it
-            identity = identity_of(dataset)
-            made_by = [identity[name] for name in ("distribution", "name", "version", "source")]
-    entry = folder() / digest([LAYOUT, fingerprint, made_by, library_versions()])[:32]
-    if made_by is not None and entry.exists():
+            key = dataset_key(dataset, root, fingerprint)
+    entry = folder() / digest([LAYOUT, key, library_versions()])[:32]
+    if key is not None and entry.exists():
         try:
             return _read(entry)
         except (OSError, ValueError, KeyError):
             shutil.rmtree(entry, ignore_errors=True)  # half deleted, or a disk's fault
     splits = dataset.load(root)
     splits.check(dataset.name)
+    if fingerprint and _fingerprint_of(splits, dataset, root) != fingerprint:
+        raise data_changed(dataset)
     size = sum(getattr(splits, name).images.nbytes for name in NAMES)
-    if made_by is not None and size >= SMALLEST:
+    if key is not None and size >= SMALLEST:
         with contextlib.suppress(OSError, ValueError):
             _write(entry, splits)
             return _read(entry)  # so that this process gives back the memory that decoding took
     return splits
+
+
+def _fingerprint_of(splits: Splits, dataset: Dataset, root: Path) -> str:
+    """Of what was just decoded: after decoding, so that a change in the midst of it shows."""
+    if type(dataset).fingerprint is Dataset.fingerprint:  # which would decode all of it once more
+        return splits.fingerprint()
+    return dataset.fingerprint(root)
 
 
 def _read(entry: Path) -> Splits:

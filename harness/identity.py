@@ -5,49 +5,108 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from harness.contracts.base import Plugin
+from harness.contracts.data import Dataset
+from harness.entry_points import normalized
 from harness.errors import HarnessError
+from harness.nesting import members, plugins_in
 from harness.registry import registry
 
-LIBRARIES = ("torch", "numpy", "opacus", "torchattacks", "torch-pruning", "scikit-learn", "scipy", "pillow")
+# What the engine and plugins of any kind compute with: in every key.
+GENERAL = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "opacus", "torchattacks")
+# What few methods use: in the keys of those whose plugins name them in `requires`.
+SPECIAL = ("torchao", "torch-pruning", "dp-accounting")
+# Modules whose distributions have another name.
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "cv2": "opencv-python",
+}
+# What the engine itself computes with where a plugin asks for this accountant.
+ACCOUNTANTS = {"pld": "dp-accounting"}
+
+Fingerprint = Callable[[Dataset], str | None]
 
 
-def identity_of(plugin: Plugin) -> dict[str, Any]:
-    """What decides a plugin's behaviour: name, parameters, package, version, source; nested plugins' too."""
+def identity_of(plugin: Plugin, fingerprint: Fingerprint | None = None) -> dict[str, Any]:
+    """What decides a plugin's behaviour: name, parameters, package, version, source, and libraries that it names.
+
+    Plugins that it holds, however deep, stand among the parameters as identities of their own. fingerprint: of a data
+    set's content; where it is given, data sets are told by it and not by where they lie.
+    """
     entry = registry().entry_of(plugin)
-    values = [getattr(plugin, f) for f in type(plugin).model_fields]
-    flat = [item for v in values for item in (v if isinstance(v, tuple | list) else (v,))]
-    nested = [identity_of(item) for item in flat if isinstance(item, Plugin)]
+    values = {name: getattr(plugin, name) for name in type(plugin).model_fields}
+    holding = {name for name, value in values.items() if any(plugins_in(value))}
+    hidden: dict[str, Any] = {}
+    if isinstance(plugin, Dataset) and fingerprint is not None:
+        hidden = dict.fromkeys(plugin.locations)
+        content: dict[str, Any] = {"content": fingerprint(plugin)}
+    else:
+        content = {}
+    plain = plugin.model_dump(mode="json", exclude={*holding, *hidden})
+    held = {name: _described(values[name], fingerprint) for name in sorted(holding - hidden.keys())}
     return {
         "kind": plugin.kind,
         "name": plugin.name,
-        "parameters": plugin.parameters(),
+        "parameters": plain | held,
         "distribution": entry.distribution,
         "version": entry.version,
         "source": entry.source_hash,
-        "nested": nested,
+        "libraries": libraries_of(plugin),
+        **content,
     }
 
 
-def identities(plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
+def _described(value: Any, fingerprint: Fingerprint | None) -> Any:
+    """A value that holds plugins, as JSON."""
+    if isinstance(value, Plugin):
+        return identity_of(value, fingerprint)
+    inner = members(value)
+    if inner is None:
+        return to_jsonable_python(value)
+    if isinstance(inner, dict):
+        return {name: _described(item, fingerprint) for name, item in inner.items()}
+    return [_described(item, fingerprint) for item in inner]
+
+
+def identities(plugins: Sequence[Plugin], fingerprint: Fingerprint | None = None) -> list[dict[str, Any]]:
     """identity_of each."""
-    return [identity_of(p) for p in plugins]
+    return [identity_of(p, fingerprint) for p in plugins]
+
+
+def libraries_of(plugin: Plugin) -> dict[str, str]:
+    """Versions of the libraries that a plugin says it requires, and of those that its accountant does."""
+    modules = dict.fromkeys(name.partition(".")[0] for name in plugin.requires)
+    names = [DISTRIBUTIONS.get(module, normalized(module)) for module in modules]
+    names += [ACCOUNTANTS[asked] for asked in (getattr(plugin, "accountant", None),) if asked in ACCOUNTANTS]
+    return {name: library_version(name) for name in sorted(names)}
+
+
+@cache
+def library_version(name: str) -> str:
+    """The installed version of a distribution, or `absent`."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def general_versions() -> dict[str, str]:
+    """Versions of the libraries that any number may depend on."""
+    return {name: library_version(name) for name in GENERAL}
 
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that numbers depend on."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    """Versions of all libraries that are known to decide numbers, for provenance."""
+    return general_versions() | {name: library_version(name) for name in SPECIAL}
 
 
 @cache

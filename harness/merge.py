@@ -1,7 +1,8 @@
 """Stores that were filled apart, such as by shards on several machines, become one.
 
 What two stores agree on is kept once. What they contradict each other in (a stage or cell of one key with two
-contents) is kept from neither, together with all that was made from it, and is named.
+contents) is taken from none of the sources, together with all that was made from it, and is named; the store that they
+are merged into keeps its own.
 """
 
 from __future__ import annotations

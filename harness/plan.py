@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import source_code
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack
+from harness.data_root import DataRoot
 from harness.grid import Cell, DataFacts, Memo, stack_label
 from harness.identity import canonical, engine_version
+from harness.premises import Code, Premises, joined, premises_of
 from harness.stage_keys import (
     Identity,
     attack_identity,
@@ -34,10 +38,12 @@ from harness.stage_specs import (
     CompressSpec,
     Spec,
     TrainSpec,
+    plugins_behind,
     released_label,
     shared_parts,
     train_spec,
     training_label,
+    training_of,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +62,7 @@ class Stage:
     signature: str  # what its cost depends on: the key without seed and upstream
     beside: tuple[Stage, ...] = ()  # trainings that run as one program with this one; see harness.bundles
     at_a_time: int = 1  # its clients that may train at the same time; see harness.lending
+    premises: Premises = field(default_factory=Premises)
 
 
 @dataclass
@@ -68,6 +75,7 @@ class CellPlan:
     )  # role -> key: train, compress, clean, attack, variant:NAME, surrogate train
     reason: str | None = None
     error: dict[str, Any] | None = None  # planning itself failed
+    data: list[dict[str, Any]] = field(default_factory=list)  # data sets that its plugins hold, by content
 
 
 @dataclass
@@ -93,6 +101,8 @@ class Planner:
         self.stages: dict[str, Stage] = {}
         self._memo = Memo()
         self._environment = partial(environment_of, device_type=device.split(":")[0])
+        self._data: dict[Path, DataRoot] = {}
+        self._unchanged: set[Code] = set()
         self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
         self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
 
@@ -104,7 +114,8 @@ class Planner:
         plan = CellPlan(cell)
         trained, train = self._train(train, environment)
         plan.stages["train"] = trained
-        scoring = scoring_identity(metrics, scenario.evaluation, scenario.unprotected, self._memo)
+        data = self._data_of(train)
+        scoring = scoring_identity(metrics, scenario.evaluation, scenario.unprotected, data, self._memo)
         chain = cell.model_compressors
         address = (trained, tuple(map(id, chain)), *scoring.values())
         if address not in self._scored:
@@ -141,7 +152,7 @@ class Planner:
                 variant_needs=tuple(variants),
             )
             spec = self._with_surrogate(spec, cell, environment)
-            identity = attack_identity(spec, scoring, self._memo)
+            identity = attack_identity(spec, scoring, data, self._memo)
             label = f"{self._memo.of(Plugin.label, cell.attack)} on {described}"
             for role, key in zip(("train", "compress"), spec.surrogate_needs, strict=False):
                 if key not in plan.stages.values():  # a model that the cell has otherwise nothing to do with
@@ -149,13 +160,35 @@ class Planner:
             further = (key for keys in spec.variant_needs for key in keys)
             needs = tuple(dict.fromkeys((*further, *spec.surrogate_needs, *released)))
             plan.stages["attack"] = self._stage("attack", label, spec, identity, needs, environment)
+        held = (content for key in plan.stages.values() for content in self.stages[key].premises.data)
+        plan.data = [content.described() for content in dict.fromkeys(held)]
         return plan
+
+    def _data_of(self, spec: TrainSpec) -> DataRoot:
+        """Where the data of a training lie; those of the scenario are known already."""
+        data = self._data.setdefault(spec.root, DataRoot(spec.root))
+        if spec.fingerprint:
+            data.know(spec.dataset, spec.fingerprint)
+        return data
+
+    def _premises(self, spec: Spec) -> Premises:
+        """What a stage is planned on. Raises HarnessError where code on disk is not what was imported."""
+        train = training_of(spec)
+        data = self._data_of(train)
+        groups = plugins_behind(spec)
+        found = joined(self._memo.of(_premises, (data, train.dataset, *group)) for group in groups if group)
+        for code in found.code:
+            if code not in self._unchanged:
+                source_code.check_unchanged(code.distribution, code.module)
+                self._unchanged.add(code)
+        return found
 
     def _released(self, model: CompressSpec, trained: str, environment: str) -> tuple[str, ...]:
         """Keys of the stages that make a model: its training, and its compression if there is any."""
         if not model.compressors:
             return (trained,)
-        chain = compression_identity(model.compressors, model.unprotected, self._memo)
+        data = self._data_of(model.train)
+        chain = compression_identity(model.compressors, model.unprotected, data, self._memo)
         label = f"{self._memo.of(stack_label, model.compressors)} on {self.stages[trained].label}"
         return trained, self._stage("compress", label, model, chain, (trained,), environment)
 
@@ -188,7 +221,7 @@ class Planner:
         known = self._trained.get(address)
         if known is not None:
             return known
-        identity = training_identity(spec, self._memo)
+        identity = training_identity(spec, self._data_of(spec), self._memo)
         if spec.engine != "local":
             spec = replace(spec, noise_key=key_of("train", identity, (), environment))
             identity["engine"] = canonical({spec.engine: engine_version(spec.engine)})
@@ -203,5 +236,12 @@ class Planner:
         if key not in self.stages:
             upstream = [self.stages[need].signature for need in needs]
             signature = signature_of(identity, upstream, environment)
-            self.stages[key] = Stage(key, kind, label, spec, needs, signature)
+            premises = self._premises(spec)
+            self.stages[key] = Stage(key, kind, label, spec, needs, signature, premises=premises)
         return key
+
+
+def _premises(placed: tuple[Any, ...]) -> Premises:
+    """placed: a DataRoot, the scenario's data set, then plugins."""
+    data, main, *plugins = placed
+    return premises_of(plugins, data, main)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.contracts.base import Plugin
 from harness.grid import Memo
-from harness.identity import identity_of, library_versions
+from harness.identity import library_versions
+from harness.nesting import with_nested
+from harness.registry import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 
 @cache
@@ -83,9 +85,9 @@ def plugin_list(plugins: Iterable[Plugin], memo: Memo | None = None) -> list[dic
 
 
 def _entries(plugin: Plugin) -> list[dict[str, Any]]:
-    def visit(identity: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        yield {k: identity[k] for k in ("kind", "name", "distribution", "version", "source")}
-        for inner in identity["nested"]:
-            yield from visit(inner)
-
-    return list(visit(identity_of(plugin)))
+    found = []
+    for part in with_nested(plugin):
+        entry = registry().entry_of(part)
+        facts = {"distribution": entry.distribution, "version": entry.version, "source": entry.source_hash}
+        found.append({"kind": part.kind, "name": part.name, **facts})
+    return found

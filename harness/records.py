@@ -144,6 +144,7 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
                 "val": facts.val,
                 "test": facts.test,
             },
+            "nested_datasets": plan.data,
             "stages": dict(plan.stages),
             "recorded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },

@@ -19,7 +19,7 @@ from typing import Any
 
 import pluggy
 
-from harness import hookspecs, local_plugins
+from harness import hookspecs, local_plugins, source_code
 from harness.contracts.base import KINDS, Plugin
 from harness.entry_points import normalized, offers
 from harness.errors import PluginError, did_you_mean
@@ -38,8 +38,10 @@ class Entry:
 
     @property
     def source_hash(self) -> str:
-        """sha256 of what it does: of its package's Python sources, or of its one file."""
-        return self.file.sha256 if self.file else source_hash(self.distribution, self.plugin.__module__)
+        """sha256 of what it does: of its package's files, or of its one file."""
+        if self.file is not None:
+            return self.file.sha256
+        return source_code.source_hash(self.distribution, self.plugin.__module__)
 
     @property
     def source(self) -> tuple[str, int]:
@@ -83,6 +85,7 @@ class Registry:
             except PluginError as error:
                 self._disable(entry_point.name, distribution, version, _say(error))
                 continue
+            source_code.remember(entry_point.module)
             try:
                 module = entry_point.load()
             except KeyboardInterrupt:
@@ -292,24 +295,6 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
             return str(name), parameters
         raise PluginError(f"the parameters of {kind} {name!r} must be a mapping such as {{name: value}}")
     raise PluginError(f"a {kind} is `name` or `name: {{parameter: value}}`, not {spec!r}")
-
-
-@cache
-def source_hash(distribution: str, module: str) -> str:
-    """sha256 over the Python sources of the top-level package that holds a module: what it does."""
-    import hashlib
-    import sys
-
-    top = sys.modules.get(module.split(".")[0])
-    digest = hashlib.sha256(distribution.encode())
-    roots = [Path(p) for p in getattr(top, "__path__", [])]
-    files = sorted(f for root in roots for f in root.rglob("*.py")) or [
-        Path(f) for f in [getattr(top, "__file__", None)] if f
-    ]
-    for file in files:
-        base = next((root for root in roots if root in file.parents), file.parent)
-        digest.update(str(file.relative_to(base)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:

@@ -29,6 +29,7 @@ from harness.scenario_parts import (
     Part,
     Slug,
     default,
+    independent,
     repeated,
     spec_of,
 )
@@ -185,7 +186,8 @@ class Scenario(Part):
 
     def hash(self) -> str:
         """sha256 of the name and everything that decides a score: not the file's place or description."""
-        plain = {key: value for key, value in self.to_dict().items() if key not in self.unscored}
+        written = independent(self, self.to_dict())
+        plain = {key: value for key, value in written.items() if key not in self.unscored}
         plain["compute"].pop("stage_timeout")
         for name in ("clients", "chunk", "trainings", "channels_last"):
             # They count where chosen: hashes are older than the choice.

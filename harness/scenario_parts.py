@@ -17,6 +17,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from harness import registry
 from harness.contracts.base import Plugin
 from harness.contracts.data import Partitioner
+from harness.entry_points import BUILTIN
+from harness.nesting import members
 from harness.options import SGD, ClientOptimizer, Constant, FedAvg, Schedule, ServerOptimizer
 
 M = TypeVar("M", bound=BaseModel)
@@ -74,6 +76,36 @@ class Part(BaseModel):
 
 def spec_of(plugin: Plugin) -> dict[str, Any]:
     return {registry.registry().qualified(plugin): plugin.parameters()}
+
+
+def independent(value: Any, written: Any) -> Any:
+    """What was written of a value, with every plugin named in the one way that does not depend on what is installed.
+
+    Built-in ones by their short name, others with their distribution in front, at whatever depth.
+    """
+    if isinstance(value, Plugin):
+        return _independent_plugin(value, written)
+    inner = members(value)
+    if isinstance(inner, dict) and isinstance(written, dict):
+        fields = type(value).model_fields if isinstance(value, BaseModel) else {}
+        keys = {name: (fields[name].alias if name in fields else None) or name for name in inner}
+        known = {keys[name]: item for name, item in inner.items()}
+        return {k: independent(known[k], part) if k in known else part for k, part in written.items()}
+    if isinstance(inner, list) and isinstance(written, list) and len(inner) == len(written):
+        return [independent(item, part) for item, part in zip(inner, written, strict=True)]
+    return written
+
+
+def _independent_plugin(plugin: Plugin, written: Any) -> Any:
+    """written: `{name: parameters}`, however the name is spelled, or the parameters alone."""
+    values = {name: getattr(plugin, name) for name in type(plugin).model_fields}
+    named = isinstance(written, dict) and [key.rpartition("/")[2] for key in written] == [plugin.name]
+    if not named or not isinstance(parameters := next(iter(written.values())), dict):
+        return independent(values, written)
+    known = registry.registry()
+    distribution = known.entry_of(plugin).distribution if known.knows(plugin) else BUILTIN
+    spelling = plugin.name if distribution == BUILTIN else f"{distribution}/{plugin.name}"
+    return {spelling: independent(values, parameters)}
 
 
 def repeated(items: Collection[Any], field: str, what: str) -> Found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.data_root import dataset_key
 from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, describe_error
@@ -96,7 +97,8 @@ def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
 def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
     """What planning needs of the dataset; loaded once per content, then kept in the store."""
     mark = scenario.dataset.fingerprint(scenario.root)
-    known = store.fact(f"dataset {mark}") if store is not None else None
+    name = f"dataset {dataset_key(scenario.dataset, scenario.root, mark)}"
+    known = store.fact(name) if store is not None else None
     if known is None:
         splits = load_splits(scenario.dataset, scenario.root, mark)
         known = {
@@ -107,7 +109,7 @@ def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
             "test": len(splits.test),
         }
         if store is not None:
-            store.put_fact(f"dataset {mark}", known)
+            store.put_fact(name, known)
     return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})
 
 

@@ -1,8 +1,9 @@
 """Keys of stages: the hash of everything that decides a stage's output.
 
-A key covers the plugins (name, parameters, distribution, version, source of their package), the seed, the dataset's
-content, the keys of the stages it needs, the engine's numerics version, device type, precision, threads, and the
-versions of the numeric libraries. It does not cover paths, names or labels.
+A key covers the plugins (name, parameters, distribution, version, source of their package, libraries they require),
+the seed, the content of data sets, those that other plugins hold among them, the keys of the stages it needs, the
+engine's numerics version, device type, precision, threads, and the versions of the numeric libraries. It does not
+cover paths, names or labels.
 
 It is the hash of canonical JSON. Most of that JSON is about plugins and settings that many stages have in common, so
 an identity is put together from parts that are each written once: name -> canonical JSON.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness.identity import canonical, identities, identity_of, library_versions, sha256
+from harness.identity import canonical, general_versions, identities, identity_of, sha256
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from harness.contracts.compressor import ModelCompressor
     from harness.contracts.metric import Metric
     from harness.contracts.privacy import TrainingVariant
+    from harness.data_root import DataRoot
     from harness.grid import Memo
     from harness.scenario import Compute, Evaluation, Federation, Threat
     from harness.stage_specs import AttackSpec, TrainSpec
@@ -57,7 +59,7 @@ def environment_of(compute: Compute, device_type: str) -> str:
     """Where a stage is computed, as far as it decides numbers: canonical JSON."""
     facts = {
         "numerics": NUMERICS,
-        "libraries": library_versions(),
+        "libraries": general_versions(),
         "device": device_type,
         "threads": compute.threads,
         "precision": compute.precision,
@@ -74,49 +76,53 @@ def environment_of(compute: Compute, device_type: str) -> str:
 # identities ---------------------------------------------------------------------------------------
 
 
-def training_identity(spec: TrainSpec, memo: Memo) -> Identity:
-    """Of a training, whatever engine runs its rounds."""
+def training_identity(spec: TrainSpec, data: DataRoot, memo: Memo) -> Identity:
+    """Of a training, whatever engine runs its rounds. data: where the scenario's data are, here as below."""
     return {
-        "dataset": canonical(spec.fingerprint),
-        "model": memo.of(_plugin, spec.model),
+        "dataset": memo.of(_plugin, (data, spec.dataset)),
+        "model": memo.of(_plugin, (data, spec.model)),
         "normalization": memo.of(_settings, spec.normalization),
-        "federation": memo.of(_federation, spec.federation),
+        "federation": memo.of(_federation, (data, spec.federation)),
         "holdout": canonical(spec.holdout),
         "tolerance": canonical(spec.tolerance),
-        "defences": memo.of(_plugins, spec.defences),
-        "aggregators": memo.of(_plugins, spec.aggregators),
-        "compressors": memo.of(_plugins, spec.compressors),
+        "defences": memo.of(_plugins, (data, *spec.defences)),
+        "aggregators": memo.of(_plugins, (data, *spec.aggregators)),
+        "compressors": memo.of(_plugins, (data, *spec.compressors)),
         "threat": memo.of(_threat, spec.threat),
-        "attack": memo.of(_plugin, spec.attack),
+        "attack": memo.of(_plugin, (data, spec.attack)),
         "seed": canonical(spec.seed),
         "variant": variant_text(spec.variant),
     }
 
 
 def compression_identity(
-    compressors: tuple[ModelCompressor, ...], unprotected: tuple[str, ...], memo: Memo
+    compressors: tuple[ModelCompressor, ...], unprotected: tuple[str, ...], data: DataRoot, memo: Memo
 ) -> Identity:
     """Of a chain of model compressors."""
-    return {"compressors": memo.of(_plugins, compressors), "unprotected": canonical(unprotected)}
+    return {"compressors": memo.of(_plugins, (data, *compressors)), "unprotected": canonical(unprotected)}
 
 
 def scoring_identity(
-    metrics: tuple[Metric, ...], evaluation: Evaluation, unprotected: tuple[str, ...], memo: Memo
+    metrics: tuple[Metric, ...],
+    evaluation: Evaluation,
+    unprotected: tuple[str, ...],
+    data: DataRoot,
+    memo: Memo,
 ) -> Identity:
     """Of the scores of a released model."""
     return {
-        "metrics": memo.of(_plugins, metrics),
+        "metrics": memo.of(_plugins, (data, *metrics)),
         "evaluation": memo.of(_settings, evaluation),
         "unprotected": canonical(unprotected),
     }
 
 
-def attack_identity(spec: AttackSpec, scoring: Identity, memo: Memo) -> Identity:
+def attack_identity(spec: AttackSpec, scoring: Identity, data: DataRoot, memo: Memo) -> Identity:
     """Of an attack on a released model. scoring: the identity of the model's own scores."""
     return {
         **scoring,
         "threat": memo.of(_threat, spec.threat),
-        "attack": memo.of(_plugin, spec.attack),
+        "attack": memo.of(_plugin, (data, spec.attack)),
         "ways": canonical(spec.ways),
         "surrogate": canonical(spec.surrogate_needs),
     }
@@ -127,24 +133,30 @@ def variant_text(variant: TrainingVariant | None) -> str:
     return "null" if variant is None else canonical(asdict(variant))
 
 
-def _plugin(plugin: Plugin | None) -> str:
-    return "null" if plugin is None else canonical(identity_of(plugin))
+def _plugin(placed: tuple[DataRoot, Plugin | None]) -> str:
+    data, plugin = placed
+    return "null" if plugin is None else canonical(identity_of(plugin, data.fingerprint))
 
 
-def _plugins(plugins: Sequence[Plugin]) -> str:
-    return canonical(identities(plugins))
+def _plugins(placed: tuple[Any, ...]) -> str:
+    """placed: a DataRoot, then plugins."""
+    data, *plugins = placed
+    return canonical(identities(plugins, data.fingerprint))
 
 
 def _settings(settings: BaseModel | None) -> str:
     return "null" if settings is None else canonical(settings.model_dump(mode="json"))
 
 
-def _federation(federation: Federation) -> str:
+def _federation(placed: tuple[DataRoot, Federation]) -> str:
+    data, federation = placed
     plain = federation.model_dump(mode="json", exclude={"partition", "byzantine_tolerance"})
-    return canonical(
-        {**plain, "server_name": federation.server.name, "optimizer_name": federation.local.optimizer.name,
-         "schedule_name": federation.local.schedule.name, "partition": identity_of(federation.partition)}
-    )  # fmt: skip
+    names = {
+        "server_name": federation.server.name,
+        "optimizer_name": federation.local.optimizer.name,
+        "schedule_name": federation.local.schedule.name,
+    }
+    return canonical({**plain, **names, "partition": identity_of(federation.partition, data.fingerprint)})
 
 
 def _threat(threat: Threat | None) -> str:

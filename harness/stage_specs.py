@@ -12,6 +12,7 @@ from harness.grid import Cell, Memo, stack_label
 if TYPE_CHECKING:
     from harness.contracts.aggregator import Aggregator
     from harness.contracts.attack import Attack
+    from harness.contracts.base import Plugin
     from harness.contracts.compressor import ModelCompressor, UpdateCompressor
     from harness.contracts.data import Dataset
     from harness.contracts.defence import Defence
@@ -100,6 +101,21 @@ def training_of(spec: Spec) -> TrainSpec:
     if isinstance(spec, TrainSpec):
         return spec
     return spec.train if isinstance(spec, CompressSpec) else spec.model.train
+
+
+def plugins_behind(spec: Spec) -> tuple[tuple[Plugin, ...], ...]:
+    """All plugins that a stage works with, in groups that many stages have in common."""
+    if isinstance(spec, TrainSpec):
+        settings = ((spec.dataset,), (spec.model,), (spec.federation.partition,))
+        attack = () if spec.attack is None else (spec.attack,)
+        return (*settings, spec.defences, spec.aggregators, spec.compressors, attack)
+    if isinstance(spec, CompressSpec):
+        return (*plugins_behind(spec.train), spec.compressors)
+    found = (*plugins_behind(spec.model), spec.metrics)
+    if isinstance(spec, CleanSpec):
+        return found
+    surrogate = () if spec.surrogate is None else plugins_behind(spec.surrogate)
+    return (*found, (spec.attack,), *surrogate)
 
 
 def train_spec(cell: Cell, fingerprint: str = "") -> TrainSpec:

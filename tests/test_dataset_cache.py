@@ -159,3 +159,104 @@ def test_planning_decodes_for_the_workers_too(cache, dataset, tmp_path):
     facts = data_facts(load_text(text, tmp_path / "x.yaml"), None)
     assert facts.train == 40
     assert len(list(cache.iterdir())) == 1
+
+
+# data that change -----------------------------------------------------------------------------------
+
+
+def replaced(dataset) -> None:
+    """The same file with other pixels."""
+    with np.load(dataset.path) as archive:
+        arrays = dict(archive)
+    arrays["train_images"] = 255 - arrays["train_images"]
+    np.savez(dataset.path, **arrays)
+
+
+def test_data_that_are_not_those_of_the_plan_are_neither_used_nor_kept(cache, dataset, tmp_path):
+    mark = dataset.fingerprint(tmp_path)
+    replaced(dataset)
+    load.cache_clear()
+    with pytest.raises(HarnessError, match=r"the data of npz.* changed during the run; run again"):
+        load(dataset, tmp_path, "cpu", mark)
+    assert not cache.exists()
+    now = dataset.fingerprint(tmp_path)
+    assert load_splits(dataset, tmp_path, now).fingerprint() == dataset.load().fingerprint()
+
+
+def test_data_that_change_while_they_are_decoded_are_not_kept(cache, dataset, tmp_path, monkeypatch):
+    mark, decode = dataset.fingerprint(tmp_path), type(dataset).load
+
+    def slow(self, root=None):
+        found = decode(self, root)
+        replaced(self)
+        return found
+
+    monkeypatch.setattr(type(dataset), "load", slow)
+    with pytest.raises(HarnessError, match="changed during the run"):
+        load_splits(dataset, tmp_path, mark)
+    assert not cache.exists()
+
+
+def test_data_are_hashed_once_more_where_they_are_decoded_and_not_where_they_are_mapped(
+    cache, dataset, tmp_path, monkeypatch
+):
+    mark, calls = dataset.fingerprint(tmp_path), []
+    real = type(dataset).fingerprint
+    monkeypatch.setattr(type(dataset), "fingerprint", lambda *given: calls.append(1) or real(*given))
+    for _ in range(3):
+        load_splits(dataset, tmp_path, mark)
+    assert len(calls) == 1
+
+
+def test_data_without_a_hash_of_files_are_not_decoded_twice(cache, tmp_path, monkeypatch):
+    digits = registry().create("dataset", "digits")
+    mark, calls, decode = digits.fingerprint(), [], type(digits).load
+    monkeypatch.setattr(type(digits), "load", lambda *given: calls.append(1) or decode(*given))
+    load_splits(digits, tmp_path, mark)
+    assert len(calls) == 1
+
+
+RULES = """
+from harness.api import Dataset, Split, Splits, Field, find_file, hash_file, hookimpl
+
+class Mine(Dataset):
+    name = "my-images"
+    path: str = Field("data.npz", description="file")
+
+    def fingerprint(self, root=None):
+        return hash_file(find_file(self.path, root))
+
+    def load(self, root=None):
+        import numpy as np
+        arrays = np.load(find_file(self.path, root))
+        parts = []
+        for split in ("train", "val", "test"):
+            images = arrays[split + "_images"].transpose(0, 3, 1, 2)
+            parts.append(Split(np.ascontiguousarray(images), (arrays[split + "_labels"] * SCALE) % 3))
+        return Splits(*parts, CLASSES)
+
+@hookimpl
+def harness_register(register):
+    register(Mine)
+"""
+
+
+def test_a_corrected_reader_of_the_same_file_is_another_training_and_has_facts_of_its_own(
+    cache, dataset, tmp_path
+):
+    """The data set's own code decides what is trained on, whatever the file's hash says."""
+    import harness
+
+    text = "schema: 1\nname: x\nplugins: [mine.py]\ndataset: my-images\nmodel: {mlp: {hidden: [4]}}\n"
+    text += "federation: {clients: 2, rounds: 1, local: {epochs: 1, batch_size: 8}}\nmetrics: [accuracy]\n"
+    records = []
+    for scale, classes in (("0", "'ab'"), ("1", "'abc'")):
+        source = RULES.replace("SCALE", scale).replace("CLASSES", f"tuple({classes})")
+        (tmp_path / "mine.py").write_text(source)
+        scenario = load_text(text, tmp_path / "x.yaml")
+        run = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+        assert (run.executed["train"], run.scored) == (1, 1), run.records[0]["error"]
+        records += run.records
+    first, second = (record["provenance"] for record in records)
+    assert first["dataset"]["fingerprint"] == second["dataset"]["fingerprint"]
+    assert first["stages"]["train"] != second["stages"]["train"]

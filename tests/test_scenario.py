@@ -379,6 +379,29 @@ def test_an_ambiguous_plugin_is_written_with_its_package(monkeypatch):
     ]
 
 
+class OtherPgd(Pgd):
+    """Another package's attack of the same name."""
+
+
+def test_the_hash_does_not_depend_on_what_else_is_installed(monkeypatch):
+    text = BASE + "aggregators: [RULE]\ndefences: [adversarial-training: {attack: ATTACK}]\n"
+
+    def hash_of(rule: str, attack: str) -> str:
+        return load_text(text.replace("RULE", rule).replace("ATTACK", attack)).hash()
+
+    alone = hash_of("krum", "pgd")
+    both = registry_of(("psr-harness", BUILTIN), ("other", (OtherKrum, OtherPgd)))
+    monkeypatch.setattr("harness.registry.registry", lambda: both)
+    assert hash_of("psr-harness/krum", "psr-harness/pgd") == alone
+    # Those of another package make other scenarios, nested ones too.
+    rule, attack = hash_of("other/krum", "psr-harness/pgd"), hash_of("psr-harness/krum", "other/pgd")
+    assert len({alone, rule, attack}) == 3
+    without = tuple(plugin for plugin in BUILTIN if plugin not in (Krum, Pgd))
+    fewer = registry_of(("psr-harness", (*without, Pgd)), ("other", (OtherKrum,)))
+    monkeypatch.setattr("harness.registry.registry", lambda: fewer)
+    assert hash_of("krum", "pgd") == rule
+
+
 # schedules ----------------------------------------------------------------------------------------
 
 

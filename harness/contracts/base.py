@@ -58,9 +58,8 @@ class Plugin(BaseModel):
     name: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
     reference: ClassVar[Reference | None] = None
-    requires: ClassVar[
-        tuple[str, ...]
-    ] = ()  # heavy modules it imports where it uses them, preloaded for workers
+    # Modules of libraries that it imports where it uses them: preloaded for workers, and their versions are in keys.
+    requires: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

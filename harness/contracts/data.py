@@ -115,6 +115,8 @@ class Dataset(Plugin):
     """Images with labels: `load` returns train, val and test, disjoint by group where there are groups."""
 
     kind: ClassVar[str] = "dataset"
+    # Parameters that only say where the data lie or how they get there: the same content elsewhere has the same keys.
+    locations: ClassVar[tuple[str, ...]] = ("path", "download")
 
     @abstractmethod
     def load(self, root: Path | None = None) -> Splits:
@@ -124,7 +126,10 @@ class Dataset(Plugin):
         """
 
     def fingerprint(self, root: Path | None = None) -> str:
-        """A hash of the content, for stage keys. Override it where hashing files beats loading them."""
+        """A hash of the content, for stage keys. Override it where hashing files beats loading them.
+
+        Another content must mean another hash, also where it comes from the parameters: hash those too.
+        """
         return self.load(root).fingerprint()
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import __version__
 from harness.entry_points import BUILTIN
 from harness.errors import PluginError
-from harness.identity import library_versions
+from harness.identity import libraries_of, library_version, library_versions
+from harness.nesting import with_nested
 from harness.plan import Plan
 from harness.provenance import plugin_list
-from harness.registry import registry, source_hash
+from harness.registry import registry
+from harness.source_code import source_hash
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric
@@ -56,7 +58,10 @@ class Identity:
             (item["kind"], item["name"], item["distribution"]): Code(item["version"], item["source"])
             for item in plugin_list(plugins.values())
         }
-        return cls(_engine(), library_versions(), found)
+        libraries = library_versions()
+        for part in (part for plugin in plugins.values() for part in with_nested(plugin)):
+            libraries = libraries | libraries_of(part)
+        return cls(_engine(), libraries, found)
 
     def differences(self) -> list[str]:
         """What is not the same on the machine that this is called on, a line each; `here` is where it was made."""
@@ -64,10 +69,9 @@ class Identity:
 
     def _differences(self) -> Iterator[str]:
         yield from _compare("the engine", _engine(), self.engine)
-        here = library_versions()
         for name, version in self.libraries.items():
-            if here.get(name, "absent") != version:
-                yield f"{name} {here.get(name, 'absent')} there, {version} here"
+            if (there := library_version(name)) != version:
+                yield f"{name} {there} there, {version} here"
         for (kind, name, distribution), expected in self.plugins.items():
             try:
                 entry = registry().find(kind, f"{distribution}/{name}")

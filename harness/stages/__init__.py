@@ -31,6 +31,9 @@ def execute(
     """
     spec = stage.spec
     compute = training_of(spec).compute
+    together = (*stage.beside, stage)
+    for one in together:
+        one.premises.check_code()
     memory = PeakMemory(device)
     started = time.perf_counter()
     with _numerics(compute.threads, compute.tf32):
@@ -43,8 +46,10 @@ def execute(
         else:
             results = {stage.key: attack(stage, spec, store, device, progress(stage.key))}
     seconds = (time.perf_counter() - started) / len(results)
+    for one in together:  # what was imported or read meanwhile too
+        one.premises.check()
     facts = {"peak_memory_bytes": memory.bytes(), "device_name": device_name(device), "seconds": seconds}
-    for one in (*stage.beside, stage):  # itself last: when it is there, so are the others
+    for one in together:  # itself last: when it is there, so are the others
         if one.key in results:
             result = results[one.key] = results[one.key] | facts
             store.put_stage(one.key, one.kind, one.signature, one.label, "done", result, seconds)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,38 @@ def fingerprint_stable(subject: Subject) -> None:
         and subject.again().output["fingerprint"] == output["fingerprint"],
         f"the fingerprint of {subject.name} is not stable: it must follow from the content alone",
     )
+
+
+@check("dataset")
+def fingerprint_tells_contents_apart(subject: Subject) -> None:
+    """Parameters that make another content make another fingerprint."""
+    output = subject.outcome().output
+    for name, dataset in _variants(subject.plugin):
+        try:
+            splits, fingerprint = dataset.load(), dataset.fingerprint()
+        except HarnessError:  # not every value suits the data at hand
+            continue
+        require(
+            splits.fingerprint() == output["content"][0] or fingerprint != output["fingerprint"],
+            f"the fingerprint of {subject.name} is the same for {name} = {getattr(dataset, name)!r}, which loads "
+            "other data: hash the parameters that decide the content too",
+        )
+
+
+def _variants(dataset: Dataset) -> Iterator[tuple[str, Dataset]]:
+    """(parameter, the data set with another value of it), where one is easily found."""
+    for name, value in dataset.parameters().items():
+        annotation = type(dataset).model_fields[name].annotation
+        others: list[Any] = []
+        if typing.get_origin(annotation) is typing.Literal:
+            others = [other for other in typing.get_args(annotation) if other != value][:2]
+        elif isinstance(value, int | float) and name not in dataset.locations:
+            others = [
+                not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+            ]
+        for other in others:
+            with suppress(PluginError):
+                yield name, dataset.create({**dataset.parameters(explicit=True), name: other})
 
 
 # partitioners -----------------------------------------------------------------------------------

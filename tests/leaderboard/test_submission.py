@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from harness.leaderboard.publishable import unportable, without_folders
 from harness.leaderboard.submission import file_name, read, write
 from harness.leaderboard.submit import collect
 from harness.scenario import load, load_text
+
+PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
 
 
 def of(records, **axes):
@@ -351,3 +354,9 @@ def test_labels_that_do_not_tell_cells_apart_are_refused(tmp_path, records):
     ]
     with pytest.raises(HarnessError, match="two cells are called label-smoothing"):
         collect(made, scenario, name="x")
+
+
+@pytest.mark.parametrize("file", sorted(PUBLISHED.glob("*.json")), ids=lambda file: file.stem)
+def test_published_scenarios_keep_their_hashes(file):
+    facts = json.loads(file.read_text(encoding="utf-8"))["scenario"]
+    assert load_text(facts["text"]).hash() == facts["hash"]

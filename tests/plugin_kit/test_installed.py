@@ -164,12 +164,14 @@ def records_name_the_packages(environment: Environment, packages: dict[str, Path
 
 
 def source_of(package: Path) -> str:
-    """The hash of a package's sources, written again from its description in harness.registry.source_hash."""
+    """The hash of a package's files, written again from its description in harness.source_code.source_hash."""
     (module,) = (package / "src").iterdir()
-    digest = hashlib.sha256(package.name.encode())
-    for file in sorted(module.rglob("*.py")):
-        digest.update(str(file.relative_to(module)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    digest = hashlib.sha256()
+    files = {f.relative_to(module).as_posix(): f for f in module.rglob("*") if f.is_file()}
+    for name, file in sorted(files.items()):
+        if "__pycache__" not in name:
+            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return hashlib.sha256(f"{package.name}\0{digest.hexdigest()}".encode()).hexdigest()
 
 
 def start_type_checker(environment: Environment, packages: list[Path], folder: Path) -> subprocess.Popen[str]:

@@ -571,6 +571,14 @@ class Rehearsed(sound.Drawn):
         return Splits(found.train, found.val, found.train, found.class_names)
 
 
+@fault("fingerprint_tells_contents_apart", "is the same for seed = 1, which loads other data")
+class Unmarked(sound.Drawn):
+    """Hashes a file, and not the seed that decides what becomes of it."""
+
+    def fingerprint(self, root=None):
+        return sound.drawn().fingerprint()
+
+
 @fault("splits_well_formed", "share")
 class Shared(sound.Drawn):
     """A patient in two splits."""

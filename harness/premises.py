@@ -1,0 +1,115 @@
+"""What a stage was planned on, and what must still be so where and when it is computed.
+
+Its key was made of the code of its plugins and of the data that they read themselves. A worker imports and reads both
+later, from files that may have been edited meanwhile: a result must not be kept under a key that is not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import source_code
+from harness.contracts.data import Dataset
+from harness.data_root import data_changed, fingerprint_now
+from harness.errors import HarnessError
+from harness.nesting import with_nested
+from harness.registry import registry
+
+if TYPE_CHECKING:
+    from harness.contracts.base import Plugin
+    from harness.data_root import DataRoot
+
+
+@dataclass(frozen=True, order=True)
+class Code:
+    """A package and the hash of its sources. module: its top-level name."""
+
+    distribution: str
+    module: str
+    source: str
+
+    def check(self) -> None:
+        """Raises HarnessError where what is imported here, or lies on disk, is something else."""
+        try:
+            source_code.check_unchanged(self.distribution, self.module)
+            same = source_code.source_hash(self.distribution, self.module) == self.source
+        except HarnessError:
+            same = False
+        if not same:
+            raise HarnessError(
+                f"the code of {self.distribution} changed since this run was planned; run again"
+            )
+
+
+@dataclass(frozen=True)
+class Content:
+    """Data that a plugin reads itself. fingerprint: None where they could not be read."""
+
+    dataset: Dataset
+    root: Path
+    fingerprint: str | None
+
+    def described(self) -> dict[str, str | None]:
+        """Its data in a record's provenance."""
+        distribution = registry().entry_of(self.dataset).distribution
+        return {"name": self.dataset.name, "distribution": distribution, "fingerprint": self.fingerprint}
+
+    def check(self) -> None:
+        """Raises HarnessError where the data are others now. Hashes them once a process."""
+        if self in _CHECKED:
+            return
+        if fingerprint_now(self.dataset, self.root) != self.fingerprint:
+            raise data_changed(self.dataset)
+        _CHECKED.add(self)
+
+
+_CHECKED: set[Content] = set()
+
+
+@dataclass(frozen=True)
+class Premises:
+    """code: of every package that a stage's plugins are of. data: what they hold as parameters."""
+
+    code: tuple[Code, ...] = ()
+    data: tuple[Content, ...] = ()
+
+    def check_code(self) -> None:
+        """Raises HarnessError, with the package, where code changed."""
+        for code in self.code:
+            code.check()
+
+    def check(self) -> None:
+        """Raises HarnessError where code or data changed."""
+        self.check_code()
+        for content in self.data:
+            content.check()
+
+
+def premises_of(plugins: Iterable[Plugin], data: DataRoot, main: Dataset | None = None) -> Premises:
+    """Of plugins and all that they hold. main: the scenario's own data set, whose content loading it checks.
+
+    Raises PluginError for a plugin that is not registered. Plugins of single files have no code to check: their
+    processes get the text that was hashed.
+    """
+    code: dict[Code, None] = {}
+    contents: dict[Content, None] = {}
+    for plugin in plugins:
+        for part in with_nested(plugin):
+            entry = registry().entry_of(part)
+            if entry.file is None:
+                top = entry.plugin.__module__.partition(".")[0]
+                code[Code(entry.distribution, top, entry.source_hash)] = None
+            if isinstance(part, Dataset) and part is not main:
+                contents[Content(part, data.path, data.fingerprint(part))] = None
+    return Premises(tuple(code), tuple(contents))
+
+
+def joined(parts: Iterable[Premises]) -> Premises:
+    """All of them, each once."""
+    parts = list(parts)
+    code = sorted({code for part in parts for code in part.code})
+    data = dict.fromkeys(content for part in parts for content in part.data)
+    return Premises(tuple(code), tuple(data))
