@@ -103,6 +103,7 @@ class Planner:
         self._environment = partial(environment_of, device_type=device.split(":")[0])
         self._data: dict[Path, DataRoot] = {}
         self._unchanged: set[Code] = set()
+        self._premised: dict[tuple[Path | int, ...], Premises] = {}  # by plugins, which the stages keep
         self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
         self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
 
@@ -173,10 +174,13 @@ class Planner:
 
     def _premises(self, spec: Spec) -> Premises:
         """What a stage is planned on. Raises HarnessError where code on disk is not what was imported."""
-        train = training_of(spec)
+        plugins, train = plugins_behind(spec), training_of(spec)
+        address = (train.root, *map(id, plugins))  # stages of other seeds, at least, have the same
+        if address in self._premised:
+            return self._premised[address]
         data = self._data_of(train)
-        groups = plugins_behind(spec)
-        found = joined(self._memo.of(_premises, (data, train.dataset, *group)) for group in groups if group)
+        found = joined(self._memo.of(_premises, (data, train.dataset, plugin)) for plugin in plugins)
+        self._premised[address] = found
         for code in found.code:
             if code not in self._unchanged:
                 source_code.check_unchanged(code.distribution, code.module)
@@ -242,6 +246,6 @@ class Planner:
 
 
 def _premises(placed: tuple[Any, ...]) -> Premises:
-    """placed: a DataRoot, the scenario's data set, then plugins."""
-    data, main, *plugins = placed
-    return premises_of(plugins, data, main)
+    """placed: a DataRoot, the scenario's data set, and a plugin."""
+    data, main, plugin = placed
+    return premises_of(plugin, data, main)

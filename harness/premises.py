@@ -88,22 +88,21 @@ class Premises:
             content.check()
 
 
-def premises_of(plugins: Iterable[Plugin], data: DataRoot, main: Dataset | None = None) -> Premises:
-    """Of plugins and all that they hold. main: the scenario's own data set, whose content loading it checks.
+def premises_of(plugin: Plugin, data: DataRoot, main: Dataset | None = None) -> Premises:
+    """Of a plugin and all that it holds. main: the scenario's own data set, whose content loading it checks.
 
     Raises PluginError for a plugin that is not registered. Plugins of single files have no code to check: their
     processes get the text that was hashed.
     """
     code: dict[Code, None] = {}
     contents: dict[Content, None] = {}
-    for plugin in plugins:
-        for part in with_nested(plugin):
-            entry = registry().entry_of(part)
-            if entry.file is None:
-                top = entry.plugin.__module__.partition(".")[0]
-                code[Code(entry.distribution, top, entry.source_hash)] = None
-            if isinstance(part, Dataset) and part is not main:
-                contents[Content(part, data.path, data.fingerprint(part))] = None
+    for part in with_nested(plugin):
+        entry = registry().entry_of(part)
+        if entry.file is None:
+            top = entry.plugin.__module__.partition(".")[0]
+            code[Code(entry.distribution, top, entry.source_hash)] = None
+        if isinstance(part, Dataset) and part is not main:
+            contents[Content(part, data.path, data.fingerprint(part))] = None
     return Premises(tuple(code), tuple(contents))
 
 

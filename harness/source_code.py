@@ -125,9 +125,10 @@ def _files(roots: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
         if not root.is_dir():
             yield root.name, str(root)
             continue
-        for folder, folders, names in os.walk(root):
+        start = len(str(root)) + 1
+        for folder, folders, names in os.walk(root):  # in plain text: this runs at every stage
             folders[:] = [f for f in folders if f != "__pycache__" and not f.startswith(".")]
             for name in names:
                 if not name.startswith(".") and not name.endswith(BYTECODE):
-                    path = Path(folder, name)
-                    yield path.relative_to(root).as_posix(), str(path)
+                    path = f"{folder}{os.sep}{name}"
+                    yield path[start:].replace(os.sep, "/"), path

@@ -103,19 +103,19 @@ def training_of(spec: Spec) -> TrainSpec:
     return spec.train if isinstance(spec, CompressSpec) else spec.model.train
 
 
-def plugins_behind(spec: Spec) -> tuple[tuple[Plugin, ...], ...]:
-    """All plugins that a stage works with, in groups that many stages have in common."""
+def plugins_behind(spec: Spec) -> tuple[Plugin, ...]:
+    """All plugins that a stage works with, those within others left aside."""
     if isinstance(spec, TrainSpec):
-        settings = ((spec.dataset,), (spec.model,), (spec.federation.partition,))
+        settings = (spec.dataset, spec.model, spec.federation.partition)
         attack = () if spec.attack is None else (spec.attack,)
-        return (*settings, spec.defences, spec.aggregators, spec.compressors, attack)
+        return (*settings, *spec.defences, *spec.aggregators, *spec.compressors, *attack)
     if isinstance(spec, CompressSpec):
-        return (*plugins_behind(spec.train), spec.compressors)
-    found = (*plugins_behind(spec.model), spec.metrics)
+        return (*plugins_behind(spec.train), *spec.compressors)
+    found = (*plugins_behind(spec.model), *spec.metrics)
     if isinstance(spec, CleanSpec):
         return found
     surrogate = () if spec.surrogate is None else plugins_behind(spec.surrogate)
-    return (*found, (spec.attack,), *surrogate)
+    return (*found, spec.attack, *surrogate)
 
 
 def train_spec(cell: Cell, fingerprint: str = "") -> TrainSpec:
