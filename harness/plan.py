@@ -103,7 +103,7 @@ class Planner:
         self._environment = partial(environment_of, device_type=device.split(":")[0])
         self._data: dict[Path, DataRoot] = {}
         self._unchanged: set[Code] = set()
-        self._premised: dict[tuple[Path | int, ...], Premises] = {}  # by plugins, which the stages keep
+        self._premised: dict[tuple[object, ...], Premises] = {}  # by plugins, which the stages keep
         self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
         self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
 
