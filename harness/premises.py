@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from harness.data_root import DataRoot
 
 
+AGE = 1.0  # seconds a look at files counts: it takes as long as all else about a small stage, a few milliseconds
+
+
 @dataclass(frozen=True, order=True)
 class Code:
     """A package and the hash of its sources. module: its top-level name."""
@@ -34,7 +37,7 @@ class Code:
     def check(self) -> None:
         """Raises HarnessError where what is imported here, or lies on disk, is something else."""
         try:
-            source_code.check_unchanged(self.distribution, self.module)
+            source_code.check_unchanged(self.distribution, self.module, AGE)
             same = source_code.source_hash(self.distribution, self.module) == self.source
         except HarnessError:
             same = False
