@@ -18,7 +18,7 @@ from harness.observers import Observers
 from harness.plan import Plan, Stage
 from harness.runner import Runner
 from harness.scenario import Scenario, load_many
-from harness.scenario_plan import metrics_of, plan_scenarios
+from harness.scenario_plan import distinct_names, metrics_of, plan_scenarios
 from harness.shards import Shard
 from harness.store import Store
 
@@ -201,7 +201,9 @@ def _load(scenarios: ScenarioArgument) -> list[Scenario]:
         raise HarnessError("no scenario given")
     files = [Path(s) for s in given if not isinstance(s, Scenario)]
     ready = [s for s in given if isinstance(s, Scenario)]
-    return [*load_many(files), *ready] if files else ready
+    loaded = [*load_many(files), *ready] if files else ready
+    distinct_names(loaded)  # before a store is made or a worker is warmed up
+    return loaded
 
 
 def _expressions(select: str | Sequence[str] | None) -> list[str]:

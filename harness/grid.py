@@ -232,7 +232,10 @@ class DataFacts:
 
 
 def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None) -> str | None:
-    """Why a cell makes no sense, or None. module: the scenario's model on the meta device."""
+    """Why a cell makes no sense, or None. module: the scenario's model on the meta device.
+
+    It is said of a combination, not of one of its seeds: mean scores of some seeds alone would be of another grid.
+    """
     try:
         _check_training(cell, module)
         _check_compression(cell)
@@ -250,21 +253,24 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for rule in cell.aggregators:
         if rule.data_access == "public":
             _check_public(rule.name, cell)
-    for n in _round_sizes(cell):
+    for n in cell.memo.of(_round_sizes, cell.scenario):
         f = tolerated(n, cell.scenario.tolerance)
         for rule in cell.aggregators:
             n, f = rule.check(n, f)
 
 
-def _round_sizes(cell: Cell) -> list[int]:
-    """How many clients the rounds of this cell have; several numbers where each client has a coin of its own."""
-    settings = cell.scenario.federation
+def _round_sizes(scenario: Scenario) -> list[int]:
+    """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own."""
+    settings = scenario.federation
     if settings.sampling == "fixed":
         return [clients_per_round(settings.clients, settings.participation)]
-    drawn = participants(
-        settings.clients, settings.participation, settings.rounds, cell.seed, "train", sampling="poisson"
-    )
-    return sorted({len(ids) for ids in drawn} - {0})
+    sizes: set[int] = set()
+    for seed in scenario.seeds:
+        drawn = participants(
+            settings.clients, settings.participation, settings.rounds, seed, "train", sampling="poisson"
+        )
+        sizes |= {len(ids) for ids in drawn}
+    return sorted(sizes - {0})
 
 
 def _check_view(cell: Cell) -> None:

@@ -32,17 +32,20 @@ def plan_scenarios(
     """The plan of all cells, each scenario's metrics, and (scenario, reason) of those that cannot be planned.
 
     store: keeps facts of the data. expressions: `axis=glob`, cells that fit all of them. part: the cells of one shard.
-    Raises HarnessError where no scenario can be planned, or some cannot and a shard is asked for.
+    Raises HarnessError where two scenarios have one name, where no scenario can be planned, and where some cannot and
+    a shard is asked for.
     """
-    facts: dict[str, DataFacts] = {}
-    modules: dict[str, nn.Module] = {}
+    distinct_names(loaded)
+    # By object, not by name: nothing here could take one scenario's data for another's.
+    facts: dict[int, DataFacts] = {}
+    modules: dict[int, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
     for scenario in loaded:
         where = str(scenario.path or scenario.name)
         try:
             known = data_facts(scenario, store)
-            modules[scenario.name] = meta_module(scenario, known)
-            facts[scenario.name] = known
+            modules[id(scenario)] = meta_module(scenario, known)
+            facts[id(scenario)] = known
         except HarnessError as error:
             skipped.append((where, str(error)))
         except Exception as error:  # a plugin's own: it must not take the other scenarios down
@@ -54,8 +57,8 @@ def plan_scenarios(
         raise HarnessError(
             f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
         )
-    usable = [s for s in loaded if s.name in facts]
-    metrics = {s.name: metrics_of(s) for s in usable}
+    usable = [s for s in loaded if id(s) in facts]
+    metrics = {id(s): metrics_of(s) for s in usable}
     chosen: list[Cell] = [cell for scenario in usable for cell in cells(scenario)]
     if expressions:
         chosen = select(chosen, expressions)
@@ -63,19 +66,32 @@ def plan_scenarios(
     plans = []
     verdicts: dict[tuple[object, ...], CellPlan] = {}
     for cell in chosen:
-        name = cell.scenario.name
-        # Seeds never change whether a combination makes sense.
+        own = id(cell.scenario)
+        # Of all its seeds: a combination makes sense as a whole or not at all, see `reason_not_applicable`.
         parts = (cell.defences, cell.aggregators, cell.compressors, cell.threat, cell.attack)
-        same = (name, *map(id, parts))
+        same = (own, *map(id, parts))
         if same not in verdicts:
-            verdicts[same] = _verdict(cell, facts[name], modules[name])
+            verdicts[same] = _verdict(cell, facts[own], modules[own])
         verdict = verdicts[same]
         if verdict.reason or verdict.error:
             plans.append(CellPlan(cell, reason=verdict.reason, error=verdict.error))
         else:
-            plans.append(planner.add(cell, facts[name], metrics[name]))
-    whole = Plan(plans, planner.stages, facts, device)
-    return whole if part is None else part.of(whole), metrics, skipped
+            plans.append(planner.add(cell, facts[own], metrics[own]))
+    whole = Plan(plans, planner.stages, {s.name: facts[id(s)] for s in usable}, device)
+    by_name = {s.name: metrics[id(s)] for s in usable}
+    return whole if part is None else part.of(whole), by_name, skipped
+
+
+def distinct_names(scenarios: Sequence[Scenario]) -> None:
+    """Raises HarnessError where two scenarios share a name: records tell scenarios apart by it."""
+    known: dict[str, str] = {}
+    for scenario in scenarios:
+        where = str(scenario.path or "a scenario that was handed over")
+        if scenario.name in known:
+            raise HarnessError(
+                f"{where}: the scenario name {scenario.name!r} is already used by {known[scenario.name]}"
+            )
+        known[scenario.name] = where
 
 
 def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:

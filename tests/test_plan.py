@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from harness.engine import plan
+from harness.engine import plan, run
 from harness.errors import HarnessError
 from harness.grid import cells, select
 from harness.scenario import load_text
@@ -244,3 +244,42 @@ def test_a_plan_is_deterministic(tmp_path):
     for found in (a, b):
         found.pop("estimate_seconds")
     assert a == copy.deepcopy(b)
+
+
+def test_a_combination_makes_sense_for_all_its_seeds_or_for_none(tmp_path):
+    """Under Poisson sampling rounds of some seeds are too small for a rule: the order of seeds must not decide."""
+    text = """
+federation: {{clients: 10, rounds: 3, participation: 0.6, sampling: poisson, byzantine_tolerance: 0.2}}
+aggregators: [mean, krum]
+seeds: [{}]
+"""
+    head = BASE[: BASE.index("federation")]
+
+    def verdicts(*seeds, **options):
+        scenario = load_text(head + text.format(", ".join(map(str, seeds))), tmp_path / "small.yaml")
+        found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store", **options).to_dict()
+        return {
+            (c["axes"]["aggregator"], c["axes"]["seed"]): c["reason"] for c in found["scenarios"][0]["cells"]
+        }
+
+    alone = {seed: verdicts(seed)["krum", seed] for seed in range(12)}
+    fits = next(seed for seed, reason in alone.items() if reason is None)
+    small = next(seed for seed, reason in alone.items() if reason is not None)
+    both, turned = verdicts(fits, small), verdicts(small, fits)
+    assert both == turned
+    assert both["krum", fits] == both["krum", small] == alone[small]
+    assert both["mean", fits] is both["mean", small] is None
+    chosen = verdicts(fits, small, select=f"seed={fits}")  # what is not selected counts as well
+    assert chosen["krum", fits] == alone[small]
+
+
+def test_two_scenarios_of_one_name_are_refused_however_they_are_given(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(BASE)
+    other = load_text(BASE.replace("digits", "{digits: {split_seed: 5}}"), tmp_path / "other.yaml")
+    for given in ([load_text(BASE), other], [file, other], [other, file], [other, other]):
+        with pytest.raises(HarnessError, match="scenario name 'small' is already used by"):
+            plan(given, device="cpu", jobs=0, store=tmp_path / "no-store")
+        with pytest.raises(HarnessError, match="scenario name 'small' is already used by"):
+            run(given, device="cpu", jobs=0, store=tmp_path / "no-store")
+    assert not (tmp_path / "no-store").exists()
