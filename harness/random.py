@@ -1,4 +1,4 @@
-"""Seeds and keys: every random number of a run comes from here, none from a global generator.
+"""Seeds and keys: every random number of a run comes from here, the engine's own from no global generator.
 
 Two kinds. `derive(...)` hashes names and numbers into a seed for a torch or NumPy generator: (seed,
 purpose, client, round) always gives the same stream. Keys are int64 scalar tensors for counter-based
@@ -9,7 +9,9 @@ device. The counter-based numbers are for attacks and coins, never for privacy n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +38,32 @@ def numpy_generator(*parts: object) -> np.random.Generator:
     import numpy as np
 
     return np.random.default_rng(derive(*parts))
+
+
+@contextmanager
+def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Every global generator that a plugin or its libraries may use or reseed, seeded inside and restored after.
+
+    They are torch's, on the CPU and on this device, NumPy's and Python's.
+    """
+    import numpy as np
+    import torch
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    cuda = [device] if str(device).startswith("cuda") else []
+    try:
+        with torch.random.fork_rng(cuda):
+            # Not torch.manual_seed: it also reseeds, at once or later, devices not restored here.
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def make_key(*parts: object, device: torch.device | str = "cpu") -> Tensor:

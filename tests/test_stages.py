@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 import harness
-from harness.api import CompressedModel, ModelCompressor, PrivacyAttack, Score, TrainingVariant, hookimpl
+from harness.api import (
+    Aggregator,
+    CompressedModel,
+    ModelCompressor,
+    PrivacyAttack,
+    Score,
+    TrainingVariant,
+    hookimpl,
+)
 from harness.console.pooling import pool
 from harness.evaluation.predict import predict
 from harness.federation.data import Part
@@ -54,6 +63,27 @@ class Peek(ModelCompressor):
         return CompressedModel(model, state)
 
 
+class Careless(Aggregator):
+    """Draws from every global generator, and leaves settings behind that are no business of the next stage."""
+
+    name = "test-careless"
+    n: int = 0
+    leaves: str = ""
+
+    def aggregate(self, updates, context):
+        moved = updates.mean(0)
+        if self.leaves == "settings":
+            torch.set_default_dtype(torch.float64)
+            torch.set_float32_matmul_precision("medium")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.set_flush_denormal(True)
+            torch.set_grad_enabled(False)
+            torch.set_num_threads(2)
+        for draw in (torch.rand(()).item(), np.random.rand(), random.random()):
+            moved = moved * (0.5 + draw)
+        return moved
+
+
 class Variants(PrivacyAttack):
     """Asks for two further trainings and looks at the view."""
 
@@ -75,6 +105,7 @@ class _Module:
     def harness_register(register):
         register(Peek)
         register(Variants)
+        register(Careless)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -416,3 +447,44 @@ def test_exports_hold_the_scores(tmp_path):
         assert list(other["accuracy"].round(12)) == list(frame["accuracy"].round(12))
         assert list(other.columns) == list(frame.columns)
     assert not list(tmp_path.glob(".*partial"))
+
+
+def process_state():
+    """What a process shares between the stages that it runs."""
+    settings = (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+    )
+    return settings, torch.get_rng_state().tolist(), list(np.random.get_state()[1]), random.getstate()
+
+
+def losses(result):
+    return {record["cell"]["aggregator"]: record["scores"]["loss"] for record in result.records}
+
+
+def test_what_a_plugin_draws_comes_from_its_stage_alone(tmp_path):
+    text = "aggregators: [test-careless: {n: 1}, test-careless: {n: 2}, mean]"
+    before = process_state()
+    first = losses(run(text, tmp_path / "a"))
+    assert process_state() == before
+    torch.rand(3), np.random.rand(3), random.random()  # a process that did something else before
+    alone = losses(run(text, tmp_path / "b", select="aggregator=test-careless(n=2)"))
+    assert alone["test-careless(n=2)"] == first["test-careless(n=2)"]
+    assert first["test-careless(n=1)"] != first["test-careless(n=2)"]
+
+
+def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
+    before = process_state()
+    text = (
+        "aggregators: [test-careless: {leaves: settings}, mean]\ndefences: [dp-sgd: {noise_multiplier: 1.0}]"
+    )
+    both = run(text, tmp_path / "a")
+    after = process_state()
+    torch.set_flush_denormal(False)
+    assert after == before
+    alone = run(text, tmp_path / "b", select="aggregator=mean")
+    assert {record["status"] for record in both.records} == {"scored"}
+    assert losses(both)["mean"] == losses(alone)["mean"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from harness.contracts.attack import EvasionAttack, EvasionContext
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.predict import gather, modes_restored, predict
-from harness.random import derive
+from harness.random import derive, global_generators
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ def attack_batch(
         raise PluginError(f"{attack.name}: eps must be 0 or more, not {eps}")
     if not len(x):
         return x.clone()
-    with _frozen(model), _seeded(derive("evasion", seed), x.device), torch.inference_mode(False):
+    with _frozen(model), global_generators(derive("evasion", seed), x.device), torch.inference_mode(False):
         model.eval()
         if num_classes is None:
             with torch.no_grad():
@@ -191,7 +190,9 @@ def evade(
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
         if changed.any():
-            with _seeded(derive("evasion-answer", seed, *place), x.device):  # a model may answer at random
+            with global_generators(
+                derive("evasion-answer", seed, *place), x.device
+            ):  # a model may answer at random
                 adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
         done += len(batch)
         if progress is not None:
@@ -227,25 +228,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             for parameter, requires_grad, gradient in before:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = gradient
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Every global generator an attack library may use or reseed, seeded inside and restored afterwards."""
-    import torch
-
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    cuda = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(cuda):
-            # Not torch.manual_seed: it also reseeds, at once or later, devices not restored here.
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

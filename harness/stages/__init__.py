@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from harness.devices import PeakMemory
 from harness.plan import Stage
 from harness.provenance import device_name
 from harness.stage_specs import CleanSpec, CompressSpec, TrainSpec, training_of
 from harness.stages.compress import compress
+from harness.stages.isolation import isolated
 from harness.stages.score import attack, clean
 from harness.stages.train import Progress, train
 
@@ -36,7 +34,7 @@ def execute(
         one.premises.check_code()
     memory = PeakMemory(device)
     started = time.perf_counter()
-    with _numerics(compute.threads, compute.tf32):
+    with isolated(stage.key, device, compute.threads, compute.tf32):
         if isinstance(spec, TrainSpec):
             results = train(stage, store, device, progress)
         elif isinstance(spec, CompressSpec):
@@ -54,18 +52,3 @@ def execute(
             result = results[one.key] = results[one.key] | facts
             store.put_stage(one.key, one.kind, one.signature, one.label, "done", result, seconds)
     return results
-
-
-@contextmanager
-def _numerics(threads: int, tf32: bool) -> Iterator[None]:
-    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    deterministic = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:]
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic

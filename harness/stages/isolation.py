@@ -1,0 +1,68 @@
+"""What of a process's global state a stage begins with, and that none of it is left to the next one.
+
+Worker processes run one stage after another, and plugins share them with libraries that draw from global generators
+or change defaults. A stage's numbers must come from its key alone, whatever ran before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from harness.random import derive, global_generators
+
+
+@contextmanager
+def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
+    """Inside, global generators are seeded from a stage's key and settings are the engine's; all come back after.
+
+    threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the number of
+    threads, default dtype and device, gradient mode, deterministic algorithms and the precision of products; numbers
+    too small for their exponent are kept, and nobody can ask whether they were before.
+    """
+    with _settings(threads, tf32), global_generators(derive("stage", key), device):
+        yield
+
+
+@contextmanager
+def _settings(threads: int, tf32: bool) -> Iterator[None]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    default_device = torch.get_default_device()
+    strict = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    precision, products = _precision(), matmul.allow_tf32
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.set_flush_denormal(False)
+    # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_default_device(None if default_device.type == "cpu" else default_device)
+        torch.set_grad_enabled(before[2])
+        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+        torch.set_float32_matmul_precision(precision or "highest")
+        if precision is None:
+            matmul.allow_tf32 = products
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = flags
+
+
+def _precision() -> str | None:
+    """Of float32 products; None where backends were set apart, which torch then has no word for."""
+    with suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
+    return None
