@@ -344,7 +344,8 @@ class Training:
         context = PoisonContext(
             client, self.data.num_classes, generator, tuple(self.malicious), self.spec.root
         )
-        poisoned = attack.poison(ClientData(images, labels), context)
+        # Copies: the client is honest in rounds without an attack, and then trains on its own records.
+        poisoned = attack.poison(ClientData(images.clone(), labels.clone()), context)
         n, classes = len(poisoned.labels), self.data.num_classes
         if poisoned.images.shape[1:] != images.shape[1:] or len(poisoned.images) != n or n == 0:
             raise PluginError(f"{attack.name} returned images {tuple(poisoned.images.shape)} for {n} labels")

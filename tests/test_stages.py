@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ import torch
 import harness
 from harness.api import (
     Aggregator,
+    ClientData,
     CompressedModel,
+    Defence,
+    Model,
     ModelCompressor,
+    PoisoningAttack,
     PrivacyAttack,
     Score,
     TrainingVariant,
@@ -63,6 +69,78 @@ class Peek(ModelCompressor):
         return CompressedModel(model, state)
 
 
+class Blanks(ModelCompressor):
+    """Works in place on the data that it is given."""
+
+    name = "test-blanks"
+    data_access: ClassVar = "private"
+
+    def compress(self, model, context):
+        images, labels = context.data()
+        images.zero_(), labels.zero_()
+        return CompressedModel(model, model.state_dict())
+
+    def restore(self, model, state, surroundings):
+        model.load_state_dict(state)
+        return CompressedModel(model, state)
+
+
+class Corner(PoisoningAttack):
+    """A trigger that works in place, in training and in testing."""
+
+    name = "test-corner"
+    backdoor_target: ClassVar = 0
+
+    def trigger(self, x):
+        x[:, :, -4:, -4:] = 1.0
+        return x
+
+    def poison(self, data, context):
+        data.labels.zero_()
+        return ClientData(self.trigger(data.images), data.labels)
+
+
+class Zeroes(Defence):
+    """Certifies nothing, in place."""
+
+    name = "test-zeroes"
+
+    def certify(self, model, x, generator):
+        x.zero_()
+        return torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x))
+
+
+class Centred(Model):
+    """Linear on centred pixels, in place."""
+
+    name = "test-centred"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
+
+            def forward(self, x):
+                x = x.flatten(1)
+                x -= 0.3
+                return self.fc(x)
+
+        return Net()
+
+
+class Population(PrivacyAttack):
+    """Works in place on all that its view holds."""
+
+    name = "test-population"
+    scores = {"test_zero": Score("none", "share", "nothing")}
+
+    def run(self, view, context):
+        for images, labels in (view.population, view.members, view.non_members):
+            images.zero_(), labels.zero_()
+        return {"test_zero": 0.0}
+
+
 class Careless(Aggregator):
     """Draws from every global generator, and leaves settings behind that are no business of the next stage."""
 
@@ -106,6 +184,11 @@ class _Module:
         register(Peek)
         register(Variants)
         register(Careless)
+        register(Blanks)
+        register(Corner)
+        register(Zeroes)
+        register(Centred)
+        register(Population)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,7 +210,10 @@ def run(text: str, tmp_path: Path, **options):
 
 
 def training(text: str, tmp_path: Path, position: int = 0) -> Training:
-    scenario = load_text(BASE + text, tmp_path / "x.yaml")
+    return training_of(load_text(BASE + text, tmp_path / "x.yaml"), position)
+
+
+def training_of(scenario, position: int = 0) -> Training:
     facts, planner = data_facts(scenario, None), Planner("cpu")
     plan = planner.add(list(cells(scenario))[position], facts, metrics_of(scenario))
     stage = planner.stages[plan.stages["train"]]
@@ -488,3 +574,40 @@ def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
     alone = run(text, tmp_path / "b", select="aggregator=mean")
     assert {record["status"] for record in both.records} == {"scored"}
     assert losses(both)["mean"] == losses(alone)["mean"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "compressors: [test-blanks]",
+        "threats: [{name: b, malicious: 0.5, attacks: [test-corner]}]",
+        "defences: [test-zeroes]",
+        "threats: [{name: p, attacks: [test-population]}]",
+        "model: test-centred",
+        "model: test-centred\ncompute: {clients: vectorised}",
+    ],
+)
+def test_a_plugin_that_works_in_place_changes_nobody_else_s_data(text, tmp_path):
+    """Floats need no conversion, so that views of the process's one copy of the data could be handed out."""
+    head = BASE.replace("dataset: digits", "dataset: {digits: {dtype: float32}}")
+    head = "\n".join(
+        line for line in head.splitlines() if not text.startswith(line.split(":")[0] + ":") or not line
+    )
+    scenario = load_text(f"{head}\n{text}\n", tmp_path / "small.yaml")
+    data = training_of(scenario).data
+    parts = [(part.images.clone(), part.labels.clone()) for part in (data.train, data.val, data.test)]
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.scored == 1, [record["error"] for record in result.records]
+    assert training_of(scenario).data is data  # the copy that the run used
+    for part, (images, labels) in zip((data.train, data.val, data.test), parts, strict=True):
+        assert torch.equal(part.images, images)
+        assert torch.equal(part.labels, labels)
+
+
+def test_an_attacker_poisons_a_copy_of_its_records(tmp_path):
+    text = "threats: [{name: b, malicious: 0.5, start_round: 2, attacks: [test-corner]}]"
+    own = training(text, tmp_path)
+    clients = own._clients([])
+    for client, positions in zip(clients, own.pool.clients, strict=True):
+        assert torch.equal(client.labels, own.data.train.take(positions)[1])
+    assert sum(client.attacking is not None for client in clients) == 2

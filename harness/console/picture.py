@@ -47,7 +47,7 @@ def strips(scenario: Scenario, count: int) -> list[Strip]:
             continue
         others = (data.test.labels != attack.backdoor_target).nonzero()[0][:count]
         x = to_pixels(torch.from_numpy(data.test.images[others].copy()))
-        triggered = attack.trigger(x)
+        triggered = attack.trigger(x.clone())
         difference = (triggered - x) / 2 + 0.5  # grey where nothing changed
         result.append(Strip(f"{caption}: as they are, triggered, the difference", (x, triggered, difference)))
     return result

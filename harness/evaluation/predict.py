@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def to_pixels(images: Tensor) -> Tensor:
     """Images as floats in [0, 1]: uint8 is divided by 255 (float32), floats are returned as they are.
 
-    Raises HarnessError for any other dtype: its range is not known.
+    What is returned may be the very images: for a part of a data set that others use too, see `own_pixels`. Raises
+    HarnessError for any other dtype: its range is not known.
     """
     import torch
 
@@ -29,16 +30,33 @@ def to_pixels(images: Tensor) -> Tensor:
     return images
 
 
+def own_pixels(images: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """`to_pixels`, on a device, in memory of its own: a plugin that works in place changes nobody's data.
+
+    device: None for where they are. Only floats that stay there are copied, as anything else is new already.
+    """
+    import torch
+
+    device = images.device if device is None else torch.device(device)
+    pixels = to_pixels(images.to(device))
+    # By address, as a view of a part is another tensor over the same memory.
+    shared = pixels.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+    return pixels.clone() if shared else pixels
+
+
 def gather(images: Tensor | np.ndarray, where: slice | np.ndarray, device: torch.device | str) -> Tensor:
-    """The images at some positions, as [0, 1] floats on a device; uint8 is converted there, for speed."""
+    """The images at some positions, as [0, 1] floats on a device, in memory of their own.
+
+    uint8 is converted on the device, for speed.
+    """
     import torch
 
     if isinstance(images, np.ndarray):
         # A copy, as a memory-mapped file is read-only and torch tensors are not.
-        batch = torch.tensor(images[where])
-    else:
-        batch = images[where if isinstance(where, slice) else torch.from_numpy(where).to(images.device)]
-    return to_pixels(batch.to(device))
+        return to_pixels(torch.tensor(images[where]).to(device))
+    if isinstance(where, slice):
+        return own_pixels(images[where], device)
+    return to_pixels(images[torch.from_numpy(where).to(images.device)].to(device))
 
 
 def predict(

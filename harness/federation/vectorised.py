@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.evaluation.predict import modes_restored, to_pixels
+from harness.evaluation.predict import modes_restored, own_pixels, to_pixels
 from harness.federation.calibration import measure
 from harness.federation.cohort import Cohort
 from harness.federation.dropout import Masks, dropouts, masked
@@ -186,7 +186,7 @@ class VectorisedTrainer(LocalTrainer):
 
         From the card's size, not from what is free on it: the same plan gives the same chunks.
         """
-        x = to_pixels(client.images[: self.settings.batch_size])
+        x = own_pixels(client.images[: self.settings.batch_size])  # a network may work in place
         d = sum(p.numel() for p in self.module.parameters())
         kept = 0
 

@@ -13,7 +13,7 @@ from harness.contracts.aggregator import Aggregator
 from harness.contracts.compressor import CompressedModel, CompressionContext, Surroundings
 from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError
-from harness.evaluation.predict import to_pixels
+from harness.evaluation.predict import own_pixels
 from harness.federation.data import Part
 from harness.plan import Stage
 from harness.random import torch_generator
@@ -87,7 +87,7 @@ def _data_for(
             raise PluginError(f"{name} declares no data access")
         if access == "public" and "val" not in unprotected:
             raise PluginError(f"{name} needs public data and the scenario declares none")
-        return to_pixels(val.images), val.labels
+        return own_pixels(val.images), val.labels.clone()
 
     return data
 

@@ -29,7 +29,7 @@ from harness.contracts.privacy import (
 from harness.errors import PluginError
 from harness.evaluation.matching import match_images
 from harness.evaluation.membership import draw_members
-from harness.evaluation.predict import predict, to_pixels
+from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
 from harness.federation.vector import trainable
 from harness.pictures import Strip, paint
@@ -140,7 +140,7 @@ class _Scene:
 
     def population(self) -> tuple[Tensor, Tensor]:
         val = self.training.data.val
-        return to_pixels(val.images).to(self.scoring.device), val.labels.to(self.scoring.device)
+        return own_pixels(val.images, self.scoring.device), val.labels.to(self.scoring.device, copy=True)
 
     def with_groups(self, found: Membership, members: np.ndarray, non_members: np.ndarray) -> Membership:
         groups = self.training.data.train.groups

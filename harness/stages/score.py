@@ -15,7 +15,7 @@ from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import evade
 from harness.evaluation.expectation import Expectation
-from harness.evaluation.predict import predict, to_pixels
+from harness.evaluation.predict import gather, own_pixels, predict
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
 from harness.plan import Stage
@@ -66,6 +66,7 @@ class Scoring:
         own = self.spec.threat.subset if isinstance(self.spec, AttackSpec) else None
         subset = own if own is not None else self.spec.evaluation.subset
         part = self.training.data.test
+        part = replace(part, labels=part.labels.clone())  # metrics and attacks are handed them
         return part if subset is None else stratified(part, subset)
 
     def certificate(self) -> Certificate | None:
@@ -78,7 +79,7 @@ class Scoring:
         predicted, radii = [], []
         with torch.no_grad():
             for start in range(0, len(part), self.spec.evaluation.batch_size):
-                x = to_pixels(part.images[start : start + self.spec.evaluation.batch_size]).to(self.device)
+                x = gather(part.images, slice(start, start + self.spec.evaluation.batch_size), self.device)
                 found = certify(x, generator)
                 if found is None:
                     return None
@@ -292,10 +293,10 @@ def triggered_records(
     """
     own = attack.success_records(training.data.input_shape, training.spec.root)
     if own is not None:
-        images, labels = to_pixels(own.images).to(training.device), own.labels
+        images, labels = own_pixels(own.images, training.device), own.labels
     else:
         triggered = [
-            attack.trigger(to_pixels(test.images[start : start + batch_size]))
+            attack.trigger(gather(test.images, slice(start, start + batch_size), test.images.device))
             for start in range(0, len(test), batch_size)
         ]
         images, labels = torch.cat(triggered), test.labels

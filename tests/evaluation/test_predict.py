@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from harness.errors import HarnessError
-from harness.evaluation.predict import predict, to_pixels
+from harness.evaluation.predict import gather, own_pixels, predict, to_pixels
 
 
 @pytest.fixture
@@ -89,3 +89,16 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost_or_doubled():
 
     with pytest.raises(torch.OutOfMemoryError, match="at all"):
         predict(Never(), images, 16, "cpu")
+
+
+def test_pixels_of_its_own_share_no_memory_with_the_images():
+    floats, bytes_ = torch.rand(4, 1, 2, 2), torch.full((4, 1, 2, 2), 255, dtype=torch.uint8)
+    for images in (floats, floats[1:3], bytes_):
+        kept = images.clone()
+        own = own_pixels(images)
+        assert torch.equal(own, to_pixels(images))
+        own.zero_()
+        gather(images, slice(0, 2), "cpu").zero_()
+        gather(images, np.array([0, 1]), "cpu").zero_()
+        gather(images.numpy(), slice(0, 2), "cpu").zero_()
+        assert torch.equal(images, kept)
