@@ -19,12 +19,13 @@ MEASURED = frozenset(
         "calibration",
     }
 )
-ENVIRONMENT = ("engine", "python", "platform", "device", "recorded")
+# Of a record's provenance and of a stage's result itself, not deeper: a configuration has an engine too.
+ENVIRONMENT = ("engine", "engines", "python", "platform", "device", "recorded")
 
 
 def comparable_result(result: Mapping[str, Any], measured: Collection[str]) -> Any:
     """A stage's result without what was measured. measured: names of such scores."""
-    kept = _without(result, MEASURED)
+    kept = _without({k: v for k, v in result.items() if k not in ENVIRONMENT}, MEASURED)
     if "scores" in kept:
         kept["scores"] = {name: value for name, value in kept["scores"].items() if name not in measured}
     return kept

@@ -16,7 +16,7 @@ from harness.nesting import with_nested
 from harness.registry import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 @cache
@@ -42,6 +42,43 @@ def engine() -> dict[str, Any]:
             "dirty": None if status is None else bool(status.strip()),
         }
     return facts
+
+
+UNKNOWN: dict[str, Any] = {"version": "unknown", "commit": None, "dirty": None}  # of stages that do not say
+
+
+def of_stage(device: str) -> dict[str, Any]:
+    """What a stage's result says of where it was computed: which may be another time and machine than its record's."""
+    return {
+        "engine": engine(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device_name": device_name(device),
+    }
+
+
+def of_stages(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the stages behind a record were computed.
+
+    engines: each state of the engine once. engine: the one, or without a commit where there are several. python,
+    platform, device_name: all that there are, in one text. Stages of older stores do not say: `unknown`, but for the
+    device, of which the record's own is then the best guess.
+    """
+    found = list(results)
+    engines: list[dict[str, Any]] = []
+    for result in found:
+        state = result.get("engine", UNKNOWN)
+        if state not in engines:
+            engines.append(state)
+    versions = ", ".join(dict.fromkeys(state["version"] for state in engines))
+    facts: dict[str, Any] = {
+        "engines": engines,
+        "engine": engines[0] if len(engines) == 1 else {**UNKNOWN, "version": versions},
+    }
+    for name in ("python", "platform"):
+        facts[name] = ", ".join(sorted({result.get(name, "unknown") for result in found}))
+    places = {result["device_name"] for result in found if "device_name" in result}
+    return facts | ({"device_name": ", ".join(sorted(places))} if places else {})
 
 
 def environment(device: str) -> dict[str, Any]:

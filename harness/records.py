@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
 from harness.identity import digest
-from harness.provenance import environment, plugin_list
+from harness.provenance import environment, of_stages, plugin_list
 from harness.registry import registry
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def scored(
     train, clean, attack = results["train"], results["clean"], results.get("attack")
     compress = results.get("compress")
     base = _base(plan, facts, metrics, device)
-    # Where the stages ran, which may not be where the record is written. Stages of older stores do not say.
-    places = {r["device_name"] for r in results.values() if "device_name" in r}
-    if places:
-        base["provenance"]["device_name"] = ", ".join(sorted(places))
+    # Of the code and the machines that computed the stages: neither need be what writes the record.
+    base["provenance"] |= of_stages(results.values())
     scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
     return base | {
         "status": "scored",

@@ -9,3 +9,8 @@ import os
 for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)
+
+with contextlib.suppress(ImportError):
+    from harness.provenance import engine
+
+    engine()  # here, beside the import of what it describes, and not once more in every worker

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.local_plugins import PREFIX as LOCAL
+from harness.provenance import UNKNOWN
 
 Record = Mapping[str, Any]
 
@@ -21,15 +22,7 @@ def disagreements(records: Sequence[Record]) -> list[str]:
     """Why records do not make one official result: not one clean engine, set of libraries, device or data set."""
     found = []
     origins = [record["provenance"] for record in records]
-    engine = origins[0]["engine"]
-    if any(origin["engine"] != engine for origin in origins):
-        commits = dict.fromkeys(str(origin["engine"]["commit"])[:12] for origin in origins)
-        versions = ", ".join(commits) if len(commits) > 1 else "one commit, with and without changes"
-        found.append(f"the records are of different states of the engine: {versions}")
-    if any(origin["engine"]["commit"] is None for origin in origins):
-        found.append("the engine's commit is not known: it did not run from a checkout")
-    elif any(origin["engine"]["dirty"] is not False for origin in origins):
-        found.append("the engine's files had changes that are in no commit")
+    found += _engines([state for record in records for state in engines_of(record)])
     if len({_frozen(origin["libraries"]) for origin in origins}) > 1:
         names = sorted(
             {
@@ -54,6 +47,32 @@ def disagreements(records: Sequence[Record]) -> list[str]:
     changed = sorted({name for (_, name, _), states in codes.items() if len(states) > 1})
     if changed:
         found.append(f"the records are of different code of {', '.join(changed[:5])}")
+    return found
+
+
+def engines_of(record: Record) -> Sequence[Mapping[str, Any]]:
+    """The states of the engine behind a record: of all its stages, where they gave it a score.
+
+    A record from before stages said so is not to be trusted in this: it names what wrote it.
+    """
+    origin = record["provenance"]
+    return origin.get("engines", (UNKNOWN,)) if record["status"] == "scored" else (origin["engine"],)
+
+
+def _engines(states: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why these are not one clean state of the engine."""
+    found = []
+    if UNKNOWN in states:
+        found.append("which engine computed some stages is not known: they are older than this being kept")
+    states = [state for state in states if state != UNKNOWN]
+    if any(state != states[0] for state in states):
+        commits = dict.fromkeys(str(state["commit"])[:12] for state in states)
+        versions = ", ".join(commits) if len(commits) > 1 else "one commit, with and without changes"
+        found.append(f"the records are of different states of the engine: {versions}")
+    if any(state["commit"] is None for state in states):
+        found.append("the engine's commit is not known: it did not run from a checkout")
+    elif any(state["dirty"] is not False for state in states):
+        found.append("the engine's files had changes that are in no commit")
     return found
 
 

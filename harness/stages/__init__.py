@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.devices import PeakMemory
 from harness.plan import Stage
-from harness.provenance import device_name
+from harness.provenance import of_stage
 from harness.stage_specs import CleanSpec, CompressSpec, TrainSpec, training_of
 from harness.stages.compress import compress
 from harness.stages.isolation import isolated
@@ -46,7 +46,7 @@ def execute(
     seconds = (time.perf_counter() - started) / len(results)
     for one in together:  # what was imported or read meanwhile too
         one.premises.check()
-    facts = {"peak_memory_bytes": memory.bytes(), "device_name": device_name(device), "seconds": seconds}
+    facts = {"peak_memory_bytes": memory.bytes(), "seconds": seconds, **of_stage(device)}
     for one in together:  # itself last: when it is there, so are the others
         if one.key in results:
             result = results[one.key] = results[one.key] | facts

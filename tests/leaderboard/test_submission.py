@@ -12,7 +12,9 @@ from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.publishable import unportable, without_folders
 from harness.leaderboard.submission import file_name, read, write
 from harness.leaderboard.submit import collect
+from harness.provenance import UNKNOWN
 from harness.scenario import load, load_text
+from harness.store import Store
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
 
@@ -209,6 +211,30 @@ def _set(*path, to):
     return change
 
 
+def _engine(field, to):
+    """Of the record itself and of its stages."""
+
+    def change(records):
+        for record in records:
+            origin = record["provenance"]
+            for state in (origin["engine"], *origin.get("engines", ())):
+                state[field] = to
+
+    return change
+
+
+def _one_stage(to):
+    """One of the stages behind the records is of another state of the engine."""
+    return lambda records: records[-1]["provenance"]["engines"].append(
+        {**records[-1]["provenance"]["engine"], **to}
+    )
+
+
+def _older(records):
+    for record in records:
+        record["provenance"].pop("engines", None)
+
+
 def _first(change):
     """In one record alone, that of the scenario's last cell with a score."""
     return lambda records: change([r for r in records if r["scores"]][-1:])
@@ -223,16 +249,22 @@ def _other_source(records):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_set("engine", "dirty", to=True), "the engine's files had changes that are in no commit"),
-        (_set("engine", "dirty", to=None), "the engine's files had changes that are in no commit"),
+        (_engine("dirty", to=True), "the engine's files had changes that are in no commit"),
+        (_engine("dirty", to=None), "the engine's files had changes that are in no commit"),
         (
-            _set("engine", "commit", to=None),
+            _engine("commit", to=None),
             "the engine's commit is not known: it did not run from a checkout",
         ),
         (
-            _first(_set("engine", "commit", to="2e" * 20)),
+            _first(_engine("commit", to="2e" * 20)),
             "the records are of different states of the engine: 1f1f1f1f1f1f, 2e2e2e2e2e2e",
         ),
+        (
+            _first(_one_stage({"commit": "2e" * 20})),
+            "different states of the engine: 1f1f1f1f1f1f, 2e2e2e2e2e2e",
+        ),
+        (_first(_one_stage(UNKNOWN)), "which engine computed some stages is not known"),
+        (_older, "which engine computed some stages is not known"),
         (_first(_set("libraries", "torch", to="1.0")), "the records are of different versions of torch"),
         (_first(_set("device_name", to="another")), ", cpu (another)"),
         (_first(_set("dataset", "fingerprint", to="ff" * 32)), "different contents of the data set"),
@@ -259,6 +291,59 @@ def test_an_engine_with_changes_in_its_tree_is_unofficial(ran, tmp_path, monkeyp
     result = run(tmp_path / "tiny.yaml", device="cpu", jobs=0, store=tmp_path / "runs")
     made = collect(result.records, load(tmp_path / "tiny.yaml"), name="x")
     assert made.unofficial_because == ("the engine's files had changes that are in no commit",)
+
+
+def test_a_record_names_the_engine_that_computed_its_stages_not_the_one_that_wrote_it(tmp_path, monkeypatch):
+    """A bug was tried out, uncommitted; then the scenario's version was raised, and records were written anew."""
+    from harness.engine import run
+
+    clean = {"version": "0.1.0", "commit": "1f" * 20, "dirty": False}
+    path = tmp_path / "tiny.yaml"
+
+    def collected(state, text):
+        path.write_text(text)
+        monkeypatch.setattr("harness.provenance.engine", lambda: state)
+        result = run(path, device="cpu", jobs=0, store=tmp_path / "runs")
+        return result, collect(result.records, load(path), name="x")
+
+    _, made = collected({**clean, "dirty": True}, TINY)
+    assert not made.official
+    again, made = collected(clean, TINY + "version: 2\n")
+    assert not again.executed["train"]
+    assert again.records[0]["provenance"]["engine"]["dirty"] is True
+    assert made.unofficial_because == ("the engine's files had changes that are in no commit",)
+    # An attack more is computed by the clean engine, on a model that the other one trained.
+    more, made = collected(clean, TINY + "version: 3\nthreats: [{name: e, attacks: [fgsm: {eps: 0.1}]}]\n")
+    origin = more.records[0]["provenance"]
+    assert [state["dirty"] for state in origin["engines"]] == [True, False]
+    assert origin["engine"] == {"version": "0.1.0", "commit": None, "dirty": None}
+    assert (
+        "different states of the engine: one commit, with and without changes" in made.unofficial_because[0]
+    )
+    assert made.environment.commit is None
+
+
+def test_stages_of_an_older_store_count_as_computed_by_an_unknown_engine(tmp_path, monkeypatch):
+    from harness.engine import run
+
+    path, store = tmp_path / "tiny.yaml", tmp_path / "runs"
+    path.write_text(TINY)
+    monkeypatch.setattr(
+        "harness.provenance.engine", lambda: {"version": "0.1.0", "commit": "1f" * 20, "dirty": False}
+    )
+    run(path, device="cpu", jobs=0, store=store)
+    with Store(store) as opened:
+        rows = opened.stage_rows()
+        facts = ("engine", "python", "platform")
+        old = [row._replace(result={k: v for k, v in row.result.items() if k not in facts}) for row in rows]
+        opened.adopt(old, [], {})
+    path.write_text(TINY + "version: 2\n")
+    result = run(path, device="cpu", jobs=0, store=store)
+    assert not any(result.executed.values())
+    assert result.records[0]["provenance"]["engine"] == UNKNOWN
+    made = collect(result.records, load(path), name="x")
+    assert not made.official
+    assert "which engine computed some stages is not known" in made.unofficial_because[0]
 
 
 TINY = """schema: 1
