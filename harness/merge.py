@@ -2,7 +2,8 @@
 
 What two stores agree on is kept once. What they contradict each other in (a stage or cell of one key with two
 contents) is taken from none of the sources, together with all that was made from it, and is named; the store that they
-are merged into keeps its own.
+are merged into keeps its own. Contents that differ by rounding alone, where clients train as one program, are no
+contradiction: the first of them is kept.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.comparable import comparable_record, comparable_result, measured_scores
+from harness.comparable import (
+    ABSOLUTE,
+    RELATIVE,
+    alike,
+    comparable_record,
+    comparable_result,
+    depends_on_rounding,
+    measured_scores,
+)
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
@@ -85,16 +95,25 @@ class _Merge:
         self.rows = [{row.key: row for row in store.stage_rows()} for store in stores]
         everything = [r for known in self.records for _, r in known.values()]
         self.measured = measured_scores(everything)
+        self.rounded: set[str] = set()  # keys of stages whose last digits may differ
+        for record in filter(depends_on_rounding, everything):
+            self.rounded |= set(record["provenance"]["stages"].values())
+        self.settled = 0  # stages and cells that differed by no more
 
     def run(self, progress: Callable[[int, int, str], None]) -> Merged:
         stages = self._stage_origins()
-        bad_stages = {key for key, contents in stages.items() if len(contents) > 1}
+        bad_stages = {key for key, contents in stages.items() if not self._agree(key, contents)}
         chosen, bad_cells = self._cells(bad_stages)
         kept = self._stages(stages, bad_stages, chosen)
         rows = self._copy(kept, chosen, progress)
         records = [(self.records[i][key][1], self.records[i][key][0]) for key, i in chosen.items() if i]
         self._write(rows, records)
         self._name_conflicts(bad_cells, bad_stages, stages)
+        if self.settled:
+            self.report.notes.append(
+                f"{self.settled} cells and stages differ by rounding alone (to {RELATIVE:g} of a number, or "
+                f"{ABSOLUTE:g}), as clients that train as one program do; the first is kept"
+            )
         return self.report
 
     # comparing ----------------------------------------------------------------------------------
@@ -107,6 +126,36 @@ class _Merge:
                 content = digest(dumps(comparable_result(row.result, self.measured)))
                 found[key][content].append(number)
         return found
+
+    def _agree(self, key: str, contents: Origins) -> bool:
+        """Whether the stores have one content of a stage, or several that are the same but for rounding."""
+        if len(contents) == 1:
+            return True
+        if key not in self.rounded:
+            return False
+        first, *others = [numbers[0] for numbers in contents.values()]
+        known = comparable_result(self.rows[first][key].result, self.measured)
+        for other in others:
+            same_file = partial(self._same_tensors, first, other)
+            if not alike(known, comparable_result(self.rows[other][key].result, self.measured), same_file):
+                return False
+        self.settled += 1
+        return True
+
+    def _same_tensors(self, first: int, other: int, digest: str, another: str) -> bool:
+        """Whether two artifacts, each of its store, hold the same tensors but for rounding."""
+        import torch
+
+        try:
+            a, b = self.stores[first].load_tensors(digest), self.stores[other].load_tensors(another)
+        except StoreError:  # no artifact, or a damaged one
+            return False
+        return a.keys() == b.keys() and all(
+            a[name].shape == b[name].shape
+            and a[name].dtype == b[name].dtype
+            and torch.allclose(a[name].double(), b[name].double(), RELATIVE, ABSOLUTE, equal_nan=True)
+            for name in a
+        )
 
     def _cells(self, bad_stages: set[str]) -> tuple[dict[Key, int], dict[Key, str]]:
         """Cell -> the store its record is taken from; and the cells in conflict, each with what differs."""
@@ -143,8 +192,11 @@ class _Merge:
         for other in others:
             if first["scenario"]["hash"] != other["scenario"]["hash"]:
                 return f"made for two contents of the scenario, in {where}"
-            if dumps(first) != dumps(other):
+            if dumps(first) == dumps(other):
+                continue
+            if not any(depends_on_rounding(r) for _, r in found) or not alike(first, other):
                 return f"{_difference(first, other)} in {where}"
+            self.settled += 1
         return f"made from a stage that is in conflict, in {where}" if tainted else None
 
     def _stages(

@@ -64,7 +64,8 @@ def environment_of(compute: Compute, device_type: str) -> str:
         "threads": compute.threads,
         "precision": compute.precision,
         "tf32": compute.tf32,
-        # Equal to float tolerance only. What auto resolves to follows from the device type.
+        # Equal to float tolerance only. On a GPU the clock decides what auto does, so that one key may have numbers of
+        # both ways; which it was is in the record, and merging allows for it (harness.comparable).
         "clients": compute.clients,
         "chunk": compute.chunk,
         "trainings": compute.trainings,

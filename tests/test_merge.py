@@ -12,6 +12,7 @@ from test_runner import BASE, comparable
 
 import harness
 from harness.cli import main
+from harness.comparable import comparable_result, depends_on_rounding
 from harness.errors import HarnessError, StoreError
 from harness.merge import merge
 from harness.scenario import load_text
@@ -266,3 +267,82 @@ def test_bad_input_is_said(stores, tmp_path):
             merge([tmp_path / s for s in sources], tmp_path / "all")
     with pytest.raises(HarnessError, match="both merged and merged into"):
         merge([tmp_path / "a"], tmp_path / "a")
+
+
+TOGETHER = """
+seeds: [0, 1]
+compute: {clients: vectorised, trainings: 2}
+defences: [none, dp-sgd: {noise_multiplier: 1.0}]
+"""
+
+
+def test_how_many_trainings_were_one_program_is_no_contradiction(tmp_path):
+    """One store has trained two seeds as one program, the other one of them alone."""
+    run(tmp_path / "a", TOGETHER)
+    run(tmp_path / "b", TOGETHER, select="seed=1")
+    executions = [
+        next(r for r in records(tmp_path / name).values() if r["cell"]["seed"] == 1)["training"]["execution"]
+        for name in "ab"
+    ]
+    assert [execution.get("trainings") for execution in executions] == [2, None]
+    report = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert report.conflicts == []
+    assert (report.cells, report.overlapping) == (4, 2)
+
+
+def rounded(store: Path, by: float) -> None:
+    """Every training of a store, and every loss, off by this factor."""
+    with Store(store) as opened:
+        changed = []
+        for row in opened.stage_rows():
+            result = row.result
+            if row.kind == "train":
+                digest, *others = result["artifacts"]
+                weights = {n: t * (1 + by) for n, t in opened.load_tensors(digest).items()}
+                result = {**result, "artifacts": [opened.save_tensors(weights)[0], *others]}
+            if row.kind == "clean":
+                scores = {**result["scores"], "loss": result["scores"]["loss"] * (1 + by)}
+                result = {**result, "scores": scores}
+            changed.append(row._replace(result=result))
+        kept = []
+        for record, mark in opened.marked_records():
+            record["scores"]["loss"] *= 1 + by
+            kept.append((record, mark))
+        opened.adopt(changed, kept, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "by", "conflicts"),
+    [(TOGETHER, 1e-7, 0), (TOGETHER, 1e-2, 12), (TOGETHER.replace("vectorised", "sequential"), 1e-7, 12)],
+)
+def test_last_digits_may_differ_where_clients_train_as_one_program_and_nowhere_else(
+    text, by, conflicts, tmp_path
+):
+    run(tmp_path / "a", text)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    rounded(tmp_path / "b", by)
+    report = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert len(report.conflicts) == conflicts
+    if conflicts:
+        assert report.cells == 0
+        return
+    assert records(tmp_path / "all") == records(tmp_path / "a")  # the first is kept, and said to be
+    assert [note for note in report.notes if "12 cells and stages differ by rounding alone" in note]
+    with Store(tmp_path / "a") as first, Store(tmp_path / "all") as kept:
+        for row in first.stage_rows():
+            assert kept.stage_result(row.key) == row.result
+    assert sum(run(tmp_path / "all", text).executed.values()) == 0
+
+
+def test_what_the_clock_decides_is_allowed_for():
+    """Under `clients: auto` a GPU trains as one program or not, by a calibration."""
+    record = {
+        "config": {"compute": {"clients": "auto"}},
+        "provenance": {"device": "cuda:0"},
+        "training": {"execution": {"clients": "sequential", "calibration": [{}]}},
+    }
+    assert depends_on_rounding(record)
+    assert not depends_on_rounding(record | {"provenance": {"device": "cpu"}})
+    assert depends_on_rounding(record | {"config": {"compute": {"clients": "vectorised"}}})
+    one = {"execution": {"clients": "vectorised", "chunk": 4, "channels_last": True}, "chunk": 2}
+    assert comparable_result(one, ()) == {"execution": {"channels_last": True}, "chunk": 2}
