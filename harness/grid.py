@@ -18,6 +18,7 @@ from harness.contracts.defence import Defence, StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.counts import clients_per_round, participants, tolerated
+from harness.naming import Naming
 from harness.options import FedAvg
 
 if TYPE_CHECKING:
@@ -62,38 +63,40 @@ class Cell:
     attack: Attack | None
     seed: int
     memo: Memo = field(default_factory=Memo, repr=False)
+    naming: Naming = field(default_factory=Naming, repr=False)
 
     @property
     def axes(self) -> dict[str, Any]:
         """Axis -> label, as tables and `--select` show it."""
-        label = partial(self.memo.of, stack_label)
+        label = partial(self.memo.of, self.naming.label)
         return {
             "defence": label(self.defences),
             "aggregator": label(self.aggregators),
             "compressor": label(self.compressors),
             "threat": self.threat.name,
-            "attack": "none" if self.attack is None else self.memo.of(Plugin.label, self.attack),
+            "attack": "none" if self.attack is None else label((self.attack,)),
             "seed": self.seed,
         }
 
     @property
     def config(self) -> dict[str, Any]:
         """The cell's own part of the configuration, every parameter spelled out. Its values are not to be changed."""
-        values = {axis: self.memo.of(_specs, stack) for axis, stack in self._stacks.items()}
+        values = {axis: self.memo.of(self.naming.specs, stack) for axis, stack in self._stacks.items()}
         return {
             **values,
             "threat": self.memo.of(_threat_spec, self.threat),
-            "attack": None if self.attack is None else self.memo.of(Plugin.spec, self.attack),
+            "attack": None if self.attack is None else self.memo.of(self.naming.specs, (self.attack,))[0],
             "seed": self.seed,
         }
 
     @cached_property
     def id(self) -> str:
         """12 hex digits, the same for the same axis values in a scenario of the same name."""
-        texts = {axis: self.memo.of(_json_of_specs, stack) for axis, stack in self._stacks.items()}
+        texts = {axis: self.memo.of(self.naming.json, stack) for axis, stack in self._stacks.items()}
+        attack = "null" if self.attack is None else self.memo.of(self.naming.json, (self.attack,))[1:-1]
         texts |= {
             "threat": self.memo.of(_json_of_threat, self.threat),
-            "attack": "null" if self.attack is None else self.memo.of(_json_of_spec, self.attack),
+            "attack": attack,  # out of its list
             "seed": str(self.seed),
         }
         # json.dumps([name, config], sort_keys=True), from parts that other cells have too
@@ -147,24 +150,12 @@ class Cell:
         return Surrogate("uncompressed", compressors=kept)
 
 
-def _specs(plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
-    return [plugin.spec() for plugin in plugins]
-
-
 def _threat_spec(threat: Threat) -> dict[str, Any]:
     return threat.model_dump(mode="json", exclude={"attacks"})
 
 
-def _json_of_specs(plugins: Sequence[Plugin]) -> str:
-    return json.dumps(_specs(plugins), sort_keys=True)
-
-
 def _json_of_threat(threat: Threat) -> str:
     return json.dumps(_threat_spec(threat), sort_keys=True)
-
-
-def _json_of_spec(plugin: Plugin) -> str:
-    return json.dumps(plugin.spec(), sort_keys=True)
 
 
 def stack_label(plugins: Sequence[Plugin]) -> str:
@@ -173,8 +164,11 @@ def stack_label(plugins: Sequence[Plugin]) -> str:
 
 
 def cells(scenario: Scenario) -> Iterator[Cell]:
-    """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together."""
-    memo = Memo()
+    """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together.
+
+    Raises HarnessError where two values of an axis cannot be told apart by their labels.
+    """
+    memo, naming = Memo(), Naming(scenario)
     for defences in scenario.defences:
         for aggregators in scenario.aggregators:
             for seed in scenario.seeds:
@@ -182,7 +176,15 @@ def cells(scenario: Scenario) -> Iterator[Cell]:
                     for attack in threat.attacks or (None,):
                         for compressors in scenario.compressors:
                             yield Cell(
-                                scenario, defences, aggregators, compressors, threat, attack, seed, memo
+                                scenario,
+                                defences,
+                                aggregators,
+                                compressors,
+                                threat,
+                                attack,
+                                seed,
+                                memo,
+                                naming,
                             )
 
 

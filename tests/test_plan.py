@@ -6,9 +6,12 @@ import copy
 
 import pytest
 
+from harness.console.pooling import pool
+from harness.contracts.base import Plugin
 from harness.engine import plan, run
 from harness.errors import HarnessError
 from harness.grid import cells, select
+from harness.leaderboard.submit import of_store
 from harness.scenario import load_text
 
 BASE = """
@@ -283,3 +286,105 @@ def test_two_scenarios_of_one_name_are_refused_however_they_are_given(tmp_path):
         with pytest.raises(HarnessError, match="scenario name 'small' is already used by"):
             run(given, device="cpu", jobs=0, store=tmp_path / "no-store")
     assert not (tmp_path / "no-store").exists()
+
+
+RIVAL = """from harness.api import Aggregator, hookimpl
+
+
+class Median(Aggregator):
+    \"\"\"Of another origin: minus the mean.\"\"\"
+
+    name = "median"
+
+    def aggregate(self, updates, context):
+        return -updates.mean(0)
+
+
+@hookimpl
+def harness_register(register):
+    register(Median)
+"""
+
+
+def test_plugins_of_one_name_from_two_packages_are_told_apart(tmp_path):
+    (tmp_path / "rival.py").write_text(RIVAL)
+    text = """
+plugins: [rival.py]
+aggregators: [psr-harness/median, "local:rival.py/median", [nnm, psr-harness/median]]
+"""
+    scenario = load_text(BASE + text, tmp_path / "small.yaml")
+    found = list(cells(scenario))
+    labels = ["psr-harness/median", "local:rival.py/median", "nnm + psr-harness/median"]
+    assert [cell.axes["aggregator"] for cell in found] == labels
+    assert len({cell.id for cell in found}) == 3
+    result = run(scenario, device="cpu", jobs=0, store=tmp_path / "runs", select="aggregator=*median")
+    assert [record["cell"]["aggregator"] for record in result.records] == labels
+    accuracies = [record["scores"]["accuracy"] for record in result.records]
+    assert accuracies[0] != accuracies[1]
+    assert [row.axes[1] for row in pool(result.records)] == labels
+    (page,) = of_store(result.records, "x")
+    assert [cell.aggregator for cell in page.cells] == labels
+    # One of them alone keeps its short name, whatever else is seen.
+    for name in labels[:2]:
+        alone = text.replace(
+            '[psr-harness/median, "local:rival.py/median", [nnm, psr-harness/median]]', f'["{name}"]'
+        )
+        (cell,) = cells(load_text(BASE + alone, tmp_path / "small.yaml"))
+        assert cell.axes["aggregator"] == "median"
+
+
+def test_nested_plugins_of_one_name_are_told_apart(tmp_path):
+    (tmp_path / "rival.py").write_text(
+        RIVAL.replace("Aggregator", "EvasionAttack")
+        .replace("median", "fgsm")
+        .replace("aggregate(self", "perturb(self")
+    )
+    text = """
+plugins: [rival.py]
+defences: [adversarial-training: {attack: psr-harness/fgsm}]
+threats: [{name: e, attacks: ["local:rival.py/fgsm"]}]
+"""
+    (cell,) = cells(load_text(BASE + text, tmp_path / "small.yaml"))
+    assert cell.axes["defence"] == "adversarial-training(attack=psr-harness/fgsm)"
+    assert cell.axes["attack"] == "local:rival.py/fgsm"
+
+
+def test_values_that_differ_in_late_digits_have_labels_of_their_own(tmp_path):
+    text = "aggregators: [centered-clipping: {tau: {sweep: [0.10000001, 0.10000002, 0.123456789]}}]"
+    found = list(cells(load_text(BASE + text, tmp_path / "small.yaml")))
+    assert [cell.axes["aggregator"] for cell in found] == [
+        "centered-clipping(tau=0.10000001)",
+        "centered-clipping(tau=0.10000002)",
+        "centered-clipping(tau=0.123457)",  # nothing to confuse it with: as it was
+    ]
+    assert len(select(found, ["aggregator=centered-clipping(tau=0.10000002)"])) == 1
+
+
+def test_labels_that_stay_equal_are_refused(tmp_path, monkeypatch):
+    scenario = load_text(BASE + "aggregators: [median, trimmed-mean]", tmp_path / "small.yaml")
+    monkeypatch.setattr(Plugin, "label", lambda self: "a rule")
+    with pytest.raises(HarnessError, match="two values of the axis aggregator are both called a rule"):
+        list(cells(scenario))
+
+
+def test_ids_and_labels_of_ordinary_scenarios_are_what_they_were(tmp_path):
+    """Published records refer to them."""
+    text = """
+defences: [none, [gradient-clipping: {max_norm: 1.0}, dp-sgd: {epsilon: 8}]]
+aggregators: [[nnm, trimmed-mean]]
+compressors: [top-k: {ratio: 0.123456789}]
+threats: [{name: none}, {name: e, budget: {norm: linf, eps: 8/255}, attacks: [pgd: {steps: 3}]}]
+"""
+    found = list(cells(load_text(BASE + text, tmp_path / "small.yaml")))
+    assert [cell.id for cell in found] == IDS
+    assert found[-1].axes == {
+        "defence": "gradient-clipping(max_norm=1) + dp-sgd(epsilon=8)",
+        "aggregator": "nnm + trimmed-mean",
+        "compressor": "top-k(ratio=0.123457)",
+        "threat": "e",
+        "attack": "pgd(steps=3)",
+        "seed": 0,
+    }
+
+
+IDS = ["6c5856df04ef", "d18a53a2cf44", "682dc343050a", "ef91ec92c599"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -79,14 +81,18 @@ class Plugin(BaseModel):
 
     def spec(self) -> dict[str, Any]:
         """`{name: parameters}`: what a scenario would say, defaults spelled out."""
-        return {self.name: self.parameters()}
+        return {_shown().name_of(self): self.parameters()}
 
     def label(self) -> str:
-        """A short unique name for tables: the name and the parameters that were given."""
+        """A short name for tables: the name and the parameters that were given, numbers to six digits.
+
+        Where that would be ambiguous, harness.naming asks for more; see `Shown`.
+        """
+        name = _shown().name_of(self)
         given = {f: getattr(self, f) for f in type(self).model_fields if f in self.model_fields_set}
         if not given:
-            return self.name
-        return f"{self.name}({','.join(f'{k}={_short(v)}' for k, v in given.items())})"
+            return name
+        return f"{name}({','.join(f'{k}={_short(v)}' for k, v in given.items())})"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -153,11 +159,36 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
     return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(lines), details)
 
 
+class Shown:
+    """How plugins, nested ones too, write themselves inside `with`. names: of classes whose short one is ambiguous.
+
+    full: whether labels hold values in full, however long.
+    """
+
+    def __init__(self, names: Mapping[type[Plugin], str] | None = None, full: bool = False) -> None:
+        self.names = names or {}
+        self.full = full
+
+    def name_of(self, plugin: Plugin) -> str:
+        return self.names.get(type(plugin), plugin.name)
+
+    def __enter__(self) -> None:
+        self._token = _SHOWN.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        _SHOWN.reset(self._token)
+
+
+_PLAIN = Shown()
+_SHOWN: ContextVar[Shown] = ContextVar("shown", default=_PLAIN)
+_shown = _SHOWN.get
+
+
 def _short(value: Any) -> str:
     if isinstance(value, Plugin):
         return value.label()
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return repr(value) if _shown().full else f"{value:.6g}"
     if isinstance(value, tuple | list):
         return f"[{','.join(map(_short, value))}]"
-    return str(value).replace(" ", "")
+    return str(value) if _shown().full else str(value).replace(" ", "")

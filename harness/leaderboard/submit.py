@@ -113,7 +113,7 @@ def _looked_at(records: Sequence[Record], name: str) -> Submission:
         "environment": environment_of(first["provenance"]).model_dump(),
         "units": _units(records),
         "plugins": list(_plugins(records)),
-        "cells": [_cell(group) for group in cells.values()],
+        "cells": [_cell(group) for group in _told_apart(cells)],
     }
     return parse(data, f"{first['scenario']['name']}, {name}")
 
@@ -201,10 +201,16 @@ def _grouped(planned: Sequence[Cell], known: Mapping[str, Record]) -> Iterator[l
     for cell in planned:
         if cell.id in known:
             groups.setdefault(tuple(str(cell.axes[axis]) for axis in AXES), []).append(known[cell.id])
+    yield from _told_apart(groups)
+
+
+def _told_apart(groups: Mapping[tuple[str, ...], list[Record]]) -> Iterator[list[Record]]:
+    """The groups, of which each has a seed once. Raises HarnessError: records of two cells must not become one row."""
     for axes, group in groups.items():
         if len({record["cell"]["seed"] for record in group}) < len(group):
             raise HarnessError(
-                f"two cells are called {cell_name(axes)}: their parameters differ in digits that labels leave out"
+                f"two cells are called {cell_name(axes)}: their parameters differ in digits that labels leave out, or "
+                "their plugins come from two packages"
             )
         yield group
 
