@@ -116,23 +116,6 @@ def _studentized_range(k: int, alpha: float) -> float:
     return float(studentized_range.isf(alpha, k, np.inf))
 
 
-def nemenyi(table: npt.ArrayLike) -> Floats:
-    """(k, k): p-values of Nemenyi's test for each pair of methods, by scikit-posthocs; table (blocks, k).
-
-    Already adjusted for all pairs. Meant to follow a significant `friedman`. Symmetric, 1 on the diagonal. Blocks
-    with a NaN are dropped; NaN off the diagonal if none is left. Nemenyi (1963), Distribution-free multiple
-    comparisons. Raises HarnessError as `complete_blocks`.
-    """
-    kept, _ = complete_blocks(table)
-    if not len(kept):
-        nothing = np.full((kept.shape[1],) * 2, np.nan)
-        np.fill_diagonal(nothing, 1)
-        return nothing
-    from scikit_posthocs import posthoc_nemenyi_friedman
-
-    return np.asarray(posthoc_nemenyi_friedman(kept), dtype=float)
-
-
 def cliques(ranks: npt.ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
     """The bars of a critical-difference diagram: largest groups whose average ranks differ by less than that.
 

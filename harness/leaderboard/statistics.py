@@ -1,4 +1,4 @@
-"""What is said about one or two configurations over seeds: pooling over attacks, intervals, paired tests, Holm.
+"""What is said about one or two configurations over seeds: intervals, paired tests, Holm.
 
 Comparisons of many methods over many blocks are in `harness.leaderboard.comparisons`.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,20 +39,6 @@ class PairedDifference(NamedTuple):
     high: float
     p: float
     pairs: int
-
-
-class Pooled(NamedTuple):
-    """One configuration's scores under several attacks, see `worst_and_mean`.
-
-    worst, mean: over seeds, of the worst and of the mean attack. worst_by_seed, mean_by_seed: what they average,
-    as `interval` and `paired_difference` take it. incomplete: some seed lacks a value for an attack that is named.
-    """
-
-    worst: float
-    mean: float
-    worst_by_seed: dict[Any, float]
-    mean_by_seed: dict[Any, float]
-    incomplete: bool
 
 
 def interval(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
@@ -151,38 +136,6 @@ def holm(p_values: npt.ArrayLike) -> Floats:
     adjusted = np.full(len(p), np.nan)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
-
-
-def worst_and_mean(scores: pd.DataFrame, better: Literal["higher", "lower"]) -> Pooled:
-    """Of each seed the worst attack, averaged over seeds; beside it the mean attack, averaged likewise.
-
-    scores: a row for each seed and attack, with columns seed, attack and value. As in the terminal's table, a
-    value that is NaN is no score: the worst is taken over the others, `incomplete` says so, and a seed without any
-    score drops out. Rows of NaN are thus the way to say what was asked for. Without scores worst and mean are NaN.
-
-    Raises HarnessError for missing columns, an unknown direction, and a seed and attack given twice (an attack
-    under two threats needs two names: its mean would count double).
-    """
-    if better not in ("higher", "lower"):
-        raise HarnessError(f"better is 'higher' or 'lower', not {better!r}")
-    missing = [column for column in ("seed", "attack", "value") if column not in scores.columns]
-    if missing:
-        raise HarnessError(f"scores lack the columns {missing}")
-    if scores.duplicated(["seed", "attack"]).any():
-        twice = scores[scores.duplicated(["seed", "attack"])].iloc[0]
-        raise HarnessError(f"seed {twice['seed']} has several values for the attack {twice['attack']!r}")
-    there = scores[scores["value"].notna()].astype({"value": float})
-    groups = there.groupby("seed", sort=False, dropna=False)["value"]
-    worst = groups.min() if better == "higher" else groups.max()
-    mean = groups.agg(fmean)
-    asked = scores["seed"].nunique(dropna=False) * scores["attack"].nunique(dropna=False)
-    return Pooled(
-        fmean(worst) if len(worst) else math.nan,
-        fmean(mean) if len(mean) else math.nan,
-        {seed: float(value) for seed, value in worst.items()},
-        {seed: float(value) for seed, value in mean.items()},
-        incomplete=len(there) < asked,
-    )
 
 
 def _by_seed(scores: Mapping[Hashable, float] | pd.Series, name: str) -> dict[Hashable, float]:
