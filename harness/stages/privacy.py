@@ -29,13 +29,14 @@ from harness.contracts.privacy import (
 from harness.errors import PluginError
 from harness.evaluation.matching import match_images
 from harness.evaluation.membership import draw_members
+from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
 from harness.federation.vector import trainable
 from harness.pictures import Strip, paint
 from harness.random import numpy_generator, torch_generator
 from harness.stages.compress import load_released
-from harness.stages.score import Scoring, compute_metrics, confidence_intervals
+from harness.stages.score import Scoring
 from harness.stages.train import Progress, load_trained
 from harness.training import Training
 

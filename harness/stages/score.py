@@ -10,11 +10,12 @@ import torch
 
 from harness.contracts.attack import EvasionAttack, PoisoningAttack
 from harness.contracts.defence import Guarantee
-from harness.contracts.metric import CONTEXT_FIELDS, Certificate, Metric, MetricContext
+from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import evade
 from harness.evaluation.expectation import Expectation
+from harness.evaluation.metrics import compute_metrics
 from harness.evaluation.predict import gather, own_pixels, predict
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
@@ -126,35 +127,6 @@ def stratified(part: Part, size: int) -> Part:
     ]
     images, chosen_labels = part.take(np.sort(np.concatenate(drawn)))
     return Part(images, chosen_labels, None)
-
-
-ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "reconstruction", "audit")
-
-
-def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
-    """The scores of every metric that has what it needs; those that need an attack only where asked for them."""
-    scores: dict[str, float] = {}
-    for metric in metrics:
-        unknown = set(metric.needs) - set(CONTEXT_FIELDS)
-        if unknown:
-            raise PluginError(
-                f"metric {metric.name} needs {', '.join(sorted(unknown))}, which nobody provides"
-            )
-        about_attack = any(name in ATTACK_FIELDS for name in metric.needs)
-        if about_attack is attack and context.has(metric.needs):
-            for name, value in metric.score(context).items():
-                if name not in metric.scores:
-                    raise PluginError(f"metric {metric.name} returned {name!r}, which it does not declare")
-                scores[name] = float(value)
-    return scores
-
-
-def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) -> dict[str, list[float]]:
-    """score -> [low, high], of the metrics about an attack that give intervals."""
-    found = [
-        m.intervals(context) for m in metrics if set(m.needs) & set(ATTACK_FIELDS) and context.has(m.needs)
-    ]
-    return {name: [float(low), float(high)] for each in found for name, (low, high) in each.items()}
 
 
 def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str, Any]:
