@@ -16,7 +16,7 @@ from harness.contracts.aggregator import Aggregator
 from harness.contracts.compressor import Compressor
 from harness.contracts.data import Dataset
 from harness.contracts.defence import Defence
-from harness.contracts.metric import Metric
+from harness.contracts.metric import Metric, shared_scores
 from harness.contracts.model import Model, Normalization
 from harness.contracts.tracker import Tracker
 from harness.federation.counts import clients_per_round, malicious_count
@@ -129,7 +129,10 @@ class Scenario(Part):
             yield from repeated(stacks or (), axis, axis[:-1])
         for i, chain in enumerate(values.get("aggregators") or ()):
             yield from _chain_problems(i, chain)
-        yield from repeated(values.get("metrics") or (), "metrics", "metric")
+        metrics = values.get("metrics") or ()
+        yield from repeated(metrics, "metrics", "metric")
+        for i, problem in shared_scores(metrics):
+            yield ("metrics", i), f"{problem}; list one of them"
         seeds: tuple[int, ...] | None = values.get("seeds")
         if seeds == ():
             yield ("seeds",), "seeds needs at least one number, e.g. [0, 1, 2]"

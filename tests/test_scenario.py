@@ -522,6 +522,10 @@ BAD = {
         "aggregators: [[nnm, krum, mean]]\n",
         ["5:21: krum ends a chain: only pre-aggregators may stand before another rule"],
     ),
+    "two metrics of one score": (
+        "metrics: [accuracy, exactness]\n",
+        ["5:21: the metrics accuracy and exactness both declare the score 'accuracy'; list one of them"],
+    ),
     "repeated axis value": (
         "aggregators: [krum, mean, krum: {f: null}]\n",
         ["5:27: the aggregator krum(f=None) is repeated; every value may stand once"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -87,3 +88,17 @@ class Metric(Plugin):
     def intervals(self, context: MetricContext) -> dict[str, tuple[float, float]]:
         """95 % confidence intervals (low, high) of some of the scores, for the record."""
         return {}
+
+
+def shared_scores(metrics: Sequence[Metric]) -> Iterator[tuple[int, str]]:
+    """(position, what is wrong) of each metric that declares a score of another one: the later would overwrite it.
+
+    One metric that stands twice, with other parameters, shares its scores with nobody else.
+    """
+    owners: dict[str, Metric] = {}
+    for position, metric in enumerate(metrics):
+        for score in metric.scores:
+            owner = owners.setdefault(score, metric)
+            if type(owner) is not type(metric):
+                yield position, f"the metrics {owner.name} and {metric.name} both declare the score {score!r}"
+                break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext
+from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext, shared_scores
 from harness.errors import PluginError
 from harness.evaluation.read_only import read_only, tensor_versions
 
@@ -14,6 +14,7 @@ ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "recons
 
 def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
     """The scores of every metric that has what it needs; those that need an attack only where asked for them."""
+    _check_names(metrics)
     scores: dict[str, float] = {}
     for metric in metrics:
         unknown = set(metric.needs) - set(CONTEXT_FIELDS)
@@ -34,6 +35,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
 
 def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) -> dict[str, list[float]]:
     """score -> [low, high], of the metrics about an attack that give intervals."""
+    _check_names(metrics)
     intervals: dict[str, list[float]] = {}
     for metric in metrics:
         if set(metric.needs) & set(ATTACK_FIELDS) and context.has(metric.needs):
@@ -41,6 +43,11 @@ def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) ->
                 found = metric.intervals(shown)
             intervals |= {name: [float(low), float(high)] for name, (low, high) in found.items()}
     return intervals
+
+
+def _check_names(metrics: tuple[Metric, ...]) -> None:
+    for _, problem in shared_scores(metrics):
+        raise PluginError(problem)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import numpy as np
 from harness.contracts.defence import Guarantee
 from harness.contracts.metric import CONTEXT_FIELDS, Certificate, Metric, MetricContext
 from harness.contracts.privacy import Audit, Membership, Reconstruction
+from harness.entry_points import BUILTIN
 from harness.errors import PluginError
+from harness.registry import registry
 from harness.testing.core import (
     FAMILIES,
     CheckFailed,
@@ -123,6 +125,20 @@ def scores_declared(subject: Subject) -> None:
     """It declares at least one score, each with direction, unit and description."""
     require(bool(subject.cls.scores), f"{subject.name} declares no scores: set `scores`")  # type: ignore[attr-defined]
     described(subject, subject.cls.scores)  # type: ignore[attr-defined]
+
+
+@check("metric")
+def score_names_own(subject: Subject) -> None:
+    """No built-in metric declares a score of the same name: in one scenario one would overwrite the other."""
+    for entry in registry().entries("metric"):
+        other: Any = entry.plugin
+        if entry.distribution == BUILTIN and other is not subject.cls:
+            taken = sorted(set(subject.cls.scores) & set(other.scores))  # type: ignore[attr-defined]
+            require(
+                not taken,
+                f"{subject.name} declares the score {taken[0] if taken else ''!r}, which the built-in metric "
+                f"{other.name} declares: give it another name",
+            )
 
 
 @check("metric")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+import harness
 from harness.api import Membership, Metric, MetricContext, Reconstruction, Score
+from harness.contracts.metric import shared_scores
 from harness.errors import PluginError
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.testing.core import Setting
@@ -116,3 +118,28 @@ def test_values_stay_what_they_were(context):
     assert isinstance(seen["reconstruction"], Reconstruction)
     np.testing.assert_array_equal(seen["membership"].scores, context.membership.scores)
     assert seen["reconstruction"].images[0] is context.reconstruction.images[0]
+
+
+def test_two_metrics_with_one_score_name_are_refused_in_either_order(context):
+    def other(name: str) -> Metric:
+        made = metric(name, ("logits",), lambda context: {"shared": 0.0})
+        type(made).scores = {"shared": Score("higher", "", "for a test")}
+        return made
+
+    pair = (other("first"), other("second"))
+    for metrics in (pair, pair[::-1]):
+        with pytest.raises(PluginError, match="both declare the score 'shared'"):
+            compute_metrics(metrics, context, attack=False)
+        with pytest.raises(PluginError, match="both declare the score 'shared'"):
+            confidence_intervals(metrics, context)
+
+
+def test_a_metric_that_stands_twice_with_other_parameters_is_no_clash(context):
+    first = harness.create("metric", "latency", budget=0.001)
+    second = harness.create("metric", "latency", budget=0.002)
+    assert set(compute_metrics((first, second), context, attack=False)) == {"latency_ms_1", "latency_ms_64"}
+
+
+def test_no_two_built_in_metrics_share_a_score():
+    built_in = [cls.create() for cls in harness.plugins("metric").values()]
+    assert list(shared_scores(built_in)) == []

@@ -828,6 +828,16 @@ class Laconic(sound.Right):
     scores = {"right": Score("higher", "share")}
 
 
+@fault("score_names_own", "which the built-in metric accuracy declares: give it another name")
+class Usurper(sound.Right):
+    """Takes the name of a built-in score."""
+
+    scores = {"accuracy": Score("higher", "share", "share that is right")}
+
+    def score(self, context):
+        return {"accuracy": super().score(context)["right"]}
+
+
 @fault("declared_access_respected", "reads context.state and does not declare it")
 class Curious(sound.Right):
     """Looks at the file without saying that it needs it."""
