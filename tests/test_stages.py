@@ -162,6 +162,19 @@ class Careless(Aggregator):
         return moved
 
 
+class Halved(ModelCompressor):
+    """Leaves half of the tensors out of its file and takes them from the network that `restore` is given."""
+
+    name = "test-halved"
+
+    def compress(self, model, context):
+        return CompressedModel(model, dict(list(model.state_dict().items())[::2]))
+
+    def restore(self, model, state, surroundings):
+        model.load_state_dict({**model.state_dict(), **state})
+        return CompressedModel(model, state)
+
+
 class Variants(PrivacyAttack):
     """Asks for two further trainings and looks at the view."""
 
@@ -182,6 +195,7 @@ class _Module:
     @hookimpl
     def harness_register(register):
         register(Peek)
+        register(Halved)
         register(Variants)
         register(Careless)
         register(Blanks)
@@ -611,3 +625,14 @@ def test_an_attacker_poisons_a_copy_of_its_records(tmp_path):
     for client, positions in zip(clients, own.pool.clients, strict=True):
         assert torch.equal(client.labels, own.data.train.take(positions)[1])
     assert sum(client.attacking is not None for client in clients) == 2
+
+
+def test_a_compressed_model_has_nothing_that_its_file_lacks(tmp_path):
+    """A file without some weights must not be scored with the trained ones."""
+    whole, halved, chain = run(
+        "compressors: [test-peek, test-halved, [magnitude-pruning: {ratio: 0}, test-halved]]", tmp_path
+    ).records
+    assert whole["scores"]["accuracy"] > 0.3
+    assert halved["scores"]["accuracy"] < 0.2, "its logits are NaN, of class 0 throughout"
+    # Behind another compressor it has what that one's file holds.
+    assert chain["scores"]["accuracy"] == pytest.approx(whole["scores"]["accuracy"])

@@ -105,7 +105,11 @@ class ModelCompressor(Compressor):
     def restore(
         self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
-        """The compressed network again, from the uncompressed architecture and the tensors of its file."""
+        """The compressed network again, from the uncompressed architecture and the tensors of its file.
+
+        model: what `compress` was given, but every float of its state is NaN: all values have to come from the file.
+        Behind another compressor it is the network that this one has restored.
+        """
 
 
 @dataclass

@@ -13,6 +13,7 @@ from harness.contracts.aggregator import Aggregator
 from harness.contracts.compressor import CompressedModel, CompressionContext, Surroundings
 from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError
+from harness.evaluation.blank import blank
 from harness.evaluation.predict import own_pixels
 from harness.federation.data import Part
 from harness.plan import Stage
@@ -117,9 +118,13 @@ def load_released(
     compressed: dict[str, Any] | None,
 ) -> Released:
     """The model as released: trained, every link of the compressor chain restored from its file, deployed."""
-    module = load_trained(training, store, base)
-    released = CompressedModel(module, module.state_dict())
-    if compressed is not None:
+    if compressed is None:
+        module = load_trained(training, store, base)
+        released = CompressedModel(module, module.state_dict())
+    else:
+        # The file alone has to give the network back, so its trained weights are not there to fall back on.
+        module = blank(training.initial_module())
+        released = CompressedModel(module, {})
         surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])

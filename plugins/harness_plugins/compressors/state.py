@@ -43,6 +43,20 @@ def check_names(expected: Mapping[str, object] | set[str], state: Mapping[str, T
         raise PluginError(f"{what}: the file does not fit this architecture; {'; '.join(texts)}")
 
 
+def zeroed(module: nn.Module) -> nn.Module:
+    """A copy with 0 for every float of its state: what a network that is only traced can be run with."""
+    import copy
+
+    import torch
+
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                value.zero_()
+    return module
+
+
 def check_finite(module: nn.Module, what: str) -> None:
     """Raises PluginError where a weight is NaN or infinite: magnitudes and ranges then mean nothing."""
     for name, parameter in module.named_parameters():

@@ -21,7 +21,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import check_finite, check_names
+from harness_plugins.compressors.state import check_finite, check_names, zeroed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,7 +99,8 @@ class StaticInt8(ModelCompressor):
         import torch
 
         with _quietly():
-            prepared = _prepare(model, surroundings.input_shape, self.granularity)
+            # The values that it is given mean nothing, and those that are not finite have no ranges.
+            prepared = _prepare(zeroed(model), surroundings.input_shape, self.granularity)
             with torch.no_grad():
                 prepared(torch.zeros(1, *surroundings.input_shape))  # any ranges: the file's replace them
             module = _convert(prepared)
