@@ -25,6 +25,15 @@ class Budget(Part):
         json_schema_extra={"x-sweep": True},
     )
 
+    @classmethod
+    def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
+        eps = values.get("eps")
+        if values.get("norm") == "linf" and eps is not None and eps > 1:
+            yield (
+                ("eps",),
+                f"an linf radius of {eps:g} reaches every image, as pixels lie in [0, 1]; did you mean {eps:g}/255?",
+            )
+
 
 class Threat(Part):
     """An adversary: when it acts, what it knows and controls, and the attacks it tries."""

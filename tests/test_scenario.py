@@ -715,6 +715,18 @@ BAD = {
         "threats: [{name: b, malicious: 0.05, attacks: [alie]}]\n",
         ["5:32: malicious 0.05 of 10 clients is 0.5: less than one client; at least 0.1 makes one"],
     ),
+    "radius in pixels of 255": (
+        "threats:\n  - {name: e, budget: {norm: linf, eps: 8}, attacks: [pgd]}\n",
+        [
+            "6:41: an linf radius of 8 reaches every image, as pixels lie in [0, 1]; did you mean 8/255?",
+        ],
+    ),
+    "swept radius in pixels of 255": (
+        "threats:\n  - {name: e, budget: {norm: linf, eps: {sweep: [0, 2.5]}}, attacks: [pgd]}\n",
+        [
+            "6:36: an linf radius of 2.5 reaches every image, as pixels lie in [0, 1]; did you mean 2.5/255?",
+        ],
+    ),
     "budget": (
         "threats: [{name: e, budget: {norm: l3, eps: -8/255}, attacks: [pgd]}]\n",
         [
@@ -943,3 +955,10 @@ def test_reading_a_scenario_needs_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_radii_of_other_norms_may_be_greater_than_one():
+    text = "threats: [{name: e, budget: {norm: %s, eps: %s}, attacks: [pgd]}]"
+    for norm, eps in (("l2", 3), ("l0", 8), ("linf", 1)):
+        (threat,) = load_text(BASE + text % (norm, eps)).threats
+        assert threat.budget.eps == eps
