@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import engine_plugins
 import pytest
+from rich.console import Console
 
 import harness
+from harness.console.tables import render_leaderboard
 from harness.errors import HarnessError, StoreError
+from harness.evaluation.dropped import Dropped, dropped
 from harness.registry import registry
 from harness.scenario import load_text
 from harness.store import Store
@@ -141,6 +145,39 @@ def test_nan_updates_are_dropped_counted_and_survived(tmp_path):
     for record in result.records:
         assert record["training"]["dropped_updates"] == 2
         assert record["scores"]["accuracy"] > 0.3
+        assert record["flags"] == ["updates-dropped"], "a quarter of all updates is many"
+
+
+def test_a_training_that_lost_all_updates_is_flagged_and_said(tmp_path):
+    text = BASE.replace("lr: 0.2", "lr: 1e30")
+    scenario = load_text(
+        text + "threats: [{name: none}, {name: e, attacks: [fgsm]}]", tmp_path / "small.yaml"
+    )
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.failed == 0, [r["error"] for r in result.records]
+    for record in result.records:
+        assert record["flags"] == ["updates-dropped"]
+        assert dropped(record) == Dropped(updates=8, of=8, empty=2, rounds=2)
+    assert [r["flags"] for r in run("", tmp_path).records] == [[]], "nothing was dropped: no flag"
+    console = Console(file=io.StringIO(), width=200)
+    render_leaderboard(result.records, console)
+    (line,) = (line for line in console.file.getvalue().splitlines() if "updates dropped" in line)
+    assert "×2: not finite, 8 of 8 in the worst training, which had 2 of 2 rounds without a usable" in line
+
+
+@pytest.mark.parametrize(
+    ("rounds", "matters"),
+    [
+        ([{"clients": 20, "dropped": 1}] * 2, False),
+        ([{"clients": 20, "dropped": 2}] * 2, True),
+        ([{"clients": 20}] * 30 + [{"clients": 1, "dropped": 1}], True),
+        ([{"clients": 0}, {"clients": 3}], False),  # nobody was drawn: nothing was lost
+        ([], False),
+    ],
+)
+def test_how_many_dropped_updates_are_flagged(rounds, matters):
+    assert dropped({"history": rounds}).matters is matters
+    assert dropped({"compression": {"fine_tuning": [{"history": rounds}]}}).matters is matters
 
 
 def test_a_score_that_is_not_declared_fails_the_cell(tmp_path):

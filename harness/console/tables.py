@@ -176,12 +176,28 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
         f"{counts[s]} {s.replace('-', ' ')}" for s in ("scored", "failed", "not-applicable") if counts[s]
     ]
     console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
+    if (lost := _lost_updates(records)) is not None:
+        console.print(Text(lost, style="yellow"), soft_wrap=True)
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
             console.print(Text(f"  {status.replace('-', ' ')} ×{count}: {text}", style=style))
         if len(reasons) > REASONS:
             console.print(Text(f"  … and {len(reasons) - REASONS} other reasons; --json lists all"))
+
+
+def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
+    """One line on the cells whose training could use little of what its clients sent."""
+    from harness.evaluation.dropped import FLAG, dropped
+
+    found = [dropped(record) for record in records if FLAG in (record.get("flags") or ())]
+    if not found:
+        return None
+    worst = max(found, key=lambda each: (each.updates / max(each.of, 1), each.empty))
+    return (
+        f"  updates dropped ×{len(found)}: not finite, {worst.updates} of {worst.of} in the worst training, which had "
+        f"{worst.empty} of {count_of(worst.rounds, 'round')} without a usable update"
+    )
 
 
 def reason(record: dict[str, Any]) -> str:

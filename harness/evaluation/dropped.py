@@ -1,0 +1,43 @@
+"""Trainings of which the server could use little: updates that were not finite, and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FLAG = "updates-dropped"  # of records whose scores are of a training that partly did not happen
+MANY = 0.1  # share of a training's updates
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Over all rounds behind a record, fine-tuning included. empty: rounds in which no update was left."""
+
+    updates: int
+    of: int
+    empty: int
+    rounds: int
+
+    @property
+    def matters(self) -> bool:
+        """Whether a round had no usable update, or a share of MANY of all updates was dropped."""
+        return self.empty > 0 or (self.updates > 0 and self.updates >= MANY * self.of)
+
+
+def dropped(record: Mapping[str, Any]) -> Dropped:
+    """What was dropped in the rounds of a scored record's history."""
+    compression = record.get("compression") or {}
+    histories = [
+        record.get("history") or (),
+        *(part["history"] for part in compression.get("fine_tuning", ())),
+    ]
+    rounds = [entry for history in histories for entry in history if "clients" in entry]
+    gone = [entry.get("dropped", 0) for entry in rounds]
+    return Dropped(
+        updates=sum(gone),
+        of=sum(entry["clients"] for entry in rounds),
+        # A round for which nobody was drawn, as may be under Poisson sampling, lost nothing.
+        empty=sum(0 < entry["clients"] == lost for entry, lost in zip(rounds, gone, strict=True)),
+        rounds=len(rounds),
+    )
