@@ -13,6 +13,7 @@ from harness.api import (
     Model,
     NotApplicable,
     PluginError,
+    PreAggregator,
     Score,
     hookimpl,
 )
@@ -134,7 +135,112 @@ class Undeclared(Metric):
         return {"other": 1.0}
 
 
+class Whole(Aggregator):
+    """Rounds its result to integers."""
+
+    name = "whole"
+
+    def aggregate(self, updates, context):
+        return updates.mean(0).round().long()
+
+
+class NoUpdate(Aggregator):
+    """Returns nothing."""
+
+    name = "no-update"
+
+    def aggregate(self, updates, context):
+        return None
+
+
+class Array(Aggregator):
+    """Returns a NumPy array."""
+
+    name = "array"
+
+    def aggregate(self, updates, context):
+        return updates.mean(0).numpy()
+
+
+class NoRows(PreAggregator):
+    """Returns the rows without their context."""
+
+    name = "no-rows"
+
+    def transform(self, updates, context):
+        return updates
+
+
+class KeepsStrangers(Aggregator):
+    """Says that it kept a row which is not there."""
+
+    name = "keeps-strangers"
+
+    def aggregate(self, updates, context):
+        context.report(kept=[99])
+        return updates.mean(0)
+
+
+class Shortens(Defence):
+    """Sends one coordinate less."""
+
+    name = "shortens"
+
+    def update(self, delta, context):
+        return delta[:-1]
+
+
+class NoDelta(Defence):
+    """Sends nothing."""
+
+    name = "no-delta"
+
+    def update(self, delta, context):
+        return None
+
+
+class NoNetwork(Defence):
+    """Deploys nothing."""
+
+    name = "no-network"
+
+    def inference(self, model):
+        return None
+
+
+class NoImages(EvasionAttack):
+    """Returns nothing."""
+
+    name = "no-images"
+    norm = "linf"
+    eps: float | None = None
+
+    def perturb(self, model, x, y, context):
+        return None
+
+
+class NoScores(Metric):
+    """Returns nothing."""
+
+    name = "no-scores"
+    needs = ("logits",)
+    scores = {"no_scores": Score("higher")}
+
+    def score(self, context):
+        return None
+
+
 PLUGINS = (
+    Whole,
+    NoUpdate,
+    Array,
+    NoRows,
+    KeepsStrangers,
+    Shortens,
+    NoDelta,
+    NoNetwork,
+    NoImages,
+    NoScores,
     CrashInRound,
     WrongShape,
     NanUpdate,

@@ -139,6 +139,33 @@ def test_failed_cells_are_tried_again(tmp_path):
     assert run("aggregators: [crash-in-round]", tmp_path).failed == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("aggregators: [whole]", "whole returned torch.int64, not floating point"),
+        ("aggregators: [no-update]", "no-update returned NoneType, not a tensor ("),
+        ("aggregators: [array]", "array returned ndarray, not a tensor ("),
+        ("aggregators: [[no-rows, mean]]", "no-rows returned Tensor, not (updates, context)"),
+        (
+            "aggregators: [keeps-strangers]",
+            "keeps-strangers reported the kept row 99, and has the rows 0 to 3",
+        ),
+        ("defences: [[gradient-clipping: {max_norm: 1.0}, shortens]]", "shortens returned ("),
+        (
+            "defences: [[no-delta, gradient-clipping: {max_norm: 1.0}]]",
+            "no-delta returned NoneType, not a tensor",
+        ),
+        ("defences: [no-network]", "no-network.inference returned NoneType, not a network"),
+        ("threats: [{name: e, attacks: [no-images: {eps: 0.1}]}]", "no-images returned NoneType, not images"),
+        ("metrics: [no-scores]", "metric no-scores returned NoneType, not a dictionary"),
+    ],
+)
+def test_a_wrong_return_value_names_its_plugin(text, message, tmp_path):
+    (record,) = run(text, tmp_path).records
+    assert record["error"]["type"] == "PluginError"
+    assert message in record["error"]["message"]
+
+
 def test_nan_updates_are_dropped_counted_and_survived(tmp_path):
     result = run("defences: [nan-update]\naggregators: [mean, median]", tmp_path)
     assert result.failed == 0

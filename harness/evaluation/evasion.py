@@ -61,7 +61,12 @@ def attack_batch(
         generator = torch.Generator(x.device).manual_seed(derive("evasion-context", seed))
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
-            adversarial = attack.perturb(model, x.detach().clone(), y.detach().clone(), context).detach()
+            found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)
+    if not isinstance(found, torch.Tensor):
+        raise PluginError(
+            f"{attack.name} returned {type(found).__name__}, not images like those it was given"
+        )
+    adversarial = found.detach()
     if verify:
         check_budget(x, adversarial, attack.norm, eps, name=attack.name)
     return adversarial

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext, shared_scores
 from harness.errors import PluginError
@@ -26,10 +28,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
         if about_attack is attack and context.has(metric.needs):
             with _untouched(metric, context) as shown:
                 found = metric.score(shown)
-            for name, value in found.items():
-                if name not in metric.scores:
-                    raise PluginError(f"metric {metric.name} returned {name!r}, which it does not declare")
-                scores[name] = float(value)
+            scores |= {name: _number(metric, name, value) for name, value in _named(metric, found)}
     return scores
 
 
@@ -41,8 +40,45 @@ def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) ->
         if set(metric.needs) & set(ATTACK_FIELDS) and context.has(metric.needs):
             with _untouched(metric, context) as shown:
                 found = metric.intervals(shown)
-            intervals |= {name: [float(low), float(high)] for name, (low, high) in found.items()}
+            for name, ends in _named(metric, found):
+                try:
+                    low, high = ends
+                except (TypeError, ValueError):
+                    raise PluginError(
+                        f"metric {metric.name}: the interval of {name!r} is {ends!r:.80}, not (low, high)"
+                    ) from None
+                intervals[name] = [_number(metric, name, end) for end in (low, high)]
     return intervals
+
+
+def _named(metric: Metric, found: Any) -> list[tuple[str, Any]]:
+    """(score, value) of what a metric returned. Raises PluginError where it is no dictionary of declared scores."""
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"metric {metric.name} returned {type(found).__name__}, not a dictionary; an empty one where nothing is "
+            "defined"
+        )
+    for name in found:
+        if name not in metric.scores:
+            raise PluginError(f"metric {metric.name} returned {name!r}, which it does not declare")
+    return list(found.items())
+
+
+def _number(metric: Metric, name: str, value: Any) -> float:
+    """A score's value. Raises PluginError for what is no number, and for a share that is infinite.
+
+    NaN stands for what is undefined, as of a model that has diverged, and a quantity without a largest value may be
+    infinite; both are kept.
+    """
+    try:
+        number = None if isinstance(value, str | bytes) else float(value)  # float() would read a text
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None:
+        raise PluginError(f"metric {metric.name}: the score {name!r} is {value!r:.80}, not a number")
+    if math.isinf(number) and metric.scores[name].unit == "share":
+        raise PluginError(f"metric {metric.name}: the score {name!r} is a share and {number}")
+    return number
 
 
 def _check_names(metrics: tuple[Metric, ...]) -> None:

@@ -22,6 +22,7 @@ from harness.federation.compose import (
 )
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.optimizers import local_optimizer
+from harness.federation.returned import checked
 from harness.federation.vector import (
     buffer_names,
     float_buffers,
@@ -210,7 +211,7 @@ class LocalTrainer:
                 context = UpdateContext(
                     at.round, client.id, noise, self.layout, prepared, at.clients, at.malicious
                 )
-                delta = hook.update(delta, context)
+                delta = checked(hook.update(delta, context), delta.shape, getattr(hook, "name", "a hook"))
         return delta
 
     def _gradient(self, client: Client, hooks: Hooks, noise: torch.Generator, at: Start) -> GradientFn:

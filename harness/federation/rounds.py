@@ -28,6 +28,7 @@ from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer, Start, Task, Trained
 from harness.federation.outcome import Detection, Outcome
+from harness.federation.returned import checked, kept_rows
 from harness.federation.server import Server
 from harness.federation.vector import (
     flatten,
@@ -240,14 +241,13 @@ class Federation:
         """
         weights = start.weights
         purpose = ["trial"] * trial
+        by: Aggregator = self.rules.aggregators[-1]  # whose turn it is
 
         def record(decision: dict[str, Any]) -> None:
             chosen = decision.get("kept")
             if facts is not None and chosen is not None:
-                positions = torch.as_tensor(chosen)
-                if positions.dtype == torch.bool:
-                    positions = positions.nonzero().squeeze(1)
-                chosen_ids = [context.client_ids[p] for p in positions.tolist()]
+                positions = kept_rows(chosen, len(context.client_ids), by.name)
+                chosen_ids = [context.client_ids[p] for p in positions]
                 if MERGED not in context.client_ids:  # several clients share a row: nobody is singled out
                     facts["kept"] = chosen_ids
 
@@ -279,15 +279,14 @@ class Federation:
             context.state = states[link]
             rule.check_clients(context.client_ids)
             rule.check(len(rows), context.f)
-            rows, context = rule.transform(rows, context)  # type: ignore[attr-defined]
-        last = chain[-1]
+            by = rule
+            rows, context = _transformed(rule, rows, context)
+        by = last = chain[-1]
         context.state = states[-1]
         last.check_clients(context.client_ids)
         if len(rows):
             last.check(len(rows), context.f)
-        update = last.aggregate(rows, context)
-        if update.shape != weights.shape:
-            raise PluginError(f"{last.name} returned {tuple(update.shape)}, not ({weights.numel()},)")
+        update = checked(last.aggregate(rows, context), weights.shape, last.name)
         if not rows_finite(update[None]).all():
             raise PluginError(f"{last.name} returned values that are not finite")
         return update
@@ -387,9 +386,17 @@ class Federation:
         if not len(honest):
             updates.update({i: torch.zeros_like(weights) for i in byzantine})
             return
-        crafted = attack.craft(honest, context)
-        if crafted.shape != (len(byzantine), weights.numel()):
-            raise PluginError(
-                f"{attack.name} crafted {tuple(crafted.shape)}, not {(len(byzantine), weights.numel())}"
-            )
+        shape = (len(byzantine), weights.numel())
+        crafted = checked(attack.craft(honest, context), shape, attack.name, whole=True)
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
+
+
+def _transformed(
+    rule: Aggregator, rows: Tensor, context: AggregationContext
+) -> tuple[Tensor, AggregationContext]:
+    """What a pre-aggregator makes of the rows. Raises PluginError where that is not rows and their context."""
+    found = rule.transform(rows, context)  # type: ignore[attr-defined]
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], AggregationContext)):
+        raise PluginError(f"{rule.name} returned {type(found).__name__}, not (updates, context)")
+    after: AggregationContext = found[1]
+    return checked(found[0], (len(after.client_ids), rows.shape[1]), rule.name), after

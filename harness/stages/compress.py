@@ -66,7 +66,12 @@ def compress(
             fine_tune=fine_tune,
         )
         source = compressed.module.to("cpu") if compressed.device == "cpu" else compressed.module
-        compressed = compressor.compress(source.eval(), context)
+        made: Any = compressor.compress(source.eval(), context)
+        if not isinstance(made, CompressedModel):
+            raise PluginError(
+                f"{compressor.name}.compress returned {type(made).__name__}, not a CompressedModel"
+            )
+        compressed = made
         digest, size = store.save_tensors(compressed.state)
         links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
     return {
@@ -128,7 +133,12 @@ def load_released(
         surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])
-            released = compressor.restore(released.module, state, surroundings)
+            restored: Any = compressor.restore(released.module, state, surroundings)
+            if not isinstance(restored, CompressedModel):
+                raise PluginError(
+                    f"{compressor.name}.restore returned {type(restored).__name__}, not a CompressedModel"
+                )
+            released = restored
     device = released.device or training.device
     deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
     certify: Certify | None = None
@@ -137,9 +147,9 @@ def load_released(
             certify = partial(part.certify, released.module)
         elif type(part).inference not in (Defence.inference, Aggregator.inference):
             certify = None  # it was for the model without this part
-        released.module = part.inference(released.module)
+        released.module = _deployed(part, released.module)
         if released.twin is not None:
-            released.twin = part.inference(released.twin)
+            released.twin = _deployed(part, released.twin)
     return Released(
         module=released.module.to(device).eval(),
         state=released.state,
@@ -149,3 +159,11 @@ def load_released(
         stochastic=any(defence.stochastic for defence in spec.train.defences),
         certify=certify,
     )
+
+
+def _deployed(part: Aggregator | Defence, module: nn.Module) -> nn.Module:
+    """What a part deploys. Raises PluginError where that is no network."""
+    found: Any = part.inference(module)
+    if not isinstance(found, torch.nn.Module):
+        raise PluginError(f"{part.name}.inference returned {type(found).__name__}, not a network")
+    return found

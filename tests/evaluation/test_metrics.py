@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
@@ -143,3 +144,27 @@ def test_a_metric_that_stands_twice_with_other_parameters_is_no_clash(context):
 def test_no_two_built_in_metrics_share_a_score():
     built_in = [cls.create() for cls in harness.plugins("metric").values()]
     assert list(shared_scores(built_in)) == []
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1, 2], 1j, b"1", math.inf, -math.inf])
+def test_a_share_that_is_no_finite_number_is_refused(context, value):
+    bad = metric("share", ("logits",), lambda context: {"share": value})
+    type(bad).scores = {"share": Score("higher", "share", "for a test")}
+    with pytest.raises(PluginError, match="metric share: the score 'share' is"):
+        compute_metrics((bad,), context, attack=False)
+
+
+@pytest.mark.parametrize("value", [1, np.float32(0.5), torch.tensor(0.25), math.nan, math.inf])
+def test_numbers_stay_what_they_are(context, value):
+    """NaN: undefined, as of a model that has diverged; infinite: a quantity without a largest value."""
+    good = metric("free", ("logits",), lambda context: {"free": value})
+    found = compute_metrics((good,), context, attack=False)["free"]
+    assert type(found) is float
+    assert found == float(value) or (math.isnan(found) and math.isnan(value))
+
+
+@pytest.mark.parametrize("ends", [0.5, (0.1,), (0.1, "0.2"), None])
+def test_an_interval_that_is_no_pair_of_numbers_is_refused(context, ends):
+    bad = metric("wide", ("membership",), lambda context: {"wide": 0.5}, lambda context: {"wide": ends})
+    with pytest.raises(PluginError, match="metric wide: the"):
+        confidence_intervals((bad,), context)
