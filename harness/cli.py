@@ -193,14 +193,20 @@ def validate(
     from harness.console.arguments import find_scenarios
     from harness.console.output import print_json
     from harness.scenario import check_data, load_many
+    from harness.scenario_data import check_fit
 
     loaded = load_many(find_scenarios(scenarios))
     mistakes = []
     for scenario in loaded if data else ():
         try:
-            check_data(scenario)
+            splits = check_data(scenario)
         except HarnessError as error:
             mistakes.append(f"{scenario.path}: {error}")
+            continue
+        try:
+            check_fit(scenario, splits)
+        except ScenarioError as error:  # which names the file, line by line
+            mistakes.append(str(error))
     if mistakes:
         raise ScenarioError("\n".join(mistakes))
     if as_json:

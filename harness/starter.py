@@ -14,6 +14,7 @@ from harness.errors import HarnessError, PluginError, did_you_mean
 from harness.files import replacing
 from harness.registry import registry
 from harness.scenario import check_data, load_text
+from harness.scenario_data import check_fit
 
 TEMPLATE = "starter.yaml.jinja"
 THREATS = ("evasion", "byzantine", "backdoor", "privacy")
@@ -45,7 +46,7 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
         raise HarnessError(f"{file}: a scenario's file ends in .yaml")
     text = compose(answers, file)
     scenario = load_text(text, file)
-    check_data(scenario)
+    check_fit(scenario, check_data(scenario), text)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:

@@ -265,6 +265,7 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
 
     monkeypatch.setattr(SCENARIO, "load_many", lambda paths: [Loaded(path) for path in paths])
     monkeypatch.setattr(SCENARIO, "check_data", check)
+    monkeypatch.setattr("harness.scenario_data.check_fit", lambda scenario, splits: None)
     assert harness("validate", "a.yaml") == 0
     assert capsys.readouterr().out == "a.yaml: ok\n"
     assert harness("validate", "a.yaml", "more") == 2
