@@ -27,7 +27,7 @@ from harness.testing.core import (
 
 def _dataset_trial(dataset: Dataset, setting: Setting) -> Trial:
     try:
-        splits = dataset.load()
+        splits = dataset.load(None)
     except HarnessError as error:
         raise CheckSkipped(
             f"the data cannot be loaded here: {error}. Check an instance that finds some"
@@ -35,9 +35,9 @@ def _dataset_trial(dataset: Dataset, setting: Setting) -> Trial:
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
 
     def call() -> dict[str, Any]:
-        again = dataset.load()
+        again = dataset.load(None)
         return {
-            "splits": splits, "fingerprint": dataset.fingerprint(),
+            "splits": splits, "fingerprint": dataset.fingerprint(None),
             "content": [splits.fingerprint(), again.fingerprint()],
         }  # fmt: skip
 

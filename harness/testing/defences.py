@@ -269,8 +269,8 @@ def prepared_plain(subject: Subject) -> None:
 
 @check("defence")
 def guarantee_valid(subject: Subject) -> None:
-    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows "
-    "with training."""
+    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows
+    with training."""
     from harness.testing.local import CLIENTS, PER_CLIENT, federation
 
     defence, prepared = subject.plugin, subject.outcome().output["prepared"]

@@ -165,8 +165,8 @@ def _observed(attack: PrivacyAttack, world: Any) -> tuple[ObservedUpdate, ...]:
 
 @check("privacy")
 def result_well_formed(subject: Subject) -> None:
-    """Memberships are finite scores of all records, reconstructions are images and labels, a dict holds "
-    "declared scores."""
+    """Memberships are finite scores of all records, reconstructions are images and labels, a dict holds
+    declared scores."""
     attack, outcome = subject.plugin, subject.outcome()
     result = outcome.output["result"]
     if isinstance(result, Membership):

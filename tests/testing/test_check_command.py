@@ -183,3 +183,26 @@ def test_decorator_in_a_suite(tmp_path):
 def test_expected_failures_must_name_checks():
     with pytest.raises(ValueError, match="has no check 'no_such_check'"):
         parametrize_with_checks([sound.Mean], expected_failures=lambda plugin: {"no_such_check": "why"})
+
+
+@pytest.mark.parametrize("plugin", sound.SOUND, ids=lambda plugin: plugin.name)
+def test_descriptions_are_sentences_on_one_line(plugin):
+    for one in checks_of(plugin):
+        assert one.description.endswith("."), one.name
+        assert not {'"', "\n"} & set(one.description), one.name
+        assert "  " not in one.description, one.name
+
+
+class Rooted(sound.Drawn):
+    """Random images, drawn from a seed of its own."""
+
+    name = "test-rooted"
+
+    def load(self, root):
+        return super().load(root)
+
+
+def test_a_data_set_is_loaded_as_its_contract_says():
+    """The engine gives `load` a root in every case, so a data set may ask for one."""
+    report = check_plugin(Rooted)
+    assert [(r.check, r.message) for r in report.results if r.status != "passed"] == []
