@@ -113,6 +113,7 @@ def test_a_cell_of_a_lost_artifact_is_made_again(tmp_path):
     [
         ("aggregators: [mean, crash-in-round]", "RuntimeError", "the disk is made of cheese", "train"),
         ("aggregators: [mean, wrong-shape]", "PluginError", "wrong-shape returned", "train"),
+        ("aggregators: [mean, exits]", "SystemExit", "5", "train"),
         (
             "threats: [{name: none}, {name: e, budget: {norm: linf, eps: 0.1}, attacks: [too-far]}]",
             "BudgetExceeded",

@@ -30,7 +30,7 @@ class InlineExecutor:
 
         try:
             execute(stage, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin must not end the run
             self._events.append(Event("failed", stage.key, describe_error(error)))
         else:
             self._events.append(Event("done", stage.key))
