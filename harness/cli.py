@@ -39,6 +39,7 @@ from harness.console.options import (
 )
 from harness.console.plugin_commands import plugin
 from harness.console.privacy_commands import audit, explain
+from harness.console.signals import ended_like_ctrl_c
 from harness.console.starter_commands import init
 from harness.console.store_commands import merge
 from harness.errors import HarnessError, ScenarioError
@@ -99,7 +100,8 @@ def run(
     """Train, compress, attack and score every combination that the store does not hold yet.
 
     An interrupted run goes on where it stopped. Exit status: 0 all scored,
-    1 some cells failed or a scenario was skipped, 2 bad input, 130 interrupted.
+    1 some cells failed or a scenario was skipped, 2 bad input,
+    130 interrupted by Ctrl-C or SIGTERM.
 
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
     On a Ray cluster: harness run scenarios/quickstart.yaml --executor ray --address auto
@@ -330,7 +332,8 @@ def main(arguments: list[str] | None = None) -> int:
     # What imports make stays: looking for garbage among it as often as Python does took a quarter of the start.
     gc.set_threshold(50_000, 20, 50)
     try:
-        app(arguments, prog_name="harness")
+        with ended_like_ctrl_c():
+            app(arguments, prog_name="harness")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ScenarioError as error:

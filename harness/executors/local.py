@@ -1,7 +1,7 @@
 """Stages in worker processes, forked from a server that has the heavy libraries imported already.
 
 A worker that crashes, is killed for memory or runs out of time fails its one stage and is replaced.
-Workers ignore Ctrl-C (the runner decides) and end at once when the runner is gone.
+Workers ignore Ctrl-C and SIGTERM (the runner decides) and end at once when the runner is gone.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     """A worker's life: stages in, events out."""
     expect(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_to_runner(signal.SIGTERM)
     # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
     multiprocessing.set_start_method("fork", force=True)
     _log_output(Path(store_path))
@@ -200,6 +201,18 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             event = Event("done", stage.key)
         give_back_memory(device)  # before it is told: the next stage, here or beside, finds the memory free
         send(event)
+
+
+def _leave_to_runner(number: int) -> None:
+    """Ignores a signal that a whole process group gets, in this process alone: what it starts can still be ended."""
+    own = os.getpid()
+
+    def handle(*_: object) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(number, handle)
 
 
 def _log_output(store: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ def connected(address: str) -> Iterator[None]:
     HarnessError.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    termination = signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it in every run
     try:
         import ray
@@ -45,6 +48,8 @@ def connected(address: str) -> Iterator[None]:
             f"--address {address}: no Ray cluster can be reached: {reason.rstrip('. ')}; "
             "start one with `ray start --head`"
         ) from error
+    if callable(termination) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, termination)  # Ray sets one of its own, which ends the process at once
     try:
         yield
     finally:

@@ -1,0 +1,109 @@
+"""How runs of the command line end that somebody or something stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.console.signals import ended_like_ctrl_c
+
+SCENARIO = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 4, rounds: 40, local: {steps: 1, batch_size: 16, optimizer: {sgd: {lr: 0.2}}}}
+aggregators: [mean, slow]
+metrics: [accuracy]
+trackers: [notes]
+plugins: [own.py]
+"""
+PLUGINS = """
+import pathlib
+import time
+from harness.api import Aggregator, Tracker, hookimpl
+
+HERE = pathlib.Path(__file__).parent
+
+class Slow(Aggregator):
+    \"\"\"A mean that takes its time.\"\"\"
+    name = "slow"
+
+    def aggregate(self, updates, context):
+        (HERE / "began").touch()
+        time.sleep(1)
+        return updates.mean(0)
+
+class Notes(Tracker):
+    \"\"\"Says that a run has ended.\"\"\"
+    name = "notes"
+
+    def harness_run_finished(self, run):
+        (HERE / "ended").write_text(str(run["failed"]))
+
+@hookimpl
+def harness_register(register):
+    register(Slow)
+    register(Notes)
+"""
+
+
+def started(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A run that is in the middle of its slow stage."""
+    (folder / "small.yaml").write_text(SCENARIO)
+    (folder / "own.py").write_text(PLUGINS)
+    command = [sys.executable, "-m", "harness", "run", "small.yaml", "--device", "cpu", *options]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None and not (folder / "began").exists():
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("jobs", "send"), [("0", os.kill), ("2", os.killpg)])
+def test_sigterm_ends_a_run_as_ctrl_c_does(jobs, send, tmp_path):
+    process = started(tmp_path, "--jobs", jobs)
+    send(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; run the same command again to go on" in errors
+    assert "computed" in output
+    assert (tmp_path / "ended").read_text() == "0"
+    with pytest.raises(ProcessLookupError):  # workers are gone, and so is what they were started from
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def test_sigterm_of_others_stays_theirs():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        with ended_like_ctrl_c():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [1]
+
+    def elsewhere() -> None:
+        with ended_like_ctrl_c():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [1, before]
+    with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == before
