@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
 from harness.executors import Event, reporter
+from harness.executors.safe_path import SAFE_PATH, SAFE_PATH_OF_SERVER
 from harness.local_plugins import LocalFile, expect
 from harness.registry import registry
 
@@ -41,7 +42,8 @@ def warm_up(modules: Sequence[str]) -> None:
     """
     os.environ[PRELOAD_VARIABLE] = ",".join(modules)
     multiprocessing.set_forkserver_preload(["harness.executors.preload"])
-    forkserver.ensure_running()
+    with _same_imports():
+        forkserver.ensure_running()
 
 
 class LocalExecutor:
@@ -104,9 +106,16 @@ class LocalExecutor:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self._store), device, self._files)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
-        with _without_main():
-            process.start()
-        theirs.close()
+        try:
+            with _without_main(), _same_imports():
+                process.start()
+        except (EOFError, OSError) as error:  # the server that starts them has ended, or the system refuses
+            reason = str(error) or "the process that starts them has ended"
+            raise HarnessError(
+                f"worker processes cannot start: {reason}; --jobs 0 runs everything in this process"
+            ) from error
+        finally:
+            theirs.close()
         worker = _Worker(process, ours, device)
         self._workers.append(worker)
         return worker
@@ -144,6 +153,20 @@ def _devices(device: str, jobs: int) -> list[str]:
     import torch
 
     return [f"cuda:{i}" for i in range(min(torch.cuda.device_count(), jobs))]
+
+
+@contextlib.contextmanager
+def _same_imports() -> Iterator[None]:
+    """Python adds the working directory to the import path of a server that starts inside: only if ours has it too."""
+    ours = {os.path.realpath(entry) for entry in sys.path}  # "" is the working directory
+    if os.path.realpath("") in ours or SAFE_PATH in os.environ:
+        yield
+        return
+    os.environ[SAFE_PATH] = SAFE_PATH_OF_SERVER
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
 
 
 @contextlib.contextmanager

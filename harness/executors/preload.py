@@ -6,6 +6,13 @@ import contextlib
 import importlib
 import os
 
+from harness.executors.safe_path import SAFE_PATH, SAFE_PATH_OF_SERVER
+
+if os.environ.get(SAFE_PATH) == SAFE_PATH_OF_SERVER:
+    del os.environ[
+        SAFE_PATH
+    ]  # it was for this process: programs that plugins start find what they always did
+
 for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)

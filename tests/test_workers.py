@@ -1,0 +1,84 @@
+"""How worker processes start: what they import, and what is said where they cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.executors.local import LocalExecutor
+
+SCENARIO = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 16}}
+metrics: [accuracy]
+aggregators: [finds]
+plugins: [own.py]
+"""
+PLUGIN = """
+import os
+from harness.api import Aggregator, hookimpl
+
+class Finds(Aggregator):
+    \"\"\"A mean that needs a module of PYTHONPATH.\"\"\"
+    name = "finds"
+
+    def aggregate(self, updates, context):
+        import of_the_path
+        assert "PYTHONSAFEPATH" not in os.environ
+        return updates.mean(0)
+
+@hookimpl
+def harness_register(register):
+    register(Finds)
+"""
+START = "import sys\nfrom harness.cli import main\nsys.exit(main())\n"
+
+
+def test_workers_import_nothing_from_the_working_directory(tmp_path):
+    work, scripts, modules = tmp_path / "work", tmp_path / "scripts", tmp_path / "modules"
+    for folder in (work, scripts, modules):
+        folder.mkdir()
+    for name in ("numpy", "statistics", "selectors", "harness"):
+        (work / f"{name}.py").write_text(f"open({name + '.taken'!r}, 'w')\nraise RuntimeError({name!r})\n")
+    (modules / "of_the_path.py").touch()
+    (scripts / "start.py").write_text(START)
+    (work / "small.yaml").write_text(SCENARIO)
+    (work / "own.py").write_text(PLUGIN)
+    path = os.pathsep.join(filter(None, [str(modules), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, str(scripts / "start.py"), "run", "small.yaml", "--device", "cpu", "--jobs", "1"],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 scored" in done.stdout
+    assert not list(work.glob("*.taken"))
+    assert not done.stderr.count("Error")
+
+
+class _Fails:
+    def Pipe(self):
+        return open(os.devnull), open(os.devnull)
+
+    def Process(self, **_):
+        return self
+
+    def start(self):
+        raise EOFError
+
+
+def test_workers_that_cannot_start_are_an_error_that_says_so(tmp_path):
+    executor = LocalExecutor(tmp_path, "cpu", 1)
+    executor._context = _Fails()
+    with pytest.raises(HarnessError, match="worker processes cannot start"):
+        executor._start("cpu")
