@@ -230,13 +230,19 @@ def schema(
     import json
 
     from harness.console.output import print_json
+    from harness.files import replacing
     from harness.schema import scenario_schema
 
     if out is None:
         print_json(scenario_schema())
         return
+    text = json.dumps(scenario_schema(), indent=2) + "\n"
     try:
-        out.write_text(json.dumps(scenario_schema(), indent=2) + "\n", encoding="utf-8")
+        if out.exists() and not out.is_file():  # a pipe or a terminal
+            out.write_text(text, encoding="utf-8")
+        else:
+            with replacing(out.resolve()) as draft:  # a link stays one
+                draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise HarnessError(f"--out {out}: {error.strerror or error}") from None
     typer.echo(f"wrote {out}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness._version import __version__
+from harness.errors import StoreError
+from harness.store import Store
 
 DISTRIBUTION = "psr-harness"
 
@@ -62,8 +64,11 @@ def findings(report: dict[str, Any]) -> tuple[list[str], list[str]]:
         problems.append(f"no plugin is installed, not even the built-in ones; reinstall {DISTRIBUTION}")
     if report["data"]["path"] and not report["data"]["exists"]:
         warnings.append(f"HARNESS_DATA is {report['data']['path']}, which is not a folder")
-    if not report["store"]["writable"]:
-        problems.append(f"the store {report['store']['path']} cannot be written")
+    store = report["store"]
+    if not store["writable"]:
+        problems.append(f"the store {store['path']} cannot be written")
+    if store["error"]:
+        problems.append(f"{store['error']}; give another folder with --store, or put back a copy of this one")
     return problems, warnings
 
 
@@ -175,5 +180,24 @@ def store_report(store: Path) -> dict[str, Any]:
         "path": str(store),
         "exists": store.is_dir(),
         "free_bytes": shutil.disk_usage(place).free,
-        "writable": place.is_dir() and os.access(place, os.W_OK),
+        "writable": all(os.access(path, os.W_OK) for path in (place, *_inside(place))) and place.is_dir(),
+        "error": _store_error(store),
     }
+
+
+def _inside(store: Path) -> list[Path]:
+    """What a run writes to in a store that is there."""
+    names = ("store.sqlite", "lock", "artifacts")
+    return [store / name for name in names if (store / name).exists()]
+
+
+def _store_error(store: Path) -> str | None:
+    """Why a run could not use this store, None where it could. Nothing is written for the answer."""
+    if not (store / "store.sqlite").exists():
+        return None
+    try:
+        with Store(store, read_only=True) as opened:
+            found = opened.check()
+    except StoreError as error:
+        return str(error)
+    return None if found is None else f"the store {store} is damaged: {found}"

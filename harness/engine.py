@@ -58,7 +58,7 @@ class RunResult:
         """One a cell, in the plan's order. Raises StoreError where the store was deleted before the first look."""
         if not (self._folder / "store.sqlite").exists():
             raise StoreError(f"{self._folder}: the store that holds this run's records is gone")
-        with Store(self._folder) as store:
+        with Store.reading(self._folder) as store:
             return [record for name, id, _ in self.cells if (record := store.record(name, id)) is not None]
 
     def _count(self, status: str) -> int:
@@ -215,7 +215,7 @@ def _existing(path: Path) -> Iterator[Store | None]:
     if not (path / "store.sqlite").exists():
         yield None
         return
-    with Store(path) as store:
+    with Store.reading(path) as store:
         yield store
 
 

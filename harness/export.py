@@ -50,13 +50,19 @@ def check_format(path: str | Path) -> None:
 
 
 def export(records: list[dict[str, Any]], path: str | Path) -> None:
-    """Write records by the ending of `path`; JSON lines keep the whole record, tables one row a cell."""
+    """Write records by the ending of `path`; JSON lines keep the whole record, tables one row a cell.
+
+    Raises HarnessError where the file cannot be written; one that was there before is then what it was.
+    """
     check_format(path)
     target = Path(path)
-    with replacing(target) as draft:
-        if target.suffix == ".jsonl":
-            draft.write_text("".join(dumps(record) + "\n" for record in records))
-        elif target.suffix == ".csv":
-            to_frame(records).to_csv(draft, index=False)
-        else:
-            to_frame(records).to_parquet(draft, index=False)
+    try:
+        with replacing(target) as draft:
+            if target.suffix == ".jsonl":
+                draft.write_text("".join(dumps(record) + "\n" for record in records))
+            elif target.suffix == ".csv":
+                to_frame(records).to_csv(draft, index=False)
+            else:
+                to_frame(records).to_parquet(draft, index=False)
+    except OSError as error:
+        raise HarnessError(f"--export {path}: {error.strerror or error}") from error

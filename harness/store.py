@@ -20,9 +20,10 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from harness.errors import StoreError
 from harness.files import replacing
@@ -43,6 +44,10 @@ CREATE TABLE IF NOT EXISTS records (
     record TEXT NOT NULL, updated REAL NOT NULL, PRIMARY KEY (scenario, id));
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+# Of a stage's result: whether it is whole, and one part of it. Asking a damaged one for a part is an error.
+_VALID = "CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_type(result) = 'object' END"
+_PART = f"{_VALID}, CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_extract(result, ?) END"
 
 _FILES = re.compile(r"artifacts/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors|pictures/([0-9a-f]{16})\.png")
 
@@ -130,30 +135,57 @@ class Artifacts:
         target = self.path / name
         if target.exists():
             return False
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target, sync=True) as draft:
-            draft.write_bytes(data)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target, sync=True) as draft:
+                draft.write_bytes(data)
+        except OSError as error:
+            raise _cannot_write(self.path, error.strerror or error) from error
         return True
 
 
 class Store(Artifacts):
-    """One store folder. Open it in each process; do not carry a connection across a fork."""
+    """One store folder. Open it in each process; do not carry a connection across a fork.
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
+    read_only: nothing is made or written, not even a cached fact. Raises StoreError where it cannot be used.
+    """
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        self.read_only = read_only
+        if read_only:
+            self.path = Path(path)
+        else:
+            super().__init__(path)
         try:
-            self._db = sqlite3.connect(self.path / "store.sqlite", timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db = _open_to_read(self.path) if read_only else _open(self.path)
+            self._db.text_factory = _text
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA):
+            if version not in ((SCHEMA,) if read_only else (0, SCHEMA)):
                 raise StoreError(
                     f"{self.path}: a store of schema {version}; this version reads schema {SCHEMA}"
                 )
-            self._db.executescript(_TABLES)
-            self._db.execute(f"PRAGMA user_version={SCHEMA}")
-        except sqlite3.Error as error:
+            if not read_only:
+                self._db.executescript(_TABLES)
+            if version == 0:  # only then: a full disk lets nothing be written, and what it holds be read
+                self._db.execute(f"PRAGMA user_version={SCHEMA}")
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(f"cannot use the store {self.path}: {error}") from error
+
+    def check(self) -> str | None:
+        """What is wrong with the database file, None if nothing is."""
+        try:
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            for table in ("stages", "records", "facts"):
+                self._db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+        except sqlite3.Error as error:
+            return str(error)
+        return None if found == "ok" else str(found)
+
+    @classmethod
+    def reading(cls, path: str | Path) -> Store:
+        """For who only reads: also a store that this user, or this file system, does not let anyone write."""
+        file = Path(path) / "store.sqlite"
+        return cls(path, read_only=file.exists() and not _may_write(file))
 
     def close(self) -> None:
         """Close the database connection."""
@@ -169,7 +201,10 @@ class Store(Artifacts):
     def lock(self) -> Iterator[None]:
         """Held by the one run that may write. Raises StoreError that names the process holding it."""
         path = self.path / "lock"
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise _cannot_write(self.path, error.strerror or error) from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,13 +214,29 @@ class Store(Artifacts):
                 raise StoreError(
                     f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
                 ) from None
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()}")
-            file.flush()
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk: the name is for others to read, the lock is held
+                file.seek(0)
+                file.truncate()
+                file.write(f"process {os.getpid()}")
+                file.flush()
             yield
         finally:
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a statement. Raises StoreError for whatever the database reports."""
+        return list(self._each(statement, values))
+
+    def _each(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        try:
+            yield from self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            if statement.startswith("SELECT"):
+                raise StoreError(f"the store {self.path} cannot be read: {error}") from error
+            raise _cannot_write(self.path, error) from error
 
     # stages -------------------------------------------------------------------------------------
 
@@ -201,30 +252,38 @@ class Store(Artifacts):
     ) -> None:
         """Record a stage as `done` with its result, or `failed` with its error."""
         row = (key, kind, signature, label, status, dumps(result), seconds, time.time())
-        self._db.execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
+        self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
+
+    def forget_stage(self, key: str) -> None:
+        """A stage that is to be computed again."""
+        self._execute("DELETE FROM stages WHERE key=?", (key,))
 
     def stage_result(self, key: str) -> dict[str, Any] | None:
-        """The result of a finished stage, or None. A result whose artifact is gone does not count."""
-        row = self._db.execute("SELECT result FROM stages WHERE key=? AND status='done'", (key,)).fetchone()
-        if row is None:
+        """The result of a finished stage, or None. One that is damaged, or whose artifact is gone, does not count."""
+        rows = self._execute("SELECT result FROM stages WHERE key=? AND status='done'", (key,))
+        result = _object(rows[0][0]) if rows else None
+        if result is None:
             return None
-        result = loads(row[0])
         there = all((self.path / artifact_name(a)).exists() for a in result.get("artifacts", ()))
         return result if there else None
 
     def stage_rows(self) -> list[StageRow]:
-        """Every finished stage, the earliest first."""
-        rows = self._db.execute(
+        """Every finished stage, the earliest first. Raises StoreError for a damaged one."""
+        rows = self._execute(
             "SELECT key, kind, signature, label, result, seconds, finished FROM stages WHERE status='done' "
             "ORDER BY finished, key"
         )
-        return [StageRow(*row)._replace(result=loads(row[4])) for row in rows]
+        found = []
+        for row in rows:
+            result = _object(row[4])
+            if result is None:
+                raise self._damaged(f"the result of the stage {row[1]} {row[3]} ({row[0][:12]})")
+            found.append(StageRow(*row)._replace(result=result))
+        return found
 
     def finished(self, keys: Collection[str]) -> set[str]:
         """Those of these stages that `stage_result` would find: done, with every artifact there."""
-        rows = self._db.execute(
-            "SELECT key, json_extract(result, '$.artifacts') FROM stages WHERE status='done'"
-        )
+        rows = self._execute(f"SELECT key, {_PART} FROM stages WHERE status='done'", ("$.artifacts",))
         there: dict[str, bool] = {}
 
         def exists(digest: str) -> bool:
@@ -233,24 +292,26 @@ class Store(Artifacts):
             return there[digest]
 
         return {
-            key for key, artifacts in rows if key in keys and all(map(exists, json.loads(artifacts or "[]")))
+            key
+            for key, valid, artifacts in rows
+            if valid and key in keys and all(map(exists, json.loads(artifacts or "[]")))
         }
 
     def seconds_by_signature(self) -> dict[tuple[str, str], float]:
         """(kind, signature) -> mean seconds of the finished stages, for estimates."""
-        rows = self._db.execute(
+        rows = self._execute(
             "SELECT kind, signature, AVG(seconds) FROM stages WHERE status='done' GROUP BY kind, signature"
         )
         return {(kind, signature): seconds for kind, signature, seconds in rows}
 
     def peak_memory(self, signatures: Collection[tuple[str, str]]) -> int | None:
         """The most bytes that a finished stage of these (kind, signature) had in use, None if there is none."""
-        rows = self._db.execute(
-            "SELECT kind, signature, MAX(json_extract(result, '$.peak_memory_bytes')) FROM stages "
-            "WHERE status='done' GROUP BY kind, signature"
+        rows = self._execute(
+            f"SELECT kind, signature, {_PART} FROM stages WHERE status='done'", ("$.peak_memory_bytes",)
         )
         return max(
-            (peak for kind, signature, peak in rows if peak and (kind, signature) in signatures), default=None
+            (peak for kind, signature, _, peak in rows if peak and (kind, signature) in signatures),
+            default=None,
         )
 
     # records ------------------------------------------------------------------------------------
@@ -265,46 +326,70 @@ class Store(Artifacts):
             dumps(record),
             time.time(),
         )
-        self._db.execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?)", row)
+        self._execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?)", row)
 
     def record(self, scenario: str, cell: str, fingerprint: str | None = None) -> dict[str, Any] | None:
-        """A cell's record, or None; with a fingerprint, only if it was made from exactly those stages."""
-        row = self._db.execute(
+        """A cell's record, or None; with a fingerprint, only if it is whole and made from exactly those stages.
+
+        Raises StoreError for a damaged record where no fingerprint is given: who gives one can make it again.
+        """
+        rows = self._execute(
             "SELECT record, fingerprint FROM records WHERE scenario=? AND id=?", (scenario, cell)
-        ).fetchone()
-        if row is None or (fingerprint is not None and row[1] != fingerprint):
+        )
+        if not rows or (fingerprint is not None and rows[0][1] != fingerprint):
             return None
-        return loads(row[0])
+        record = _record(rows[0][0])
+        if record is None and fingerprint is None:
+            raise self._damaged(f"the record of the cell {cell} of {scenario}")
+        return record
 
     def marked_records(self) -> list[tuple[dict[str, Any], str]]:
-        """Every record with its fingerprint, in insertion order."""
-        rows = self._db.execute("SELECT record, fingerprint FROM records ORDER BY rowid")
-        return [(loads(record), mark) for record, mark in rows]
+        """Every record with its fingerprint, in insertion order. Raises StoreError for a damaged one."""
+        return list(self._records("", ()))
 
     def records(self, scenario: str | None = None) -> list[dict[str, Any]]:
-        """Every record, of one scenario or all, in insertion order."""
+        """Every record, of one scenario or all, in insertion order. Raises StoreError for a damaged one."""
         return list(self.each_record(scenario))
 
-    def each_record(self, scenario: str | None = None) -> Iterator[dict[str, Any]]:
-        """The same, one at a time, for stores whose records would fill the memory."""
+    def each_record(self, scenario: str | None = None, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """The same, one at a time, for stores whose records would fill the memory. whole: damaged ones are left out."""
         where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
-        for (text,) in self._db.execute(f"SELECT record FROM records{where} ORDER BY rowid", values):
-            yield loads(text)
+        for record, _ in self._records(where, values, whole):
+            yield record
+
+    def _records(
+        self, where: str, values: Sequence[Any], whole: bool = False
+    ) -> Iterator[tuple[dict[str, Any], str]]:
+        statement = f"SELECT scenario, id, record, fingerprint FROM records{where} ORDER BY rowid"
+        for scenario, cell, text, mark in self._each(statement, values):
+            record = _record(text)
+            if record is not None:
+                yield record, mark
+            elif not whole:
+                raise self._damaged(f"the record of the cell {cell} of {scenario}")
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(
+            f"the store {self.path}: {what} is damaged; run its scenario again with --store {self.path}, "
+            "which makes it anew and keeps everything else"
+        )
 
     # facts --------------------------------------------------------------------------------------
 
     def fact(self, key: str) -> Any:
         """A small cached value, or None."""
-        row = self._db.execute("SELECT value FROM facts WHERE key=?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        rows = self._execute("SELECT value FROM facts WHERE key=?", (key,))
+        return _json(rows[0][0]) if rows else None
 
     def facts(self) -> dict[str, Any]:
-        """All small cached values."""
-        return {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM facts")}
+        """All small cached values, but damaged ones."""
+        found = {key: _json(value) for key, value in self._execute("SELECT key, value FROM facts")}
+        return {key: value for key, value in found.items() if value is not None}
 
     def put_fact(self, key: str, value: Any) -> None:
-        """Cache a small JSON value."""
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, json.dumps(value)))
+        """Cache a small JSON value; a store that is only read forgets it."""
+        if not self.read_only:
+            self._execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, json.dumps(value)))
 
     def adopt(
         self,
@@ -316,7 +401,7 @@ class Store(Artifacts):
         with self._transaction():
             for row in stages:
                 values = (*row[:4], "done", dumps(row.result), row.seconds, row.finished)
-                self._db.execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", values)
+                self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", values)
             for record, mark in records:
                 self.put_record(record, mark)
             for key, value in facts.items():
@@ -324,13 +409,75 @@ class Store(Artifacts):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # on a full disk it is rolled back already
+                self._execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+
+def _may_write(database: Path) -> bool:
+    """SQLite writes beside its file, too."""
+    return all(os.access(path, os.W_OK) for path in (database, database.parent))
+
+
+def _open(folder: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(folder / "store.sqlite", timeout=60, isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=NORMAL")
+    return database
+
+
+def _open_to_read(folder: Path) -> sqlite3.Connection:
+    """A connection that writes nothing. Raises sqlite3.Error, OSError."""
+    file = folder / "store.sqlite"
+    if not file.is_file():
+        raise FileNotFoundError("it holds no store.sqlite")
+    address = f"file:{quote(str(file.absolute()))}?mode=ro"
+    try:
+        database = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
+        database.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        return database
+    except sqlite3.OperationalError:
+        # SQLite wants to make files beside the database, and cannot. `immutable` does without them, but does not
+        # see what a killed run has left in the log.
+        log = file.with_name("store.sqlite-wal")
+        if log.exists() and log.stat().st_size:
+            raise
+        return sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
+
+
+def _cannot_write(path: Path, reason: object) -> StoreError:
+    return StoreError(
+        f"the store {path} cannot be written: {reason}; what was done before is kept: "
+        "make room, or give write access, and run the same command again"
+    )
+
+
+def _text(data: bytes) -> str:
+    """Text as it was written; what is damaged in it is no reason to fail, but none of its readers takes it."""
+    return data.decode(errors="replace")
+
+
+def _json(text: Any) -> Any:
+    """A value as it was written, or None where it is damaged."""
+    try:
+        return loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    found = _json(text)
+    return found if isinstance(found, dict) else None
+
+
+def _record(text: Any) -> dict[str, Any] | None:
+    found = _object(text)
+    return found if found is not None and found.keys() >= {"id", "scenario", "status"} else None
 
 
 def dumps(value: Any) -> str:

@@ -411,7 +411,7 @@ def test_doctor_says_what_is_wrong():
         "missing": [],
         "plugins": {"counts": {"attack": 1}, "disabled": []},
         "data": {"path": None, "exists": False},
-        "store": {"path": "runs", "writable": True},
+        "store": {"path": "runs", "writable": True, "error": None},
     }
     assert findings(report) == ([], [])
     third = {"distribution": "pack", "name": "main", "reason": "import failed"}
@@ -422,7 +422,7 @@ def test_doctor_says_what_is_wrong():
             "missing": ["opacus"],
             "plugins": {"counts": {}, "disabled": [third, own]},
             "data": {"path": "/nowhere", "exists": False},
-            "store": {"path": "runs", "writable": False},
+            "store": {"path": "runs", "writable": False, "error": None},
         }
     )
     assert len(problems) == 5

@@ -53,5 +53,5 @@ def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, A
 
     if not store.is_dir():
         raise HarnessError(f"--store {store}: there is no such folder; run a scenario first")
-    with Records(store) as records:
+    with Records.reading(store) as records:
         return records.records(scenario)

@@ -57,7 +57,7 @@ def submit(
         raise HarnessError(
             f"{store} is no store; run the scenario first: harness run {scenario} --store {store}"
         )
-    with Store(store) as opened:
+    with Store.reading(store) as opened:
         made = collect(opened.records(loaded.name), loaded, name=name, authors=authors, url=url, note=note)
     if not made.official and not unofficial:
         reasons = "; ".join(made.unofficial_because)

@@ -1,0 +1,199 @@
+"""Stores that are damaged, full or not to be written: what is lost is made again, and what cannot be is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sqlite3
+import stat
+from contextlib import contextmanager
+
+import pytest
+
+import harness
+from harness import cli
+from harness.doctor import findings, store_report
+from harness.errors import HarnessError, StoreError
+from harness.export import export
+from harness.store import Store
+
+SCENARIO = """
+schema: 1
+name: small
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 16}}
+metrics: [accuracy]
+aggregators: [mean, median]
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A scenario that has been run, and its store."""
+    file = tmp_path / "small.yaml"
+    file.write_text(SCENARIO)
+    harness.run(file, device="cpu", jobs=0, store=tmp_path / "runs")
+    return file, tmp_path / "runs"
+
+
+def change(store, statement, *values):
+    with sqlite3.connect(store / "store.sqlite") as database:
+        database.execute(statement, values)
+    database.close()
+
+
+@contextmanager
+def files_end_at(size):
+    """Writing beyond this many bytes of a file fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# full disks ---------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_a_run_with_an_error_that_names_the_store(made, capsys, monkeypatch):
+    file, store = made
+    file.write_text(SCENARIO.replace("[mean, median]", "[mean, median, geometric-median]"))
+    original = Store.__init__
+
+    def full(self, *arguments, **named):
+        original(self, *arguments, **named)
+        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        self._db.execute(f"PRAGMA max_page_count={pages}")
+
+    monkeypatch.setattr(Store, "__init__", full)
+    assert cli.main(["run", str(file), "--store", str(store), "--jobs", "0", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: the store {store} cannot be written: database or disk is full" in said
+    assert "is kept" in said
+    monkeypatch.undo()
+    assert harness.run(file, device="cpu", jobs=0, store=store).scored == 3
+
+
+def test_artifacts_on_a_full_disk_are_an_error_of_the_store(tmp_path):
+    import torch
+
+    full = pytest.raises(StoreError, match="cannot be written")
+    with Store(tmp_path) as store, files_end_at(1000), full:
+        store.save_tensors({"weights": torch.zeros(10_000)})
+    assert not list(tmp_path.rglob("artifacts/*/*"))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_an_export_on_a_full_disk_leaves_the_file_that_was_there(made, ending, tmp_path):
+    with Store.reading(made[1]) as store:
+        records = store.records() * 50
+    old, new = tmp_path / f"old.{ending}", tmp_path / f"new.{ending}"
+    old.write_text("before")
+    for path in (old, new):
+        with files_end_at(1000), pytest.raises(HarnessError, match=f"--export {path}"):
+            export(records, path)
+    assert old.read_text() == "before"
+    assert not new.exists()
+
+
+def test_a_schema_on_a_full_disk_leaves_the_file_that_was_there(tmp_path, capsys):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text("before")
+    for path in (old, new):
+        with files_end_at(1000):
+            assert cli.main(["schema", "--out", str(path)]) == 2
+        assert f"error: --out {path}" in capsys.readouterr().err
+    assert old.read_text() == "before"
+    assert os.listdir(tmp_path) == ["old.json"]
+
+
+# damaged rows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['{"id": "', "[]", "\ud83d".encode("utf-8", "surrogatepass")])
+def test_a_run_makes_a_damaged_record_and_a_damaged_stage_again(made, text, capsys):
+    file, store = made
+    change(store, "UPDATE records SET record=CAST(? AS TEXT) WHERE rowid=1", text)
+    change(store, "UPDATE stages SET result=CAST(? AS TEXT) WHERE kind='train' AND label LIKE '%mean%'", text)
+    change(store, "UPDATE facts SET value='{'")
+    with pytest.raises(
+        StoreError, match=rf"the store {store}: the record of the cell \w+ of small is damaged"
+    ):
+        Store.reading(store).records()
+    for command in (["explain", "0"], ["plot", str(file), "--out", str(store / "figures")]):
+        assert cli.main([*command, "--store", str(store)]) == 2
+        assert "is damaged; run its scenario again" in capsys.readouterr().err
+    assert cli.main(["plan", str(file), "--store", str(store), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["train"] == {"total": 2, "cached": 1}
+    again = harness.run(file, device="cpu", jobs=0, store=store)
+    assert (again.scored, again.executed["train"]) == (2, 1)
+    assert len(Store.reading(store).records()) == 2
+
+
+def test_a_damaged_record_of_another_cell_does_not_stop_a_run(made):
+    file, store = made
+    change(store, "UPDATE records SET record='{' WHERE rowid=1")
+    again = harness.run(file, device="cpu", jobs=0, store=store, select="aggregator=median")
+    assert again.scored == 1
+
+
+def test_doctor_does_not_call_a_damaged_store_ready(made):
+    store = made[1]
+    assert store_report(store)["error"] is None
+    database = store / "store.sqlite"
+    database.write_bytes(b"something else entirely" * 100)
+    report = {
+        "torch": {"error": None},
+        "missing": [],
+        "plugins": {"disabled": [], "counts": {"model": 1}},
+        "data": {"path": None},
+        "store": store_report(store),
+    }
+    problems, _ = findings(report)
+    assert len(problems) == 1
+    assert str(store) in problems[0]
+
+
+# stores that are only read ------------------------------------------------------------------------
+
+
+def test_a_store_opened_to_read_is_not_written(made, tmp_path):
+    store = made[1]
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.name == "store.sqlite"}
+    with Store(store, read_only=True) as opened:
+        assert len(opened.records()) == 2
+        opened.put_fact("a", 1)
+        assert opened.fact("a") is None
+        with pytest.raises(StoreError, match="cannot be written"):
+            opened.put_record(opened.records()[0], "mark")
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    with pytest.raises(StoreError, match=r"holds no store\.sqlite"):
+        Store(tmp_path / "none", read_only=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_reading_commands_take_a_store_that_cannot_be_written(made, monkeypatch, capsys):
+    file, store = made
+    monkeypatch.setattr("harness.store._may_write", lambda database: False)
+    cell = Store(store, read_only=True).records()[0]["id"]
+    monkeypatch.setattr("harness.store._open", lambda path: pytest.fail("opened to write"))
+    assert cli.main(["plan", str(file), "--store", str(store), "--device", "cpu"]) == 0
+    assert cli.main(["explain", cell, "--store", str(store)]) == 0
+
+
+def test_a_folder_without_write_access_is_read(made):
+    file, store = made
+    folders = [store, *(p for p in store.rglob("*") if p.is_dir())]
+    try:
+        for path in [*(p for p in store.rglob("*") if p.is_file()), *folders]:
+            path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+        if os.access(store, os.W_OK):
+            pytest.skip("this user may write everywhere")
+        found = harness.plan(file, device="cpu", jobs=1, store=store).to_dict()
+        assert found["stages"]["train"]["cached"] == 2
+    finally:
+        for path in folders:
+            path.chmod(0o755)
