@@ -229,12 +229,14 @@ def schema(
     """
     import json
 
+    from harness.console.machine import prints_on_stderr
     from harness.console.output import print_json
     from harness.files import replacing
     from harness.schema import scenario_schema
 
     if out is None:
-        print_json(scenario_schema())
+        with prints_on_stderr():
+            print_json(scenario_schema())
         return
     text = json.dumps(scenario_schema(), indent=2) + "\n"
     try:

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from harness.console.machine import for_machines
+
 # Typer reads these when a command is built; `Optional` is the form that every version of it knows.
 Scenarios = Annotated[
     list[str], typer.Argument(metavar="SCENARIO...", help="YAML files, folders of them, or quoted patterns.")
@@ -59,7 +61,12 @@ Export = Annotated[
     typer.Option(metavar="FILE", help="Also write the results: .jsonl, .csv or .parquet."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; failures are still shown.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of tables.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print one JSON value instead of tables.", callback=for_machines, is_eager=True
+    ),
+]
 CheckData = Annotated[bool, typer.Option("--data/--no-data", help="Also load the data and check it.")]
 Out = Annotated[
     Optional[Path],  # noqa: UP045

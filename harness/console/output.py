@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.console.machine import own_output
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console on stdout (results) or stderr (progress). Signs the terminal's encoding lacks become '?'."""
@@ -22,8 +24,9 @@ def make_console(*, stderr: bool = False) -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout. Numbers that are not finite are null: JSON has none."""
-    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=True, default=str) + "\n")
-    sys.stdout.flush()
+    output = own_output()
+    output.write(json.dumps(plain(value), indent=2, ensure_ascii=True, default=str) + "\n")
+    output.flush()
 
 
 def run_values(result: Any) -> Any:

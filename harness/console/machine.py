@@ -1,0 +1,37 @@
+"""With --json, standard output holds one JSON value: what plugins print meanwhile goes to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+import typer
+
+_own: list[TextIO] = []  # standard output as it was, the latest last
+
+
+def own_output() -> TextIO:
+    """Where the command's own value goes."""
+    return _own[-1] if _own else sys.stdout
+
+
+@contextlib.contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Inside, `print` and the like write to standard error; `own_output` is what standard output was."""
+    _own.append(own_output())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _own.pop()
+
+
+def for_machines(context: typer.Context, wanted: bool) -> bool:
+    """The callback of --json: from here to the end of the command, before anything of a plugin is imported."""
+    if wanted and not context.resilient_parsing:
+        stack = contextlib.ExitStack()
+        stack.enter_context(prints_on_stderr())
+        context.call_on_close(stack.close)
+    return wanted
