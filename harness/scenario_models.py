@@ -28,6 +28,7 @@ from harness.scenario_parts import (
     Found,
     Part,
     Slug,
+    builtin,
     default,
     independent,
     repeated,
@@ -39,7 +40,7 @@ DEFAULT_HOLDOUT = 0.2
 
 
 def _default_aggregators() -> tuple[tuple[Aggregator, ...], ...]:
-    return ((cast(Aggregator, registry.resolve("aggregator", "mean")),),)
+    return ((cast(Aggregator, builtin("aggregator", "mean")),),)
 
 
 def _default_threats() -> tuple[Threat, ...]:
@@ -183,6 +184,7 @@ class Scenario(Part):
             plain = self.model_dump(mode="json", by_alias=True)
             for axis in ("defences", "aggregators", "compressors"):
                 plain[axis] = [[spec_of(p) for p in stack] or "none" for stack in getattr(self, axis)]
+            plain["federation"]["partition"] = spec_of(self.federation.partition)
             for threat, written in zip(self.threats, plain["threats"], strict=True):
                 written["attacks"] = [spec_of(attack) for attack in threat.attacks]
         return plain

@@ -74,6 +74,11 @@ class Part(BaseModel):
         object.__setattr__(self, name, value)  # frozen for everybody else
 
 
+def builtin(kind: str, name: str) -> Plugin:
+    """A default: this package's own plugin, also where another package has one of that name."""
+    return registry.resolve(kind, f"{BUILTIN}/{name}")
+
+
 def spec_of(plugin: Plugin) -> dict[str, Any]:
     return {registry.registry().qualified(plugin): plugin.parameters()}
 
@@ -162,7 +167,7 @@ class Federation(Part):
         description="how they are drawn: a fixed number, or each client by its own coin, which amplifies privacy",
     )
     partition: Partitioner = Field(
-        default_factory=lambda: cast(Partitioner, registry.resolve("partitioner", "iid")),
+        default_factory=lambda: cast(Partitioner, builtin("partitioner", "iid")),
         examples=[{"dirichlet": {"alpha": 0.5}}],
         description="how the training records are dealt out; iid where not given",
     )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
-from scenario_plugins import BUILTIN, Digits, Krum, OtherKrum, Pgd, registry_of
+from scenario_plugins import BUILTIN, Digits, Iid, Krum, Mean, OtherKrum, Pgd, registry_of
 
 from harness.api import Split, Splits
 from harness.errors import HarnessError, ScenarioError
@@ -400,6 +400,16 @@ def test_the_hash_does_not_depend_on_what_else_is_installed(monkeypatch):
     fewer = registry_of(("psr-harness", (*without, Pgd)), ("other", (OtherKrum,)))
     monkeypatch.setattr("harness.registry.registry", lambda: fewer)
     assert hash_of("krum", "pgd") == rule
+
+
+def test_defaults_are_the_built_in_ones_whatever_other_packages_call_theirs(monkeypatch):
+    others = tuple(type(f"Other{p.__name__}", (p,), {"__doc__": p.__doc__}) for p in (Mean, Iid))
+    registry = registry_of(("psr-harness", BUILTIN), ("other", others))
+    monkeypatch.setattr("harness.registry.registry", lambda: registry)
+    scenario = load_text(BASE)
+    assert type(scenario.aggregators[0][0]) is Mean
+    assert type(scenario.federation.partition) is Iid
+    assert load_text(json.dumps(scenario.to_dict())).hash() == scenario.hash()
 
 
 # schedules ----------------------------------------------------------------------------------------
@@ -945,7 +955,7 @@ def test_check_data_loads_from_the_scenarios_folder(tmp_path, monkeypatch):
 def test_a_default_plugin_that_is_not_installed_is_a_mistake(monkeypatch):
     registry = registry_of(("psr-harness", tuple(p for p in BUILTIN if p.name != "iid")))
     monkeypatch.setattr("harness.registry.registry", lambda: registry)
-    assert mistakes(BASE) == ["1:1: unknown partitioner 'iid'; valid: dirichlet"]
+    assert mistakes(BASE) == ["1:1: unknown partitioner 'psr-harness/iid'; valid: dirichlet"]
 
 
 def test_reading_a_scenario_needs_no_torch():
