@@ -9,8 +9,8 @@ contradiction: the first of them is kept.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -62,11 +62,37 @@ def merge(
     store, or in use.
     """
     paths = [into, *_distinct(sources, into)]
-    with ExitStack() as stack:
+    with _nothing_left(into), ExitStack() as stack:
         stores = [stack.enter_context(Store(path)) for path in paths]
         for store in stores:
             stack.enter_context(store.lock())
         return _Merge(stores, Merged(into, len(sources))).run(progress or (lambda done, total, text: None))
+
+
+@contextmanager
+def _nothing_left(into: Path) -> Iterator[None]:
+    """Where the block raises, a store that it made and put nothing in is removed again."""
+    before = into.exists()
+    made = not (into / "store.sqlite").exists()
+    try:
+        yield
+    except BaseException:
+        if made and _empty(into):
+            for name in ("store.sqlite", "store.sqlite-wal", "store.sqlite-shm", "lock"):
+                (into / name).unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's files may be there
+                (into / "artifacts").rmdir()
+                if not before:
+                    into.rmdir()
+        raise
+
+
+def _empty(path: Path) -> bool:
+    try:
+        with Store(path) as store:
+            return store.empty()
+    except StoreError:  # not ours, or not to be judged
+        return False
 
 
 def _distinct(sources: Sequence[Path], into: Path) -> list[Path]:

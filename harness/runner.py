@@ -92,7 +92,7 @@ class Runner:
     # progress through the plan ------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        self._done = self.store.finished(self.plan.stages)
+        self._done = self._whole(self.store.finished(self.plan.stages))
         for key in self._done:
             self.tally.cached[self.plan.stages[key].kind] += 1
         for plan in self.plan.cells:
@@ -108,6 +108,24 @@ class Runner:
         # A stage that no unfinished cell needs (its downstream is cached) is not computed again.
         self._bundles = bundles(self.plan.stages, self._open, self.plan.device)
         self._schedule = Schedule(self.plan.stages, self._open, self._done, self._bundles)
+
+    def _whole(self, done: set[str]) -> set[str]:
+        """Those of these stages that need not be computed again: where something new needs a stage, its files are read.
+
+        A file that is damaged counts as one that is missing.
+        """
+        to_come = [key for plan in self.plan.cells for key in plan.stages.values() if key not in done]
+        seen = set(to_come)
+        while to_come:
+            for need in self.plan.stages[to_come.pop()].needs:
+                if need in seen:
+                    continue
+                seen.add(need)
+                if need in done and self.store.heal(need):
+                    continue
+                done = done - {need}
+                to_come.append(need)
+        return done
 
     def _loop(self) -> None:
         while self._running or (self._schedule and not self.tally.stopped):

@@ -119,13 +119,14 @@ class Artifacts:
 
     def read_file(self, name: str) -> bytes:
         """The content of a file by its name in the store. Raises StoreError where it is missing or altered."""
+        file = self.path / name
         what = f"{self.path}: {name.split('/')[0].rstrip('s')} {Path(name).stem[:12]}"
         try:
-            data = (self.path / name).read_bytes()
+            data = file.read_bytes()
         except OSError as error:
             raise StoreError(f"{what} is missing: {error}") from error
         if not _fits(name, data):
-            raise StoreError(f"{what} is damaged; delete it and run again")
+            raise StoreError(f"{what} is damaged; run again, which makes it anew, or delete {file}")
         return data
 
     def write_file(self, name: str, data: bytes) -> bool:
@@ -254,10 +255,6 @@ class Store(Artifacts):
         row = (key, kind, signature, label, status, dumps(result), seconds, time.time())
         self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
 
-    def forget_stage(self, key: str) -> None:
-        """A stage that is to be computed again."""
-        self._execute("DELETE FROM stages WHERE key=?", (key,))
-
     def stage_result(self, key: str) -> dict[str, Any] | None:
         """The result of a finished stage, or None. One that is damaged, or whose artifact is gone, does not count."""
         rows = self._execute("SELECT result FROM stages WHERE key=? AND status='done'", (key,))
@@ -266,6 +263,27 @@ class Store(Artifacts):
             return None
         there = all((self.path / artifact_name(a)).exists() for a in result.get("artifacts", ()))
         return result if there else None
+
+    def heal(self, key: str) -> bool:
+        """Whether the artifacts of a finished stage hold what their names say; those that do not are removed.
+
+        Its result then does not count, and the stage is computed again. Reads every file.
+        """
+        names = [artifact_name(digest) for digest in (self.stage_result(key) or {}).get("artifacts", ())]
+        whole = True
+        for name in names:
+            try:
+                self.read_file(name)
+            except StoreError:
+                whole = False
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()
+        return whole
+
+    def empty(self) -> bool:
+        """Whether nothing was ever put here."""
+        rows = self._execute("SELECT 1 FROM stages UNION ALL SELECT 1 FROM records LIMIT 1")
+        return not rows and not any(p.is_file() for p in (self.path / "artifacts").rglob("*"))
 
     def stage_rows(self) -> list[StageRow]:
         """Every finished stage, the earliest first. Raises StoreError for a damaged one."""

@@ -157,6 +157,20 @@ def test_doctor_does_not_call_a_damaged_store_ready(made):
     assert str(store) in problems[0]
 
 
+def test_a_run_makes_a_damaged_artifact_again(made):
+    file, store = made
+    damaged = sorted(store.rglob("*.safetensors"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    with Store.reading(store) as opened, pytest.raises(StoreError, match=str(damaged)):
+        opened.load_tensors(damaged.stem)
+    file.write_text(SCENARIO + "threats: [{name: none}, {name: e, attacks: [fgsm]}]\n")
+    again = harness.run(file, device="cpu", jobs=0, store=store)
+    assert (again.scored, again.failed) == (4, 0)
+    assert again.executed["train"] == 1
+    with Store.reading(store) as opened:
+        assert opened.load_tensors(damaged.stem)
+
+
 # stores that are only read ------------------------------------------------------------------------
 
 

@@ -346,3 +346,16 @@ def test_what_the_clock_decides_is_allowed_for():
     assert depends_on_rounding(record | {"config": {"compute": {"clients": "vectorised"}}})
     one = {"execution": {"clients": "vectorised", "chunk": 4, "channels_last": True}, "chunk": 2}
     assert comparable_result(one, ()) == {"execution": {"channels_last": True}, "chunk": 2}
+
+
+def test_a_merge_that_does_not_begin_leaves_nothing_behind(stores, tmp_path):
+    (source,) = stores(source="mean")
+    target = tmp_path / "new"
+    with Store(source) as opened, opened.lock(), pytest.raises(StoreError, match="in use"):
+        merge([source], target)
+    assert not target.exists()
+    target.mkdir()
+    (target / "notes.txt").touch()
+    with Store(source) as opened, opened.lock(), pytest.raises(StoreError, match="in use"):
+        merge([source], target)
+    assert [p.name for p in target.iterdir()] == ["notes.txt"]
