@@ -100,7 +100,7 @@ def run(
     """Train, compress, attack and score every combination that the store does not hold yet.
 
     An interrupted run goes on where it stopped. Exit status: 0 all scored,
-    1 some cells failed or a scenario was skipped, 2 bad input,
+    1 some cells failed, none was applicable or a scenario was skipped, 2 bad input,
     130 interrupted by Ctrl-C or SIGTERM.
 
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'

@@ -114,6 +114,8 @@ def harness(*arguments: str) -> int:
     [
         (Result(), 0),
         (Result(not_applicable=3), 0),
+        (Result(scored=0, not_applicable=3), 1),
+        (Result(scored=0), 0),
         (Result(failed=1), 1),
         (Result(skipped=[("b.yaml", "no data")]), 1),
         (Result(failed=1, interrupted=True), 130),
@@ -124,6 +126,19 @@ def harness(*arguments: str) -> int:
 def test_exit_status(engine, here, result, status):
     engine.result = result
     assert harness("run", "a.yaml") == status
+
+
+def test_no_applicable_cell_is_said(engine, here, capsys):
+    engine.result = Result(scored=0, not_applicable=3)
+    assert harness("run", "a.yaml") == 1
+    assert "nothing was scored: no cell is applicable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["run", "a.yaml"], ["plan", "a.yaml"], ["explain", "0"]])
+def test_an_empty_store_option_is_bad_input(engine, here, capsys, command):
+    assert harness(*command, "--store", "") == 2
+    assert "a folder is needed for the store" in capsys.readouterr().err
+    assert engine.arguments is None
 
 
 def test_run_passes_its_options_on(engine, here):

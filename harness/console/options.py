@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from harness.console.machine import for_machines
+from harness.errors import HarnessError
 
 # Typer reads these when a command is built; `Optional` is the form that every version of it knows.
 Scenarios = Annotated[
@@ -15,7 +16,21 @@ Scenarios = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the GPUs if there are any.")]
 Jobs = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes; 0 runs everything in this one.")]
-Store = Annotated[Path, typer.Option(help="Folder of results; what it holds is not computed again.")]
+
+
+def folder(text: str | Path) -> Path:
+    """A folder as it was given. Raises HarnessError for an empty text, as an unset variable of a shell leaves it."""
+    if not str(text):
+        raise HarnessError("a folder is needed for the store, not an empty text, e.g. --store runs")
+    return Path(text)
+
+
+Store = Annotated[
+    Path,
+    typer.Option(
+        parser=folder, metavar="PATH", help="Folder of results; what it holds is not computed again."
+    ),
+]
 Select = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(

@@ -51,7 +51,10 @@ def leave(result: Any, bad: bool = False) -> int:
     if result.interrupted:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 1 if bad or result.failed or result.skipped else 0
+    nothing = result.not_applicable and not result.scored and not result.failed
+    if nothing:
+        print("nothing was scored: no cell is applicable; the reasons are in the results", file=sys.stderr)
+    return 1 if bad or nothing or result.failed or result.skipped else 0
 
 
 def plain(value: Any) -> Any:

@@ -8,14 +8,16 @@ from typing import Annotated
 
 import typer
 
-from harness.console.options import AsJson, Quiet
+from harness.console.options import AsJson, Quiet, folder
 
 
 def merge(
     stores: Annotated[
         list[Path], typer.Argument(metavar="STORE...", help="Folders of results, as shards left them.")
     ],
-    into: Annotated[Path, typer.Option(metavar="DIR", help="The store to make, or to add to.")],
+    into: Annotated[
+        Path, typer.Option(parser=folder, metavar="DIR", help="The store to make, or to add to.")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
