@@ -140,7 +140,7 @@ def run(
         console.print(
             f"{count_of(computed, 'stage')} computed, {cached} taken from {result.store}", soft_wrap=True
         )
-    status = leave(result)
+    status = leave(result, part=shard is not None)
     if export is not None:
         write(result.records, export)
     raise typer.Exit(status)

@@ -39,10 +39,10 @@ def run_values(result: Any) -> Any:
     return json.loads(dumps({**values, "skipped": skipped, "store": str(result.store)}))
 
 
-def leave(result: Any, bad: bool = False) -> int:
+def leave(result: Any, bad: bool = False, part: bool = False) -> int:
     """Says on stderr what of a run was skipped, went wrong or was interrupted; returns the exit status.
 
-    bad: something that was found makes it 1, as failed cells do.
+    bad: something that was found makes it 1, as failed cells do. part: of a grid, which may have no applicable cell.
     """
     for path, reason in result.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
@@ -51,7 +51,7 @@ def leave(result: Any, bad: bool = False) -> int:
     if result.interrupted:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    nothing = result.not_applicable and not result.scored and not result.failed
+    nothing = not part and result.not_applicable and not result.scored and not result.failed
     if nothing:
         print("nothing was scored: no cell is applicable; the reasons are in the results", file=sys.stderr)
     return 1 if bad or nothing or result.failed or result.skipped else 0
