@@ -83,7 +83,10 @@ class AtTrainingOf:
 
 
 @pytest.mark.parametrize("jobs", [0, 1])
-def test_a_package_edited_during_a_run_fails_its_own_cells_and_no_others(package, jobs, tmp_path):
+def test_a_package_edited_during_a_run_fails_its_own_cells_and_no_others(
+    package, jobs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("harness.premises.AGE", 0.0)  # the edit follows the plan at once
     result = run(BOTH, tmp_path, jobs=jobs, observer=AtTrainingOf("mean", lambda: package("-1")))
     mean, mine = result.records
     assert mean["status"] == "scored", mean["error"]

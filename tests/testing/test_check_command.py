@@ -43,7 +43,7 @@ def test_report_of_a_sound_plugin(package, capsys, monkeypatch):
     assert main(["plugin", "check", "sound-mean"]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] == "aggregator sound-mean, my-package 1.2"
-    assert printed.splitlines()[-1] == "25 passed"
+    assert printed.splitlines()[-1] == "26 passed"
     assert max(map(len, printed.splitlines())) <= 80
 
 
@@ -53,7 +53,7 @@ def test_report_of_a_broken_plugin(package, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "failed" in printed
     assert "not one update" in " ".join(printed.split())
-    assert printed.splitlines()[-1] == "19 passed, 1 failed, 5 skipped"
+    assert printed.splitlines()[-1] == "19 passed, 1 failed, 6 skipped"
     assert max(map(len, printed.splitlines())) <= 80
 
 
