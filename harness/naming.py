@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.base import Plugin, Shown
 from harness.errors import HarnessError
+from harness.nesting import with_nested
 from harness.registry import registry
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def _mark(plugins: Sequence[Plugin]) -> tuple[int, ...]:
 def _qualified(plugins: Iterable[Plugin]) -> dict[type[Plugin], str]:
     """Class -> `distribution/name`, of those that share their kind and name with one of another distribution."""
     alike: dict[tuple[Hashable, ...], dict[type[Plugin], None]] = {}
-    for plugin in _with_nested(plugins):
+    for plugin in chain.from_iterable(map(with_nested, plugins)):
         alike.setdefault((plugin.kind, plugin.name), {})[type(plugin)] = None
     found = {}
     for classes in alike.values():
@@ -85,14 +87,3 @@ def _qualified(plugins: Iterable[Plugin]) -> dict[type[Plugin], str]:
             if len(set(origins.values())) > 1:
                 found.update({cls: f"{origin}/{cls.name}" for cls, origin in origins.items()})
     return found
-
-
-def _with_nested(values: Iterable[Any]) -> Iterator[Plugin]:
-    for value in values:
-        if isinstance(value, Plugin):
-            yield value
-            yield from _with_nested(getattr(value, name) for name in type(value).model_fields)
-        elif isinstance(value, tuple | list):
-            yield from _with_nested(value)
-        elif isinstance(value, dict):
-            yield from _with_nested(value.values())
