@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -574,6 +576,19 @@ def test_what_a_plugin_draws_comes_from_its_stage_alone(tmp_path):
     alone = losses(run(text, tmp_path / "b", select="aggregator=test-careless(n=2)"))
     assert alone["test-careless(n=2)"] == first["test-careless(n=2)"]
     assert first["test-careless(n=1)"] != first["test-careless(n=2)"]
+
+
+def test_a_run_imports_no_compiler(tmp_path):
+    """Which would take longer than small stages, in every process; counting operations needs it, training does not."""
+    (tmp_path / "small.yaml").write_text(BASE + "metrics: [accuracy]\n")
+    program = (
+        "import sys, harness\n"
+        f"result = harness.run({str(tmp_path / 'small.yaml')!r}, device='cpu', jobs=0, store={str(tmp_path / 's')!r})\n"
+        "assert result.scored == 1\n"
+        "sys.exit('torch._inductor' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):

@@ -31,17 +31,14 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     default_device = torch.get_default_device()
-    strict = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    strict = _strict()
     flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     precision, products = _precision(), matmul.allow_tf32
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(False)
+    _be_strict(False, False)
     torch.set_flush_denormal(False)
     # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
     torch.set_float32_matmul_precision("highest")
@@ -54,11 +51,25 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
         torch.set_default_dtype(before[1])
         torch.set_default_device(None if default_device.type == "cpu" else default_device)
         torch.set_grad_enabled(before[2])
-        torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
+        _be_strict(*strict)
         torch.set_float32_matmul_precision(precision or "highest")
         if precision is None:
             matmul.allow_tf32 = products
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = flags
+
+
+def _strict() -> tuple[bool, bool]:
+    """Whether only deterministic algorithms are allowed, and others only warned of."""
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def _be_strict(enabled: bool, warn_only: bool) -> None:
+    """Sets what `_strict` returns, only where it is another: torch imports its compiler to do so, 2.5 s and 150 MB."""
+    if _strict() != (enabled, warn_only):
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _precision() -> str | None:
