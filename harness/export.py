@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, did_you_mean
 from harness.files import replacing
-from harness.store import dumps
+from harness.strict_json import dumps
 
 if TYPE_CHECKING:
     import pandas

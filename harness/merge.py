@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness.artifacts import files_of
 from harness.comparable import (
     ABSOLUTE,
     RELATIVE,
@@ -28,7 +29,8 @@ from harness.comparable import (
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
-from harness.store import StageRow, Store, dumps, files_of
+from harness.store import StageRow, Store
+from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
 Origins = dict[str, list[int]]  # digest of a content -> the stores that have it

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
+from harness.evaluation.dropped import FLAG as DROPPED
+from harness.evaluation.dropped import dropped
 from harness.identity import digest
 from harness.provenance import environment, of_stages, plugin_list
 from harness.registry import registry
@@ -40,7 +42,7 @@ def scored(
     # Of the code and the machines that computed the stages: neither need be what writes the record.
     base["provenance"] |= of_stages(results.values())
     scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
-    return base | {
+    record = base | {
         "status": "scored",
         "scores": scores,
         "intervals": attack.get("intervals", {}) if attack else {},
@@ -60,6 +62,9 @@ def scored(
         "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
         "test_samples": clean["samples"],
     }
+    if dropped(record).matters:
+        record["flags"].append(DROPPED)
+    return record
 
 
 def failed(

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from harness import records
 from harness.bundles import bundles
 from harness.errors import StoreError
-from harness.evaluation.dropped import FLAG as DROPPED
-from harness.evaluation.dropped import dropped
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.lending import places
 from harness.schedule import Schedule
@@ -253,10 +251,7 @@ class Runner:
             self._write(plan, records.not_applicable(plan, *self._about(plan)))
             return
         results = {role: self._result(key) for role, key in plan.stages.items()}
-        record = records.scored(plan, results, *self._about(plan))
-        if dropped(record).matters:
-            record["flags"] = [*record["flags"], DROPPED]
-        self._write(plan, record)
+        self._write(plan, records.scored(plan, results, *self._about(plan)))
 
     def _result(self, key: str) -> dict[str, Any]:
         """The result of a finished stage. Only a few are kept in memory: cells of one training follow each other."""

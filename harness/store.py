@@ -13,24 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import io
 import json
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from harness.artifacts import Artifacts, artifact_name, cannot_write
 from harness.errors import StoreError
-from harness.files import replacing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
+from harness.strict_json import dumps, loads
 
 SCHEMA = 1
 
@@ -49,8 +43,6 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 _VALID = "CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_type(result) = 'object' END"
 _PART = f"{_VALID}, CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_extract(result, ?) END"
 
-_FILES = re.compile(r"artifacts/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors|pictures/([0-9a-f]{16})\.png")
-
 
 class StageRow(NamedTuple):
     """A finished stage as a store keeps it. finished: seconds since the epoch."""
@@ -62,87 +54,6 @@ class StageRow(NamedTuple):
     result: dict[str, Any]
     seconds: float
     finished: float
-
-
-def artifact_name(digest: str) -> str:
-    """Where a store keeps the tensors of this sha256, relative to its folder."""
-    return f"artifacts/{digest[:2]}/{digest}.safetensors"
-
-
-def files_of(result: dict[str, Any]) -> list[str]:
-    """The files that a stage's result refers to, relative to the store's folder."""
-    names = [artifact_name(digest) for digest in result.get("artifacts", ())]
-    return [*names, *(result.get("attack") or {}).get("pictures", ())]
-
-
-def _fits(name: str, data: bytes) -> bool:
-    """Whether this is a file of a store that holds what its name says."""
-    found = _FILES.fullmatch(name)
-    return found is not None and hashlib.sha256(data).hexdigest().startswith(found[2] or found[3])
-
-
-class Artifacts:
-    """The files of a store folder: tensors and pictures, named by their content."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot use the store {self.path}: {error}") from error
-
-    def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
-        """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
-        from safetensors.torch import save
-
-        # The format refuses tensors that share memory: each name gets bytes of its own.
-        data = save({n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()})
-        digest = hashlib.sha256(data).hexdigest()
-        self.write_file(artifact_name(digest), data)
-        return digest, len(data)
-
-    def load_tensors(self, digest: str, device: str = "cpu") -> dict[str, Tensor]:
-        """The tensors of an artifact. Raises StoreError where the file is missing or altered."""
-        from safetensors.torch import load
-
-        data = self.read_file(artifact_name(digest))
-        return {name: tensor.to(device) for name, tensor in load(data).items()}
-
-    def save_picture(self, picture: Image) -> str:
-        """Write a PNG named by its content; returns its path, relative to the store."""
-        buffer = io.BytesIO()
-        picture.save(buffer, format="png")
-        data = buffer.getvalue()
-        name = f"pictures/{hashlib.sha256(data).hexdigest()[:16]}.png"
-        self.write_file(name, data)
-        return name
-
-    def read_file(self, name: str) -> bytes:
-        """The content of a file by its name in the store. Raises StoreError where it is missing or altered."""
-        file = self.path / name
-        what = f"{self.path}: {name.split('/')[0].rstrip('s')} {Path(name).stem[:12]}"
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise StoreError(f"{what} is missing: {error}") from error
-        if not _fits(name, data):
-            raise StoreError(f"{what} is damaged; run again, which makes it anew, or delete {file}")
-        return data
-
-    def write_file(self, name: str, data: bytes) -> bool:
-        """Write a file named by its content; whether it is new. Raises StoreError where name and content differ."""
-        if not _fits(name, data):
-            raise StoreError(f"{self.path}: the content of {name} is not what its name says")
-        target = self.path / name
-        if target.exists():
-            return False
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target, sync=True) as draft:
-                draft.write_bytes(data)
-        except OSError as error:
-            raise _cannot_write(self.path, error.strerror or error) from error
-        return True
 
 
 class Store(Artifacts):
@@ -205,7 +116,7 @@ class Store(Artifacts):
         try:
             file = path.open("a+")
         except OSError as error:
-            raise _cannot_write(self.path, error.strerror or error) from error
+            raise cannot_write(self.path, error.strerror or error) from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,7 +148,7 @@ class Store(Artifacts):
         except sqlite3.Error as error:
             if statement.startswith("SELECT"):
                 raise StoreError(f"the store {self.path} cannot be read: {error}") from error
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
 
     # stages -------------------------------------------------------------------------------------
 
@@ -468,13 +379,6 @@ def _open_to_read(folder: Path) -> sqlite3.Connection:
         return sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
 
 
-def _cannot_write(path: Path, reason: object) -> StoreError:
-    return StoreError(
-        f"the store {path} cannot be written: {reason}; what was done before is kept: "
-        "make room, or give write access, and run the same command again"
-    )
-
-
 def _text(data: bytes) -> str:
     """Text as it was written; what is damaged in it is no reason to fail, but none of its readers takes it."""
     return data.decode(errors="replace")
@@ -496,30 +400,3 @@ def _object(text: Any) -> dict[str, Any] | None:
 def _record(text: Any) -> dict[str, Any] | None:
     found = _object(text)
     return found if found is not None and found.keys() >= {"id", "scenario", "status"} else None
-
-
-def dumps(value: Any) -> str:
-    """Strict JSON: NaN and infinities are written as {"$float": "nan"} and the like."""
-    try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except ValueError:  # rare, and looking for them first costs more than all the rest of writing a record
-        return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
-
-
-def loads(text: str) -> Any:
-    """The inverse of `dumps`."""
-    return json.loads(text, object_hook=_decode if '"$float"' in text else None)
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return {"$float": repr(value)}
-    if isinstance(value, dict):
-        return {str(k): _encode(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(v) for v in value]
-    return value
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    return float(value["$float"]) if value.keys() == {"$float"} else value

@@ -10,6 +10,7 @@ import stat
 from contextlib import contextmanager
 
 import pytest
+import small
 
 import harness
 from harness import cli
@@ -18,15 +19,7 @@ from harness.errors import HarnessError, StoreError
 from harness.export import export
 from harness.store import Store
 
-SCENARIO = """
-schema: 1
-name: small
-dataset: digits
-model: {mlp: {hidden: [8]}}
-federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 16}}
-metrics: [accuracy]
-aggregators: [mean, median]
-"""
+SCENARIO = small.SCENARIO + "aggregators: [mean, median]\n"
 
 
 @pytest.fixture

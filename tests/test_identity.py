@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
+from small import write_images
 
 from harness import identity
 from harness.api import Aggregator, Dataset, Field, Split, Splits, find_file, hash_file, hookimpl
@@ -116,13 +117,7 @@ def test_what_holds_none_holds_none():
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 40), ("val", 10), ("test", 10)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 3
-    np.savez(tmp_path / "edge.npz", **arrays)
-    return tmp_path / "edge.npz"
+    return write_images(tmp_path / "edge.npz")
 
 
 def stages(text: str, folder: Path, name: str = "small.yaml") -> dict[str, str]:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import small
 
 from harness import cli
 from harness.registry import registry
 
-SCENARIO = """
-schema: 1
-name: small
-dataset: digits
-model: {mlp: {hidden: [8]}}
-federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 16}}
-metrics: [accuracy]
-aggregators: [loud]
-trackers: [loud]
-plugins: [own.py]
-"""
+SCENARIO = small.SCENARIO + "aggregators: [loud]\ntrackers: [loud]\nplugins: [own.py]\n"
 PLUGINS = """
 from harness.api import Aggregator, Tracker, hookimpl
 print("imported")

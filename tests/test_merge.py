@@ -11,12 +11,13 @@ import torch
 from test_runner import BASE, comparable
 
 import harness
+from harness.artifacts import artifact_name
 from harness.cli import main
 from harness.comparable import comparable_result, depends_on_rounding
 from harness.errors import HarnessError, StoreError
 from harness.merge import merge
 from harness.scenario import load_text
-from harness.store import Store, artifact_name
+from harness.store import Store
 
 GRID = """
 aggregators: [mean, [nnm, trimmed-mean]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import write_images
 
 import harness
 from harness import premises, source_code
@@ -132,13 +133,7 @@ def test_a_stage_names_the_packages_of_its_own_plugins_alone(package, tmp_path):
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 40), ("val", 10), ("test", 10)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 3
-    np.savez(tmp_path / "images.npz", **arrays)
-    return tmp_path / "images.npz"
+    return write_images(tmp_path / "images.npz")
 
 
 def invert(file: Path) -> None:

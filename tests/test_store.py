@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from harness.errors import StoreError
-from harness.store import Store, dumps, loads
+from harness.store import Store
+from harness.strict_json import dumps, loads
 
 
 def test_tensors_round_trip_by_content(tmp_path):

@@ -7,20 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import small
 
 from harness.errors import HarnessError
 from harness.executors.local import LocalExecutor
 
-SCENARIO = """
-schema: 1
-name: small
-dataset: digits
-model: {mlp: {hidden: [8]}}
-federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 16}}
-metrics: [accuracy]
-aggregators: [finds]
-plugins: [own.py]
-"""
+SCENARIO = small.SCENARIO + "aggregators: [finds]\nplugins: [own.py]\n"
 PLUGIN = """
 import os
 from harness.api import Aggregator, hookimpl

@@ -31,7 +31,7 @@ def print_json(value: Any) -> None:
 
 def run_values(result: Any) -> Any:
     """A RunResult as JSON values, with numbers that are not finite as the store's records have them."""
-    from harness.store import dumps
+    from harness.strict_json import dumps
 
     names = ("records", "scored", "failed", "not_applicable", "interrupted", "seconds", "executed", "cached")
     values = {name: getattr(result, name) for name in names}

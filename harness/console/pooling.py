@@ -11,7 +11,7 @@ from typing import Any, Literal
 from harness.contracts.privacy import VIOLATION
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked
-from harness.leaderboard.columns import BY_KEY, written
+from harness.leaderboard.columns import BY_KEY, is_part, written
 
 AXES = ("defence", "aggregator", "compressor")
 KB = 1000.0
@@ -178,7 +178,8 @@ def _pooled(
         flags = record.get("flags") or ()
         masked |= quantity.family == "evasion" and MASKED in flags
         violated |= quantity.key == "audited" and VIOLATION in flags
-        subset |= quantity.family == "evasion" and _on_a_subset(record)
+        attacked = (record.get("attack") or {}).get("samples")
+        subset |= quantity.family == "evasion" and is_part(attacked, record.get("test_samples"))
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
         there.add(_point(record, quantity))
     if not seeds:
@@ -188,11 +189,6 @@ def _pooled(
     # The mean is taken before it is scaled, as on the board: the other order may round another way.
     mean = fmean(worst) * quantity.scale
     return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset)
-
-
-def _on_a_subset(record: dict[str, Any]) -> bool:
-    attacked, tested = (record.get("attack") or {}).get("samples"), record.get("test_samples")
-    return attacked is not None and tested is not None and attacked < tested
 
 
 def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from harness.console.output import count_of, duration, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
+from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
 # Where the console is narrow, these columns go first.
@@ -90,9 +91,8 @@ def _part_tested(records: Sequence[dict[str, Any]]) -> str | None:
     """What is to be said where the scenario's evaluation uses a part of the test set, as on the board."""
     for record in records:
         size = record.get("provenance", {}).get("dataset", {}).get("test")
-        tested = record.get("test_samples")
-        if size is not None and tested is not None and tested < size:
-            return f"scores are of {tested} of the {size} test records: the scenario's evaluation.subset"
+        if (said := part_tested(record.get("test_samples"), size)) is not None:
+            return said
     return None
 
 
@@ -125,11 +125,7 @@ def _show(value: Value | None, quantity: Quantity, bold: bool = False) -> list[t
     if value is None:
         return [("–", "")]
     number = value.text or quantity.show(value.mean)
-    marks = {
-        "†": value.incomplete, "‡": value.masked, "§": value.clients, "¶": value.subset, "!": value.violated
-    }  # fmt: skip
-    signs = "".join(sign for sign, there in marks.items() if there)
-    parts = [(number + signs, "bold red" if value.violated else "bold" if bold else "")]
+    parts = [(number + signs(value), "bold red" if value.violated else "bold" if bold else "")]
     if value.deviation is not None and not value.text and float(quantity.show(value.deviation)):
         parts.append((f"\n±{quantity.show(value.deviation)}", "dim"))
     return parts

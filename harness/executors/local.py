@@ -25,14 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
 from harness.executors import Event, reporter
-from harness.executors.safe_path import SAFE_PATH, SAFE_PATH_OF_SERVER
+from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 from harness.local_plugins import LocalFile, expect
 from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.plan import Stage
-
-PRELOAD_VARIABLE = "_HARNESS_PRELOAD"
 
 
 def warm_up(modules: Sequence[str]) -> None:
@@ -40,7 +38,7 @@ def warm_up(modules: Sequence[str]) -> None:
 
     modules: heavy ones beside those that every stage imports. A server that runs already stays as it is.
     """
-    os.environ[PRELOAD_VARIABLE] = ",".join(modules)
+    os.environ[PRELOAD] = ",".join(modules)
     multiprocessing.set_forkserver_preload(["harness.executors.preload"])
     with _same_imports():
         forkserver.ensure_running()

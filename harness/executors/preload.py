@@ -6,14 +6,13 @@ import contextlib
 import importlib
 import os
 
-from harness.executors.safe_path import SAFE_PATH, SAFE_PATH_OF_SERVER
+from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 
 if os.environ.get(SAFE_PATH) == SAFE_PATH_OF_SERVER:
-    del os.environ[
-        SAFE_PATH
-    ]  # it was for this process: programs that plugins start find what they always did
+    # It was for this process: programs that plugins start find what they always did.
+    del os.environ[SAFE_PATH]
 
-for _name in ["harness.stages", *filter(None, os.environ.get("_HARNESS_PRELOAD", "").split(","))]:
+for _name in ["harness.stages", *filter(None, os.environ.get(PRELOAD, "").split(","))]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)
 

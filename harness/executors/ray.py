@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.artifacts import files_of
 from harness.errors import HarnessError
 from harness.executors import Event
 from harness.executors.compatibility import Identity
 from harness.executors.ray_cluster import Nodes, at, home, last_line
 from harness.executors.ray_tasks import Job, Mailbox, Outcome, run_stage
 from harness.stage_specs import training_of
-from harness.store import Store, files_of
+from harness.store import Store
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric

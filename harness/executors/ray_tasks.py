@@ -129,7 +129,7 @@ def _bench(folder: Path, job: Job) -> Any:
     """A store as one stage sees it: what it needs is there, and what it leaves is taken from there."""
     import ray
 
-    from harness.store import Artifacts
+    from harness.artifacts import Artifacts
 
     class Bench(Artifacts):
         def stage_result(self, key: str) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ from harness.federation.vector import (
     trainable,
     write,
 )
-from harness.federation.wire import Wire, travelling
+from harness.federation.wire import Wire
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Federation:
         self.sizes = [client.size for client in clients]  # records, which the examples weighting counts
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
-        self.wire = Wire(rules.compressors, trainer, seed, self.outcome)
+        self.wire = Wire(rules.compressors, trainer, seed, self.outcome, rules.buffers == "local")
         self._attack_state: dict[str, Any] = {}
         self._moved: Tensor | None = None
         self._root: tuple[int, Tensor] | None = None  # the round and its root update
@@ -185,8 +185,7 @@ class Federation:
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
         """What these clients train, as the server receives it (d,), and their float buffers."""
         updates, client_buffers = self.train(start, ids, attackers, buffers)
-        sent = travelling(buffers, self.rules.buffers)
-        return self.wire.exchange(start.round, updates, sent), client_buffers
+        return self.wire.exchange(start.round, updates, buffers), client_buffers
 
     def train(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]

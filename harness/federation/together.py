@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from harness.federation.wire import travelling
-
 if TYPE_CHECKING:
     from harness.federation.rounds import Federation
 
@@ -48,8 +46,7 @@ def run_together(runs: Sequence[Run]) -> None:
         entries = []
         for run, o, own in zip(runs, opened, tasks, strict=True):
             sent, buffers = run.federation.collect(o.trained, list(islice(trained, len(own))))
-            sent_buffers = travelling(o.buffers, run.federation.rules.buffers)
-            updates = run.federation.wire.exchange(round, sent, sent_buffers)
+            updates = run.federation.wire.exchange(round, sent, o.buffers)
             entries.append(run.federation.close(o, updates, buffers))
         elapsed = time.perf_counter() - started
         trainer = runs[0].federation.trainer

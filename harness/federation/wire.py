@@ -20,19 +20,23 @@ if TYPE_CHECKING:
 SERVER = -1  # the server's number among those who keep state of the wire
 
 
-def travelling(buffers: dict[str, Tensor], rule: str) -> dict[str, Tensor]:
-    """Which of a model's float buffers go with it over the wire, by the federation's rule for them."""
-    return {} if rule == "local" else buffers
-
-
 class Wire:
-    """Takes updates from clients to the server through a chain of compressors, which keep state at both ends."""
+    """Takes updates from clients to the server through a chain of compressors, which keep state at both ends.
+
+    local_buffers: whether a model's float buffers stay with the clients, and so are not sent either way.
+    """
 
     def __init__(
-        self, compressors: Sequence[UpdateCompressor], trainer: LocalTrainer, seed: int, outcome: Outcome
+        self,
+        compressors: Sequence[UpdateCompressor],
+        trainer: LocalTrainer,
+        seed: int,
+        outcome: Outcome,
+        local_buffers: bool = False,
     ) -> None:
         self._compressors = compressors
         self._seed = seed
+        self._local_buffers = local_buffers
         self._device = trainer.device
         self._layout = trainer.layout
         self._shapes = {name: tuple(p.shape) for name, p in trainable(trainer.module).items()}
@@ -42,13 +46,10 @@ class Wire:
     def exchange(
         self, round: int, updates: dict[int, Tensor], buffers: dict[str, Tensor]
     ) -> dict[int, Tensor]:
-        """The updates as the server receives them, and all bytes counted.
-
-        buffers: those that travel with a model, either way.
-        """
+        """The updates as the server receives them, and all bytes counted, those of the model's buffers included."""
         if not updates:
             return updates
-        extra = sum(b.numel() for b in buffers.values())
+        extra = 0 if self._local_buffers else sum(b.numel() for b in buffers.values())
         ids, rows = list(updates), list(updates.values())
         size = rows[0].numel()
         sent = [4 * size] * len(ids)  # by the last message, of which the last link decides

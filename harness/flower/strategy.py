@@ -13,7 +13,6 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from harness.errors import HarnessError
 from harness.federation.rounds import Federation, Opened
-from harness.federation.wire import travelling
 from harness.flower import messages
 
 if TYPE_CHECKING:
@@ -163,8 +162,7 @@ class FederationStrategy(Strategy):
         updates, buffers = {}, {}
         for i in opened.trained:  # in the schedule's order: sums of floats depend on it
             updates[i], buffers[i] = messages.read_update(received[i], device)
-        sent_buffers = travelling(opened.buffers, self.federation.rules.buffers)
-        updates = self.federation.wire.exchange(opened.start.round, updates, sent_buffers)
+        updates = self.federation.wire.exchange(opened.start.round, updates, opened.buffers)
         return self._close(opened, updates, buffers)
 
     def _close(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from harness.contracts.privacy import VIOLATION
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked, Attack, Outcome
-from harness.leaderboard.columns import COLUMNS, Column
+from harness.leaderboard.columns import COLUMNS, Column, is_part, part_tested, signs
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
 
@@ -68,13 +68,7 @@ class Value:
     @property
     def signs(self) -> str:
         """The marks that follow the number, as `columns.SIGNS` explains them."""
-        return (
-            "†" * self.incomplete
-            + "‡" * self.masked
-            + "§" * self.clients
-            + "¶" * self.subset
-            + "!" * self.violated
-        )
+        return signs(self)
 
 
 @dataclass
@@ -155,11 +149,8 @@ class Board:
 
 def _part_tested(submission: Submission) -> str | None:
     """What is to be said where the scenario's evaluation uses a part of the test set."""
-    size = submission.scenario.test_records
     tested = [cell.tested for cell in submission.cells if cell.tested is not None]
-    if size is None or not tested or min(tested) == size:
-        return None
-    return f"scores are of {min(tested)} of the {size} test records: the scenario's evaluation.subset"
+    return part_tested(min(tested, default=None), submission.scenario.test_records)
 
 
 def counts(found: Sequence[Board]) -> dict[str, int]:
@@ -295,7 +286,7 @@ def _pooled(
                     seeds.setdefault(number, []).append(value)
                     there.add(point)
                     flags.update(seed.flags)
-                    subset |= column.family == "evasion" and _on_a_subset(cell)
+                    subset |= column.family == "evasion" and is_part(cell.attacked, cell.tested)
                     outcome = "answered"
                 elif cell.status != "scored":
                     outcome = cell.status
@@ -320,11 +311,6 @@ def _pooled(
         )
         estimates.append((row, made))
     return estimates
-
-
-def _on_a_subset(cell: Cell) -> bool:
-    """Files without these numbers are taken to be of the whole test set."""
-    return cell.attacked is not None and cell.tested is not None and cell.attacked < cell.tested
 
 
 def _families(submission: Submission) -> dict[Attack, str]:

@@ -32,6 +32,23 @@ def written(value: float, digits: int) -> str:
     return str(Decimal(value).quantize(last, ROUND_HALF_UP))
 
 
+def signs(value: object) -> str:
+    """The marks that follow a value, by its fields of the names in MARKS."""
+    return "".join(sign for name, sign in MARKS.items() if getattr(value, name))
+
+
+def is_part(used: int | None, whole: int | None) -> bool:
+    """Whether fewer test records were used than there are; not where a number is missing, as in older files."""
+    return used is not None and whole is not None and used < whole
+
+
+def part_tested(used: int | None, whole: int | None) -> str | None:
+    """What is to be said where a scenario's evaluation uses a part of the test set."""
+    if not is_part(used, whole):
+        return None
+    return f"scores are of {used} of the {whole} test records: the scenario's evaluation.subset"
+
+
 @dataclass(frozen=True)
 class Column:
     """A quantity of a row.
@@ -139,6 +156,7 @@ COLUMNS = (
 
 BY_KEY = {column.key: column for column in COLUMNS}
 BY_SCORE = {column.score: column for column in COLUMNS}  # columns of one score write it alike
+MARKS = {"incomplete": "†", "masked": "‡", "clients": "§", "subset": "¶", "violated": "!"}  # of a value
 SIGNS = {
     "†": "lacks attacks or seeds that this board asks for, so it is not compared",
     "‡": "gradient masking is suspected, so probably too high; not compared",

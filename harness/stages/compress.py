@@ -66,12 +66,7 @@ def compress(
             fine_tune=fine_tune,
         )
         source = compressed.module.to("cpu") if compressed.device == "cpu" else compressed.module
-        made: Any = compressor.compress(source.eval(), context)
-        if not isinstance(made, CompressedModel):
-            raise PluginError(
-                f"{compressor.name}.compress returned {type(made).__name__}, not a CompressedModel"
-            )
-        compressed = made
+        compressed = _model(compressor.compress(source.eval(), context), f"{compressor.name}.compress")
         digest, size = store.save_tensors(compressed.state)
         links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
     return {
@@ -81,6 +76,13 @@ def compress(
         "guarantees": [guarantee.model_dump() for guarantee in training.guarantees(prepared)],
         "fine_tuning": fine_tuned,
     }
+
+
+def _model(found: Any, who: str) -> CompressedModel:
+    """What a compressor returned, as it is. Raises PluginError for anything else than a model."""
+    if not isinstance(found, CompressedModel):
+        raise PluginError(f"{who} returned {type(found).__name__}, not a CompressedModel")
+    return found
 
 
 def _data_for(
@@ -133,12 +135,8 @@ def load_released(
         surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])
-            restored: Any = compressor.restore(released.module, state, surroundings)
-            if not isinstance(restored, CompressedModel):
-                raise PluginError(
-                    f"{compressor.name}.restore returned {type(restored).__name__}, not a CompressedModel"
-                )
-            released = restored
+            restored = compressor.restore(released.module, state, surroundings)
+            released = _model(restored, f"{compressor.name}.restore")
     device = released.device or training.device
     deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
     certify: Certify | None = None

@@ -1,0 +1,7 @@
+"""Environment variables by which the server that workers are forked from is told how to start."""
+
+from __future__ import annotations
+
+PRELOAD = "_HARNESS_PRELOAD"  # modules to import, with commas between
+SAFE_PATH = "PYTHONSAFEPATH"  # Python's own: leaves the working directory out of the import path
+SAFE_PATH_OF_SERVER = "workers"  # any text counts; this one says that the user did not set it
