@@ -222,8 +222,10 @@ def _check_input(x: Tensor, y: Tensor) -> None:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """The model without parameter gradients (attacks need the input's only), as before afterwards."""
+    from harness.layer_order import pooled_first
+
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    with modes_restored(model):
+    with modes_restored(model), pooled_first(model):
         try:
             for parameter, _, _ in before:
                 parameter.requires_grad_(False)

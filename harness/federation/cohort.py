@@ -15,6 +15,7 @@ from harness.federation.compose import composed_batch, composed_gradient, compos
 from harness.federation.dropout import Masks, masked
 from harness.federation.optimizers import local_optimizer
 from harness.functional import masked_mean
+from harness.layer_order import pooled_first
 from harness.random import derive, split, torch_generator
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Cohort:
     def train(self) -> None:
         """All local steps; `weights` and `buffers` change."""
         self.trainer.set_modes()
-        with masked(self.trainer.dropouts, self.masks):
+        with masked(self.trainer.dropouts, self.masks), pooled_first(self.module):
             self._train()
 
     def _train(self) -> None:

@@ -33,6 +33,7 @@ from harness.federation.vector import (
     write,
 )
 from harness.functional import freeze_batch_norms
+from harness.layer_order import pooled_first
 from harness.random import derive, make_key, split, torch_generator
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ class LocalTrainer:
         changed = composed_batch(hooks)
         seeded = seeded_modules(self.device, self.seed, client.id, round)
         masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None
-        with seeded if self.seeds_modules else contextlib.nullcontext(), masked(self.dropouts, masks):
+        own = seeded if self.seeds_modules else contextlib.nullcontext()
+        with own, masked(self.dropouts, masks), pooled_first(self.module):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):
                 batch = changed((to_pixels(client.images[index]), client.labels[index]), key)

@@ -33,6 +33,7 @@ from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
 from harness.federation.vector import trainable
+from harness.layer_order import pooled_first
 from harness.pictures import Strip, paint
 from harness.random import numpy_generator, torch_generator
 from harness.stages.compress import load_released
@@ -71,7 +72,8 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         torch_generator(seed, "privacy attack", attack.name, device=device),
         lambda done, total: progress(done, total, f"{done}/{total}"),
     )
-    found = attack.run(view, context)
+    with pooled_first(scoring.released.module, *(update.module for update in observed)):
+        found = attack.run(view, context)
     description: dict[str, Any] = {
         "family": attack.family, "access": spec.threat.knowledge,
         "members": len(members), "non_members": len(non_members),
@@ -162,7 +164,8 @@ class _Scene:
         # One split, not a slice a parameter: its backward pass is one concatenation.
         pieces = weights.split([p.numel() for p in shapes.values()])
         values = {n: piece.view_as(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
-        return torch.func.functional_call(module, values, (images,))
+        with pooled_first(module):
+            return torch.func.functional_call(module, values, (images,))
 
     @cached_property
     def _architecture(self) -> nn.Module:

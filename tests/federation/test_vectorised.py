@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import harness
 from harness.api import Defence, Field
 from harness.contracts.defence import ClientHooks, Sampling
 from harness.evaluation.predict import to_pixels
-from harness.federation import calibration, vectorised
+from harness.federation import calibration, cohort, local, vectorised
 from harness.federation.batches import batches, stacked_batches
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
@@ -87,6 +88,12 @@ def same(stage, module=None, clients=None, tolerance=1e-9, chunk=None):
         for name, buffer in buffers.items():
             torch.testing.assert_close(others[name], buffer, rtol=tolerance, atol=tolerance)
     return facts
+
+
+def updates(stage):
+    """What both trainers' clients send, in float64."""
+    one, together, _ = both(stage, stage.initial_module().double(), members(stage))
+    return [update for update, _ in (*one, *together)]
 
 
 PGD = "attack: {pgd: {eps: 0.1, steps: 2}}"
@@ -522,3 +529,14 @@ def test_clients_of_other_kinds_are_not_mixed(tmp_path):
     )
     assert not update.any()
     assert moved.any()
+
+
+@pytest.mark.parametrize(
+    "defences", ["none", f"adversarial-training: {{{PGD}}}", "dp-sgd: {noise_multiplier: 1.0}"]
+)
+def test_pooling_before_a_relu_changes_no_bit_of_an_update(tmp_path, defences, monkeypatch):
+    stage = training(tmp_path, defences=defences)
+    sooner = updates(stage)
+    for place in (local, cohort):
+        monkeypatch.setattr(place, "pooled_first", lambda module: nullcontext())
+    assert all(torch.equal(a, b) for a, b in zip(sooner, updates(stage), strict=True))
