@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -24,26 +23,27 @@ def pooled_first(*modules: nn.Module) -> Iterator[None]:
     """
     changed = []
     for sequence in {layer for module in modules for layer in module.modules()}:
-        if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
-            continue
-        if "forward" not in vars(sequence) and any(_commute(a, b) for a, b in pairwise(sequence)):
-            sequence.forward = partial(_pools_first, sequence)  # type: ignore[method-assign]
+        if type(sequence) is nn.Sequential and any(_commute(a, b) for a, b in pairwise(sequence)):
+            sequence.__class__ = _PoolsFirst
             changed.append(sequence)
     try:
         yield
     finally:
         for sequence in changed:
-            del sequence.forward
+            sequence.__class__ = nn.Sequential
 
 
-def _pools_first(sequence: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    layers = list(sequence)
-    for i in range(len(layers) - 1):
-        if _commute(layers[i], layers[i + 1]):
-            layers[i], layers[i + 1] = layers[i + 1], layers[i]
-    for layer in layers:
-        x = layer(x)
-    return x
+class _PoolsFirst(nn.Sequential):
+    """Meanwhile a sequence's class: a `forward` of the instance would be called on these layers by its copies too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers = list(self)
+        for i in range(len(layers) - 1):
+            if _commute(layers[i], layers[i + 1]):
+                layers[i], layers[i + 1] = layers[i + 1], layers[i]
+        for layer in layers:
+            x = layer(x)
+        return x
 
 
 def _commute(first: nn.Module, then: nn.Module) -> bool:
