@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts.attack import KNOWLEDGE, Attack
+from harness.contracts.attack import KNOWLEDGE, Attack, radius_problem
 from harness.contracts.privacy import PrivacyAttack
 from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 
@@ -27,12 +27,9 @@ class Budget(Part):
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
-        eps = values.get("eps")
-        if values.get("norm") == "linf" and eps is not None and eps > 1:
-            yield (
-                ("eps",),
-                f"an linf radius of {eps:g} reaches every image, as pixels lie in [0, 1]; did you mean {eps:g}/255?",
-            )
+        problem = radius_problem(values.get("norm"), values.get("eps"))
+        if problem:
+            yield ("eps",), problem
 
 
 class Threat(Part):

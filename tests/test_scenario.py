@@ -737,6 +737,12 @@ BAD = {
             "6:36: an linf radius of 2.5 reaches every image, as pixels lie in [0, 1]; did you mean 2.5/255?",
         ],
     ),
+    "an attack's own radius in pixels of 255": (
+        "threats:\n  - {name: e, attacks: [pgd: {eps: 8}]}\n",
+        [
+            "6:25: an linf radius of 8 reaches every image, as pixels lie in [0, 1]; did you mean 8/255?",
+        ],
+    ),
     "budget": (
         "threats: [{name: e, budget: {norm: l3, eps: -8/255}, attacks: [pgd]}]\n",
         [

@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import model_validator
 
 from harness.contracts.base import Plugin
 from harness.contracts.defence import ClientHooks
@@ -69,6 +71,15 @@ class EvasionContext:
     budget: float | None = None
 
 
+def radius_problem(norm: str | None, eps: float | None) -> str | None:
+    """What is wrong with a radius, which is in [0, 1] pixels: most often it was meant in 255ths. None: nothing."""
+    if norm != "linf" or eps is None or eps <= 1:
+        return None
+    return (
+        f"an linf radius of {eps:g} reaches every image, as pixels lie in [0, 1]; did you mean {eps:g}/255?"
+    )
+
+
 class EvasionAttack(Attack):
     """Changes inputs at inference. The engine enforces range and norm ball and seeds every global RNG around it."""
 
@@ -87,6 +98,13 @@ class EvasionAttack(Attack):
     def effort(self) -> int:
         """Gradient or query evaluations per sample: of one attack, more should never leave higher accuracy."""
         return 1
+
+    @model_validator(mode="after")
+    def _radius_in_pixels(self) -> Self:
+        problem = radius_problem(self.norm, getattr(self, "eps", None))
+        if problem:
+            raise ValueError(problem)
+        return self
 
     def radius(self, budget: float | None = None) -> float | None:
         """The eps used: the attack's own parameter, else the threat's budget, else the default."""
