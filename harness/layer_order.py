@@ -18,8 +18,8 @@ def pooled_first(*modules: nn.Module) -> Iterator[None]:
     nothing flows back. Outputs and gradients are the same to the last bit, and after a 2x2 pooling a ReLU has a quarter
     of the values to read and write (Page 2019, "How to train your ResNet", part 8, moves the layers of the network
     itself). Here the layers stay where they are, as compressors fuse a convolution with the ReLU behind it, and layers
-    with hooks are called as ever. Measured on a core with AVX2: small-cnn trains 1.14 times as fast on images of 28x28,
-    1.3 times on 64x64, and an attack's steps gain as much; vgg11 and resnet9 gain nothing to speak of.
+    with hooks are called as ever. Measured on a core with AVX2 (tests/benchmarks/layer_order.py): small-cnn's steps and
+    an attack's take 1.1 to 1.4 times as long without; networks with little pooling gain nothing to speak of.
     """
     changed = []
     for sequence in {layer for module in modules for layer in module.modules()}:
