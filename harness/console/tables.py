@@ -173,7 +173,7 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
     ]
     console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
     if (lost := _lost_updates(records)) is not None:
-        console.print(Text(lost, style="yellow"), soft_wrap=True)
+        console.print(Text(lost, style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
