@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from harness.devices import give_back_memory
 from harness.stage_specs import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
+    from harness.contracts.base import Plugin
     from harness.grid import DataFacts
     from harness.plan import Plan, Stage
 
@@ -21,18 +24,66 @@ COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning
 
 
 def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float], jobs: int) -> float:
-    """Seconds for the pending stages on `jobs` workers. known: the store's mean seconds by (kind, signature)."""
-    total = longest = 0.0
+    """Seconds for the pending stages on `jobs` workers. known: the store's mean seconds by (kind, signature).
+
+    A stage whose like is not in the store costs what its arithmetic does at the speed of a short measurement, times
+    what the stages most like it in the store took of that: attacks stop early, int8 is slow, machines are shared.
+    """
     facts = {id(c.cell.scenario.dataset): plan.facts[c.cell.scenario.name] for c in plan.cells}
+
+    def computed(stage: Stage) -> float:
+        train = training_of(stage.spec)
+        return OVERHEAD + _seconds(stage.spec, train, facts[id(train.dataset)], plan.device)
+
+    def seen(stage: Stage) -> float | None:
+        return known.get((stage.kind, stage.signature))
+
+    unknown = any(seen(stage) is None for stage in pending)
+    like = _Alike()
+    for stage in {stage.signature: stage for stage in plan.stages.values()}.values() if unknown else ():
+        seconds = seen(stage)
+        if seconds is not None:
+            like.add(stage, seconds, computed(stage))
+    total = longest = 0.0
     for stage in pending:
-        seconds = known.get((stage.kind, stage.signature))
-        if seconds is None:
-            spec = stage.spec
-            train = training_of(spec)
-            seconds = OVERHEAD + _seconds(spec, train, facts[id(train.dataset)], plan.device)
+        found = seen(stage)
+        seconds = like.ratio(stage) * computed(stage) if found is None else found
         total += seconds
         longest = max(longest, seconds)
     return max(total / max(jobs, 1), longest)
+
+
+class _Alike:
+    """How long stages took, as a multiple of what was computed for them, by what they have in common."""
+
+    def __init__(self) -> None:
+        # what they have in common -> seconds seen and seconds computed
+        self.seconds: dict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+
+    def add(self, stage: Stage, seen: float, computed: float) -> None:
+        for group in _groups(stage):
+            self.seconds[group][0] += seen
+            self.seconds[group][1] += computed
+
+    def ratio(self, stage: Stage) -> float:
+        """Of the smallest group of stages like this one of which any was seen; 1 where none was."""
+        seen, computed = next((self.seconds[g] for g in _groups(stage) if g in self.seconds), (1.0, 1.0))
+        return seen / computed
+
+
+def _groups(stage: Stage) -> list[tuple[Any, ...]]:
+    """What it has in common with other stages, the most telling first."""
+    spec, train = stage.spec, training_of(stage.spec)
+    attack = (spec.attack.name,) if isinstance(spec, AttackSpec) else ()
+    compressors: tuple[Plugin, ...] = train.compressors
+    if not isinstance(spec, TrainSpec):
+        compressors += spec.compressors if isinstance(spec, CompressSpec) else spec.model.compressors
+    parts = (stage.kind, attack, _names(compressors), _names(train.defences))
+    return [parts[:end] for end in range(len(parts), 0, -1)]
+
+
+def _names(stack: Iterable[Plugin]) -> tuple[str, ...]:
+    return tuple(plugin.name for plugin in stack)
 
 
 def _seconds(spec: Any, train: TrainSpec, facts: DataFacts, device: str) -> float:
@@ -60,12 +111,20 @@ def work(spec: Any, train: TrainSpec, facts: DataFacts, step: float, forward: fl
         rounds = sum(c.fine_tuning_rounds for c in spec.compressors)
         return COMPRESS * len(spec.compressors) + per_round * rounds * step * cost
     if isinstance(spec, CleanSpec):
-        return facts.test * forward + 0.5
+        return _part(facts.test, spec.evaluation.subset) * forward + 0.5
     assert isinstance(spec, AttackSpec)
     if isinstance(spec.attack, PrivacyAttack):
         return facts.test * forward * 4 + spec.attack.effort * forward * 8
-    effort = spec.attack.effort * 3 + 2 if isinstance(spec.attack, EvasionAttack) else 4
-    return facts.test * forward * effort
+    images = _part(facts.test, spec.threat.subset, spec.evaluation.subset)
+    if not isinstance(spec.attack, EvasionAttack):
+        return images * forward * 4
+    passes = max(1, len(spec.ways)) * spec.attack.passes(facts.num_classes) + 2
+    return images * forward * passes
+
+
+def _part(whole: int, *subsets: int | None) -> int:
+    """Records used of a whole split: the first subset that is declared."""
+    return min(whole, next((subset for subset in subsets if subset is not None), whole))
 
 
 @lru_cache
@@ -92,20 +151,25 @@ def _measure_cached(
             module = model.build(shape, classes, constants).to(device)
             x = torch.rand((batch, *shape), device=device)
             y = torch.zeros(batch, dtype=torch.int64, device=device)
-            step = forward = float("inf")
-            for _ in range(3):
+
+            def seconds(work: Callable[[], Any]) -> float:
                 started = time.perf_counter()
-                loss = torch.nn.functional.cross_entropy(module(x), y)
-                middle = time.perf_counter()
-                torch.autograd.grad(loss, list(module.parameters()))
+                work()
                 if device.startswith("cuda"):
                     torch.cuda.synchronize()
-                step = min(step, time.perf_counter() - started)
-                forward = min(forward, (middle - started) / batch)
+                return time.perf_counter() - started
+
+            def local_step() -> None:
+                loss = torch.nn.functional.cross_entropy(module(x), y)
+                torch.autograd.grad(loss, list(module.parameters()))
+
+            step = min(seconds(local_step) for _ in range(3))
+            with torch.no_grad():
+                forward = min(seconds(lambda: module(x)) for _ in range(3)) / batch
     finally:
         torch.set_num_threads(before)
     if device.startswith("cuda"):
-        del module, x, y, loss
+        del module, x, y
         give_back_memory(device)  # this process does not train
     return step, forward
 

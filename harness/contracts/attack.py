@@ -99,6 +99,10 @@ class EvasionAttack(Attack):
         """Gradient or query evaluations per sample: of one attack, more should never leave higher accuracy."""
         return 1
 
+    def passes(self, num_classes: int) -> int:
+        """Forward passes per sample that it costs at most, a gradient counted as three; for estimates."""
+        return self.effort * (3 if self.access == "gradients" else 1)
+
     @model_validator(mode="after")
     def _radius_in_pixels(self) -> Self:
         problem = radius_problem(self.norm, getattr(self, "eps", None))

@@ -51,6 +51,11 @@ def _seed(context: EvasionContext) -> int:
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
+def _reachable(passes: int, num_classes: int) -> int:
+    """Of the passes towards TARGETS other classes, those towards the ones there are."""
+    return passes // TARGETS * min(TARGETS, num_classes - 1)
+
+
 class APGD(_Part):
     """Auto-PGD: PGD with momentum whose step size halves where progress stalls, restarting from the best point.
 
@@ -67,6 +72,13 @@ class APGD(_Part):
     @property
     def effort(self) -> int:
         return self.steps * self.restarts * (TARGETS if self.loss == "targeted" else 1)
+
+    def passes(self, num_classes: int) -> int:
+        return (
+            _reachable(super().passes(num_classes), num_classes)
+            if self.loss == "targeted"
+            else super().passes(num_classes)
+        )
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         needed = {"ce": 2, "dlr": 3, "targeted": 4}[self.loss]
@@ -111,6 +123,13 @@ class FAB(_Part):
     @property
     def effort(self) -> int:
         return self.steps * self.restarts * (TARGETS if self.targeted else 1)
+
+    def passes(self, num_classes: int) -> int:
+        return (
+            _reachable(super().passes(num_classes), num_classes)
+            if self.targeted
+            else super().passes(num_classes)
+        )
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         if context.eps == 0:
@@ -193,6 +212,9 @@ class AutoAttack(EvasionAttack):
     @property
     def effort(self) -> int:
         return self.steps * (1 + 2 * TARGETS) + self.queries
+
+    def passes(self, num_classes: int) -> int:
+        return sum(part.passes(num_classes) for part in self.parts(num_classes))
 
     def radius(self, budget: float | None = None) -> float | None:
         found = super().radius(budget)

@@ -86,6 +86,9 @@ class MultiAttack(EvasionAttack):
     def effort(self) -> int:
         return sum(a.effort for a in self.attacks)
 
+    def passes(self, num_classes: int) -> int:
+        return sum(a.passes(num_classes) for a in self.attacks)
+
     def radius(self, budget: float | None = None) -> float | None:
         radii = [r for a in self.attacks if (r := a.radius(budget)) is not None]
         return max(radii, default=None)
@@ -172,6 +175,9 @@ class Transfer(EvasionAttack):
     @property
     def effort(self) -> int:
         return self.attack.effort
+
+    def passes(self, num_classes: int) -> int:
+        return self.attack.passes(num_classes)
 
     def radius(self, budget: float | None = None) -> float | None:
         return self.attack.radius(budget)
