@@ -168,7 +168,10 @@ class PlanResult:
     description: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """scenarios (cells with id, axes, status, reason, stages), stages (total and cached by kind), estimate."""
+        """Scenarios (cells with id, axes, status, reason, stages), stages (total and cached by kind), and estimates.
+
+        stage_seconds: kind -> key -> seconds of a stage to compute. estimate_seconds: of all, on `jobs` workers.
+        """
         return self.description
 
 
@@ -250,7 +253,7 @@ def _peak(planned: Plan, store: Store | None) -> int | None:
 
 
 def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
-    from harness.estimate import estimate
+    from harness.estimate import elapsed, estimate
 
     finished = store.finished(planned.stages) if store is not None else set()
     needed: set[str] = set()
@@ -277,10 +280,15 @@ def _describe(planned: Plan, store: Store | None, jobs: int) -> dict[str, Any]:
         counts[planned.stages[key].kind]["cached"] += 1
     pending: list[Stage] = [stage for key, stage in planned.stages.items() if key in needed]
     known = store.seconds_by_signature() if store is not None else {}
+    seconds = estimate(planned, pending, known)
+    by_kind: dict[str, dict[str, float]] = {}
+    for stage in pending:
+        by_kind.setdefault(stage.kind, {})[stage.key] = seconds[stage.key]
     return {
         "scenarios": list(scenarios.values()),
         "stages": counts,
-        "estimate_seconds": estimate(planned, pending, known, jobs) if pending else 0.0,
+        "stage_seconds": by_kind,
+        "estimate_seconds": elapsed(seconds.values(), jobs),
         "jobs": jobs,
         "gpus": gpu_count(planned.device),
         "device": planned.device,

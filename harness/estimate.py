@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import EvasionAttack
@@ -23,8 +23,8 @@ OVERHEAD = 0.15  # seconds a stage costs beside its arithmetic: loading, partiti
 COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning
 
 
-def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float], jobs: int) -> float:
-    """Seconds for the pending stages on `jobs` workers. known: the store's mean seconds by (kind, signature).
+def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float]) -> dict[str, float]:
+    """Seconds of each pending stage, by its key. known: the store's mean seconds by (kind, signature).
 
     A stage whose like is not in the store costs what its arithmetic does at the speed of a short measurement, times
     what the stages most like it in the store took of that: attacks stop early, int8 is slow, machines are shared.
@@ -44,13 +44,16 @@ def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], floa
         seconds = seen(stage)
         if seconds is not None:
             like.add(stage, seconds, computed(stage))
-    total = longest = 0.0
+    estimated = {}
     for stage in pending:
         found = seen(stage)
-        seconds = like.ratio(stage) * computed(stage) if found is None else found
-        total += seconds
-        longest = max(longest, seconds)
-    return max(total / max(jobs, 1), longest)
+        estimated[stage.key] = like.ratio(stage) * computed(stage) if found is None else found
+    return estimated
+
+
+def elapsed(seconds: Collection[float], jobs: int) -> float:
+    """Seconds that stages of these seconds take on `jobs` workers: their share, but no less than the longest."""
+    return max(math.fsum(seconds) / max(jobs, 1), max(seconds, default=0.0))
 
 
 class _Alike:
@@ -100,7 +103,7 @@ def work(spec: Any, train: TrainSpec, facts: DataFacts, step: float, forward: fl
     per_round = (
         local.steps * clients
         if local.steps is not None
-        else (local.epochs or 0) * (ceil(records / local.batch_size) + clients / 2)
+        else (local.epochs or 0) * (math.ceil(records / local.batch_size) + clients / 2)
     )
     cost = 1.0
     for defence in train.defences:

@@ -389,6 +389,24 @@ def test_time_left_by_hand():
     assert estimate.finished_stages == 2
 
 
+def test_time_left_by_what_the_plan_says_of_each_stage():
+    seconds = {"train": {"t1": 10.0, "t2": 20.0}, "attack": {"a1": 1.0, "a2": 1.0, "a3": 1.0, "a4": 97.0}}
+    estimate = Estimate.from_plan({**PLAN, "stage_seconds": seconds}, 0.0)
+    estimate.start("t1", "train", 0.0)
+    estimate.progress("t1", 0.5)
+    # 10 s for half of what was put at 10 s: all takes twice as long
+    assert estimate.seconds_left(10.0) == pytest.approx(2 * (5 + 20 + 100) / 2)
+    estimate.finish("t1", "train", "done", 20.0)
+    estimate.start("a1", "attack", 20.0)
+    estimate.finish("a1", "attack", "done", 3.0)
+    assert estimate.seconds_left(23.0) == pytest.approx(
+        (2 * 20 + 3 * 99) / 2
+    )  # not 3 attacks as short as the first
+    estimate.start("x", "attack", 23.0)
+    estimate.finish("x", "attack", "done", 5.0)  # the plan did not count it
+    assert estimate.seconds_left(23.0) == pytest.approx((2 * 20 + 8 * 99) / 2)
+
+
 def test_nothing_known_is_unknown():
     estimate = Estimate.from_plan({**PLAN, "estimate_seconds": None}, 0.0)
     assert estimate.seconds_left(5.0) is None

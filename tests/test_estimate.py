@@ -41,7 +41,7 @@ def stage(plan, kind, *names):
 
 
 def seconds(plan, *stages, known=None, jobs=1):
-    return estimate.estimate(plan, list(stages), known or {}, jobs)
+    return estimate.elapsed(estimate.estimate(plan, list(stages), known or {}).values(), jobs)
 
 
 def test_a_training_costs_its_steps():
@@ -143,4 +143,5 @@ def test_jobs_share_the_time_but_not_one_stage():
     known = {("train", one.signature): 30.0, ("train", other.signature): 10.0}
     assert seconds(plan, one, other, known=known, jobs=1) == 40.0
     assert seconds(plan, one, other, known=known, jobs=2) == 30.0  # the longest
-    assert seconds(plan, one, one, other, known=known, jobs=2) == 35.0
+    assert estimate.elapsed([30.0, 30.0, 10.0], 2) == 35.0
+    assert estimate.elapsed([], 2) == 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -10,24 +10,38 @@ from typing import Any
 class _Running:
     kind: str
     started: float
+    work: float
     done: float = 0.0  # share, in [0, 1]
+
+
+@dataclass
+class _Seen:
+    stages: int = 0
+    seconds: float = 0.0
+    work: float = 0.0
+
+    def add(self, seconds: float, work: float, stages: int = 0) -> None:
+        self.stages += stages
+        self.seconds += seconds
+        self.work += work
 
 
 @dataclass
 class Estimate:
     """Counts stages and cells, and extrapolates the time left from the stages seen so far.
 
-    Stages of one kind are taken to cost alike. The time left is the sum over kinds of the work left
-    (stages not begun, and the open share of those that run) times the mean seconds of that kind,
-    divided by the jobs. Before any stage of any kind has been seen it is the plan's own estimate
-    less the time gone, or unknown.
+    A stage's work is the seconds that the plan gives it, or where it gives none one stage. The time left is the sum
+    over kinds of the work left (stages not begun, and the open share of those that run) times the seconds that
+    work of that kind has taken, divided by the jobs. Before any stage of any kind has been seen it is the plan's own
+    estimate less the time gone, or unknown.
     """
 
     jobs: int = 1
     started: float = 0.0
     planned_seconds: float | None = None
     todo: dict[str, int] = field(default_factory=dict)  # kind -> stages to compute in all
-    finished: dict[str, list[float]] = field(default_factory=dict)  # kind -> seconds each
+    work: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> key -> seconds by the plan
+    finished: dict[str, _Seen] = field(default_factory=dict)  # by kind
     running: dict[str, _Running] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)  # id -> status, of the cells that have ended
     total_cells: int = 0
@@ -41,13 +55,14 @@ class Estimate:
             jobs=max(1, int(plan.get("jobs") or 1)),
             started=now,
             planned_seconds=plan.get("estimate_seconds"),
+            work=plan.get("stage_seconds") or {},
             todo={kind: max(0, counts["total"] - counts["cached"]) for kind, counts in stages.items()},
             cells={cell["id"]: cell["status"] for cell in cells if cell["status"] != "ready"},
             total_cells=len(cells),
         )
 
     def start(self, key: str, kind: str, now: float) -> None:
-        self.running[key] = _Running(kind, now)
+        self.running[key] = _Running(kind, now, self._work(kind, key))
 
     def progress(self, key: str, share: float) -> None:
         if key in self.running:
@@ -57,7 +72,7 @@ class Estimate:
         """Stages found in the store were never work; one that began and turns out to be there is done."""
         began = self.running.pop(key, None)
         if status != "cached" or began is not None:
-            self.finished.setdefault(kind, []).append(seconds)
+            self.finished.setdefault(kind, _Seen()).add(seconds, self._work(kind, key), stages=1)
 
     def cell(self, key: str, status: str) -> None:
         self.cells[key] = status
@@ -65,11 +80,11 @@ class Estimate:
     @property
     def total_stages(self) -> int:
         kinds = set(self.todo) | set(self.finished)
-        return sum(max(self.todo.get(kind, 0), len(self.finished.get(kind, []))) for kind in kinds)
+        return sum(max(self.todo.get(kind, 0), self.finished.get(kind, _Seen()).stages) for kind in kinds)
 
     @property
     def finished_stages(self) -> int:
-        return sum(len(seconds) for seconds in self.finished.values())
+        return sum(seen.stages for seen in self.finished.values())
 
     @property
     def share(self) -> float:
@@ -79,19 +94,26 @@ class Estimate:
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds, or None where nothing is known yet."""
-        seen = {kind: list(seconds) for kind, seconds in self.finished.items()}
+        seen = {kind: replace(done) for kind, done in self.finished.items()}
         for stage in self.running.values():
             if stage.done > 0:
-                seen.setdefault(stage.kind, []).append((now - stage.started) / stage.done)
-        if not seen:
+                seen.setdefault(stage.kind, _Seen()).add((now - stage.started) / stage.done, stage.work)
+        overall = _Seen()
+        for done in seen.values():
+            overall.add(done.seconds, done.work)
+        if not overall.work:
             if self.planned_seconds is None:
                 return None
             return max(0.0, self.planned_seconds - (now - self.started))
-        means = {kind: sum(seconds) / len(seconds) for kind, seconds in seen.items()}
-        overall = sum(sum(s) for s in seen.values()) / sum(len(s) for s in seen.values())
         left = 0.0
         for kind, count in self.todo.items():
-            shares = sum(stage.done for stage in self.running.values() if stage.kind == kind)
-            open_stages = max(0.0, count - len(self.finished.get(kind, [])) - shares)
-            left += open_stages * means.get(kind, overall)
+            whole = sum(self.work[kind].values()) if kind in self.work else count
+            begun = sum(stage.done * stage.work for stage in self.running.values() if stage.kind == kind)
+            like = seen[kind] if kind in seen and seen[kind].work else overall
+            open_work = max(0.0, whole - self.finished.get(kind, _Seen()).work - begun)
+            left += open_work * like.seconds / like.work
         return left / self.jobs
+
+    def _work(self, kind: str, key: str) -> float:
+        """Zero for a stage that the plan did not count."""
+        return self.work[kind].get(key, 0.0) if kind in self.work else 1.0
