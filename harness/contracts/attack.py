@@ -99,6 +99,14 @@ class EvasionAttack(Attack):
         """Gradient or query evaluations per sample: of one attack, more should never leave higher accuracy."""
         return 1
 
+    def parts(self, num_classes: int) -> list[EvasionAttack]:
+        """The attacks it consists of, in the order they are run; the worst of them counts, sample by sample.
+
+        Each is run on what the ones before left right of the model that is scored, which may be another than
+        examples are made on. Of most attacks the one part is the attack itself.
+        """
+        return [self]
+
     def passes(self, num_classes: int) -> int:
         """Forward passes per sample that it costs at most, a gradient counted as three; for estimates."""
         return self.effort * (3 if self.access == "gradients" else 1)

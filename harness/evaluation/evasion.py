@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -140,14 +140,17 @@ def evade(
     num_classes: int,
     device: torch.device | str,
     source: nn.Module | None = None,
+    judge: nn.Module | None = None,
     clean: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The model's logits under attack, (n, k) float32, row by row over all images, and facts for the record.
 
     images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a source the examples are made on it (a
-    surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. clean (n, k):
-    the model's clean logits, where they are known. Robust accuracy counts what is right on the clean
+    surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. Of an attack of
+    several parts each is run on what the ones before left right of the judge, by default the model itself; one that
+    answers at random needs its expectation there, or trying again would be an attack. clean (n, k): the model's
+    clean logits, where they are known. Robust accuracy counts what is right on the clean
     *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep their
     clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
     numbers. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
@@ -157,6 +160,8 @@ def evade(
     import torch
 
     source = model if source is None else source
+    judge = model if judge is None else judge
+    parts = attack.parts(num_classes)
     truth = torch.as_tensor(labels).to("cpu", torch.int64).numpy()
     if truth.shape != (len(images),):
         raise HarnessError(f"{len(images)} images need labels ({len(images)},), not {truth.shape}")
@@ -173,9 +178,10 @@ def evade(
         batch, place = waiting.pop(0)
         x = gather(images, batch, device)
         try:
-            x_adv = attack_batch(
-                attack,
+            x_adv = _worst(
+                parts,
                 source,
+                judge,
                 x,
                 torch.from_numpy(truth[batch]).to(device),
                 seed=derive(seed, "evasion-batch", *place),
@@ -208,6 +214,42 @@ def evade(
     if len(targets):
         facts |= {f"mean_{norm}": total / len(targets) for norm, total in moved.items()}
     return adversarial, facts
+
+
+def _worst(
+    parts: Sequence[EvasionAttack],
+    source: nn.Module,
+    judge: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+    **settings: Any,
+) -> Tensor:
+    """Each part's examples, made on the source, of the samples that the judge still has right after the ones before.
+
+    A sample that no part takes from the judge keeps the last change that was tried. The first part draws the same
+    random numbers as it would alone.
+    """
+    import torch
+
+    found = x.clone()
+    left = torch.arange(len(x), device=x.device)
+    for number, part in enumerate(parts):
+        own = seed if number == 0 else derive(seed, "part", number)
+        tried = attack_batch(part, source, x[left], y[left], seed=own, **settings)
+        changed = (tried != x[left]).flatten(1).any(1)
+        found[left[changed]] = tried[changed]
+        if number + 1 == len(parts) or not bool(changed.any()):
+            continue
+        with global_generators(derive(own, "verdict"), x.device):
+            answers = torch.from_numpy(predict(judge, tried[changed], len(x), x.device)).to(y.device)
+        right = torch.ones_like(changed)
+        right[changed] = answers.argmax(1) == y[left[changed]]
+        left = left[right]
+        if not len(left):
+            break
+    return found
 
 
 def _check_input(x: Tensor, y: Tensor) -> None:

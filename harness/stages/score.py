@@ -176,11 +176,13 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
     logits: np.ndarray | None = None
     by_way: dict[str, Any] = {}
     facts: dict[str, Any] = {}
+    released = scoring.released
+    judge = Expectation(released.module, spec.evaluation.eot) if released.stochastic else released.module
     for number, way in enumerate(spec.ways):
         source, mode = _source(scoring, spec, attack, way)
         found, facts = evade(
             attack,
-            scoring.released.module,
+            released.module,
             test.images,
             test.labels,
             batch_size=spec.evaluation.batch_size,
@@ -189,6 +191,7 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
             num_classes=scoring.training.data.num_classes,
             device=scoring.device,
             source=source,
+            judge=judge,
             clean=clean,
             progress=lambda done, total, number=number: progress(  # type: ignore[misc]
                 number * total + done, len(spec.ways) * total, f"{done}/{total} images"
@@ -209,7 +212,7 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
         **attack.details(scoring.training.data.num_classes),
         **(facts if len(by_way) == 1 else {"ways": by_way}),
     }
-    if scoring.released.stochastic and attack.access == "gradients":
+    if released.stochastic and attack.access == "gradients":
         description["eot"] = spec.evaluation.eot
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
 

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import harness
 from harness.contracts.attack import EvasionAttack
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.evasion import BudgetExceeded, attack_batch, check_budget, distances, evade
+from harness.evaluation.expectation import Expectation
 from harness.evaluation.predict import predict
 from harness_plugins.attacks.evasion.fgsm import FGSM
 from harness_plugins.attacks.evasion.pgd import PGD
@@ -301,6 +303,83 @@ def test_transfer_makes_on_the_surrogate_and_scores_on_the_model():
     np.testing.assert_allclose(adversarial[6:], predict(model, moved, 64, "cpu"), atol=1e-5)
     assert facts["attacked"] == 18  # those the model, not the surrogate, has right
     assert np.abs(adversarial - _evade(FGSM(eps=EPS), model, x, y)[0]).max() > 1e-2
+
+
+class Noisy(nn.Module):
+    """Answers at random: logits of a network, of the image with noise."""
+
+    def __init__(self, inner, sigma):
+        super().__init__()
+        self.inner, self.sigma = inner, sigma
+
+    def forward(self, x):
+        return self.inner(x + self.sigma * torch.randn_like(x))
+
+
+def _of(*names):
+    return harness.create("attack", "multi-attack", attacks=[{name: {"eps": 0.2}} for name in names])
+
+
+def test_the_worst_of_several_counts_on_the_model_that_is_scored():
+    model, surrogate, (x, _) = network(), network(seed=1), data(64)
+    y = _learned_labels(model, x, wrong=0)
+    wrong = predict(surrogate, x, 64, "cpu").argmax(1) != y.numpy()
+    assert 10 < wrong.sum() < 54
+    alone = {}
+    for name in ("fgsm", "pgd", "apgd-ce"):
+        # As a whole batch, so that every part sees the samples it would see alone.
+        logits, _ = _evade(_of(name), model, x, y, source=surrogate, batch_size=64)
+        alone[name] = logits.argmax(1) == y.numpy()
+    found, facts = _evade(_of("fgsm", "pgd", "apgd-ce"), model, x, y, source=surrogate, batch_size=64)
+    right = found.argmax(1) == y.numpy()
+    assert not (right & ~alone["fgsm"]).any()  # what the first part fools stays fooled
+    assert right.sum() <= min(part.sum() for part in alone.values())
+    assert right[wrong].mean() < 0.9  # what the surrogate gets wrong is attacked too
+    assert facts["attacked"] == 64
+    single, _ = _evade(
+        harness.create("attack", "fgsm", eps=0.2), model, x, y, source=surrogate, batch_size=64
+    )
+    assert np.array_equal(single, _evade(_of("fgsm"), model, x, y, source=surrogate, batch_size=64)[0])
+
+
+def test_trying_again_is_no_attack_on_a_model_that_answers_at_random():
+    torch.manual_seed(0)
+    model, (x, _) = Noisy(network(), 1.0), data(64)
+    judge = Expectation(model, 16)
+    y = _learned_labels(model, x, wrong=0)
+    one, _ = _evade(_of("fgsm"), model, x, y, source=judge, judge=judge, batch_size=64)
+    nothing = scripted(lambda x: (x + 1e-4).clamp(0, 1))
+    many = type("Many", (type(nothing),), {"parts": lambda self, classes: [nothing] * 30})()
+    answers, _ = _evade(many, model, x, y, source=judge, judge=judge, budget=0.2, batch_size=64)
+    once, _ = _evade(nothing, model, x, y, source=judge, judge=judge, budget=0.2, batch_size=64)
+    assert (answers.argmax(1) == y.numpy()).mean() == pytest.approx(
+        (once.argmax(1) == y.numpy()).mean(), abs=0.15
+    )
+    assert (one.argmax(1) == y.numpy()).mean() < (once.argmax(1) == y.numpy()).mean()
+
+
+def test_later_parts_get_what_the_model_still_has_right():
+    model, surrogate, (x, _) = network().eval(), network(seed=1), data(24)
+    y = model(x).argmax(1)
+    sizes = []
+    first = harness.create("attack", "fgsm", eps=0.3)
+    second = scripted(lambda x: x, lambda model, x, *_: sizes.append(len(x)))
+    both = type("Both", (type(second),), {"parts": lambda self, classes: [first, second]})()
+    found, _ = _evade(both, model, x, y, source=surrogate, budget=0.3, batch_size=24)
+    assert sizes == [int((found.argmax(1) == y.numpy()).sum())]
+    assert 0 < sizes[0] < 24
+
+
+def test_apgd_moves_what_its_source_gets_wrong_or_never_loses():
+    surrogate, (x, _) = network(seed=1), data(24)
+    predicted = torch.from_numpy(predict(surrogate, x, 64, "cpu").argmax(1))
+    for loss, classes in (("ce", 3), ("dlr", 3)):
+        attack = harness.create("attack", "apgd", eps=1e-3, steps=5, loss=loss)
+        moved = attack_batch(attack, surrogate, x, (predicted + 1) % 3, num_classes=classes)
+        assert (moved != x).flatten(1).any(1).all()
+        moved = attack_batch(attack, surrogate, x, predicted, num_classes=classes)
+        assert (predict(surrogate, moved, 64, "cpu").argmax(1) == predicted.numpy()).mean() > 0.8
+        assert (moved != x).flatten(1).any(1).all()
 
 
 def test_uint8_and_float_arrays_and_tensors_are_the_same_images():

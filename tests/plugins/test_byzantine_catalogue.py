@@ -296,6 +296,16 @@ def test_mimic_learns_the_direction_of_most_variance_and_stays_with_a_client():
     assert int((honest - row).norm(dim=1).argmin()) == (5 if chosen[-1] == 7 else 0)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_mimic_does_not_depend_on_the_scale_of_the_updates(scale):
+    state, scaled = {}, {}
+    for round in range(6):
+        honest = normal(8, 40, seed=round) * torch.linspace(3, 0.1, 40, dtype=torch.float64)
+        row = craft("mimic", honest, state=state, round=round)[0]
+        torch.testing.assert_close(craft("mimic", scale * honest, state=scaled, round=round)[0], scale * row)
+    torch.testing.assert_close(scaled["direction"], state["direction"])
+
+
 # Free-riders ----------------------------------------------------------------------------------------------------------
 
 

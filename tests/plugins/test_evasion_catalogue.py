@@ -115,6 +115,21 @@ def test_cw_moves_pixels_that_are_black_or_white():
     assert (model(adversarial).argmax(1) != y).float().mean() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("attack", "settings", "access", "effort"),
+    [
+        ("Square", {"n_queries": 70}, "logits", 70),
+        ("OnePixel", {"steps": 3}, "logits", 3),
+        ("Pixle", {}, "logits", 10),
+        ("GN", {}, "none", 1),
+        ("VNIFGSM", {"steps": 4}, "gradients", 4),
+    ],
+)
+def test_what_a_class_of_torchattacks_asks_of_the_model(attack, settings, access, effort):
+    made = create("torchattack", attack=attack, settings=settings)
+    assert (made.access, made.effort) == (access, effort)
+
+
 def test_pgd_l2_ends_on_the_ball_in_the_worst_direction():
     model, x = Linear(2, scale=0.2).eval(), images(5)
     y = model(x).argmax(1)
@@ -122,6 +137,23 @@ def test_pgd_l2_ends_on_the_ball_in_the_worst_direction():
     wrong = model.weight[1 - y] - model.weight[y]
     expected = x + 0.3 * (wrong / wrong.norm(dim=1, keepdim=True)).view_as(x)
     torch.testing.assert_close(adversarial, expected, rtol=0, atol=1e-4)
+
+
+def test_deepfool_crosses_the_boundary_where_pixels_are_black_or_white():
+    model, x = Linear(5).eval(), images(32, low=0.0, high=1.0).round()
+    y = model(x).argmax(1)
+    adversarial = create("deepfool")(model, x, y)
+    assert (model(adversarial).argmax(1) != y).all()
+    assert ((adversarial >= 0) & (adversarial <= 1)).all()
+    assert torch.equal(create("deepfool")(model, x, (y + 1) % 5), x)  # wrong already: nothing to look for
+
+
+def test_deepfool_is_each_image_s_own():
+    model, x = Linear(4).eval(), images(6)
+    y = model(x).argmax(1)
+    whole = create("deepfool")(model, x, y)
+    for i in range(6):
+        torch.testing.assert_close(create("deepfool")(model, x[i : i + 1], y[i : i + 1])[0], whole[i])
 
 
 def test_deepfool_finds_the_distance_to_the_boundary():

@@ -42,9 +42,17 @@ def test_confident_predictions_stay_apart():
     assert -result.scores[1] == pytest.approx(2 * np.exp(-25.0), rel=1e-3)
 
 
-def test_an_undefined_loss_counts_as_infinite():
+def test_records_far_from_the_boundary_stay_apart():
+    # From the probability every one of these losses would be 0, in float64 too: no threshold could tell them apart.
+    rows = [[float(z), 0, 0] for z in range(40, 90)]
+    result = attack().run(view(rows[1::2], rows[::2]), CONTEXT)
+    assert len(set(result.scores.tolist())) == 50
+    np.testing.assert_array_equal(np.argsort(result.scores[:25]), np.arange(25))
+
+
+def test_an_undefined_loss_counts_as_the_largest():
     result = attack().run(view([[0.0, 0, 0]], [[float("nan"), 0, 0]]), CONTEXT)
-    assert result.scores.tolist() == [pytest.approx(-np.log(3)), -np.inf]
+    assert result.scores.tolist() == [pytest.approx(-np.log(3)), -1e6]
 
 
 def test_a_model_that_memorised_its_members_gives_them_all_away():
@@ -67,7 +75,7 @@ def test_a_model_that_treats_both_alike_gives_nothing_away():
 def test_missing_sides_and_misfits_are_refused():
     with pytest.raises(PluginError, match="members and non-members"):
         attack().run(view([[1.0, 0, 0]], np.empty((0, 3))), CONTEXT)
-    with pytest.raises(PluginError, match="1 predictions"):
+    with pytest.raises(PluginError, match=r"logits \(1, 3\) for labels \(2,\)"):
         attack().run(view([[1.0, 0, 0]] * 2, [[1.0, 0, 0]] * 2, logits=lambda x: x[:1].flatten(1)), CONTEXT)
 
 

@@ -14,8 +14,9 @@ class Detection(Metric):
     gave it less than half of an equal share of the weight, or it held values that are not finite. With TP flagged
     malicious, FP flagged honest, FN kept malicious and TN kept honest (client, round) pairs:
     precision = TP / (TP + FP), recall = TP / (TP + FN), false-positive rate = FP / (FP + TN).
-    A client counts as malicious in the rounds in which it attacks. A ratio of 0 / 0 is left out, and all three are
-    where the rule treats every row alike or several clients share a row.
+    A client counts as malicious in the rounds in which it attacks. A ratio of 0 / 0 is left out. A
+    rule that treats every row alike, or in which several clients share a row, flags nobody: its rounds count only
+    where the server dropped an update that was not finite, and without any such round all three are left out.
     """
 
     name = "detection"

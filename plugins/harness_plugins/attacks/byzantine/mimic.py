@@ -18,10 +18,10 @@ class Mimic(ByzantineAttack):
     rounds t the attackers estimate the mean mu and the direction z of most variance (appendix B), with
     weights 1/t and t/(t+1) for the past:
         mu <- t/(t+1) mu + 1/(t+1) mean_i x_i
-        z <- t/(t+1) z + 1/(t+1) sum_i (x_i - mu) <x_i - mu, z>, normalised
-    and copy the client with the largest <z, x_i> of the round; then they stay with the client whose sum of
-    <z, x_i> over the warm-up is largest. If that client is absent, the best one present is copied. `client`
-    sets one from the start.
+        z <- t/(t+1) z + 1/(t+1) s / |s|, s = sum_i (x_i - mu) <x_i - mu, z>, normalised
+    (with s at length one, as in the authors' code, so that the scale of the updates does not matter), and copy the
+    client with the largest <z, x_i> of the round; then they stay with the client whose sum of <z, x_i> over the
+    warm-up is largest. If that client is absent, the best one present is copied. `client` sets one from the start.
 
     honest (h, d) -> (m, d). Raises PluginError where h = 0, or where `client` is no honest client of the
     round. Costs O(h d). Keeps mu and z (d,) between rounds. z starts from a random direction of the context's
@@ -75,7 +75,8 @@ class Mimic(ByzantineAttack):
             state["mean"] = (seen * state["mean"] + mean) / (seen + 1)
         centred = honest - state["mean"]
         step = (centred @ state["direction"]) @ centred
-        direction = (seen * state["direction"] + step) / (seen + 1)
+        length = float(step.norm())
+        direction = seen * state["direction"] + (step / length if length > 0 else 0)
         norm = float(direction.norm())
         if norm > 0:
             state["direction"] = direction / norm

@@ -11,6 +11,16 @@ from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, Torchattac
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
 OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
+# Classes that ask for less than gradients.
+ACCESS = {
+    "Square": "logits",
+    "OnePixel": "logits",
+    "Pixle": "logits",
+    "SPSA": "logits",
+    "GN": "none",
+    "VANILA": "none",
+}
+COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
 class AnyTorchattack(TorchattacksAttack):
@@ -71,9 +81,14 @@ class AnyTorchattack(TorchattacksAttack):
         return {n: p.default for n, p in signature.items() if n not in OURS or n in ("eps", "alpha")}
 
     @property
+    def access(self) -> str:  # type: ignore[override]
+        return ACCESS.get(self.attack, "gradients")
+
+    @property
     def effort(self) -> int:
-        steps = self.settings.get("steps", self._signature().get("steps", 1))
-        return steps if isinstance(steps, int) else 1
+        given = {**self._signature(), **self.settings}
+        count = next((given[name] for name in COUNTS if name in given), 1)
+        return count if isinstance(count, int) else 1
 
     def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
         if context.eps == 0:

@@ -56,6 +56,32 @@ def _reachable(passes: int, num_classes: int) -> int:
     return passes // TARGETS * min(TARGETS, num_classes - 1)
 
 
+def _restarted(attack: Any, x: Tensor, y: Tensor, runs: list[int | None]) -> Tensor:
+    """One APGD run after another, each with its target rank if any, on the samples that the ones before left right.
+
+    Of a sample that a run fools the point that does, of the others the one of the highest loss: torchattacks' own
+    loop hands back the clean image for these, and for all that the model gets wrong to begin with, which is no attempt
+    at all where another model is scored.
+    """
+    import torch
+
+    images, labels = x.float(), y
+    torch.manual_seed(attack.seed)
+    found = images.clone()
+    highest = torch.full((len(x),), -torch.inf, device=x.device)
+    left = torch.arange(len(x), device=x.device)
+    for target in runs:
+        if not len(left):
+            break
+        attack.target_class = target
+        best, right, loss, fooling = attack.attack_single_run(images[left], labels[left])
+        better = ~right | (loss > highest[left])
+        found[left[better]] = torch.where(right[:, None, None, None], best, fooling)[better].detach()
+        highest[left] = torch.maximum(highest[left], loss)
+        left = left[right]
+    return found.to(x.dtype)
+
+
 class APGD(_Part):
     """Auto-PGD: PGD with momentum whose step size halves where progress stalls, restarting from the best point.
 
@@ -86,15 +112,18 @@ class APGD(_Part):
             raise NotApplicable(f"apgd with loss {self.loss} needs {needed} classes, not {num_classes}")
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        if self.loss != "targeted" or context.eps == 0:
-            return super().perturb(model, x, y, context)
-        settings = {**self.common(context), "steps": self.steps, "n_restarts": self.restarts}
-        attack = self.build("APGDT", model, x, {**settings, "n_classes": context.num_classes})
-        attack.n_target_classes = min(TARGETS, context.num_classes - 1)
-        return run(attack, x, y)
+        if context.eps == 0:
+            return x
+        if self.loss != "targeted":
+            attack = self.build(self.implementation, model, x, self.arguments(context))
+            return _restarted(attack, x, y, [None] * self.restarts)
+        settings = {**self.common(context), "steps": self.steps, "n_classes": context.num_classes}
+        attack = self.build("APGDT", model, x, settings)
+        targets = range(2, min(TARGETS, context.num_classes - 1) + 2)  # ranks: 1 is the likeliest class
+        return _restarted(attack, x, y, [target for target in targets for _ in range(self.restarts)])
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
-        return {**self.common(context), "steps": self.steps, "n_restarts": self.restarts, "loss": self.loss}
+        return {**self.common(context), "steps": self.steps, "loss": self.loss}
 
 
 class APGDCE(APGD):
@@ -228,24 +257,21 @@ class AutoAttack(EvasionAttack):
         return {"parts": [part.label() for part in self.parts(num_classes)]}
 
     def parts(self, num_classes: int) -> list[EvasionAttack]:
-        """The attacks run, in order."""
-        ball = self.ball
-        second = {2: [], 3: [APGD(ball=ball, loss="dlr", steps=self.steps)]}.get(
-            num_classes, [APGD(ball=ball, loss="targeted", steps=self.steps)]
+        of = {"ball": self.ball, "eps": self.eps}
+        second = {2: [], 3: [APGD(loss="dlr", steps=self.steps, **of)]}.get(
+            num_classes, [APGD(loss="targeted", steps=self.steps, **of)]
         )
         return [
-            APGD(ball=ball, loss="ce", steps=self.steps),
+            APGD(loss="ce", steps=self.steps, **of),
             *second,
-            FAB(ball=ball, steps=self.steps),
-            Square(ball=ball, queries=self.queries),
+            FAB(steps=self.steps, **of),
+            Square(queries=self.queries, **of),
         ]
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         from harness_plugins.attacks.evasion.multi_attack import one_after_another
 
-        if context.eps == 0:
-            return x
-        return one_after_another([(part, context) for part in self.parts(context.num_classes)], model, x, y)
+        return one_after_another(self.model_copy(update={"eps": context.eps}), model, x, y, context)
 
 
 class StandardFast(AutoAttack):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -26,23 +25,31 @@ ASKS = ("none", "labels", "logits", "gradients")  # from the least to the most
 
 
 def one_after_another(
-    attacks: Sequence[tuple[EvasionAttack, EvasionContext]], model: nn.Module, x: Tensor, y: Tensor
+    attack: EvasionAttack, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext
 ) -> Tensor:
-    """Each attack on what the ones before left right; a sample keeps the first change that fools the model."""
+    """Each part on what the ones before left right; a sample keeps the first change that fools the model."""
     import torch
 
     result = x.clone()
     with torch.no_grad():
         left = (model(x).argmax(1) == y).nonzero().squeeze(1)
-    for attack, context in attacks:
+    for part in attack.parts(context.num_classes):
         if not len(left):
             break
-        moved = attack.perturb(model, x[left].clone(), y[left], context).detach()
+        radius = _within(part, context)
+        own = replace(context, eps=radius, norm=part.norm)
+        moved = part.perturb(model, x[left].clone(), y[left], own).detach()
         with torch.no_grad():
             fooled = model(moved).argmax(1) != y[left]
         result[left[fooled]] = moved[fooled]
         left = left[~fooled]
     return result
+
+
+def _within(part: EvasionAttack, context: EvasionContext) -> float | None:
+    """A part's radius: never beyond the whole's, which a caller may have made smaller."""
+    radius = part.radius(context.budget)
+    return radius if radius is None or context.eps is None else min(radius, context.eps)
 
 
 class MultiAttack(EvasionAttack):
@@ -100,15 +107,11 @@ class MultiAttack(EvasionAttack):
     def details(self, num_classes: int) -> dict[str, Any]:
         return {"parts": [attack.label() for attack in self.attacks]}
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        parts = [(a, replace(context, eps=self._within(a, context), norm=a.norm)) for a in self.attacks]
-        return one_after_another(parts, model, x, y)
+    def parts(self, num_classes: int) -> list[EvasionAttack]:
+        return [part for attack in self.attacks for part in attack.parts(num_classes)]
 
-    @staticmethod
-    def _within(attack: EvasionAttack, context: EvasionContext) -> float | None:
-        """A part's radius: never beyond the whole's, which a caller may have made smaller."""
-        radius = attack.radius(context.budget)
-        return radius if radius is None or context.eps is None else min(radius, context.eps)
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
+        return one_after_another(self, model, x, y, context)
 
 
 class Transfer(EvasionAttack):
@@ -178,6 +181,12 @@ class Transfer(EvasionAttack):
 
     def passes(self, num_classes: int) -> int:
         return self.attack.passes(num_classes)
+
+    def parts(self, num_classes: int) -> list[EvasionAttack]:
+        inner = self.attack.parts(num_classes)
+        return (
+            [self] if inner == [self.attack] else [self.model_copy(update={"attack": part}) for part in inner]
+        )
 
     def radius(self, budget: float | None = None) -> float | None:
         return self.attack.radius(budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.api import Membership, PluginError, PrivacyAttack, PrivacyContext, PrivacyView, Reference
+from harness_plugins.attacks.privacy._shadows import log_odds, log_probability
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,8 +16,9 @@ class LossThreshold(PrivacyAttack):
     """A record is the more likely a member the lower its loss: score = -CE(logits(x), y), in nats.
 
     Yeom et al.'s adversary predicts "member" below a threshold on the loss; the score leaves the threshold
-    open, so that the membership metrics cover every one. Black-box: one query a record. The loss is computed
-    in float64, as float32 makes ties of the confident predictions; a NaN loss counts as infinite. Source:
+    open, so that the membership metrics cover every one. Black-box: one query a record. The loss is computed from
+    the log-odds of the label in float64: from the probability the most confident predictions would all have the loss
+    0, as records that noise drove far from the boundary have. A NaN loss counts as the largest. Source:
     Yeom et al. (2018), section 3, the adversary that thresholds the loss. Raises PluginError where the two
     sides are not both there, or labels and logits do not fit.
     """
@@ -41,17 +43,7 @@ class LossThreshold(PrivacyAttack):
         return Membership(np.concatenate(sides), is_member)
 
     def _scores(self, view: PrivacyView, images: Tensor, labels: Tensor) -> np.ndarray:
-        import torch
-        from torch.nn import functional
-
-        if not len(images):
-            return torch.empty(0, dtype=torch.float64).numpy()
-        with torch.no_grad():
-            logits = view.logits(images).double()
-            if logits.shape[:1] != labels.shape:
-                raise PluginError(f"{self.name}: {len(logits)} predictions for labels {tuple(labels.shape)}")
-            loss = functional.cross_entropy(logits, labels.to(logits.device), reduction="none")
-        return -loss.nan_to_num(nan=float("inf"), posinf=float("inf")).cpu().numpy()
+        return log_probability(log_odds(self.name, view.logits, images, labels))
 
 
 PLUGINS = (LossThreshold,)
