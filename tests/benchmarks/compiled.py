@@ -19,7 +19,7 @@ from typing import Any
 
 from measure import apart, as_stages_compute, clock, keep, options, table
 
-NETWORKS = {"small-cnn": ({}, (1, 28, 28), True), "resnet9": ({"width": 16}, (3, 64, 64), False)}
+NETWORKS = {"small-cnn": ({}, (1, 28, 28)), "resnet9": ({"width": 16}, (3, 64, 64))}
 
 
 def one(name: str, device: str, batch: int, steps: int) -> dict[str, Any]:
@@ -27,13 +27,17 @@ def one(name: str, device: str, batch: int, steps: int) -> dict[str, Any]:
     import torch
 
     import harness
+    from harness.scenario import Compute
+    from harness.training import channels_last
 
-    parameters, shape, last = NETWORKS[name]
+    parameters, shape = NETWORKS[name]
     torch.set_num_threads(1)
     as_stages_compute()
     torch.manual_seed(0)
-    layout = torch.channels_last if last and device == "cpu" else torch.contiguous_format
-    model = harness.create("model", name, **parameters).build(shape, 10).to(device, memory_format=layout)
+    model = harness.create("model", name, **parameters).build(shape, 10).to(device)
+    last = channels_last(model, Compute(), device)
+    layout = torch.channels_last if last else torch.contiguous_format
+    model = model.to(memory_format=layout)
     x = torch.rand(batch, *shape, device=device).to(memory_format=layout)
     y = torch.arange(batch, device=device) % 10
     weights = list(model.parameters())
