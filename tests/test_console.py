@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from statistics import stdev
 
@@ -104,6 +105,25 @@ def test_accuracy_under_byzantine_attacks_is_kept_apart_from_clean_accuracy():
         pytest.approx(90),
         pytest.approx(50),
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        ((math.inf, 20.0), "inf"),
+        ((math.inf, math.inf), "inf"),
+        ((20.0, -math.inf), "-inf"),
+        ((math.inf, -math.inf), "nan"),
+    ],
+)
+def test_an_infinite_score_has_no_deviation(values, mean):
+    records = [
+        record("server", "yeom", seed=seed, scores={"mia_auc": 0.5, "reconstruction_psnr": value})
+        for seed, value in enumerate(values)
+    ]
+    (row,) = pool(records)
+    assert (str(row.values["inversion"].mean), row.values["inversion"].deviation) == (mean, None)
+    assert f" {mean} " in drawn(records)
 
 
 def test_a_missing_attack_makes_a_value_incomplete_and_it_cannot_win():

@@ -83,7 +83,7 @@ QUANTITIES = (
 
 @dataclass(frozen=True)
 class Value:
-    """A pooled number: mean over seeds, standard deviation (None: one seed), and what to know about it.
+    """A pooled number: mean over seeds, standard deviation (None: one seed, or an infinite value), and what to know.
 
     incomplete: some attack that counts here has no score, so the worst may be better than it looks.
     masked: gradient masking is suspected. violated: an audit refutes the guarantee. clients: the guarantee is
@@ -185,9 +185,10 @@ def _pooled(
     if not seeds:
         return None
     worst = [quantity.worst(scores) for scores in seeds.values()]
-    deviation = stdev(worst) * quantity.scale if len(worst) > 1 else None
+    finite = all(map(math.isfinite, worst))
+    deviation = stdev(worst) * quantity.scale if finite and len(worst) > 1 else None
     # The mean is taken before it is scaled, as on the board: the other order may round another way.
-    mean = fmean(worst) * quantity.scale
+    mean = (fmean(worst) if finite else sum(worst)) * quantity.scale
     return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset)
 
 
