@@ -18,6 +18,7 @@ from harness.console.pages import reflowed, usage
 from harness.console.pooling import QUANTITIES, Row, Value, best, family, pool
 from harness.console.progress import LiveObserver, LogObserver, Observer, make_observer
 from harness.console.tables import render_leaderboard, render_plan
+from harness.contracts.privacy import VIOLATION
 from harness.registry import Entry
 
 BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
@@ -175,6 +176,19 @@ def test_epsilon_is_the_largest_and_says_when_it_promises_nothing(guarantees, te
     assert (row.values["epsilon"].text, row.values["epsilon"].mean) == (text, mean)
 
 
+def test_an_epsilon_that_an_audit_refutes_cannot_win():
+    records = [
+        record(defence="sound", guarantee={"epsilon": 8.0, "holds": True}),
+        record(defence="refuted", guarantee={"epsilon": 1.0, "holds": True}),
+        record(
+            "server", "audit", defence="refuted", flags=[VIOLATION], guarantee={"epsilon": 1.0, "holds": True}
+        ),
+    ]
+    rows = pool(records)
+    assert [row.values["epsilon"].violated for row in rows] == [False, True]
+    assert best(rows, BY_KEY["epsilon"]) == {0}
+
+
 def test_family_from_scores_phase_or_plugin():
     assert family(record()) == "clean"
     assert (
@@ -200,6 +214,9 @@ def test_best_needs_a_difference():
     assert best(rows(Value(90.0)), accuracy) == set()
     assert best(rows(Value(90.0), Value(90.0)), accuracy) == set()
     assert best(rows(Value(90.0), Value(99.0, incomplete=True)), accuracy) == {0}
+    assert best(rows(Value(90.0), Value(99.0, masked=True)), accuracy) == {0}
+    assert best(rows(Value(90.0), Value(99.0, violated=True)), accuracy) == {0}
+    assert best(rows(Value(90.0, masked=True), Value(99.0, masked=True)), accuracy) == set()
     epsilon = [
         Row(("a",), {"epsilon": Value(8.0)}),
         Row(("b",), {"epsilon": Value(float("inf"), text="none")}),

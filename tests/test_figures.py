@@ -7,6 +7,7 @@ import pytest
 from harness import cli
 from harness.console.figures import draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
+from harness.evaluation.masking import FLAG
 
 AXES = {"aggregator": "mean", "compressor": "none", "threat": "none", "attack": "none", "seed": 0}
 
@@ -38,6 +39,16 @@ def test_the_front_holds_what_nothing_else_beats(tmp_path, ending):
         text = out.read_text()
         assert all(f">{name}<" in text for name in "abc")
         assert "t: filled on the Pareto front" in text
+
+
+def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):
+    records = trade_off()
+    masked = record(10, 0.9, defence="d"), record(11, 0.9, 0.9, defence="d", threat="e", attack="pgd")
+    out = tmp_path / "x.svg"
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust") == 1
+    masked[1]["flags"] = [FLAG]
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust") == 2
+    assert ">d<" not in out.read_text()
 
 
 def test_what_has_no_front_says_so(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.console.drawing import COLOURS, MARKERS, figure
 from harness.console.output import shorten, without_parameters
-from harness.console.pooling import AXES, QUANTITIES, Quantity, family, pool
+from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, pool
 from harness.errors import HarnessError, did_you_mean
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
@@ -39,7 +39,7 @@ def check_kind(kind: str, by: str) -> None:
 def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
     """One point a configuration, those that no other one beats in both joined; returns how many are on the front.
 
-    Broken guarantees, none at all and incomplete values are left out of the front. Raises HarnessError.
+    Values that are not fair, such as those of suspected gradient masking, are left out. Raises HarnessError.
     """
     from harness.leaderboard.comparisons import pareto_front
 
@@ -86,9 +86,9 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
     return int(front.sum())
 
 
-def _number(value: Any) -> float:
-    """NaN for what promises nothing or lacks attacks, which therefore is on no front."""
-    return math.nan if value.text or value.incomplete else float(value.mean)
+def _number(value: Value) -> float:
+    """NaN for what cannot be compared, which therefore is on no front."""
+    return value.mean if value.fair else math.nan
 
 
 # heatmap --------------------------------------------------------------------------------------------

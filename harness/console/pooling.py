@@ -100,6 +100,11 @@ class Value:
     clients: bool = False
     subset: bool = False
 
+    @property
+    def fair(self) -> bool:
+        """It can be compared with others of its column, as on the board."""
+        return not (self.incomplete or self.masked or self.violated) and math.isfinite(self.mean)
+
 
 @dataclass
 class Row:
@@ -202,8 +207,12 @@ def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
     if not all(guarantee.get("holds", True) for guarantee in guarantees):
         return Value(math.inf, text="broken")
     epsilons = [float("inf") if g.get("epsilon") is None else float(g["epsilon"]) for g in guarantees]
-    clients = any(g.get("unit") == "client" for g in guarantees)
-    return Value(max(epsilons), text="inf" if math.isinf(max(epsilons)) else None, clients=clients)
+    return Value(
+        max(epsilons),
+        text="inf" if math.isinf(max(epsilons)) else None,
+        violated=any(VIOLATION in (record.get("flags") or ()) for record in records),
+        clients=any(g.get("unit") == "client" for g in guarantees),
+    )
 
 
 def family(record: dict[str, Any]) -> str:
@@ -245,14 +254,10 @@ def _plugin_family(label: str) -> str | None:
 def best(rows: Sequence[Row], quantity: Quantity) -> set[int]:
     """Positions of the best rows: none where fewer than two can be compared or all are equal.
 
-    Incomplete values and epsilons that promise nothing don't compete, nor those of records with those of clients.
+    Only fair values compete, and epsilons of records not with those of clients.
     """
     shown = {i: r.values[quantity.key] for i, r in enumerate(rows) if quantity.key in r.values}
-    values = {
-        i: float(quantity.show(quantity.compared(v.mean)))
-        for i, v in shown.items()
-        if not v.incomplete and not v.text
-    }
+    values = {i: float(quantity.show(quantity.compared(v.mean))) for i, v in shown.items() if v.fair}
     if len(shown) < 2 or len({shown[i].clients for i in values}) != 1:
         return set()
     top = max(values.values()) if quantity.better == "higher" else min(values.values())

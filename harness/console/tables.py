@@ -151,7 +151,7 @@ def _legend(
     if any(value.incomplete for value in shown):
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):
-        lines.append("‡: gradient masking suspected, so probably too high")
+        lines.append("‡: gradient masking suspected, so probably too high; not compared")
     if any(value.clients for value in shown):
         lines.append("§: for a client with all its data; without it, for one record")
     if any(value.subset for value in shown):
