@@ -51,6 +51,24 @@ def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):
     assert ">d<" not in out.read_text()
 
 
+def test_guarantees_for_records_and_for_clients_have_fronts_of_their_own(tmp_path):
+    out = tmp_path / "x.svg"
+
+    def fronts(*rows):
+        records = [
+            record(number, accuracy, defence=f"d{number}")
+            | {"guarantee": {"epsilon": epsilon, "unit": unit, "holds": True}}
+            for number, (accuracy, epsilon, unit) in enumerate(rows)
+        ]
+        return draw_pareto(records, out, "t", "epsilon", "accuracy")
+
+    assert fronts((0.80, 5.0, "client"), (0.81, 4.0, "record")) == 2
+    assert all(f">epsilon for a {unit}<" in out.read_text() for unit in ("client", "record"))
+    assert fronts((0.80, 5.0, "client"), (0.81, 4.0, "record"), (0.79, 6.0, "client")) == 2
+    assert fronts((0.80, 5.0, "record"), (0.81, 4.0, "record")) == 1
+    assert "epsilon for" not in out.read_text()
+
+
 def test_what_has_no_front_says_so(tmp_path):
     with pytest.raises(HarnessError, match="fewer than two configurations have both accuracy and mia"):
         draw_pareto(trade_off(), tmp_path / "x.svg", "t", "accuracy", "mia")

@@ -39,7 +39,8 @@ def check_kind(kind: str, by: str) -> None:
 def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
     """One point a configuration, those that no other one beats in both joined; returns how many are on the front.
 
-    Values that are not fair, such as those of suspected gradient masking, are left out. Raises HarnessError.
+    Values that are not fair, such as those of suspected gradient masking, are left out. An epsilon for records is not
+    compared with one for clients: each have a front of their own. Raises HarnessError.
     """
     from harness.leaderboard.comparisons import pareto_front
 
@@ -48,8 +49,9 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
     if len(rows) < 2:
         raise HarnessError(f"fewer than two configurations have both {x} and {y}; run more of the scenario")
     points = [[_number(row.values[q.key]) for q in (across, up)] for row in rows]
-    counted = [[q.compared(value) for q, value in zip((across, up), point, strict=True)] for point in points]
-    front = pareto_front(counted, [across.better, up.better])
+    costs = [[cost for q in (across, up) for cost in _costs(row.values[q.key], q)] for row in rows]
+    front = pareto_front(costs, ["lower"] * len(costs[0]))
+    clients = [any(row.values[q.key].clients for q in (across, up)) for row in rows]
     varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1]
     series = list(dict.fromkeys(row.axes[varying[0]] if varying else "" for row in rows))
     with figure(out, 5.2, 3.8) as drawn:
@@ -67,8 +69,14 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
                         label=None if told else shorten(name, 40),
                     )  # fmt: skip
                     told = True
-        line = sorted(points[i] for i in range(len(rows)) if front[i])
-        axes.plot([p[0] for p in line], [p[1] for p in line], color="#888888", linewidth=0.8, zorder=1)
+        for unit, style in (("record", "-"), ("client", "--")):
+            line = sorted(
+                points[i] for i in range(len(rows)) if front[i] and clients[i] is (unit == "client")
+            )
+            axes.plot(
+                [p[0] for p in line], [p[1] for p in line], color="#888888", linewidth=0.8, linestyle=style, zorder=1,
+                label=f"epsilon for a {unit}" if line and any(clients) else None,
+            )  # fmt: skip
         left, right = axes.get_xlim()
         for i, row in enumerate(rows):
             rest = " / ".join(row.axes[j] for j in varying[1:])
@@ -89,6 +97,14 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
 def _number(value: Value) -> float:
     """NaN for what cannot be compared, which therefore is on no front."""
     return value.mean if value.fair else math.nan
+
+
+def _costs(value: Value, of: Quantity) -> tuple[float, float]:
+    """By unit, lower is better."""
+    from harness.leaderboard.comparisons import by_unit
+
+    counted = of.compared(_number(value))
+    return by_unit(-counted if of.better == "higher" else counted, value.clients)
 
 
 # heatmap --------------------------------------------------------------------------------------------

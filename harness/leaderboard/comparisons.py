@@ -173,6 +173,14 @@ def win_rates(
     return WinRates(share, low, high, count)
 
 
+def by_unit(cost: float, clients: bool) -> tuple[float, float]:
+    """A cost as two coordinates of a Pareto front where lower is better: one of records, one of clients.
+
+    Costs of different units then never beat each other, and both beat an infinite one.
+    """
+    return (math.inf, cost) if clients else (cost, math.inf)
+
+
 def pareto_front(
     points: npt.ArrayLike, directions: Sequence[Literal["higher", "lower"]]
 ) -> npt.NDArray[np.bool_]:

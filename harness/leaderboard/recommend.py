@@ -12,7 +12,7 @@ import numpy as np
 from harness.errors import HarnessError, did_you_mean
 from harness.leaderboard.board import Board, Row, Value, boards
 from harness.leaderboard.columns import BY_KEY, Column
-from harness.leaderboard.comparisons import pareto_front
+from harness.leaderboard.comparisons import by_unit, pareto_front
 from harness.leaderboard.statistics import PairedDifference, holm, paired_difference, too_few
 from harness.leaderboard.submission import Submission, read
 from harness.leaderboard.submit import of_store
@@ -40,7 +40,8 @@ class Limit:
 
 @dataclass
 class Suggestion:
-    """A row that fits. front: no fitting row is at least as good in every objective and better in one.
+    """A row that fits. front: no fitting row is at least as good in every objective and better in one; an epsilon of
+    records is neither better nor worse than one of clients.
 
     sure: every limit is met by the whole interval over seeds, not by the mean alone; None: too few seeds to say.
     behind: the first suggestion's lead in the first objective over shared seeds; p is adjusted by Holm's method for
@@ -121,8 +122,8 @@ def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Adv
     if not fitting:
         return advice
     # A row without a value that can be trusted is beaten by every row that has one.
-    points = [[_cost(row, column) for column in objectives] for row in fitting]
-    front = pareto_front(points, ["lower"] * len(objectives)) if objectives else np.ones(len(fitting), bool)
+    points = [[cost for column in objectives for cost in _costs(row, column)] for row in fitting]
+    front = pareto_front(points, ["lower"] * len(points[0])) if objectives else np.ones(len(fitting), bool)
     order = sorted(range(len(fitting)), key=lambda i: (not front[i], points[i]))
     advice.suggestions = [Suggestion(fitting[i], bool(front[i]), _sure(fitting[i], limits)) for i in order]
     if objectives:
@@ -157,13 +158,13 @@ def _sure(row: Row, limits: Sequence[Limit]) -> bool | None:
     return False if False in answers else None if None in answers else True
 
 
-def _cost(row: Row, column: Column) -> float:
-    """Lower is better; a value that is not there or not to be trusted is the worst."""
+def _costs(row: Row, column: Column) -> tuple[float, float]:
+    """By unit, lower is better; a value that is not there or not to be trusted is the worst."""
     value = trusted(row, column)
     if value is None:
-        return math.inf
+        return math.inf, math.inf
     counted = column.compared(value.mean)
-    return -counted if column.better == "higher" else counted
+    return by_unit(-counted if column.better == "higher" else counted, value.clients)
 
 
 def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:

@@ -55,6 +55,25 @@ def test_the_front_comes_first_and_the_first_objective_orders_it():
     assert {s.row.axes[0] for s in advice.suggestions if s.front} == {"good", "fast", "private"}
 
 
+def test_guarantees_for_records_and_for_clients_are_not_compared():
+    rows = {
+        "none": (0.60, None),
+        "client": (0.80, claim(5.0, unit="client")),
+        "weaker": (0.80, claim(6.0, unit="client")),
+        "record": (0.81, claim(4.0)),
+    }
+    cells = [
+        cell(
+            (name, "mean", "none", "none", "none"), "clean", {"accuracy": [accuracy] * 3}, guarantee=guarantee
+        )
+        for name, (accuracy, guarantee) in rows.items()
+    ]
+    for objectives in (("accuracy", "epsilon"), ("epsilon", "accuracy")):
+        advice, names = advise(objectives=objectives, data=plain("lab", cells))
+        assert names == ["record", "client", "weaker", "none"]
+        assert [s.front for s in advice.suggestions] == [True, True, False, False]
+
+
 def test_an_attack_below_chance_is_no_merit():
     made = board()
     aucs = {"good": 0.5, "fast": 0.42, "weak": 0.3, "private": 0.7}
