@@ -104,6 +104,22 @@ def test_the_heatmap_shows_means_over_seeds(tmp_path):
         draw_heatmap(found[::2], out, "t")
 
 
+def test_the_heatmap_keeps_threats_apart(tmp_path):
+    found = [
+        record(0, 0.9),
+        record(1, 0.8, threat="few", attack="alie", phase="training"),
+        record(2, 0.2, threat="many", attack="alie", phase="training"),
+        record(3, 0.6, threat="few", attack="ipm", phase="training"),
+    ]
+    out = tmp_path / "heat.svg"
+    draw_heatmap(found, out, "t")
+    text = out.read_text()
+    assert all(f">{value}<" in text for value in (90, 80, 20, 60))
+    assert [text.count(f">{name}<") for name in ("alie", "few", "many", "ipm")] == [2, 1, 1, 1]
+    draw_heatmap(found[:2], out, "t")
+    assert ">few<" not in out.read_text()
+
+
 def test_ranks_tell_a_better_rule_from_others(tmp_path):
     found = []
     for block in range(12):

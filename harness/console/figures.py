@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -113,9 +114,11 @@ def _costs(value: Value, of: Quantity) -> tuple[float, float]:
 def draw_heatmap(records: Records, out: Path, title: str) -> int:
     """Accuracy of every aggregator under every attack on training, a panel a defence; returns the panels.
 
-    Mean over seeds, of uncompressed models; the column `none` is accuracy without an attack. Raises HarnessError.
+    Mean over seeds, of uncompressed models; the column `none` is accuracy without an attack. An attack under several
+    threats has a column for each. Raises HarnessError.
     """
-    cells: dict[str, dict[tuple[str, str], list[float]]] = {}
+    clean = ("none", "none")
+    cells: dict[str, dict[tuple[str, tuple[str, str]], list[float]]] = {}
     for record in records:
         kind = family(dict(record))
         if record["status"] != "scored" or kind not in ("clean", "byzantine", "backdoor"):
@@ -123,11 +126,16 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
         cell, accuracy = record["cell"], record["scores"].get("accuracy")
         if accuracy is None or cell["compressor"] != "none":
             continue
-        place = (cell["aggregator"], "none" if kind == "clean" else cell["attack"])
+        attack = clean if kind == "clean" else (cell["threat"], cell["attack"])
+        place = (cell["aggregator"], attack)
         cells.setdefault(cell["defence"], {}).setdefault(place, []).append(100 * accuracy)
     attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
-    if not cells or attacks == ["none"]:
+    if not cells or attacks == [clean]:
         raise HarnessError("no attack on training was scored on an uncompressed model: there is no heatmap")
+    threats = Counter(attack for _, attack in attacks)
+    labels = [
+        shorten(attack, 24) + f"\n{shorten(threat, 24)}" * (threats[attack] > 1) for threat, attack in attacks
+    ]
     rules = list(dict.fromkeys(r for panel in cells.values() for r, _ in panel))
     height = 1.3 + 0.28 * len(rules) * len(cells)
     with figure(out, 3.2 + 0.55 * len(attacks), height) as drawn:
@@ -141,7 +149,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
                     text = "–" if math.isnan(value) else f"{value:.0f}"
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
             axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
-            axes.set_xticks(range(len(attacks)), [shorten(a, 24) for a in attacks], rotation=45, ha="right")
+            axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
             if len(cells) > 1:
                 axes.set_title(shorten(without_parameters(defence), 40), fontsize=8)
         drawn.colorbar(image, ax=grid[:, 0].tolist(), label="accuracy (%)", shrink=0.8)
