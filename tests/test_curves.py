@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import harness
@@ -85,15 +87,19 @@ def test_what_cannot_be_drawn_says_why(stored, capsys):
     assert "run a scenario first" in capsys.readouterr().err
 
 
-def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():
-    def record(identifier, eps, **parameters):
-        return {
-            "id": identifier, "status": "scored", "flags": [], "scores": {"robust_accuracy": 0.5},
-            "cell": {"defence": "none", "aggregator": "mean", "compressor": "none"},
-            "attack": {"norm": "linf", "eps": eps},
-            "config": {"attack": {"pgd": {"steps": 20, "eps": None, **parameters}}},
-        }  # fmt: skip
+def record(identifier, eps, accuracy=0.5, threat=None, **parameters):
+    return {
+        "id": identifier, "status": "scored", "flags": [], "scores": {"robust_accuracy": accuracy},
+        "cell": {"defence": "none", "aggregator": "mean", "compressor": "none"},
+        "attack": {"norm": "linf", "eps": eps},
+        "config": {
+            "attack": {"pgd": {"steps": 20, "eps": None, **parameters}},
+            "threat": {"name": identifier, "budget": {"norm": "linf", "eps": eps}, **(threat or {})},
+        },
+    }  # fmt: skip
 
+
+def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():
     one = [record(f"a{eps}", eps, restarts=1) for eps in (0.1, 0.2)]
     five = [record(f"b{eps}", eps, restarts=5) for eps in (0.1, 0.2)]
     assert {name for name, _ in curves(one)} == {"pgd(steps=20) in linf"}
@@ -101,3 +107,31 @@ def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():
         "pgd(steps=20,restarts=1) in linf",
         "pgd(steps=20,restarts=5) in linf",
     }
+
+
+def test_threats_that_differ_in_more_than_the_radius_have_curves_of_their_own(tmp_path):
+    out = tmp_path / "x.svg"
+    threats = {
+        "plain": {"knowledge": "white-box"},
+        "transfer": {"knowledge": "black-box", "surrogate": "uncompressed"},
+        "few": {"knowledge": "white-box", "subset": 100},
+    }
+    found = [
+        record(f"{name}{eps}", eps, accuracy - eps, threat)
+        for accuracy, (name, threat) in zip((0.4, 0.9, 0.5), threats.items(), strict=True)
+        for eps in (0.1, 0.2)
+    ]
+    ((place, panel),) = curves(found).items()
+    assert place == ("pgd(steps=20) in linf", "none")
+    assert {name: [point[1] for point in points] for name, points in panel.items()} == {
+        "none / knowledge=white-box": pytest.approx([0.3, 0.2]),
+        "none / knowledge=black-box / surrogate=uncompressed": pytest.approx([0.8, 0.7]),
+        "none / knowledge=white-box / subset=100": pytest.approx([0.4, 0.3]),
+    }
+    draw_curves(
+        {place: {"none": panel.pop("none / knowledge=white-box")}, ("fgsm in linf", "none"): panel}, out, "t"
+    )
+    assert all(name in " ".join(re.findall(">([^<]*)</text>", out.read_text())) for name in panel)
+    ((_, alone),) = curves(found[:2]).items()
+    assert list(alone) == ["none"]
+    assert not curves([found[0], found[3]])  # a radius of each is no curve

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,26 +12,31 @@ from typing import Any
 from harness.console.drawing import COLOURS, MARKERS, check_format, figure
 from harness.console.output import without_parameters
 from harness.errors import HarnessError
-from harness.evaluation.masking import FLAG
+from harness.evaluation.masking import FLAG, without_radius
 
 Point = tuple[float, float, bool]  # radius, robust accuracy in [0, 1], whether masking is suspected
 Panel = dict[str, list[Point]]  # defences -> points
+CHARACTER = 0.06  # inches of a legend's text, at most
+HANDLE = 8  # characters that the line before it takes
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]:
     """(attack, compressors) -> defences -> a point for every radius and seed, by radius.
 
     Of all scored records under a bounded inference-time attack, those of attacks that were run at two or more
-    radii; an attack is told by its name and parameters but for the radius. Aggregators are part of the series'
-    names where there are several.
+    radii; an attack is told by its name and parameters but for the radius. Aggregators, and what tells threats with
+    the same attack apart but for the radius, are part of the series' names where there are several.
     """
     chosen = [r for r in records if r["status"] == "scored" and (r["attack"] or {}).get("eps") is not None]
     rules = {r["cell"]["aggregator"] for r in chosen}
     attacks = _attacks(chosen)
+    threats = _threats(chosen, attacks)
     panels: dict[tuple[str, str], Panel] = defaultdict(lambda: defaultdict(list))
     for record in chosen:
         cell = record["cell"]
-        series = cell["defence"] + (f" / {cell['aggregator']}" if len(rules) > 1 else "")
+        series = " / ".join(
+            [cell["defence"], *[cell["aggregator"]] * (len(rules) > 1), *threats[record["id"]]]
+        )
         point = (
             float(record["attack"]["eps"]),
             float(record["scores"]["robust_accuracy"]),
@@ -39,7 +46,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
     return {
         place: {name: sorted(points) for name, points in panel.items()}
         for place, panel in panels.items()
-        if len({point[0] for points in panel.values() for point in points}) > 1
+        if any(len({point[0] for point in points}) > 1 for points in panel.values())
     }
 
 
@@ -64,6 +71,23 @@ def _attacks(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return labels
 
 
+def _threats(records: Iterable[Mapping[str, Any]], attacks: Mapping[str, str]) -> dict[str, list[str]]:
+    """Record id -> `subset=100`: what tells its threat, but for the radius, from others with the same attack."""
+    own = {record["id"]: without_radius(record["config"]["threat"]) for record in records}
+    shared: dict[str, set[tuple[str, Any]]] = {}
+    for identifier, threat in own.items():
+        settings = set(threat.items())
+        shared[attacks[identifier]] = shared.get(attacks[identifier], settings) & settings
+    return {
+        identifier: [
+            f"{field}={value}"
+            for field, value in threat.items()
+            if value is not None and (field, value) not in shared[attacks[identifier]]
+        ]
+        for identifier, threat in own.items()
+    }
+
+
 def _short(labels: list[str]) -> dict[str, str]:
     """Labels without their parameters where that leaves them apart, else as they are."""
     bare = {label: without_parameters(label) for label in labels}
@@ -83,7 +107,12 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     columns = list(dict.fromkeys(compressor for _, compressor in panels))
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     titles, legend = _short(columns), _short(names)
-    with figure(out, 0.8 + 2.1 * len(columns), 1.1 + 2.2 * len(attacks)) as drawn:
+    width = 0.8 + 2.1 * len(columns)
+    labels = [textwrap.fill(legend[name], int(width / CHARACTER) - HANDLE) for name in names]
+    wide = HANDLE + max(len(line) for label in labels for line in label.splitlines())
+    across = max(1, min(3, len(names), int(width / CHARACTER / wide)))
+    deep = math.ceil(len(names) / across) * max(label.count("\n") + 1 for label in labels)
+    with figure(out, width, 1.0 + 2.2 * len(attacks) + 0.14 * deep) as drawn:
         grid = drawn.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
         for (attack, compressor), panel in panels.items():
             axes = grid[attacks.index(attack)][columns.index(compressor)]
@@ -97,8 +126,9 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
         for axes in grid.flat:
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.25, linewidth=0.5)
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
+        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_legend_handles_labels()[0]}
+        handles = [lines[legend[name]] for name in names]
+        drawn.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
         drawn.suptitle(title, fontsize=9)
 
 

@@ -71,9 +71,13 @@ def _group(record: Mapping[str, Any]) -> str | None:
 def _curve(record: Mapping[str, Any]) -> str:
     """What the records of one attack on one model have in common at all radii."""
     cell = {axis: value for axis, value in record["cell"].items() if axis not in ("attack", "threat")}
-    threat = {k: v for k, v in record["config"]["threat"].items() if k not in ("name", "budget")}
-    attack = _without(record["config"]["attack"], {"eps"})
+    threat, attack = without_radius(record["config"]["threat"]), _without(record["config"]["attack"], {"eps"})
     return json.dumps([cell, threat, attack, record["attack"]["norm"]], sort_keys=True, default=str)
+
+
+def without_radius(threat: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same of a threat at all radii: all but its name and budget."""
+    return {field: value for field, value in threat.items() if field not in ("name", "budget")}
 
 
 def _without(spec: Any, names: Collection[str]) -> Any:
