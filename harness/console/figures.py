@@ -130,6 +130,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
         place = (cell["aggregator"], attack)
         cells.setdefault(cell["defence"], {}).setdefault(place, []).append(100 * accuracy)
     attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
+    attacks.sort(key=lambda attack: attack != clean)  # without an attack first, however records are ordered
     if not cells or attacks == [clean]:
         raise HarnessError("no attack on training was scored on an uncompressed model: there is no heatmap")
     threats = Counter(attack for _, attack in attacks)
