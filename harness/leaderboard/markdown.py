@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from harness.console.pooling import AXES
 from harness.leaderboard.board import Board, Row, Value
 from harness.leaderboard.columns import SIGNS, Column
-from harness.leaderboard.comparisons import pareto_front
+from harness.leaderboard.comparisons import by_unit, pareto_front
 from harness.leaderboard.escaping import link, markdown
 
 ROWS = 60  # of a board; the files have all
@@ -102,13 +102,21 @@ def shown(board: Board) -> list[Row]:
         return board.rows
     front = [column for column in board.columns if column.key in FRONT]
     points = [
-        [c.compared(row.values[c.key].mean) if c.key in row.values else math.nan for c in front]
+        [cost for column in front for cost in _costs(row.values.get(column.key), column)]
         for row in board.rows
     ]
-    on_front = pareto_front(points, [column.better for column in front]) if front else [False] * len(points)
+    on_front = pareto_front(points, ["lower"] * len(points[0])) if front else [False] * len(points)
     accuracy = [row.values["accuracy"].mean if "accuracy" in row.values else -1.0 for row in board.rows]
     order = sorted(range(len(points)), key=lambda i: (not on_front[i], -accuracy[i], i))
     return [board.rows[i] for i in sorted(order[:ROWS])]
+
+
+def _costs(value: Value | None, column: Column) -> tuple[float, float]:
+    """By unit, lower is better; NaN for what cannot be compared."""
+    if value is None or not value.fair:
+        return math.nan, math.nan
+    counted = column.compared(value.mean)
+    return by_unit(-counted if column.better == "higher" else counted, value.clients)
 
 
 def _value(value: Value | None, column: Column) -> str:

@@ -50,8 +50,11 @@ function drawScatter() {
     $(name).value = column.key;
   }
   const usable = shown.filter((row) => Number.isFinite(row[x.key]) && Number.isFinite(row[y.key]));
-  const fronts = DATA.boards.map((board, place) => front(usable.filter((row) => row.source.b === place && competes(row)
-    && ![x, y].some((column) => row.values[column.place].bits & ~(DATA.bits.best | DATA.bits.clients | DATA.bits.subset))), x, y));
+  const marks = (row) => row.values[x.place].bits | row.values[y.place].bits;
+  const comparable = usable.filter((row) => competes(row) && !(marks(row) & ~(DATA.bits.best | DATA.bits.clients | DATA.bits.subset)));
+  // An epsilon for records is not compared with one for clients: a front for each.
+  const fronts = DATA.boards.flatMap((board, place) => [0, DATA.bits.clients].map((unit) => front(
+    comparable.filter((row) => row.source.b === place && (marks(row) & DATA.bits.clients) === unit), x, y)));
   const best = new Set(fronts.flat());
   const others = usable.filter((row) => !best.has(row));
   const step = Math.ceil(others.length / MAX_POINTS) || 1;
