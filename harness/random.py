@@ -4,6 +4,9 @@ Two kinds. `derive(...)` hashes names and numbers into a seed for a torch or Num
 purpose, client, round) always gives the same stream. Keys are int64 scalar tensors for counter-based
 numbers inside training losses: stateless, so they work under vmap and give the same numbers on every
 device. The counter-based numbers are for attacks and coins, never for privacy noise.
+
+Simulated noise is reproducible, so a seed's size plays no part there; where noise has to hide something, in a
+deployment, it comes from `secret_generator`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from harness.errors import HarnessError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -22,8 +27,11 @@ if TYPE_CHECKING:
 
 def derive(*parts: object) -> int:
     """A seed in [0, 2**63) from any names and numbers; each tuple of parts is an independent stream."""
-    text = "\0".join(f"{type(p).__name__}:{p}" for p in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(_text(parts)).digest()[:8], "big") >> 1
+
+
+def _text(parts: Sequence[object]) -> bytes:
+    return "\0".join(f"{type(p).__name__}:{p}" for p in parts).encode()
 
 
 def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
@@ -31,6 +39,36 @@ def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch
     import torch
 
     return torch.Generator(device).manual_seed(derive(*parts))
+
+
+STATE = {"cpu": (24, 5056), "cuda": (0, 16)}  # where the secret words of a generator's state start; its bytes
+
+
+def secret_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator whose whole state is hashed from parts that hold a secret of 256 bits or more.
+
+    `torch_generator` takes a seed, of which the Mersenne twister of a CPU uses 32 bits: noise from it can be
+    searched for. Here all 19,937 bits are filled. On CUDA, Philox has a key of 64 bits and a place in its stream, of
+    which 60 more are drawn. Neither is cryptographically secure: whoever sees enough numbers that nothing hides,
+    about 20,000 bits of the twister's, can work out its state, and with it the other numbers of that generator.
+    """
+    import numpy as np
+    import torch
+
+    digest = hashlib.shake_256(_text(parts))
+    generator = torch.Generator(device)
+    start, size = STATE[generator.device.type]
+    state = generator.manual_seed(0).get_state()
+    if len(state) != size:
+        raise HarnessError(f"the state of PyTorch's generators has {len(state)} bytes, not {size}")
+    words = state.numpy()[start:].view(np.uint64)
+    if generator.device.type == "cpu":
+        words[:624] = np.frombuffer(digest.digest(4 * 624), np.uint32)
+    else:  # the place is a multiple of 4, far from where it would wrap around
+        words[:] = np.frombuffer(digest.digest(16), np.uint64) >> np.array([0, 4], np.uint64)
+        words[1] <<= np.uint64(2)
+    generator.set_state(state)
+    return generator
 
 
 def numpy_generator(*parts: object) -> np.random.Generator:

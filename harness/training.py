@@ -88,6 +88,8 @@ class Training:
     at_a_time: clients that may train at the same time, on as many cores.
     """
 
+    generator = staticmethod(torch_generator)  # for mechanism noise and the records of a batch
+
     def __init__(self, spec: TrainSpec, stage_key: str, device: str, at_a_time: int = 1) -> None:
         self.spec = spec
         self.stage_key = stage_key
@@ -181,6 +183,7 @@ class Training:
         seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = self._trainer(module, seed, noise_seed)
+        trainer.generator = self.generator
         if channels_last(module, spec.compute, self.device):
             trainer.facts["channels_last"] = True
         rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)

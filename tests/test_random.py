@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
-from harness.random import bits, derive, make_key, numpy_generator, split, torch_generator, uniform
+from harness.random import (
+    bits,
+    derive,
+    make_key,
+    numpy_generator,
+    secret_generator,
+    split,
+    torch_generator,
+    uniform,
+)
 
 MASK = (1 << 64) - 1
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def splitmix64(seed: int, count: int) -> list[int]:
@@ -72,3 +84,30 @@ def test_generators_do_not_touch_the_global_state():
     numpy_generator(0, "x").random(3)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+class TestASecretGenerator:
+    def test_has_every_word_of_the_twister_from_the_secret(self):
+        words = np.frombuffer(hashlib.shake_256(b"str:noise\0str:secret").digest(4 * 624), np.uint32)
+        published = np.random.MT19937()
+        published.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+        expected = published.random_raw(2000) & (2**24 - 1)
+        drawn = torch.rand(2000, generator=secret_generator("noise", "secret")).double() * 2**24
+        assert drawn.long().tolist() == expected.tolist()
+
+    def test_is_none_of_those_that_a_seed_gives(self):
+        own = torch.randn(50, generator=secret_generator("noise", "secret"))
+        low = derive("noise", "secret") % 2**32
+        for seed in (0, low, derive("noise", "secret")):
+            assert not torch.equal(own, torch.randn(50, generator=torch.Generator().manual_seed(seed)))
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+    def test_streams_repeat_and_differ(self, device):
+        def drawn(*parts):
+            return torch.randn(100_000, generator=secret_generator(*parts, device=device), device=device)
+
+        one, other = drawn("secret", 0), drawn("secret", 1)
+        assert torch.equal(one, drawn("secret", 0))
+        assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.02
+        assert abs(one.mean()) < 0.02
+        assert abs(one.std() - 1) < 0.02

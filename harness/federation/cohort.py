@@ -16,7 +16,7 @@ from harness.federation.dropout import Masks, masked
 from harness.federation.optimizers import local_optimizer
 from harness.functional import masked_mean
 from harness.layer_order import pooled_first
-from harness.random import derive, split, torch_generator
+from harness.random import derive, split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ class Cohort:
             for name, _ in self.module.named_buffers()
         }
         self.noise = [
-            torch_generator("noise", task.trainer.noise_seed, task.client.id, at.round, device=device)
+            task.trainer.generator("noise", task.trainer.noise_seed, task.client.id, at.round, device=device)
             for task in tasks
         ]
         seeds = [derive(task.trainer.seed, "local", task.client.id, at.round) for task in tasks]
@@ -107,7 +107,7 @@ class Cohort:
         first = (ends - torch.tensor(sizes, device=device))[:, None]
         places = torch.arange(len(sizes), device=device)
         orders = [
-            torch_generator(t.trainer.seed, "batches", t.client.id, self.at.round, device=device)
+            t.trainer.generator(t.trainer.seed, "batches", t.client.id, self.at.round, device=device)
             for t in self.tasks
         ]
         drawn = stacked_batches(

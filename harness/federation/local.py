@@ -111,6 +111,7 @@ class LocalTrainer:
         self.noise_seed = (
             noise_seed  # the stage key and the purpose: mechanism noise is never shared by stages
         )
+        self.generator = torch_generator  # where mechanism noise and the records of a batch are drawn
         self.device = device
         self.precision = precision
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
@@ -162,12 +163,12 @@ class LocalTrainer:
         optimizer = local_optimizer(s.optimizer, parameters, at.multiplier)
         # Nobody draws noise where there are no hooks.
         noise = (
-            torch_generator("noise", self.noise_seed, client.id, round, device=self.device)
+            self.generator("noise", self.noise_seed, client.id, round, device=self.device)
             if hooks
             else torch.default_generator
         )
         gradient = self._gradient(client, hooks, noise, at)
-        order = torch_generator(self.seed, "batches", client.id, round, device=self.device)
+        order = self.generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
         seeded = seeded_modules(self.device, self.seed, client.id, round)
         masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None

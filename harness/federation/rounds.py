@@ -263,7 +263,9 @@ class Federation:
             logits=self._logits(buffers),
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
             reporter=record,
-            noise=torch_generator("server noise", self.noise_seed, start.round, *purpose, device=self.device),
+            noise=self.trainer.generator(
+                "server noise", self.noise_seed, start.round, *purpose, device=self.device
+            ),
         )
         given, *rules = self.rules.aggregators
         if not finite.any():

@@ -126,7 +126,7 @@ class ThreadedTrainer(LocalTrainer):
         for _ in range(self.at_a_time):
             own = (copy.deepcopy(self.module), self.settings, self.seed, self.noise_seed)
             twin = LocalTrainer(*own, self.precision, self.device)
-            twin.seeds_modules = False
+            twin.seeds_modules, twin.generator = False, self.generator
             self._twins.put(twin)
         return ThreadPoolExecutor(self.at_a_time - 1, thread_name_prefix="client")
 

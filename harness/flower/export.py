@@ -123,8 +123,12 @@ Then, from this folder:
 PRIVACY = """## Privacy
 
 `result.json` states the guarantee that the training gives, by the accountant of the harness, for the number of records
-that the sites report. Noise comes from PyTorch's generators, seeded by the operating system: a deployment that must
-withstand attacks on random number generators or on floating-point noise needs more than this. The sites must trust the
+that the sites report. Noise and sampling come from PyTorch's generators, whose whole state is filled from 256 bits of
+the operating system: on a CPU a Mersenne twister, on a GPU Philox with about 124 bits of state. No search finds that
+state, but neither generator is cryptographically secure: whoever sees noise with nothing beside it (an update's
+coordinates whose gradient is zero, such as those of a pixel that is always black) could work the state out, and take
+the rest of that round's noise away. A deployment that must withstand this, or attacks on floating-point noise, needs
+more than this app. The sites must trust the
 server to send the settings of this app: what a site runs is this folder's code with the noise that the server plans.
 """
 PLAIN = """## Privacy

@@ -35,6 +35,7 @@ from harness.flower.secure import SecureStrategy, mask, unwrap, wrap
 from harness.flower.strategy import FederationStrategy, NodesLost, RemoteAttackers
 from harness.grid import cells
 from harness.privacy.lineage import Parts, strongest
+from harness.random import secret_generator
 from harness.scenario import load_text
 from harness.stage_specs import TrainSpec, train_spec
 from harness.training import Training
@@ -72,8 +73,11 @@ class Deployed(Training):
     """A training of clients whose records are elsewhere, or, at a node, of its own records alone.
 
     sizes: how many records each client holds. number, records: at a node, which client it is and its images and
-    labels. Every seed is drawn from the operating system.
+    labels. Every seed has 256 bits of the operating system, and so have the generators of noise and coins: see
+    `secret_generator` for what they withstand.
     """
+
+    generator = staticmethod(secret_generator)
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class Deployed(Training):
     ) -> None:
         facts = cell.facts
         federation = cell.spec.federation.model_copy(update={"clients": len(sizes)})
-        self.spec = replace(cell.spec, federation=federation, holdout=0.0, seed=secrets.randbits(62))
+        self.spec = replace(cell.spec, federation=federation, holdout=0.0, seed=secrets.randbits(256))
         self.stage_key = secrets.token_hex(32)
         self.device = device
         self.at_a_time = 1  # a client is a process of its own there

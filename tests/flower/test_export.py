@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,24 @@ class TestADeployment:
         assert len(made) == 7  # the server, and three sites in two rounds
         assert len({seed for seed, _ in made}) == len({key for _, key in made}) == 7
         assert 3 not in {seed for seed, _ in made}
+
+    def test_noise_and_coins_come_from_generators_that_no_seed_of_32_bits_gives(
+        self, scenario, sites, direct, tmp_path, monkeypatch
+    ):
+        from harness.flower.exported import Deployed
+        from harness.random import secret_generator
+
+        drawn = Counter()
+
+        def watching(*parts, device="cpu"):
+            drawn.update({"noise", "batches", "server noise"} & set(parts))
+            return secret_generator(*parts, device=device)
+
+        assert Deployed.generator is secret_generator
+        monkeypatch.setattr(Deployed, "generator", staticmethod(watching))
+        export(scenario, pick(scenario, defence="dp-sgd(epsilon=8)").id, tmp_path / "app")
+        run(tmp_path / "app", direct, tmp_path / "out", configs=sites)
+        assert drawn == {"noise": 6, "batches": 6, "server noise": 2}  # three sites, two rounds
 
     def test_nodes_with_and_without_data_do_not_mix(self, scenario, sites, direct, tmp_path):
         export(scenario, pick(scenario).id, tmp_path / "app")
