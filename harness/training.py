@@ -25,6 +25,7 @@ from harness.federation.local import Client, LocalTrainer, seeded_modules
 from harness.federation.outcome import Outcome
 from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Rules
+from harness.federation.separation import check_separation
 from harness.federation.threads import ThreadedTrainer
 from harness.federation.together import Run, run_together
 from harness.federation.vector import layout
@@ -138,6 +139,7 @@ class Training:
         """Raises NotApplicable where a defence cannot train this network."""
         for position, defence in enumerate(self.spec.defences):
             defence.check(StackContext(self.spec.defences, position, module))
+        check_separation(self.spec.defences, module, self.data.input_shape)
 
     def run(
         self,
@@ -168,10 +170,11 @@ class Training:
         kind: type[Federation] = Federation,
         prepared: list[dict[str, Any]] | None = None,
     ) -> Ready:
-        """Everything about a training but its rounds; see `run`.
+        """Everything about a training but its rounds; see `run`. Raises what `check` raises.
 
         kind: the class of the federation. prepared: where somebody else has settled what the defences prepare.
         """
+        self.check(module)
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()

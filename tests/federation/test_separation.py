@@ -1,0 +1,95 @@
+"""What a guarantee needs of networks: nothing that leaves past the defence."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from small import SCENARIO
+from torch import nn
+
+import harness
+from harness.errors import NotApplicable
+from harness.federation.separation import check_separation
+from harness.grid import cells
+from harness.scenario import load_text
+from harness.stage_specs import train_spec
+from harness.training import Training
+
+RECORD = harness.create("defence", "dp-sgd", noise_multiplier=1.0)
+CLIENT = harness.create("defence", "dp-fedavg", noise_multiplier=1.0)
+SHAPE = (1, 4, 4)
+
+
+class Average(nn.Module):
+    """A running mean of its inputs, under no name that anybody knows."""
+
+    def __init__(self, persistent=True, size=16):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size), persistent=persistent)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x
+
+
+class Frozen(Average):
+    """The same in a parameter that is not trained."""
+
+    def __init__(self):
+        super().__init__(persistent=False)
+        self.kept = nn.Parameter(torch.zeros(16), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.kept.add_(x.mean(0))
+        return x
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x) * np.random.rand() * random.random()
+
+
+def network(*layers, last=16):
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(last, 3))
+
+
+@pytest.mark.parametrize("defence", [RECORD, CLIENT], ids=lambda d: d.name)
+@pytest.mark.parametrize(("layer", "name"), [(Average, "1.mean"), (Frozen, "1.kept")])
+def test_what_leaves_past_a_defence_is_refused_by_name(defence, layer, name):
+    with pytest.raises(NotApplicable, match=rf"{defence.name} does not protect {name}, "):
+        check_separation((defence,), network(layer()), SHAPE)
+
+
+def test_what_stays_is_not():
+    check_separation((RECORD, CLIENT), network(Average(persistent=False)), SHAPE)
+    check_separation((harness.create("defence", "secure-aggregation"),), network(Average()), SHAPE)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.5), Noisy(), nn.GroupNorm(4, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))]
+)  # fmt: skip
+def test_other_layers_pass_and_nothing_changes(layer):
+    net = network(layer).double().eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    check_separation((RECORD,), net, SHAPE)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == states[1:]
+
+
+class TestATraining:
+    @pytest.fixture
+    def training(self):
+        text = SCENARIO + "defences: [dp-sgd: {noise_multiplier: 1.0}]\n"
+        return Training(train_spec(next(iter(cells(load_text(text))))), "key", "cpu")
+
+    def test_asks_the_network(self, training):
+        with pytest.raises(NotApplicable, match=r"1\.mean"):
+            training.set_up(nn.Sequential(nn.Flatten(), Average(size=64), nn.Linear(64, 10)))
