@@ -1,4 +1,4 @@
-"""What a guarantee needs of networks: nothing that leaves past the defence."""
+"""What a guarantee needs of networks: nothing that leaves past the defence, records that stay apart."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ class Frozen(Average):
         return x
 
 
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
 class Noisy(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x) * np.random.rand() * random.random()
@@ -56,6 +61,13 @@ class Noisy(nn.Module):
 
 def network(*layers, last=16):
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(last, 3))
+
+
+def silent():
+    """Records meet before a layer that starts at zero."""
+    net = network(nn.Linear(16, 16), Centred())
+    nn.init.zeros_(net[-1].weight)
+    return net
 
 
 @pytest.mark.parametrize("defence", [RECORD, CLIENT], ids=lambda d: d.name)
@@ -68,6 +80,13 @@ def test_what_leaves_past_a_defence_is_refused_by_name(defence, layer, name):
 def test_what_stays_is_not():
     check_separation((RECORD, CLIENT), network(Average(persistent=False)), SHAPE)
     check_separation((harness.create("defence", "secure-aggregation"),), network(Average()), SHAPE)
+
+
+@pytest.mark.parametrize("build", [lambda: network(Centred()), lambda: network(Centred(), Noisy()), silent])
+def test_networks_where_records_meet_are_refused_where_records_are_protected(build):
+    with pytest.raises(NotApplicable, match="dp-sgd needs records kept apart"):
+        check_separation((RECORD,), build(), SHAPE)
+    check_separation((CLIENT,), build(), SHAPE)
 
 
 @pytest.mark.parametrize(

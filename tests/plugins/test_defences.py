@@ -348,6 +348,21 @@ def test_what_ghost_clipping_cannot_do_is_done_per_sample(build, make_loss, reas
     assert not any(layer._forward_hooks for layer in module.modules())
 
 
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+@pytest.mark.parametrize("c", [1e-3, 1e3])
+def test_a_batch_of_one_record_does_not_vouch_for_a_network(c):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Centred(), nn.ReLU(), nn.Linear(8, 3)).double()
+    x, y = records(6, torch.float64)
+    gradient = dp(c, per_sample="ghost").gradient(make_local(module, cross_entropy(Apply(module))))
+    gradient(parameters_of(module), (x[:1], y[:1]), KEY)
+    with pytest.raises(PluginError, match="do not give autograd's gradient"):
+        gradient(parameters_of(module), (x, y), KEY)
+
+
 def test_ghost_is_tried_once():
     module, batch = network(), records()
     calls = []
