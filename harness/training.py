@@ -135,11 +135,11 @@ class Training:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
 
-    def check(self, module: nn.Module) -> None:
-        """Raises NotApplicable where a defence cannot train this network."""
+    def check(self, module: nn.Module, hooks: tuple[ClientHooks, ...] = ()) -> None:
+        """Raises NotApplicable where a defence cannot train this network, or not with these hooks before it."""
         for position, defence in enumerate(self.spec.defences):
             defence.check(StackContext(self.spec.defences, position, module))
-        check_separation(self.spec.defences, module, self.data.input_shape)
+        check_separation(self.spec.defences, module, self.data.input_shape, hooks)
 
     def run(
         self,
@@ -174,7 +174,7 @@ class Training:
 
         kind: the class of the federation. prepared: where somebody else has settled what the defences prepare.
         """
-        self.check(module)
+        self.check(module, hooks)
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()

@@ -55,7 +55,8 @@ class FineTune(Protocol):
     """fine_tune(module, rounds, hooks): the same federation, defences and attackers train `module` in place.
 
     It may have other parameters than the network it comes from. hooks come before the defences at every
-    client. What the rounds cost in privacy is accounted.
+    client; where a defence protects records they must say `couples_samples = False`. What the rounds cost in privacy
+    is accounted. Raises NotApplicable where a defence cannot train this network, or not with these hooks.
     """
 
     def __call__(self, module: nn.Module, rounds: int, *hooks: ClientHooks) -> nn.Module: ...

@@ -1,4 +1,4 @@
-"""What a guarantee needs of the network: nothing leaves past the defence, records stay apart."""
+"""What a guarantee needs of the network and of other hooks: nothing leaves past the defence, records stay apart."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from harness.random import derive, global_generators, torch_generator
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.defence import Defence
+    from harness.contracts.defence import ClientHooks, Defence
+
+
+def couples(hook: ClientHooks) -> bool:
+    """Whether what becomes of a record may depend on others of its batch; a hook that does not say might."""
+    return hook.couples_samples and any(map(hook.overrides, ("batch", "loss", "gradient")))
 
 
 def check_separation(
     defences: Sequence[Defence],
     module: nn.Module,
     input_shape: tuple[int, ...],
+    hooks: Sequence[ClientHooks] = (),
 ) -> None:
-    """Raises NotApplicable where a defence that protects records or clients does not, by the network.
+    """Raises NotApplicable where a defence that protects records or clients does not, by the network or the hooks.
 
     The network is asked itself, as third parties' layers may do anything: two passes in training mode over four
     made-up records. It stays as it is, and so do the global generators.
@@ -44,6 +50,11 @@ def check_separation(
             raise NotApplicable(
                 f"{guard.name} needs records kept apart, but what the network makes of a record depends on the "
                 "others of its batch"
+            )
+        for hook in filter(couples, hooks):
+            raise NotApplicable(
+                f"{getattr(hook, 'name', type(hook).__name__)} does not say that it keeps the records of a batch "
+                f"apart (couples_samples = False), so {guard.name} cannot bound one's part"
             )
 
 

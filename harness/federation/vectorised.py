@@ -17,6 +17,7 @@ from harness.federation.calibration import measure
 from harness.federation.cohort import Cohort
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
+from harness.federation.separation import couples
 from harness.functional import batch_norms
 from harness.random import torch_generator
 
@@ -139,16 +140,8 @@ class VectorisedTrainer(LocalTrainer):
         return (*map(id, client.hooks), *how, *when, *exact)
 
     def _exact(self, client: Client) -> bool:
-        """Whether a batch may not be filled up, as its records see each other or share a mask's numbers.
-
-        A hook that does not say might.
-        """
-        names = ("batch", "loss", "gradient")
-        return (
-            self._kind(client) == "coupled"
-            or bool(self.dropouts)
-            or any(hook.couples_samples and any(map(hook.overrides, names)) for hook in client.hooks)
-        )
+        """Whether a batch may not be filled up, as its records see each other or share a mask's numbers."""
+        return self._kind(client) == "coupled" or bool(self.dropouts) or any(map(couples, client.hooks))
 
     def mergeable(self, client: Client) -> bool:
         """Whether nothing is known that speaks against training clients like this one together."""

@@ -45,7 +45,6 @@ def compress(
             module: nn.Module, rounds: int, *hooks: ClientHooks, position: int = position
         ) -> nn.Module:
             nonlocal prepared
-            training.check(module)
             module.train()
             purpose = f"fine-tune {position}.{len(fine_tuned)}"
             trained = training.run(

@@ -1,8 +1,9 @@
-"""What a guarantee needs of networks: nothing that leaves past the defence, records that stay apart."""
+"""What a guarantee needs of networks and hooks: nothing that leaves past the defence, records that stay apart."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from small import SCENARIO
 from torch import nn
 
 import harness
+from harness.contracts.defence import ClientHooks
 from harness.errors import NotApplicable
 from harness.federation.separation import check_separation
 from harness.grid import cells
@@ -112,3 +114,27 @@ class TestATraining:
     def test_asks_the_network(self, training):
         with pytest.raises(NotApplicable, match=r"1\.mean"):
             training.set_up(nn.Sequential(nn.Flatten(), Average(size=64), nn.Linear(64, 10)))
+
+    @pytest.mark.parametrize("says", [None, True])
+    def test_asks_the_hooks_before_the_defences(self, training, says):
+        class Paired(ClientHooks):
+            def loss(self, loss, logits):
+                return lambda params, batch, key: loss(params, batch, key).mean().expand(len(batch[1]))
+
+        if says is not None:
+            Paired.couples_samples = says
+        module = training.initial_module()
+        with pytest.raises(NotApplicable, match="Paired does not say that it keeps"):
+            training.run(module, lambda *_: None, purpose="fine-tune", hooks=(Paired(),))
+        Paired.couples_samples = False
+        training.set_up(module, hooks=(Paired(),))
+        training.set_up(module, hooks=(ClientHooks(),))  # changes nothing
+        training.spec = replace(training.spec, defences=())
+        Paired.couples_samples = True
+        training.set_up(module, hooks=(Paired(),))
+
+    def test_takes_the_hook_of_the_distillation(self, training):
+        from harness_plugins.compressors.distillation import TowardsTeacher
+
+        module = training.initial_module()
+        training.set_up(module, hooks=(TowardsTeacher(training.initial_module().eval(), 2.0, 0.5),))

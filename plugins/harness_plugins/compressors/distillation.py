@@ -107,7 +107,9 @@ class Distillation(ModelCompressor):
 
 
 class TowardsTeacher(ClientHooks):
-    """The distillation loss at a client, in place of the loss so far."""
+    """The distillation loss at a client, in place of the loss so far. The teacher is in eval mode: record by record."""
+
+    couples_samples: ClassVar[bool] = False
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
         self.teacher, self.temperature, self.weight = teacher, temperature, weight
