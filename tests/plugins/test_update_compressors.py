@@ -163,6 +163,18 @@ def test_qsgd_by_its_formula():
     assert set(draws[:, 3].tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e37])
+def test_qsgd_takes_updates_whose_squares_float32_does_not_hold(size):
+    u = torch.tensor([3.0, -4.0, 0.0, 0.0])
+    decoded = sent(create("qsgd", levels=5, bucket=4), size * u) / size
+    torch.testing.assert_close(decoded, u, rtol=1e-5, atol=0)
+
+
+def test_qsgd_sends_what_has_no_norm_in_float32_as_it_is():
+    u = torch.full((8,), 3e38)
+    assert torch.equal(sent(create("qsgd"), u), u)
+
+
 def test_terngrad_takes_the_largest_of_each_layer():
     layout = {"a": slice(0, 3), "b": slice(3, 6)}
     u = torch.tensor([0.5, -2.0, 0.0, 10.0, 1.0, -10.0])

@@ -25,7 +25,7 @@ class QSGD(UpdateCompressor):
     In buckets of `bucket` coordinates with a norm each: u_i -> ||u|| sign(u_i) q_i / s, where q_i is floor or
     ceiling of s |u_i| / ||u||, at random so that the mean is right. Sign and level take a fixed width of 1,
     2, 4 or 8 bits each coordinate; Elias coding, which the paper adds, is not used. d bits of width and 4
-    bytes a bucket. No state. Cost: O(d).
+    bytes a bucket; an update whose norms are too large for float32 is sent as it is. No state. Cost: O(d).
     """
 
     name: ClassVar[str] = "qsgd"
@@ -46,7 +46,10 @@ class QSGD(UpdateCompressor):
             return raw
         d, generator = len(update), context.generator
         rows = torch.nn.functional.pad(update.detach().float(), (0, -d % self.bucket)).view(-1, self.bucket)
-        norms = rows.norm(dim=1, keepdim=True)
+        # In float64, as squares of numbers that float32 holds need not fit it.
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).float()
+        if not bool((self.levels * norms).isfinite().all()):
+            return Payload({"raw": update.detach().float()})
         scaled = (self.levels * rows.abs() / norms).nan_to_num(nan=0.0)
         coins = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows)
         level = (scaled + coins).floor().clamp(max=self.levels)
