@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 OVERHEAD = 0.15  # seconds a stage costs beside its arithmetic: loading, partitioning, storing
 COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning
+NOMINAL = (
+    1e-2,
+    1e-4,
+)  # seconds of a step and of an image's forward pass, of a network that cannot be measured
 
 
 def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float]) -> dict[str, float]:
@@ -131,7 +135,14 @@ def _part(whole: int, *subsets: int | None) -> int:
 
 
 @lru_cache
-def _measure_cached(
+def _measure_cached(*how: Any) -> tuple[float, float]:
+    try:
+        return _measured(*how)
+    except Exception:  # of a network that is broken or too large its own stages will tell, and no other ones
+        return NOMINAL
+
+
+def _measured(
     model: Any,
     normalization: str,
     shape: tuple[int, int, int],
@@ -181,4 +192,5 @@ def _measure(
     model: Any, normalization: Any, facts: DataFacts, batch: int, threads: int, device: str
 ) -> tuple[float, float]:
     constants = "null" if normalization is None else normalization.model_dump_json()
+    batch = min(batch, facts.train)
     return _measure_cached(model, constants, facts.input_shape, facts.num_classes, batch, threads, device)

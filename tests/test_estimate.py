@@ -8,6 +8,7 @@ from harness import create, estimate
 from harness.scenario import load_text
 from harness.scenario_plan import plan_scenarios
 
+MEASURE = estimate._measure
 STEP, FORWARD = 0.25, 1e-3  # seconds of a local step, and of an image through the network
 SCENARIO = """
 schema: 1
@@ -145,3 +146,18 @@ def test_jobs_share_the_time_but_not_one_stage():
     assert seconds(plan, one, other, known=known, jobs=2) == 30.0  # the longest
     assert estimate.elapsed([30.0, 30.0, 10.0], 2) == 35.0
     assert estimate.elapsed([], 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("batch_size: 16", f"batch_size: {10**12}"),  # no client has as many records
+        ("hidden: [8]", f"hidden: [{10**13}]"),  # no memory has room for it
+    ],
+)
+def test_what_cannot_be_measured_stops_no_plan(change, monkeypatch):
+    monkeypatch.setattr(estimate, "_measure", MEASURE)
+    found = plan_scenarios(
+        [load_text(SCENARIO.replace("ATTACKS", "fgsm").replace(*change))], "cpu", None, []
+    )[0]
+    assert all(value > 0 for value in estimate.estimate(found, list(found.stages.values()), {}).values())
