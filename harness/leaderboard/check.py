@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +13,21 @@ from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
 from harness.leaderboard.official import missing_cells
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, unportable
-from harness.leaderboard.submission import Submission, file_name, read
+from harness.leaderboard.submission import Cell as CellScores
+from harness.leaderboard.submission import Seed, Submission, file_name, read
 
 if TYPE_CHECKING:
     from harness.grid import Cell
     from harness.scenario import Scenario
+
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+AMOUNT = (0.0, math.inf)
+# What a score of a unit can be.
+RANGES = {
+    "share": (0.0, 1.0), "probability": (0.0, 1.0), "s": AMOUNT, "ms": AMOUNT, "B": AMOUNT, "bytes": AMOUNT,
+    "bytes per client": AMOUNT, "MAC": AMOUNT,
+}  # fmt: skip
+SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
 
 
 @dataclass
@@ -126,7 +138,34 @@ def settings(cell: Cell) -> dict[str, object]:
 
 def _alone(path: Path, submission: Submission) -> list[str]:
     expected = file_name(submission.name, submission.scenario)
-    return [] if path.name == expected else [f"the file must be called {expected}"]
+    found = [] if path.name == expected else [f"the file must be called {expected}"]
+    if not MOMENT.fullmatch(submission.created):
+        found.append(f"created is {submission.created!r}, not a time such as 2026-01-31T23:59:59Z")
+    for cell in submission.cells:
+        for number, seed in cell.seeds.items():
+            found += [
+                f"{cell_name(cell.axes, number)}: {text}" for text in _impossible(submission, cell, seed)
+            ]
+    return found
+
+
+def _impossible(submission: Submission, cell: CellScores, seed: Seed) -> Iterator[str]:
+    """What no run can have written: no scores, scores out of their range, another epsilon than the guarantee's."""
+    if cell.status == "scored" and not (seed.values or seed.error):
+        yield "it is scored, and has neither scores nor an error"
+    for name, value in seed.values.items():
+        unit = submission.units.get(name)
+        low, high = RANGES.get("" if unit is None else unit.unit, (-math.inf, math.inf))
+        low = -1.0 if name in SIGNED else low
+        if not math.isnan(value) and not low <= value <= high:
+            yield f"{name} is {value:g}, which is not from {low:g} to {high:g}"
+    claim = cell.guarantee
+    if claim is None or "epsilon" not in seed.values:
+        return
+    spent = max(other.values.get("epsilon", 0.0) for other in cell.seeds.values())
+    guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
+    if not math.isclose(spent, guaranteed, rel_tol=1e-9):
+        yield f"the worst epsilon of its seeds is {spent:g}, the guarantee's {guaranteed:g}"
 
 
 def _against_its_scenario(path: Path, submission: Submission, found: Checked) -> None:

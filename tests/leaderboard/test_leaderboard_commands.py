@@ -164,6 +164,38 @@ def test_check_names_every_problem(call, tmp_path):
     assert call("check", good, good)[0] == 0  # the same file twice is one file
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"accuracy": 5.0}, "accuracy is 5, which is not from 0 to 1"),
+        ({"accuracy": -0.5}, "accuracy is -0.5, which is not from 0 to 1"),
+        ({}, "it is scored, and has neither scores nor an error"),
+        ({"accuracy": 0.5, "epsilon": 7.9}, "the worst epsilon of its seeds is 7.9, the guarantee's 0.1"),
+    ],
+)
+def test_check_refuses_what_no_run_can_have_written(change, said, call, tmp_path):
+    from harness.leaderboard.submission import parse
+
+    data = handmade.plain("odd")
+    cell = data["cells"][0]
+    cell["seeds"]["0"]["scores"] = change
+    cell["guarantee"] = {"unit": "record", "epsilon": 0.1, "delta": 1e-5, "accountant": "rdp"}
+    status, _, err = call("check", save(tmp_path, parse(data, "odd")))
+    assert status == 2
+    assert "none / mean / none, seed 0: " in err
+    assert said in err
+
+
+def test_check_refuses_a_time_that_is_none(call, tmp_path):
+    from harness.leaderboard.submission import parse
+
+    status, _, err = call(
+        "check", save(tmp_path, parse(handmade.plain("odd") | {"created": "yesterday"}, "odd"))
+    )
+    assert status == 2
+    assert "created is 'yesterday', not a time such as" in err
+
+
 def test_a_changed_scenario_needs_a_new_version(call, tmp_path):
     first = save(tmp_path, handmade.submission("a"))
     other = save(tmp_path, handmade.submission("b", text=handmade.TEXT.replace("rounds: 2", "rounds: 3")))
