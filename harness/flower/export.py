@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import __version__
 from harness.errors import HarnessError, did_you_mean
 from harness.flower.app_folder import write_app
-from harness.grid import Cell, cells, reason_not_applicable
+from harness.grid import Cell, DataFacts, cells, reason_not_applicable
 from harness.plan import Planner
 from harness.scenario import Scenario
 
@@ -171,11 +172,18 @@ def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
     reason = reason_not_applicable(cell, facts, meta_module(scenario, facts)) or undeployable(cell)
     if reason is not None:
         raise HarnessError(f"cell {cell.id} cannot be exported: {reason}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise HarnessError(f"--out {out}: already there and not an empty folder")
     planner = Planner("cpu")
     key = planner.add(cell, facts, metrics_of(scenario)).stages["train"]
     spec: Any = planner.stages[key].spec
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise HarnessError(f"--out {out}: already there and not an empty folder")
+        return _write(scenario, cell, facts, spec.noise_key or key, out)
+    except OSError as error:
+        raise HarnessError(f"--out {out}: {error.strerror or error}") from error
+
+
+def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out: Path) -> Exported:
     pinned = pin(cell)
     c, h, w = facts.input_shape
     name = f"{scenario.name}-{cell.id}".lower().replace(".", "-").replace("_", "-")
@@ -195,7 +203,7 @@ def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
     about = {
         "cell": cell.id,
         "axes": dict(cell.axes),
-        "noise_key": spec.noise_key or key,
+        "noise_key": noise_key,
         "tolerance": scenario.tolerance,  # follows from threats that the pinned scenario lacks
         "num_classes": facts.num_classes,
         "input_shape": list(facts.input_shape),
@@ -204,8 +212,6 @@ def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
     shape = {"c": c, "h": h, "w": w, "classes": facts.num_classes}
     (folder / "data.py").write_text(DATA.format(**shape))
     notes = _notes(cell)
-    from harness import __version__
-
     text = README.format(
         title=f"Cell {cell.id} of {scenario.name}",
         scenario=scenario.name,

@@ -397,3 +397,7 @@ class TestRefusals:
         assert main(["export", "flower", path, "--cell", attacked.id, "--out", str(tmp_path / "b")]) == 2
         assert "attacks are for simulations" in capsys.readouterr().err
         assert not (tmp_path / "b").exists()
+
+    def test_a_folder_that_cannot_be_made(self, scenario, tmp_path):
+        with pytest.raises(HarnessError, match=r"--out .*app: Not a directory"):
+            export(scenario, pick(scenario).id, tmp_path / "exported.yaml" / "app")
