@@ -7,6 +7,7 @@ import keyword
 import re
 import sys
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 
 from harness.errors import HarnessError
 
@@ -45,4 +46,16 @@ def names_of(given: str) -> Names:
         raise HarnessError(
             f"a module {module!r} is installed already and would be hidden; choose another name"
         )
+    if _is_installed(name):
+        raise HarnessError(
+            f"a package {name!r} is installed already and would be replaced; choose another name, such as {name}-rule"
+        )
     return Names(name, module, "".join(part.capitalize() for part in module.split("_")))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -45,6 +45,9 @@ def test_one_name_gives_the_others(given, expected):
         ("com1", "taken by Python or the system"),
         ("torch", "a module 'torch' is installed already"),
         ("harness", "a module 'harness' is installed already"),
+        ("psr-harness", "a package 'psr-harness' is installed already and would be replaced"),
+        ("Scikit.Learn", "a package 'scikit-learn' is installed already"),
+        ("PyYAML", "a package 'pyyaml' is installed already"),
         ("a" * 41, "longer than 40 characters"),
     ],
 )
