@@ -84,13 +84,16 @@ class Artifacts:
         return data
 
     def write_file(self, name: str, data: bytes) -> bool:
-        """Write a file named by its content; whether it is new. Raises StoreError where name and content differ."""
+        """Write a file named by its content; whether it was missing, or damaged, until then.
+
+        Raises StoreError where name and content differ.
+        """
         if not _fits(name, data):
             raise StoreError(f"{self.path}: the content of {name} is not what its name says")
         target = self.path / name
-        if target.exists():
-            return False
         try:
+            if target.exists() and target.stat().st_size == len(data) and _fits(name, target.read_bytes()):
+                return False
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target, sync=True) as draft:
                 draft.write_bytes(data)

@@ -14,6 +14,7 @@ import small
 
 import harness
 from harness import cli
+from harness.artifacts import artifact_name
 from harness.doctor import findings, store_report
 from harness.errors import HarnessError, StoreError
 from harness.export import export
@@ -162,6 +163,23 @@ def test_a_run_makes_a_damaged_artifact_again(made):
     assert again.executed["train"] == 1
     with Store.reading(store) as opened:
         assert opened.load_tensors(damaged.stem)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1], lambda data: data[:-1] + b"\1"], ids=["cut", "changed"]
+)
+def test_what_is_saved_again_replaces_a_damaged_artifact(tmp_path, damage):
+    import torch
+
+    tensors = {"weights": torch.zeros(3)}
+    with Store(tmp_path) as store:
+        digest, _ = store.save_tensors(tensors)
+        (file,) = tmp_path.rglob("*.safetensors")
+        whole = file.read_bytes()
+        assert not store.write_file(artifact_name(digest), whole)
+        file.write_bytes(damage(whole))
+        store.save_tensors(tensors)
+    assert file.read_bytes() == whole
 
 
 # stores that are only read ------------------------------------------------------------------------
