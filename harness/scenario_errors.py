@@ -25,6 +25,8 @@ _EXPECTED = (
     (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
 )
 
+_EXCERPT = 120  # characters of a source line that are shown
+
 
 def expected(message: str, example: Any = None) -> str | None:
     """What completes "x must be ...", from a message of pydantic; None for one that says it itself."""
@@ -69,9 +71,16 @@ def render(problems: Iterable[Problem], name: str, lines: list[str]) -> str:
     for mark, message in sorted(set(problems), key=lambda p: (p.mark.line, p.mark.column, p.message)):
         block = f"{name}:{mark.line}:{mark.column}: {message}"
         if mark.line <= len(lines) and lines[mark.line - 1].strip():
-            source = lines[mark.line - 1].rstrip()
-            indent = re.sub(r"[^\t]", " ", source[: mark.column - 1]).ljust(mark.column - 1)
-            width = max(1, min(len(mark.text), len(source) - mark.column + 1))
-            block += f"\n    {source}\n    {indent}{'^' * width}"
+            block += _excerpt(lines[mark.line - 1].rstrip(), mark.column - 1, len(mark.text))
         blocks.append(block)
     return "\n".join(blocks)
+
+
+def _excerpt(source: str, start: int, length: int) -> str:
+    """A source line and carets below it; of a long line the part around the first caret."""
+    left = max(0, min(start - _EXCERPT // 3, len(source) - _EXCERPT))
+    before, after = "..." if left else "", "..." if left + _EXCERPT < len(source) else ""
+    source, start = source[left : left + _EXCERPT], start - left
+    indent = re.sub(r"[^\t]", " ", before + source[:start]).ljust(start)
+    carets = "^" * max(1, min(length, len(source) - start))
+    return f"\n    {before}{source}{after}\n    {indent}{carets}"

@@ -888,6 +888,25 @@ def test_the_source_is_shown_with_carets():
     )
 
 
+@pytest.mark.parametrize(
+    ("seeds", "excerpt"),
+    [
+        (["x", *range(10_000)], "    seeds: [x, 0, 1, "),
+        ([*range(10_000), "x"], " 9999, x]\n"),
+        ([*range(5_000), "x", *range(5_000, 10_000)], " 4999, x, 5000, "),
+    ],
+    ids=["first", "last", "middle"],
+)
+def test_of_a_long_line_the_part_around_the_mistake_is_shown(seeds, excerpt):
+    with pytest.raises(ScenarioError) as caught:
+        load_text(BASE + f"seeds: [{', '.join(map(str, seeds))}]\n")
+    assert excerpt in str(caught.value)
+    _, source, carets = str(caught.value).split("\n")
+    assert len(source) < 140
+    assert source[carets.index("^")] == "x"
+    assert ("..." in source[:7], source.endswith("...")) == (seeds[0] != "x", seeds[-1] != "x")
+
+
 # files --------------------------------------------------------------------------------------------
 
 
