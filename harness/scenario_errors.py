@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.errors import did_you_mean
-from harness.yaml_loader import Problem
+from harness.yaml_loader import Location, Problem
 
 # What pydantic says, in the words of a scenario's author.
 _EXPECTED = (
@@ -18,6 +18,11 @@ _EXPECTED = (
     (r"should be a valid boolean", "true or false"),
     (r"should be a valid (list|tuple|set)", "a list such as {list}"),
     (r"should be (a valid dictionary|an object)", "a mapping such as {mapping}"),
+    (r"(list|tuple|set) should have at least 1 item", "a list of at least one value"),
+    (r"(list|tuple|set) should have at (?P<bound>(?:least|most) \d+)", "a list of at {bound} values"),
+    (r"tring should have at least 1 character", "text of at least one character"),
+    (r"tring should have at (?P<bound>(?:least|most) \d+)", "text of at {bound} characters"),
+    (r"tring should match pattern '(?P<bound>.*)'$", "text of the pattern {bound}"),
     (r"should be greater than or equal to (?P<bound>\S+)", "at least {bound}"),
     (r"should be greater than (?P<bound>\S+)", "greater than {bound}"),
     (r"should be less than or equal to (?P<bound>\S+)", "at most {bound}"),
@@ -36,6 +41,21 @@ def expected(message: str, example: Any = None) -> str | None:
             items = flow(example) if isinstance(example, list) else "[1, 2]"
             return phrase.format(bound=match.groupdict().get("bound"), list=items, mapping=mapping)
     return None
+
+
+def sentences(details: Iterable[tuple[Location, str, Any]]) -> list[str]:
+    """Findings in words, where there is no file to point at; of pydantic's own the innermost."""
+    found = list(details)
+    lines = []
+    for location, message, value in found:
+        where = ".".join(map(str, location))
+        phrase = expected(message)
+        if phrase is None:
+            lines.append(f"{where}: {message}" if where else message)
+        elif not any(other != location and other[: len(location)] == location for other, _, _ in found):
+            text = repr(value) if isinstance(value, str) else str(value)
+            lines.append(f"{where or 'this'} must be {phrase}, not {shown(value, text)}")
+    return lines
 
 
 def suggestion(messages: Iterable[str], value: Any) -> str:

@@ -20,6 +20,7 @@ from harness.errors import HarnessError, ScenarioError
 from harness.options import SGD, Adam, Constant, Cosine, FedAdagrad, FedAdam, FedAvg, FedYogi, Linear, Step
 from harness.scenario import Federation, Scenario, check_data, load, load_many, load_text
 from harness.yaml_loader import parse
+from harness_plugins.models.linear import Mlp
 
 BASE = "schema: 1\nname: x\ndataset: digits\nmodel: small-cnn\n"
 
@@ -816,6 +817,19 @@ def test_mistakes(case):
 )
 def test_mistakes_at_the_top(text, expected):
     assert mistakes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        ("[]", "4:23: hidden must be a list of at least one value, not an empty list"),
+        ("[-3]", "4:24: each of hidden must be at least 1, not -3"),
+    ],
+)
+def test_lists_of_too_few_values(hidden, expected, monkeypatch):
+    registry = registry_of(("psr-harness", (*BUILTIN, Mlp)))
+    monkeypatch.setattr("harness.registry.registry", lambda: registry)
+    assert mistakes(BASE.replace("small-cnn", f"{{mlp: {{hidden: {hidden}}}}}")) == [expected]
 
 
 def test_all_mistakes_come_together_by_line():

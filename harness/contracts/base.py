@@ -137,6 +137,7 @@ _forget_class_variables(Plugin)
 def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError:
     """Pydantic's findings as one PluginError, each with its location, a plain sentence and the value."""
     from harness.errors import did_you_mean
+    from harness.scenario_errors import sentences
 
     details: list[tuple[tuple[str | int, ...], str, Any]] = []
     for item in error.errors():
@@ -155,8 +156,7 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
         details.append((location, message, item["input"]))
-    lines = [f"{'.'.join(map(str, loc)) or plugin.name}: {message}" for loc, message, _ in details]
-    return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(lines), details)
+    return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(sentences(details)), details)
 
 
 class Shown:

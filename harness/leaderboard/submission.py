@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -89,13 +90,22 @@ def _check_text(text: str) -> None:
     _visible_lines(text)
 
 
+def _slug(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise ValueError(
+            f"{name[:60]!r} cannot be a name: use letters a to z, digits, '-', '_' and '.', the first a letter or a "
+            "digit, 80 at most"
+        )
+    return name
+
+
 Line = Annotated[str, StringConstraints(max_length=400), AfterValidator(_visible)]
 Word = Annotated[str, StringConstraints(max_length=120), AfterValidator(_visible)]
 Paragraph = Annotated[str, StringConstraints(max_length=4000), AfterValidator(_visible_lines)]
 Text = Annotated[str, StringConstraints(max_length=200_000), AfterValidator(_visible_lines)]
 Config = Annotated[dict[str, Any], AfterValidator(_bounded)]
 Count = Annotated[int, Field(ge=0, lt=10**12)]
-Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Slug = Annotated[str, AfterValidator(_slug)]
 Hex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12,64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -137,7 +137,7 @@ def test_submit_refuses_what_it_cannot_use(call, ran, tmp_path):
     assert not (tmp_path / "store.sqlite").exists()
     status, _, err = call("submit", ran.store, *common, "../x", "--out", tmp_path)
     assert status == 2
-    assert "name: string should match pattern" in err
+    assert "name: '../x' cannot be a name: use letters a to z, digits, '-', '_' and '.'" in err
     changed = tmp_path / "changed.yaml"
     changed.write_text(ran.text.replace("rounds: 2", "rounds: 1"))
     status, _, err = call("submit", ran.store, "--scenario", changed, "--name", "x", "--unofficial")
