@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.errors import did_you_mean
-from harness.yaml_loader import Location, Problem
+from harness.yaml_loader import Location, Problem, parse
 
 # What pydantic says, in the words of a scenario's author.
 _EXPECTED = (
@@ -30,6 +30,13 @@ _EXPECTED = (
     (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
 )
 
+# What such a phrase asks for, where it stands without quotes.
+_PLAIN = (
+    ("a whole number", (int,)),
+    ("a number", (int, float)),
+    ("a finite number", (int, float)),
+    ("true or false", (bool,)),
+)
 _EXCERPT = 120  # characters of a source line that are shown
 
 
@@ -63,6 +70,18 @@ def suggestion(messages: Iterable[str], value: Any) -> str:
     choices = [c for m in messages if "should be '" in m for c in re.findall(r"'([^']*)'", m)]
     hint = did_you_mean(value, choices) if isinstance(value, str) and choices else ""
     return f"; {hint}" if hint.startswith("did you mean") else ""
+
+
+def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
+    """`; remove the quotes` where nothing else is wrong with a value. text: it as it stands in the file."""
+    if not isinstance(value, str) or text[:1] not in ("'", '"'):
+        return ""
+    plain = parse(value).data
+    good = any(
+        phrase == value or any(phrase.startswith(start) and type(plain) in types for start, types in _PLAIN)
+        for phrase in phrases
+    )
+    return "; remove the quotes" if good else ""
 
 
 def shown(value: Any, text: str) -> str:

@@ -117,6 +117,7 @@ class Reader(Reporter):
         if inner is not None and many:
             if not isinstance(raw, list):
                 return self.wrong(path, raw, f"a list such as {flow(example)}")
+            before = len(self.problems)
             items: list[tuple[Any, bool]] = []
             for i, item in enumerate(raw):
                 for one in self.by_radius(item, (*path, i)):
@@ -124,7 +125,8 @@ class Reader(Reporter):
                     items.append(self.model(inner, one, (*path, i)))
                     if not items[-1][1]:
                         break  # the others would say the same again
-            return tuple(item for item, _ in items), all(good for _, good in items)
+            good = len(self.problems) == before
+            return (tuple(item for item, _ in items) if good or items else None), good
         if inner is not None and not (raw is None and type(None) in get_args(field.annotation)):
             return self.model(inner, raw, path)
         for place, node in walk(raw, path):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import PluginError
-from harness.scenario_errors import expected, shown, suggestion
+from harness.scenario_errors import expected, shown, suggestion, unquoted
 from harness.sweeps import Choices
 from harness.yaml_loader import Document, Location, Problem
 
@@ -127,5 +127,6 @@ class Reporter:
         name = (
             f"each of {last}" if place and isinstance(place[-1], int) and "sweep" not in place[-2:] else last
         )
-        text = " or ".join(phrases)
-        self.report(place, f"{name} must be {text}, not {self.shown(place, value)}{suggestion(texts, value)}")
+        text, given = " or ".join(phrases), self.shown(place, value)
+        hint = suggestion(texts, value) or unquoted(phrases, value, given)
+        self.report(place, f"{name} must be {text}, not {given}{hint}")

@@ -602,7 +602,7 @@ BAD = {
     ),
     "text for a number": (
         'federation: {rounds: "10"}\n',
-        ['5:22: rounds must be a whole number such as 3, not "10"'],
+        ['5:22: rounds must be a whole number such as 3, not "10"; remove the quotes'],
     ),
     "fraction for a whole number": (
         "federation: {rounds: 10/2}\n",
@@ -750,6 +750,26 @@ BAD = {
             "5:36: norm must be 'linf', 'l2' or 'l0', not l3",
             "5:45: eps must be at least 0, not -8/255",
         ],
+    ),
+    "a number in quotes": (
+        "threats: [{name: e, budget: {norm: linf, eps: '8/255'}, attacks: [pgd]}]\n",
+        ["5:47: eps must be a number such as 0.5 or 8/255, not '8/255'; remove the quotes"],
+    ),
+    "no number in quotes": (
+        "threats: [{name: e, budget: {norm: linf, eps: '8/x'}, attacks: [pgd]}]\n",
+        ["5:47: eps must be a number such as 0.5 or 8/255, not '8/x'"],
+    ),
+    "other values in quotes": (
+        "federation: {clients: '10', rounds: '2.5'}\ncompute: {tf32: 'true'}\n",
+        [
+            "5:23: clients must be a whole number such as 3, not '10'; remove the quotes",
+            "5:37: rounds must be a whole number such as 3, not '2.5'",
+            "6:17: tf32 must be true or false, not 'true'; remove the quotes",
+        ],
+    ),
+    "an empty sweep of a radius": (
+        "threats: [{name: e, budget: {norm: linf, eps: {sweep: []}}, attacks: [pgd]}]\n",
+        ["5:55: sweep must be a list such as [1, 4, 8], not an empty list"],
     ),
     "budget at training": (
         "threats: [{name: b, malicious: 0.2, budget: {norm: l2, eps: 1}, attacks: [alie]}]\n",
