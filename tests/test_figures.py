@@ -153,6 +153,15 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     [
         (["--figure", "paretto"], "did you mean pareto"),
         (["--figure", "ranks", "--by", "defense"], "did you mean defence"),
+        (["--x", "robust"], "--x robust: an option of --figure pareto, not of curves"),
+        (
+            ["--figure", "heatmap", "--y", "mia"],
+            "--y mia: an option of --figure pareto and ranks, not of heatmap",
+        ),
+        (
+            ["--figure", "pareto", "--by", "defence"],
+            "--by defence: an option of --figure ranks, not of pareto",
+        ),
     ],
 )
 def test_bad_choices_name_the_nearest(arguments, message, capsys, tmp_path):
@@ -160,3 +169,20 @@ def test_bad_choices_name_the_nearest(arguments, message, capsys, tmp_path):
     path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\n")
     assert cli.main(["plot", str(path), *arguments]) == 2
     assert message in capsys.readouterr().err.replace("'", "")
+
+
+def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "s.yaml"
+    path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\n")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: [])
+    monkeypatch.setattr("harness.console.figures.draw_pareto", lambda _, out, *__: drawn.append(out) or 1)
+    monkeypatch.setattr(
+        "harness.console.figures.draw_ranks", lambda _, out, *__: drawn.append(out) or (1, 0.5)
+    )
+    for kind in ("pareto", "ranks"):
+        assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
+        assert f"wrote {kind}.svg" in capsys.readouterr().out
+    assert [out.name for out in drawn] == ["pareto.svg", "ranks.svg"]

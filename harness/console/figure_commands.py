@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from harness.console.options import LocalPlugins, Store
+
+Text = Optional[str]  # noqa: UP045
 
 
 def picture(
@@ -31,19 +33,28 @@ def picture(
 def plot(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file that has been run.")],
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The figure to write: .pdf, .png or .svg.")
-    ] = Path("curves.svg"),
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE", help="The figure to write: .pdf, .png or .svg; KIND.svg where not given."
+        ),
+    ] = None,
     store: Store = Path("runs"),
     kind: Annotated[
         str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap or ranks.")
     ] = "curves",
-    x: Annotated[str, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis.")] = "accuracy",
+    x: Annotated[
+        Text, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis; accuracy where not given.")
+    ] = None,
     y: Annotated[
-        str, typer.Option(metavar="QUANTITY", help="pareto and ranks: what is compared.")
-    ] = "robust",
+        Text,
+        typer.Option(metavar="QUANTITY", help="pareto and ranks: what is compared; robust where not given."),
+    ] = None,
     by: Annotated[
-        str, typer.Option(metavar="AXIS", help="ranks: defence, aggregator or compressor.")
-    ] = "defence",
+        Text,
+        typer.Option(
+            metavar="AXIS", help="ranks: defence, aggregator or compressor; defence where not given."
+        ),
+    ] = None,
     plugins: LocalPlugins = None,
 ) -> None:
     """Draw a scenario's results, ready for a paper.
@@ -62,7 +73,9 @@ def plot(
     from harness.grid import cells
     from harness.scenario import load
 
-    check_kind(kind, by)
+    check_kind(kind, x=x, y=y, by=by)
+    out = out or Path(f"{kind}.svg")
+    x, y, by = x or "accuracy", y or "robust", by or "defence"
     loaded = load(scenario)
     known = {cell.id for cell in cells(loaded)}
     found = [record for record in stored_records(store, loaded.name) if record["id"] in known]

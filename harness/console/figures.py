@@ -15,6 +15,7 @@ from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, p
 from harness.errors import HarnessError, did_you_mean
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
+OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # and the figures that have them
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -26,11 +27,17 @@ def quantity(key: str) -> Quantity:
     return found[key]
 
 
-def check_kind(kind: str, by: str) -> None:
-    """Raises HarnessError for a figure or an axis that there is none of."""
+def check_kind(kind: str, **options: str | None) -> None:
+    """Raises HarnessError for a figure or an axis that there is none of, and for options of other figures."""
     if kind not in KINDS:
         raise HarnessError(f"--figure {kind}: no such figure; {did_you_mean(kind, KINDS)}")
-    if by not in AXES:
+    for option, value in options.items():
+        if value is not None and kind not in (kinds := OPTIONS[option]):
+            raise HarnessError(
+                f"--{option} {value}: an option of --figure {' and '.join(kinds)}, not of {kind}"
+            )
+    by = options.get("by")
+    if by is not None and by not in AXES:
         raise HarnessError(f"--by {by}: no such axis; {did_you_mean(by, AXES)}")
 
 
