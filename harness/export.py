@@ -36,12 +36,14 @@ def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def check_format(path: str | Path) -> None:
-    """Raises HarnessError for an ending that is not one of FORMATS, or a format whose library is missing."""
+    """Raises HarnessError where no file can be there, for an ending that is not one of FORMATS or lacks its library."""
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise HarnessError(f"--export {path}: unknown ending {suffix!r}; {did_you_mean(suffix, FORMATS)}")
     if not Path(path).resolve().parent.is_dir():
         raise HarnessError(f"--export {path}: the folder {Path(path).resolve().parent} does not exist")
+    if Path(path).is_dir():
+        raise HarnessError(f"--export {path}: a folder is there; name a file")
     if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

@@ -225,6 +225,7 @@ def test_export_writes_every_record(engine, here):
     [
         (["run", "a.yaml", "--export", "x.xls"], "--export x.xls: unknown ending '.xls'; "),
         (["run", "a.yaml", "--export", "no/x.csv"], "does not exist"),
+        (["run", "a.yaml", "--export", "folder.csv"], "--export folder.csv: a folder is there; name a file"),
         (["run", "a.yaml", "--jobs", "-1"], "--jobs takes auto or a number from 0 on, not '-1'"),
         (["run", "a.yaml", "--jobs", "many"], "--jobs takes auto or a number from 0 on, not 'many'"),
         (["run", "a.yaml", "--timeout", "0"], "--timeout must be greater than 0 seconds, not 0"),
@@ -236,6 +237,7 @@ def test_export_writes_every_record(engine, here):
     ],
 )
 def test_bad_input_is_said_before_anything_runs(engine, here, capsys, arguments, message):
+    Path("folder.csv").mkdir()
     assert harness(*arguments) == 2
     out, err = capsys.readouterr()
     assert message in err
