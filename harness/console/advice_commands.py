@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -70,6 +71,8 @@ def recommend(
     for option, (key, bound) in given.items():
         if bound is None:
             continue
+        if math.isnan(bound):
+            raise HarnessError(f"{option} must be a number, not nan")
         if key in SHARES and bound > 1:
             raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
         limits.append(Limit(option, BY_KEY[key], bound))

@@ -184,6 +184,9 @@ def test_the_command(tmp_path, capsys):
     assert "nothing fits" in err
     assert main(["recommend", str(file), "--min-accuracy", "80"]) == 2
     assert "write 0.8 for 80 %" in capsys.readouterr().err
+    for option in ("--max-epsilon", "--min-accuracy"):
+        assert main(["recommend", str(file), option, "nan"]) == 2
+        assert f"{option} must be a number, not nan" in capsys.readouterr().err
 
 
 def test_a_store_is_looked_at_without_its_scenario(ran):
