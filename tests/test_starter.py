@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,16 +76,17 @@ def test_data_that_cannot_be_read_writes_nothing(tmp_path):
 
 
 def test_the_command_is_scripted_and_never_overwrites(tmp_path, capsys):
-    file = str(tmp_path / "mine.yaml")
+    (tmp_path / "my scenarios").mkdir()
+    file = str(tmp_path / "my scenarios" / "mine.yaml")
     arguments = ["init", file, "--data", "digits", "--epsilon", "2", "--threats", "evasion,privacy", "--yes"]
     assert main(arguments) == 0
-    assert "wrote" in capsys.readouterr().out
-    first = (tmp_path / "mine.yaml").read_text()
+    assert f"wrote {file}; next: harness plan '{file}', then harness run '{file}'" in capsys.readouterr().out
+    first = Path(file).read_text()
     assert load(file).name == "mine"
     assert main(arguments) == 2
     assert "is there already; give --force" in capsys.readouterr().err
     assert main([*arguments, "--force", "--seeds", "1"]) == 0
-    assert (tmp_path / "mine.yaml").read_text() != first
+    assert Path(file).read_text() != first
     assert load(file).seeds == (0,)
     assert main(["validate", file]) == 0
 

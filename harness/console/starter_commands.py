@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -77,7 +78,8 @@ def init(
         name=name or "",
     )
     write_scenario(answers, file, force=force)
-    typer.echo(f"wrote {file}; next: harness plan {file}, then harness run {file}")
+    typed = shlex.quote(str(file))
+    typer.echo(f"wrote {file}; next: harness plan {typed}, then harness run {typed}")
 
 
 def _model(text: str) -> str:

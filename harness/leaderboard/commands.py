@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -54,9 +55,8 @@ def submit(
 
     loaded = load(scenario)
     if not (store / "store.sqlite").is_file():
-        raise HarnessError(
-            f"{store} is no store; run the scenario first: harness run {scenario} --store {store}"
-        )
+        command = shlex.join(["harness", "run", scenario, "--store", str(store)])
+        raise HarnessError(f"{store} is no store; run the scenario first: {command}")
     with Store.reading(store) as opened:
         made = collect(opened.records(loaded.name), loaded, name=name, authors=authors, url=url, note=note)
     if not made.official and not unofficial:

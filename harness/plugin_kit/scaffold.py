@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -93,7 +94,7 @@ def render(kind: str, names: Names) -> Iterator[tuple[PurePosixPath, str]]:
 def next_commands(folder: Path, kind: str, names: Names) -> list[str]:
     """What to type from where the package was made."""
     return [
-        f"cd {folder}",
+        f"cd {shlex.quote(str(folder))}",
         'python -m pip install -e ".[dev]"',
         f"harness list {KINDS[kind]}",
         f"harness plugin check {names.name}",

@@ -131,10 +131,12 @@ def test_a_partial_grid_needs_the_flag(call, ran, partial, tmp_path):
 
 def test_submit_refuses_what_it_cannot_use(call, ran, tmp_path):
     common = ("--scenario", ran.path, "--name")
-    status, _, err = call("submit", tmp_path, *common, "x")
+    store = tmp_path / "my store"
+    status, _, err = call("submit", store, *common, "x")
     assert status == 2
-    assert f"error: {tmp_path} is no store; run the scenario first" in err
-    assert not (tmp_path / "store.sqlite").exists()
+    command = f"harness run {ran.path} --store '{store}'"
+    assert f"error: {store} is no store; run the scenario first: {command}\n" in err
+    assert not store.exists()
     status, _, err = call("submit", ran.store, *common, "../x", "--out", tmp_path)
     assert status == 2
     assert "name: '../x' cannot be a name: use letters a to z, digits, '-', '_' and '.'" in err

@@ -159,3 +159,9 @@ def test_a_name_that_is_taken_is_said(tmp_path, capsys):
         "note: there is aggregator 'krum' already; scenarios will have to say krum/krum"
         in capsys.readouterr().out
     )
+
+
+def test_the_command_can_be_pasted(tmp_path, capsys):
+    (tmp_path / "my rules").mkdir()
+    assert main(["plugin", "new", "metric", "mine", "--out", str(tmp_path / "my rules")]) == 0
+    assert f"  cd '{tmp_path / 'my rules' / 'mine'}'" in capsys.readouterr().out.splitlines()
