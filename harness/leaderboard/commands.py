@@ -182,11 +182,15 @@ def compare(
     Example: harness leaderboard compare a.json b.json --score accuracy
     """
     from harness.console.output import make_console
-    from harness.leaderboard.side_by_side import compare_rows, compare_submissions, render_pairs
+    from harness.leaderboard.side_by_side import compare_rows, compare_submissions, is_row, render_pairs
     from harness.leaderboard.submission import read
 
     first = read(a)
     if other is None:
+        if not Path(b).exists() and (" / " in b or is_row(first, b)):
+            raise HarnessError(
+                f"{b!r} is a row: two rows are needed, the one to compare it with comes after it"
+            )
         second = read(Path(b))
         pairs = compare_submissions(first, second, score or ())
         names = first.name, second.name

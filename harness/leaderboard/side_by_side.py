@@ -93,6 +93,15 @@ def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
     return found[0]
 
 
+def is_row(submission: Submission, label: str) -> bool:
+    """Whether a label means one of its rows."""
+    try:
+        row_of(submission, label)
+    except HarnessError:
+        return False
+    return True
+
+
 def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Console) -> None:
     """A table: a line a score, rows in the order of the first."""
     from rich.box import SIMPLE_HEAD

@@ -328,6 +328,10 @@ def test_two_rows_of_one_file(call, tmp_path):
     status, _, err = call("compare", path, "none", "none / mean / none")
     assert status == 2
     assert "are the same row" in err
+    for row in ("none", "none / meen / none"):
+        status, _, err = call("compare", path, row)
+        assert status == 2
+        assert f"error: {row!r} is a row: two rows are needed" in err
 
 
 def test_different_boards_are_not_compared(call, tmp_path):
