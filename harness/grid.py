@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.contracts.aggregator import PreAggregator
@@ -317,6 +318,11 @@ def _check_compression(cell: Cell) -> None:
     for compressor in cell.model_compressors:
         if compressor.data_access == "public":
             _check_public(compressor.name, cell)
+    for compressor, following in pairwise(cell.model_compressors):
+        if compressor.comes_last:
+            raise NotApplicable(
+                f"{compressor.name} must come last: it leaves no weights in float for {following.name}"
+            )
 
 
 def _check_public(name: str, cell: Cell) -> None:

@@ -13,6 +13,7 @@ from harness.errors import HarnessError
 from harness.grid import cells, select
 from harness.leaderboard.submit import of_store
 from harness.scenario import load_text
+from harness_plugins.compressors.static_int8 import StaticInt8
 
 BASE = """
 schema: 1
@@ -114,11 +115,6 @@ def test_names_and_labels_of_threats_are_not_in_the_key(tmp_path):
     ("text", "reason"),
     [
         (
-            # the twin of the first link is not one of the chain
-            "compressors: [[static-int8, magnitude-pruning]]\nthreats: [{name: e, attacks: [pgd]}]",
-            "pgd needs gradients; static-int8 is not differentiable — add `surrogate: uncompressed`",
-        ),
-        (
             "threats: [{name: e, knowledge: black-box, attacks: [fgsm]}]",
             "fgsm needs gradients; the threat 'e' is black-box",
         ),
@@ -163,6 +159,28 @@ def test_a_rule_that_follows_clients_is_not_put_behind_one_that_merges_them(tmp_
             f"{name} needs to know whose update a row is; bucketing, before it, merges clients' updates"
         )
     assert [cell["status"] for cell in ready] == ["ready"] * 3
+
+
+def test_the_twin_of_the_first_link_is_not_one_of_the_chain(tmp_path, monkeypatch):
+    monkeypatch.setattr(StaticInt8, "comes_last", False)
+    text = "compressors: [[static-int8, magnitude-pruning]]\nthreats: [{name: e, attacks: [pgd]}]"
+    (cell,) = described(text, tmp_path)["scenarios"][0]["cells"]
+    reason = "pgd needs gradients; static-int8 is not differentiable — add `surrogate: uncompressed`"
+    assert cell["reason"] == reason
+
+
+def test_a_compressor_that_leaves_no_floats_is_not_put_in_front_of_another(tmp_path):
+    refused = "[static-int8, static-int8], [qat-int8, top-k, half-precision], [dynamic-int8, distillation]"
+    fine = "[weight-only, static-int8], [static-int8, top-k]"
+    found = described(f"compressors: [{refused}, {fine}]", tmp_path)["scenarios"][0]["cells"]
+    assert [cell["reason"] for cell in found] == [
+        "static-int8 must come last: it leaves no weights in float for static-int8",
+        "qat-int8 must come last: it leaves no weights in float for half-precision",
+        "dynamic-int8 must come last: it leaves no weights in float for distillation",
+        None,
+        None,
+    ]
+    assert [cell["status"] for cell in found] == ["not-applicable"] * 3 + ["ready"] * 2
 
 
 @pytest.mark.parametrize(

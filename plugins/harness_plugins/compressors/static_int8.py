@@ -57,6 +57,7 @@ class StaticInt8(ModelCompressor):
     requires: ClassVar[tuple[str, ...]] = ("torch.ao.quantization.quantize_fx",)
     differentiable: ClassVar[bool] = False
     straight_through: ClassVar[bool] = True
+    comes_last: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
         authors="Benoit Jacob, Skirmantas Kligys, Bo Chen, Menglong Zhu, Matthew Tang, Andrew Howard, "

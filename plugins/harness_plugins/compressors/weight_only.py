@@ -162,6 +162,7 @@ class DynamicInt8(ModelCompressor):
     requires: ClassVar[tuple[str, ...]] = ("torchao.quantization",)
     differentiable: ClassVar[bool] = False
     straight_through: ClassVar[bool] = True
+    comes_last: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = TORCHAO
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
