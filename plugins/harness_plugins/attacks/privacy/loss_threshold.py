@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.api import Membership, PluginError, PrivacyAttack, PrivacyContext, PrivacyView, Reference
-from harness_plugins.attacks.privacy._shadows import log_odds, log_probability
+from harness_plugins.attacks.privacy._shadows import log_odds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class LossThreshold(PrivacyAttack):
-    """A record is the more likely a member the lower its loss: score = -CE(logits(x), y), in nats.
+    """A record is the more likely a member the lower its loss: score = phi, where the loss is log(1 + exp(-phi)).
 
     Yeom et al.'s adversary predicts "member" below a threshold on the loss; the score leaves the threshold
-    open, so that the membership metrics cover every one. Black-box: one query a record. The loss is computed from
-    the log-odds of the label in float64: from the probability the most confident predictions would all have the loss
-    0, as records that noise drove far from the boundary have. A NaN loss counts as the largest. Source:
-    Yeom et al. (2018), section 3, the adversary that thresholds the loss. Raises PluginError where the two
-    sides are not both there, or labels and logits do not fit.
+    open, so that the membership metrics cover every one. phi, the label's log-odds z_y - log sum_{j != y} exp(z_j) in
+    float64, has the order of the loss and keeps the most confident predictions apart: their losses are all exactly 0,
+    as those of records that noise drove far from the boundary. A NaN loss counts as the largest. Black-box: one query
+    a record. Source: Yeom et al. (2018), section 3, the adversary that thresholds the loss. Raises PluginError where
+    the two sides are not both there, or labels and logits do not fit.
     """
 
     name = "loss-threshold"
@@ -43,7 +43,7 @@ class LossThreshold(PrivacyAttack):
         return Membership(np.concatenate(sides), is_member)
 
     def _scores(self, view: PrivacyView, images: Tensor, labels: Tensor) -> np.ndarray:
-        return log_probability(log_odds(self.name, view.logits, images, labels))
+        return log_odds(self.name, view.logits, images, labels)
 
 
 PLUGINS = (LossThreshold,)
