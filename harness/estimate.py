@@ -42,17 +42,19 @@ def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], floa
     def seen(stage: Stage) -> float | None:
         return known.get((stage.kind, stage.signature))
 
-    unknown = any(seen(stage) is None for stage in pending)
     like = _Alike()
-    for stage in {stage.signature: stage for stage in plan.stages.values()}.values() if unknown else ():
+    told = bool(known) and any(seen(stage) is None for stage in pending)
+    for stage in {stage.signature: stage for stage in plan.stages.values()}.values() if told else ():
         seconds = seen(stage)
         if seconds is not None:
             like.add(stage, seconds, computed(stage))
-    estimated = {}
+    alike: dict[tuple[str, str], float] = {}
     for stage in pending:
-        found = seen(stage)
-        estimated[stage.key] = like.ratio(stage) * computed(stage) if found is None else found
-    return estimated
+        if (stage.kind, stage.signature) not in alike:
+            found = seen(stage)
+            seconds = like.ratio(stage) * computed(stage) if found is None else found
+            alike[stage.kind, stage.signature] = seconds
+    return {stage.key: alike[stage.kind, stage.signature] for stage in pending}
 
 
 def elapsed(seconds: Collection[float], jobs: int) -> float:
@@ -74,6 +76,8 @@ class _Alike:
 
     def ratio(self, stage: Stage) -> float:
         """Of the smallest group of stages like this one of which any was seen; 1 where none was."""
+        if not self.seconds:
+            return 1.0
         seen, computed = next((self.seconds[g] for g in _groups(stage) if g in self.seconds), (1.0, 1.0))
         return seen / computed
 
