@@ -41,6 +41,7 @@ class Estimate:
     planned_seconds: float | None = None
     todo: dict[str, int] = field(default_factory=dict)  # kind -> stages to compute in all
     work: dict[str, dict[str, float]] = field(default_factory=dict)  # kind -> key -> seconds by the plan
+    whole: dict[str, float] = field(default_factory=dict)  # kind -> work in all
     finished: dict[str, _Seen] = field(default_factory=dict)  # by kind
     running: dict[str, _Running] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)  # id -> status, of the cells that have ended
@@ -51,12 +52,15 @@ class Estimate:
         """From `Plan.to_dict()`: cached stages are no work."""
         stages = plan.get("stages") or {}
         cells = [cell for scenario in plan.get("scenarios") or [] for cell in scenario["cells"]]
+        todo = {kind: max(0, counts["total"] - counts["cached"]) for kind, counts in stages.items()}
+        work = plan.get("stage_seconds") or {}
         return cls(
             jobs=max(1, int(plan.get("jobs") or 1)),
             started=now,
             planned_seconds=plan.get("estimate_seconds"),
-            work=plan.get("stage_seconds") or {},
-            todo={kind: max(0, counts["total"] - counts["cached"]) for kind, counts in stages.items()},
+            todo=todo,
+            work=work,
+            whole={kind: sum(work[kind].values()) if kind in work else count for kind, count in todo.items()},
             cells={cell["id"]: cell["status"] for cell in cells if cell["status"] != "ready"},
             total_cells=len(cells),
         )
@@ -106,8 +110,7 @@ class Estimate:
                 return None
             return max(0.0, self.planned_seconds - (now - self.started))
         left = 0.0
-        for kind, count in self.todo.items():
-            whole = sum(self.work[kind].values()) if kind in self.work else count
+        for kind, whole in self.whole.items():
             begun = sum(stage.done * stage.work for stage in self.running.values() if stage.kind == kind)
             like = seen[kind] if kind in seen and seen[kind].work else overall
             open_work = max(0.0, whole - self.finished.get(kind, _Seen()).work - begun)

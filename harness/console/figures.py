@@ -111,8 +111,7 @@ def _costs(value: Value, of: Quantity) -> tuple[float, float]:
     """By unit, lower is better."""
     from harness.leaderboard.comparisons import by_unit
 
-    counted = of.compared(_number(value))
-    return by_unit(-counted if of.better == "higher" else counted, value.clients)
+    return by_unit(of.compared(_number(value)), of.better, value.clients)
 
 
 # heatmap --------------------------------------------------------------------------------------------

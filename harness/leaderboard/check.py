@@ -142,15 +142,18 @@ def _alone(path: Path, submission: Submission) -> list[str]:
     if not MOMENT.fullmatch(submission.created):
         found.append(f"created is {submission.created!r}, not a time such as 2026-01-31T23:59:59Z")
     for cell in submission.cells:
+        spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
         for number, seed in cell.seeds.items():
-            found += [
-                f"{cell_name(cell.axes, number)}: {text}" for text in _impossible(submission, cell, seed)
-            ]
+            name = cell_name(cell.axes, number)
+            found += [f"{name}: {text}" for text in _impossible(submission, cell, seed, spent)]
     return found
 
 
-def _impossible(submission: Submission, cell: CellScores, seed: Seed) -> Iterator[str]:
-    """What no run can have written: no scores, scores out of their range, another epsilon than the guarantee's."""
+def _impossible(submission: Submission, cell: CellScores, seed: Seed, spent: float) -> Iterator[str]:
+    """What no run can have written: no scores, scores out of their range, another epsilon than the guarantee's.
+
+    spent: the worst epsilon of the cell's seeds.
+    """
     if cell.status == "scored" and not (seed.values or seed.error):
         yield "it is scored, and has neither scores nor an error"
     for name, value in seed.values.items():
@@ -162,7 +165,6 @@ def _impossible(submission: Submission, cell: CellScores, seed: Seed) -> Iterato
     claim = cell.guarantee
     if claim is None or "epsilon" not in seed.values:
         return
-    spent = max(other.values.get("epsilon", 0.0) for other in cell.seeds.values())
     guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
     if not math.isclose(spent, guaranteed, rel_tol=1e-9):
         yield f"the worst epsilon of its seeds is {spent:g}, the guarantee's {guaranteed:g}"

@@ -173,11 +173,13 @@ def win_rates(
     return WinRates(share, low, high, count)
 
 
-def by_unit(cost: float, clients: bool) -> tuple[float, float]:
-    """A cost as two coordinates of a Pareto front where lower is better: one of records, one of clients.
+def by_unit(value: float, better: str, clients: bool) -> tuple[float, float]:
+    """A value as two coordinates of a Pareto front where lower is better: one of records, one of clients.
 
-    Costs of different units then never beat each other, and both beat an infinite one.
+    better: `higher` or `lower`, of the value. Those of different units then never beat each other, and both beat an
+    infinite cost.
     """
+    cost = -value if better == "higher" else value
     return (math.inf, cost) if clients else (cost, math.inf)
 
 

@@ -115,8 +115,7 @@ def _costs(value: Value | None, column: Column) -> tuple[float, float]:
     """By unit, lower is better; NaN for what cannot be compared."""
     if value is None or not value.fair:
         return math.nan, math.nan
-    counted = column.compared(value.mean)
-    return by_unit(-counted if column.better == "higher" else counted, value.clients)
+    return by_unit(column.compared(value.mean), column.better, value.clients)
 
 
 def _value(value: Value | None, column: Column) -> str:

@@ -163,8 +163,7 @@ def _costs(row: Row, column: Column) -> tuple[float, float]:
     value = trusted(row, column)
     if value is None:
         return math.inf, math.inf
-    counted = column.compared(value.mean)
-    return by_unit(-counted if column.better == "higher" else counted, value.clients)
+    return by_unit(column.compared(value.mean), column.better, value.clients)
 
 
 def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:

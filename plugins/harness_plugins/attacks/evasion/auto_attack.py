@@ -51,9 +51,14 @@ def _seed(context: EvasionContext) -> int:
     return int(torch.randint(2**31, (), generator=generator, device=generator.device))
 
 
+def _targets(num_classes: int) -> int:
+    """Other classes that a targeted part goes towards, the likeliest first."""
+    return min(TARGETS, num_classes - 1)
+
+
 def _reachable(passes: int, num_classes: int) -> int:
     """Of the passes towards TARGETS other classes, those towards the ones there are."""
-    return passes // TARGETS * min(TARGETS, num_classes - 1)
+    return passes // TARGETS * _targets(num_classes)
 
 
 def _restarted(attack: Any, x: Tensor, y: Tensor, runs: list[int | None]) -> Tensor:
@@ -100,11 +105,8 @@ class APGD(_Part):
         return self.steps * self.restarts * (TARGETS if self.loss == "targeted" else 1)
 
     def passes(self, num_classes: int) -> int:
-        return (
-            _reachable(super().passes(num_classes), num_classes)
-            if self.loss == "targeted"
-            else super().passes(num_classes)
-        )
+        passes = super().passes(num_classes)
+        return _reachable(passes, num_classes) if self.loss == "targeted" else passes
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         needed = {"ce": 2, "dlr": 3, "targeted": 4}[self.loss]
@@ -119,7 +121,7 @@ class APGD(_Part):
             return _restarted(attack, x, y, [None] * self.restarts)
         settings = {**self.common(context), "steps": self.steps, "n_classes": context.num_classes}
         attack = self.build("APGDT", model, x, settings)
-        targets = range(2, min(TARGETS, context.num_classes - 1) + 2)  # ranks: 1 is the likeliest class
+        targets = range(2, _targets(context.num_classes) + 2)  # ranks: 1 is the likeliest class
         return _restarted(attack, x, y, [target for target in targets for _ in range(self.restarts)])
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
@@ -154,11 +156,8 @@ class FAB(_Part):
         return self.steps * self.restarts * (TARGETS if self.targeted else 1)
 
     def passes(self, num_classes: int) -> int:
-        return (
-            _reachable(super().passes(num_classes), num_classes)
-            if self.targeted
-            else super().passes(num_classes)
-        )
+        passes = super().passes(num_classes)
+        return _reachable(passes, num_classes) if self.targeted else passes
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
         if context.eps == 0:
@@ -168,7 +167,7 @@ class FAB(_Part):
             "multi_targeted": self.targeted, "n_classes": context.num_classes,
         }  # fmt: skip
         attack = self.build("FAB", model, x, settings)
-        attack.n_target_classes = min(TARGETS, context.num_classes - 1)
+        attack.n_target_classes = _targets(context.num_classes)
         return run(attack, x, y)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
