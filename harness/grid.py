@@ -321,7 +321,7 @@ def _check_compression(cell: Cell) -> None:
     for compressor, following in pairwise(cell.model_compressors):
         if compressor.comes_last:
             raise NotApplicable(
-                f"{compressor.name} must come last: it leaves no weights in float for {following.name}"
+                f"{compressor.name} must come last: it leaves no weights in float32 for {following.name}"
             )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import core_schema
 
 from harness.errors import PluginError, did_you_mean
+from harness.findings import findings
 
 
 class Option(BaseModel):
@@ -52,7 +53,8 @@ class Option(BaseModel):
         try:
             return choices[name](**(parameters or {}))
         except ValidationError as error:
-            details = [((name, *loc), text, given) for loc, text, given in _details(choices[name], error)]
+            found = findings(name, choices[name].model_fields, error)
+            details = [((name, *location), text, given) for location, text, given in found]
             raise PluginError(f"{cls.what} {name}: " + "; ".join(d[1] for d in details), details) from None
 
     @classmethod
@@ -67,21 +69,6 @@ class Option(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
         return handler(schema) if cls.name or not cls.what else {"x-option": cls.__name__}
-
-
-def _details(option: type[Option], error: ValidationError) -> list[tuple[tuple[str | int, ...], str, Any]]:
-    details = []
-    for item in error.errors():
-        message = item["msg"]
-        if item["type"] == "extra_forbidden":
-            hint = did_you_mean(str(item["loc"][-1]), option.model_fields)
-            message = f"{option.name} has no parameter {item['loc'][-1]!r}; {hint}"
-        elif item["type"] == "missing":
-            message = f"{option.name} needs the parameter {item['loc'][-1]!r}"
-        elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"])
-        details.append((tuple(item["loc"]), message, item["input"]))
-    return details
 
 
 # What the server does with the aggregated update delta (d,), in round t ---------------------------

@@ -61,7 +61,7 @@ def sentences(details: Iterable[tuple[Location, str, Any]]) -> list[str]:
             lines.append(f"{where}: {message}" if where else message)
         elif not any(other != location and other[: len(location)] == location for other, _, _ in found):
             text = repr(value) if isinstance(value, str) else str(value)
-            lines.append(f"{where or 'this'} must be {phrase}, not {shown(value, text)}")
+            lines.append(f"{where or 'this'} must be {phrase}, not {shown(value, text, phrase)}")
     return lines
 
 
@@ -84,11 +84,13 @@ def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
     return "; remove the quotes" if good else ""
 
 
-def shown(value: Any, text: str) -> str:
-    """A value for use after "not": as it stands in the file where it is short."""
+def shown(value: Any, text: str, phrase: str = "") -> str:
+    """A value for use after "must be {phrase}, not": as it stands in the file where it is short."""
     if isinstance(value, dict):
         return "a mapping"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
+        if "a list of at" in phrase and value:
+            return str(len(value))
         return "a list" if value else "an empty list"
     if value is None:
         return "empty" if text in ("", "null", "~") else text

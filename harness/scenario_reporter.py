@@ -40,9 +40,9 @@ class Reporter:
             value = value[part]
         return value
 
-    def shown(self, path: Location, raw: Any) -> str:
+    def shown(self, path: Location, raw: Any, phrase: str = "") -> str:
         mark = self.document.values.get(path)
-        return shown(raw, mark.text if mark else str(raw))
+        return shown(raw, mark.text if mark else str(raw), phrase)
 
     def trace(self, path: Location, steps: Location, choices: Choices) -> Location:
         """The place of `steps` below an axis item, through sweeps; steps that lead nowhere are left out."""
@@ -127,6 +127,7 @@ class Reporter:
         name = (
             f"each of {last}" if place and isinstance(place[-1], int) and "sweep" not in place[-2:] else last
         )
-        text, given = " or ".join(phrases), self.shown(place, value)
+        text = " or ".join(phrases)
+        given = self.shown(place, value, text)
         hint = suggestion(texts, value) or unquoted(phrases, value, given)
         self.report(place, f"{name} must be {text}, not {given}{hint}")

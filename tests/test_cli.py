@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -530,10 +531,26 @@ def test_unknown_commands_get_the_nearest(capsys):
     assert f"valid: {', '.join(sorted(typer.main.get_group(cli.app).commands))}" in said
 
 
-def test_every_command_has_help_with_an_example(capsys):
-    for name in sorted(typer.main.get_group(cli.app).commands):
-        assert harness(name, "--help") == 0
-        assert f"Example: harness {name}" in capsys.readouterr().out
+def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [pytest.param(*c, id=" ".join(c[0])) for c in commands(typer.main.get_group(cli.app))],
+)
+def test_every_command_has_help_with_an_example(path, command, capsys):
+    assert harness(*path, "--help") == 0
+    said = capsys.readouterr().out
+    assert f"Example: harness {' '.join(path)}" in " ".join(said.split())
+    words = set(said.split())
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert parameter.help.split()[0] in words, parameter.name
 
 
 def test_version(capsys):

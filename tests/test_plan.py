@@ -171,16 +171,19 @@ def test_the_twin_of_the_first_link_is_not_one_of_the_chain(tmp_path, monkeypatc
 
 def test_a_compressor_that_leaves_no_floats_is_not_put_in_front_of_another(tmp_path):
     refused = "[static-int8, static-int8], [qat-int8, top-k, half-precision], [dynamic-int8, distillation]"
-    fine = "[weight-only, static-int8], [static-int8, top-k]"
-    found = described(f"compressors: [{refused}, {fine}]", tmp_path)["scenarios"][0]["cells"]
+    halves = "[half-precision, static-int8]"
+    fine = "[weight-only, static-int8], [static-int8, top-k], [magnitude-pruning, half-precision]"
+    found = described(f"compressors: [{refused}, {halves}, {fine}]", tmp_path)["scenarios"][0]["cells"]
     assert [cell["reason"] for cell in found] == [
-        "static-int8 must come last: it leaves no weights in float for static-int8",
-        "qat-int8 must come last: it leaves no weights in float for half-precision",
-        "dynamic-int8 must come last: it leaves no weights in float for distillation",
+        "static-int8 must come last: it leaves no weights in float32 for static-int8",
+        "qat-int8 must come last: it leaves no weights in float32 for half-precision",
+        "dynamic-int8 must come last: it leaves no weights in float32 for distillation",
+        "half-precision must come last: it leaves no weights in float32 for static-int8",
+        None,
         None,
         None,
     ]
-    assert [cell["status"] for cell in found] == ["not-applicable"] * 3 + ["ready"] * 2
+    assert [cell["status"] for cell in found] == ["not-applicable"] * 4 + ["ready"] * 3
 
 
 @pytest.mark.parametrize(

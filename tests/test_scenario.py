@@ -840,6 +840,23 @@ def test_mistakes_at_the_top(text, expected):
 
 
 @pytest.mark.parametrize(
+    ("betas", "expected"),
+    [
+        ("[0.9]", "betas must be a list of at least 2 values, not 1"),
+        ("[]", "betas must be a list of at least 2 values, not an empty list"),
+        ("[0.9, 0.99, 0.999]", "betas must be a list of at most 2 values, not 3"),
+        ("0.9", "betas must be a list such as [1, 2], not 0.9"),
+        ("[0.9, x]", "each of betas must be a number such as 0.5 or 8/255, not x"),
+        ("[0.9, 1]", "each of betas must lie in [0, 1), not [0.9, 1.0]"),
+    ],
+)
+def test_pairs_of_numbers(betas, expected):
+    text = f"dataset: toy\nfederation: {{local: {{optimizer: {{adam: {{betas: {betas}}}}}}}}}\n"
+    (found,) = [mistake for mistake in mistakes(text) if "betas" in mistake]
+    assert found.endswith(f": {expected}")
+
+
+@pytest.mark.parametrize(
     ("hidden", "expected"),
     [
         ("[]", "4:23: hidden must be a list of at least one value, not an empty list"),

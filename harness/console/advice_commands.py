@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -24,6 +24,12 @@ def recommend(
         list[Path], typer.Argument(metavar="STORE|SUBMISSION...", help="Folders of results, or submissions.")
     ],
     max_epsilon: Annotated[Number, _limit("Largest guaranteed epsilon.")] = None,
+    protects: Annotated[
+        Optional[Literal["record", "client"]],  # noqa: UP045
+        typer.Option(
+            help="Whose guarantee --max-epsilon asks for: a record's, or a client's with all its data."
+        ),
+    ] = None,
     min_accuracy: Annotated[Number, _limit("Smallest clean accuracy, a share in [0, 1].")] = None,
     min_robust: Annotated[Number, _limit("Smallest accuracy under the worst attack at inference.")] = None,
     min_attacked: Annotated[Number, _limit("Smallest accuracy under the worst Byzantine attack.")] = None,
@@ -75,7 +81,9 @@ def recommend(
             raise HarnessError(f"{option} must be a number, not nan")
         if key in SHARES and bound > 1:
             raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
-        limits.append(Limit(option, BY_KEY[key], bound))
+        limits.append(Limit(option, BY_KEY[key], bound, protects if key == "epsilon" else None))
+    if protects is not None and max_epsilon is None:
+        raise HarnessError(f"--protects {protects} says whose epsilon counts: give --max-epsilon too")
     submissions = [one for path in results for one in submissions_of(path)]
     advice = choose(submissions, limits, objective or ())
     if as_json:

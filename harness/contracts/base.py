@@ -136,26 +136,10 @@ _forget_class_variables(Plugin)
 
 def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError:
     """Pydantic's findings as one PluginError, each with its location, a plain sentence and the value."""
-    from harness.errors import did_you_mean
+    from harness.findings import findings
     from harness.scenario_errors import sentences
 
-    details: list[tuple[tuple[str | int, ...], str, Any]] = []
-    for item in error.errors():
-        location = tuple(item["loc"])
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, PluginError) and cause.details:
-            details += [((*location, *inner), message, value) for inner, message, value in cause.details]
-            continue
-        if item["type"] == "extra_forbidden":
-            hint = did_you_mean(str(location[-1]), plugin.model_fields)
-            message = f"{plugin.name} has no parameter {location[-1]!r}; {hint}"
-        elif item["type"] == "missing":
-            message = f"{plugin.name} needs the parameter {location[-1]!r}"
-        elif item["type"] == "value_error":
-            message = str(cause)
-        else:
-            message = item["msg"][0].lower() + item["msg"][1:]
-        details.append((location, message, item["input"]))
+    details = findings(plugin.name, plugin.model_fields, error)
     return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(sentences(details)), details)
 
 

@@ -87,7 +87,7 @@ class ModelCompressor(Compressor):
     acts_on: ClassVar[str] = "model"
     differentiable: ClassVar[bool] = True  # False: white-box gradient attacks need a surrogate or a twin
     straight_through: ClassVar[bool] = False  # True: what it returns has a `twin`
-    comes_last: ClassVar[bool] = False  # True: it leaves no weights in float, so no other may follow it
+    comes_last: ClassVar[bool] = False  # True: it leaves no weights in float32, so no other may follow it
 
     @property
     def data_access(self) -> str:

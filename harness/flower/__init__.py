@@ -14,7 +14,11 @@ __all__ = ["as_strategy"]
 
 
 def as_strategy(
-    *rules: Any, f: int | None = None, seed: int = 0, options: dict[str, Any] | None = None, **parameters: Any
+    *rules: Any,
+    f: int | None = None,
+    seed: int | None = None,
+    options: dict[str, Any] | None = None,
+    **parameters: Any,
 ) -> FedAvg:
     """A rule of this harness, or a chain of them, as a Flower Strategy (message API) for any Flower app.
 
@@ -22,7 +26,8 @@ def as_strategy(
         strategy = as_strategy("nnm", "trimmed-mean", f=2)
 
     rules: names of aggregators, all but the last pre-aggregators, or instances from `harness.create`. f: Byzantine
-    clients to tolerate in a round. parameters: of the last rule, where it is given by name. options: arguments of
+    clients to tolerate in a round. seed: makes random rules reproducible, and a rule's noise known to whoever knows
+    the seed; where not given they draw from a secret. parameters: of the last rule, where it is given by name. options: arguments of
     Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown names and wrong parameters.
     """
     from harness.errors import PluginError

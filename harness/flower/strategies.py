@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from harness.contracts.aggregator import AggregationContext, Aggregator, finite_rows
 from harness.errors import PluginError
-from harness.random import torch_generator
+from harness.random import secret_generator, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +25,19 @@ class RuleStrategy(FedAvg):
     Clients may return any arrays, whole models for instance: an update is what a client returned minus what it was
     sent, over the floating-point arrays; the others (batch counters) stay as they were sent. Sampling, evaluation
     and metrics are FedAvg's, whose arguments `options` are. f: Byzantine clients to tolerate in a round; None: each
-    rule's own. State of rules is kept between rounds, and random rules draw from (seed, round).
+    rule's own. State of rules is kept between rounds. seed: what random rules draw from, with the round; whoever knows
+    it knows a rule's noise. None: a secret of 256 bits, see `harness.random.secret_generator`.
     """
 
     def __init__(
-        self, rules: Sequence[Aggregator], f: int | None = None, seed: int = 0, **options: Any
+        self, rules: Sequence[Aggregator], f: int | None = None, seed: int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
         self.rules = tuple(rules)
         own = next((value for rule in self.rules if (value := getattr(rule, "f", None)) is not None), 0)
         self.f = own if f is None else f
-        self.seed = seed
+        self._seed: int | str = secrets.token_hex(32) if seed is None else seed
+        self._generator = secret_generator if seed is None else torch_generator
         self._states: list[dict[str, Any]] = [{} for _ in self.rules]
         self._sent: ArrayRecord | None = None
 
@@ -99,9 +102,9 @@ class RuleStrategy(FedAvg):
             weights=weights,
             client_ids=ids,
             layout=layout,
-            generator=torch_generator(self.seed, "aggregator", round),
+            generator=self._generator(self._seed, "aggregator", round),
             global_weights=before,
-            noise=torch_generator(self.seed, "server noise", round),
+            noise=self._generator(self._seed, "server noise", round),
         )
         first, kept, context = finite_rows(self.rules[0], rows, context)
         chain = [first, *(rule.with_fewer(len(rows) - len(kept)) for rule in self.rules[1:])]

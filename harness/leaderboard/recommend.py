@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,23 +20,33 @@ from harness.leaderboard.submit import of_store
 
 OBJECTIVES = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size")
 ALPHA = 0.05
+Protects = Literal["record", "client"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a column, in the score's own unit."""
+    """A bound on a column, in the score's own unit. protects: whose guarantee counts, None: anyone's."""
 
     option: str
     column: Column
     bound: float
+    protects: Protects | None = None
 
     def met(self, value: float) -> bool:
         counted = self.column.compared(value)
         return counted >= self.bound if self.column.better == "higher" else counted <= self.bound
 
+    def value(self, row: Row) -> Value | None:
+        """The row's value that this limit asks about, where it can be trusted."""
+        value = trusted(row, self.column)
+        wrong = (
+            value is not None and self.protects is not None and value.clients != (self.protects == "client")
+        )
+        return None if wrong else value
+
     @property
     def text(self) -> str:
-        return f"{self.option} {self.bound:g}"
+        return f"{self.option} {self.bound:g}" + (f" --protects {self.protects}" if self.protects else "")
 
 
 @dataclass
@@ -139,7 +150,7 @@ def trusted(row: Row, column: Column) -> Value | None:
 
 
 def _meets(row: Row, limit: Limit) -> bool:
-    value = trusted(row, limit.column)
+    value = limit.value(row)
     return value is not None and limit.met(value.mean)
 
 
@@ -167,13 +178,14 @@ def _costs(row: Row, column: Column) -> tuple[float, float]:
 
 
 def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:
-    values = [trusted(row, limit.column) for row in board.rows]
-    known = [limit.column.compared(v.mean) for v in values if v is not None and math.isfinite(v.mean)]
+    asked = [value for row in board.rows if (value := limit.value(row)) is not None]
+    known = [limit.column.compared(value.mean) for value in asked if math.isfinite(value.mean)]
+    comparable = [row for row in board.rows if trusted(row, limit.column) is not None]
     others = [other for other in limits if other is not limit]
     return Exclusion(
         limit,
-        failed=sum(value is not None and not limit.met(value.mean) for value in values),
-        unknown=values.count(None),
+        failed=sum(not _meets(row, limit) for row in comparable),
+        unknown=len(board.rows) - len(comparable),
         would_fit=sum(all(_meets(row, other) for other in others) for row in board.rows),
         best=(max if limit.column.better == "higher" else min)(known) if known else None,
     )
@@ -207,6 +219,15 @@ def _counted(by_seed: dict[int, float], column: Column) -> dict[Hashable, float]
 
 def _notes(advice: Advice) -> list[str]:
     notes = [*advice.board.notes]
+    for limit in advice.limits:
+        if (
+            limit.column.key == "epsilon"
+            and len({s.row.values["epsilon"].clients for s in advice.suggestions}) > 1
+        ):
+            notes.append(
+                f"{limit.text} is met by guarantees for a record and by guarantees for a client with all its records, "
+                "which are not of one scale; --protects record or --protects client keeps to one"
+            )
     seeds = [v.estimate.seeds for s in advice.suggestions for v in s.row.values.values()]
     if (warning := too_few(min(seeds, default=0))) is not None:
         notes.append(warning)

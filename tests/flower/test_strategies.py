@@ -196,6 +196,17 @@ class TestRulesAsStrategies:
         run(strategy, direct, [0.5] * 5)
         assert strategy._states[0]
 
+    def test_noise_is_a_secret_unless_a_seed_is_given(self, direct):
+        """The server's noise of crfl hides nothing from whoever can draw it too."""
+
+        def noisy(**seed):
+            strategy = as_strategy("crfl", sigma=0.1, **seed, options=OPTIONS)
+            return run(strategy, direct, [0.5] * 5, rounds=1)["w"]
+
+        assert not torch.equal(noisy(), noisy())
+        assert torch.equal(noisy(seed=3), noisy(seed=3))
+        assert not torch.equal(noisy(seed=3), noisy(seed=4))
+
     @pytest.mark.parametrize(
         ("rules", "options", "message"),
         [

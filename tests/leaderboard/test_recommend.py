@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from scipy.stats import ttest_rel
@@ -72,6 +73,41 @@ def test_guarantees_for_records_and_for_clients_are_not_compared():
         advice, names = advise(objectives=objectives, data=plain("lab", cells))
         assert names == ["record", "client", "weaker", "none"]
         assert [s.front for s in advice.suggestions] == [True, True, False, False]
+
+
+def guarantees() -> dict:
+    claims = {"none": None, "client": claim(5.0, unit="client"), "record": claim(4.0), "loose": claim(7.0)}
+    cells = [
+        cell((name, "mean", "none", "none", "none"), "clean", {"accuracy": [0.8] * 3}, guarantee=guarantee)
+        for name, guarantee in claims.items()
+    ]
+    return plain("lab", cells)
+
+
+@pytest.mark.parametrize(
+    ("protects", "fitting", "excluded", "best"),
+    [(None, {"client", "record"}, 2, 4.0), ("client", {"client"}, 3, 5.0), ("record", {"record"}, 3, 4.0)],
+)
+def test_a_limit_on_epsilon_says_whose(protects, fitting, excluded, best):
+    advice, names = advise(
+        replace(limit("epsilon", 6.0), protects=protects), objectives=("accuracy",), data=guarantees()
+    )
+    assert set(names) == fitting
+    (exclusion,) = advice.exclusions
+    assert (exclusion.failed, exclusion.unknown, exclusion.best) == (excluded, 0, best)
+    assert any("not of one scale" in note for note in advice.notes) is (protects is None)
+
+
+def test_whose_epsilon_on_the_command_line(tmp_path, capsys):
+    put(tmp_path, guarantees())
+    (file,) = (tmp_path / "records").iterdir()
+    assert main(["recommend", str(file), "--max-epsilon", "6", "--protects", "client", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [s["defence"] for s in found["suggestions"]] == ["client"]
+    assert main(["recommend", str(file), "--max-epsilon", "2", "--protects", "client"]) == 1
+    assert "none of 4 configurations fits --max-epsilon 2 --protects client" in capsys.readouterr().out
+    assert main(["recommend", str(file), "--protects", "client"]) == 2
+    assert "give --max-epsilon too" in capsys.readouterr().err
 
 
 def test_an_attack_below_chance_is_no_merit():

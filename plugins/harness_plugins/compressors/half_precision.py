@@ -30,6 +30,7 @@ class HalfPrecision(ModelCompressor):
     """
 
     name: ClassVar[str] = "half-precision"
+    comes_last: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Mixed Precision Training",
         authors="Micikevicius, Narang, Alben, Diamos, Elsen, Garcia, Ginsburg, Houston, Kuchaiev, Venkatesh, Wu",
