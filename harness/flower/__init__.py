@@ -27,8 +27,9 @@ def as_strategy(
 
     rules: names of aggregators, all but the last pre-aggregators, or instances from `harness.create`. f: Byzantine
     clients to tolerate in a round. seed: makes random rules reproducible, and a rule's noise known to whoever knows
-    the seed; where not given they draw from a secret. parameters: of the last rule, where it is given by name. options: arguments of
-    Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown names and wrong parameters.
+    the seed; where not given they draw from a secret. parameters: of the last rule, where it is given by name.
+    options: arguments of Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown names and wrong
+    parameters.
     """
     from harness.errors import PluginError
     from harness.flower.strategies import RuleStrategy

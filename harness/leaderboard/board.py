@@ -154,13 +154,13 @@ def _part_tested(submission: Submission) -> str | None:
 
 
 def counts(found: Sequence[Board]) -> dict[str, int]:
-    """How many boards, submissions, rows and cells there are."""
+    """How many boards, submissions, rows and scored cells there are; every seed counts as a cell."""
     submissions = [submission for board in found for submission in board.submissions]
     return {
         "boards": len(found),
         "submissions": len(submissions),
         "rows": sum(len(board.rows) for board in found),
-        "cells": sum(len(submission.cells) for submission in submissions),
+        "cells": sum(cell.scored for submission in submissions for cell in submission.cells),
     }
 
 

@@ -67,8 +67,9 @@ def submit(
     path = out / file_name(made.name, made.scenario)
     done = "replaced" if path.exists() else "wrote"
     write(made, path)
-    kinds = [f"{count_of(sum(c.status == s for c in made.cells), 'cell')} {s}" for s in ("scored", "failed")]
-    typer.echo(f"{done} {path}: {', '.join(kinds)}, {'official' if made.official else 'unofficial'}")
+    scored, failed = sum(cell.scored for cell in made.cells), sum(cell.failed for cell in made.cells)
+    counts = f"{count_of(scored, 'cell')} scored, {count_of(failed, 'cell')} failed"
+    typer.echo(f"{done} {path}: {counts}, {'official' if made.official else 'unofficial'}")
     for reason in made.unofficial_because:
         typer.echo(f"unofficial: {reason}")
     for cell in made.cells:

@@ -215,6 +215,16 @@ class Cell(_Part):
         """(defence, aggregator, compressor, threat, attack): what tells cells of a scenario apart."""
         return self.defence, self.aggregator, self.compressor, self.threat, self.attack
 
+    @property
+    def scored(self) -> int:
+        """How many seeds have scores: the cells of a plan, where every seed is one of its own."""
+        return sum(seed.error is None for seed in self.seeds.values()) if self.status == "scored" else 0
+
+    @property
+    def failed(self) -> int:
+        """How many seeds have an error in the place of scores."""
+        return sum(seed.error is not None for seed in self.seeds.values())
+
 
 class ScenarioFacts(_Part):
     """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all.

@@ -93,7 +93,7 @@ def test_verify_draws_another_seed_each_time(call, official, monkeypatch):
 def test_submit_says_what_it_wrote(call, ran, tmp_path):
     arguments = ("submit", ran.store, "--scenario", ran.path, "--name", "base", "--out", tmp_path)
     path = tmp_path / "small-v1--base.json"
-    assert call(*arguments) == (0, f"wrote {path}: 8 cells scored, 0 cells failed, official\n", "")
+    assert call(*arguments) == (0, f"wrote {path}: 16 cells scored, 0 cells failed, official\n", "")
     _, out, _ = call(*arguments, "--note", "again", "--authors", "Us", "--url", "https://example.org")
     assert out.startswith(f"replaced {path}: ")
     made = read(path)
