@@ -98,6 +98,10 @@ class Column:
 COLUMNS = (
     Column("accuracy", "Clean accuracy", "%", "accuracy", "clean", "higher", EVERY,
            "accuracy on the test set without an attack", 100),
+    Column("balanced", "Balanced accuracy", "%", "balanced_accuracy", "clean", "higher", (),
+           "recall averaged over classes, however many records each has", 100),
+    Column("auroc", "AUROC", "", "auroc", "clean", "higher", (),
+           "area under the ROC curve of each class against the others, mean of the classes; 0.50 is chance", digits=3),
     Column("robust", "Robust, worst", "%", "robust_accuracy", "evasion", "higher",
            ("overview", "robustness", "compression"),
            "accuracy under the worst attack at inference", 100),
@@ -130,6 +134,11 @@ COLUMNS = (
            "the same averaged over the attacks", digits=2, pooling="mean", chance=0.5),
     Column("mia_tpr", "Members found", "%", "mia_tpr_at_1pct_fpr", "privacy", "lower", ("privacy",),
            "members found by the best attack at 1 % false positives; 1 % is chance", 100),
+    Column("property", "Property AUC", "", "property_auc", "privacy", "lower", ("privacy",),
+           "how well updates with a property are told from those without, area under the ROC curve; 0.50 is chance, "
+           "and less counts as chance", digits=2, chance=0.5),
+    Column("exposure", "Canary exposure", "bits", "exposure_mean", "privacy", "lower", ("privacy",),
+           "mean exposure of planted canaries; below 1.44 where nothing was memorised", digits=2),
     Column("inversion", "Inversion PSNR", "dB", "reconstruction_psnr", "privacy", "lower", ("overview", "privacy"),
            "how close the strongest attack gets to records that it reconstructs from updates"),
     Column("labels", "Labels recovered", "%", "label_recovery", "privacy", "lower", ("privacy",),

@@ -116,6 +116,26 @@ def test_worst_attack_of_each_seed_then_mean_and_interval_over_seeds():
     assert not any(value.incomplete for value in row.values.values())
 
 
+def test_scores_that_only_some_boards_have_get_columns_there():
+    base = ("none", "mean", "none")
+    clean = {"accuracy": [0.8] * 3, "balanced_accuracy": [0.7] * 3, "auroc": [0.9] * 3}
+    cells = [
+        cell((*base, "none", "none"), "clean", clean),
+        cell((*base, "server", "property-inference"), "privacy", {"property_auc": [0.75, 0.85, 0.65]}),
+        cell((*base, "server", "canary-exposure"), "privacy", {"exposure_mean": [3.0, 4.0, 5.0]}),
+    ]
+    found = board_of(plain("lab", cells))
+    values = found.rows[0].values
+    assert {key: values[key].mean for key in ("balanced", "auroc", "property", "exposure")} == pytest.approx(
+        {"balanced": 0.7, "auroc": 0.9, "property": 0.75, "exposure": 4.0}
+    )
+    headers = [column.header for column in found.columns]
+    assert {"Property AUC ↓", "Canary exposure [bits] ↓", "AUROC ↑", "Balanced accuracy [%] ↑"} <= set(
+        headers
+    )
+    assert not {"property", "exposure"} & {column.key for column in board_of(small()).columns}
+
+
 def test_the_pooled_numbers_are_those_of_the_statistics_and_of_the_terminal(tmp_path):
     made = put(tmp_path, synthetic.realistic("base"))
     (found,) = boards([made])
