@@ -84,9 +84,17 @@ def transformed() -> bool:
     return level is None or level() is not None
 
 
+def kept_in_range(x: Tensor, images: Tensor) -> Tensor:
+    """x, changed, inside [0, 1], and as far outside as `images`, which it is made of, already are.
+
+    Images with noise on them (randomised smoothing) leave the range on purpose; an attack of radius 0 moves nothing.
+    """
+    return x.minimum(images.clamp(min=1)).maximum(images.clamp(max=0))
+
+
 def fgsm(loss: Callable[[Tensor], Tensor], x: Tensor, eps: float) -> Tensor:
     """One signed step: clip(x + eps sign(grad), 0, 1) (Goodfellow, Shlens, Szegedy 2015, arXiv 1412.6572)."""
-    return (x + eps * input_gradient(loss, x).sign()).clamp(0, 1).detach()
+    return kept_in_range(x + eps * input_gradient(loss, x).sign(), x).detach()
 
 
 def pgd(
@@ -100,12 +108,12 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent in the L-inf ball (Madry et al. 2018, arXiv 1706.06083).
 
-    loss: images (b, c, h, w) -> (b,). Returns x_adv, within eps of x and inside [0, 1].
+    loss: images (b, c, h, w) -> (b,). Returns x_adv, within eps of x and, as far as x is, inside [0, 1].
     """
-    adversarial = (x + uniform(key, x.shape, -eps, eps)).clamp(0, 1) if random_start else x
+    adversarial = kept_in_range(x + uniform(key, x.shape, -eps, eps), x) if random_start else x
     for _ in range(steps):
         stepped = adversarial + alpha * input_gradient(loss, adversarial).sign()
-        adversarial = (x + (stepped - x).clamp(-eps, eps)).clamp(0, 1).detach()
+        adversarial = kept_in_range(x + (stepped - x).clamp(-eps, eps), x).detach()
     return adversarial
 
 

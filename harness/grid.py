@@ -18,7 +18,7 @@ from harness.contracts.compressor import Compressor, ModelCompressor, UpdateComp
 from harness.contracts.defence import Defence, StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
-from harness.federation.counts import clients_per_round, participants, tolerated
+from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
 from harness.naming import Naming
 from harness.options import FedAvg
 
@@ -253,6 +253,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
         defence.check(StackContext(cell.defences, position, module))
     _check_view(cell)
     _check_chain(cell)
+    _check_attackers(cell)
     for rule in cell.aggregators:
         if rule.data_access == "public":
             _check_public(rule.name, cell)
@@ -293,6 +294,34 @@ def _check_view(cell: Cell) -> None:
             f"with {hider.name} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
             "set `knowledge: own`"
         )
+
+
+def _check_attackers(cell: Cell) -> None:
+    """Whom a rule trusts is there and does not attack, and who attacks is drawn as a guarantee takes him to be."""
+    settings, threat = cell.scenario.federation, cell.threat
+    for rule in cell.aggregators:
+        if rule.trusts and settings.participation < 1:
+            raise NotApplicable(
+                f"{rule.name} trusts client {rule.trusts[0]}, which does not take part in every round with "
+                f"participation {settings.participation:g}"
+            )
+    if not threat.malicious:
+        return
+    for rule in cell.aggregators:
+        for seed in cell.scenario.seeds if rule.trusts else ():
+            malicious = malicious_clients(settings.clients, threat.malicious, seed)
+            if misplaced := sorted(set(rule.trusts) & set(malicious)):
+                raise NotApplicable(
+                    f"{rule.name} trusts client {misplaced[0]}, which is malicious under seed {seed}: "
+                    "trust another one, or the server's own update"
+                )
+    if threat.participation == "always" and settings.sampling == "poisson":
+        for defence in cell.defences:
+            if defence.protects == "client":
+                raise NotApplicable(
+                    f"{defence.name} counts on a coin for every client (federation.sampling: poisson), and under "
+                    f"the threat {threat.name!r} the malicious ones take part always"
+                )
 
 
 def _check_chain(cell: Cell) -> None:

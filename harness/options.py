@@ -107,7 +107,7 @@ class FedAdam(ServerOptimizer):
         None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
     )
     bias_correction: bool = Field(
-        False, description="scale lr in round t by sqrt(1 - beta2^t) / (1 - beta1^t), as Adam and Flower do"
+        False, description="scale lr in round t by sqrt(1 - beta2^t) / (1 - beta1^t), as Adam does"
     )
 
 

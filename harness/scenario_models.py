@@ -18,6 +18,7 @@ from harness.contracts.data import Dataset
 from harness.contracts.defence import Defence
 from harness.contracts.metric import Metric, shared_scores
 from harness.contracts.model import Model, Normalization
+from harness.contracts.privacy import PrivacyAttack
 from harness.contracts.tracker import Tracker
 from harness.federation.counts import clients_per_round, malicious_count
 from harness.scenario_parts import (
@@ -35,8 +36,6 @@ from harness.scenario_parts import (
     spec_of,
 )
 from harness.scenario_threats import Threat
-
-DEFAULT_HOLDOUT = 0.2
 
 
 def _default_aggregators() -> tuple[tuple[Aggregator, ...], ...]:
@@ -63,7 +62,8 @@ class Scenario(Part):
         0.0,
         ge=0,
         le=0.9,
-        description="share of the training pool's groups kept as non-members; 0.2 with privacy threats",
+        description="share of the training pool's groups kept as non-members; with privacy threats 0.2, "
+        "with shadow models 0.5",
     )
     engine: Literal["local", "flower"] = Field(
         "local", description="what trains the federation: this process, or a Flower run of its own"
@@ -169,7 +169,9 @@ class Scenario(Part):
 
     def _settle(self) -> None:
         if "holdout" not in self.model_fields_set and any(t.phase == "privacy" for t in self.threats):
-            self._set("holdout", DEFAULT_HOLDOUT)
+            attacks = [attack for threat in self.threats for attack in threat.attacks]
+            shares = [attack.holdout for attack in attacks if isinstance(attack, PrivacyAttack)]
+            self._set("holdout", max(shares, default=PrivacyAttack.holdout))
 
     @property
     def tolerance(self) -> float:

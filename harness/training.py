@@ -97,9 +97,21 @@ class Training:
         self.device = device
         self.at_a_time = at_a_time
         self.data: DeviceData = load(spec.dataset, spec.root, device, spec.fingerprint)
-        self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed)
+        self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed, self.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
+
+    @property
+    def seed(self) -> int:
+        """Of initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
+
+        A shadow model is another draw of the whole training (Carlini et al. 2022): its adversary does not know the
+        target's.
+        """
+        variant = self.spec.variant
+        if variant is None or variant.keep is None:
+            return self.spec.seed
+        return derive(self.spec.seed, "variant", variant.name)
 
     @cached_property
     def planting(self) -> Planting | None:
@@ -109,8 +121,9 @@ class Training:
             return None
         d = sum(part.stop - part.start for part in layout(self.initial_module()).values())
         images, classes = self.data.train.images, self.data.num_classes
-        seed, clients = self.spec.seed, self.spec.federation.clients
-        return plant(variant.canaries, variant.name, seed, clients, d, images, classes)
+        settings = self.spec.federation
+        taking_part = sorted({i for ids in self._schedule(settings.clients, settings.rounds) for i in ids})
+        return plant(variant.canaries, variant.name, self.spec.seed, taking_part, d, images, classes)
 
     @property
     def clients(self) -> int:
@@ -119,13 +132,13 @@ class Training:
         return self.spec.federation.clients + (len(own.clients) if own is not None else 0)
 
     def initial_module(self) -> nn.Module:
-        """The architecture with the seed's initial weights, the same for every cell of a seed."""
+        """The architecture with its initial weights, the same for every cell of a seed."""
         return self.build(self.spec.model)
 
     def build(self, model: Model) -> nn.Module:
-        """An untrained network for this data, with the seed's weights and what the defences make of it."""
+        """An untrained network for this data, with initial weights and what the defences make of it."""
         spec = self.spec
-        with seeded_modules("cpu", spec.seed, "initial weights"):
+        with seeded_modules("cpu", self.seed, "initial weights"):
             module = model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
         for defence in spec.defences:
             module = defence.model(module)
@@ -177,13 +190,10 @@ class Training:
         self.check(module, hooks)
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
-        always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
-        schedule = participants(
-            self.clients, settings.participation, rounds, spec.seed, purpose, always, settings.sampling
-        )
+        schedule = self._schedule(self.clients, rounds, purpose)
         history = history or []
         prepared = self._prepare(schedule, history) if prepared is None else prepared
-        seed = spec.seed if purpose == "train" else derive(spec.seed, purpose)
+        seed = self.seed if purpose == "train" else derive(self.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
         trainer = self._trainer(module, seed, noise_seed)
         trainer.generator = self.generator
@@ -240,6 +250,14 @@ class Training:
         return found
 
     # parts --------------------------------------------------------------------------------------
+
+    def _schedule(self, clients: int, rounds: int, purpose: str = "train") -> list[list[int]]:
+        """Who of so many clients takes part in each round."""
+        spec, settings = self.spec, self.spec.federation
+        always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
+        return participants(
+            clients, settings.participation, rounds, self.seed, purpose, always, settings.sampling
+        )
 
     def sampling(self, size: int, batch_size: int | None = None) -> Sampling:
         """How a client with `size` records draws batches; batch_size: None for the scenario's."""
@@ -336,7 +354,7 @@ class Training:
         for rule in self.spec.aggregators:
             if rule.root_records:
                 val = self.data.val
-                rng = numpy_generator(self.spec.seed, "root dataset")
+                rng = numpy_generator(self.seed, "root dataset")
                 drawn = np.sort(rng.permutation(len(val))[: rule.root_records])
                 images, labels = val.take(drawn)
                 steps = self._steps(len(labels))

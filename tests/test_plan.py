@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from harness.console.pooling import pool
 from harness.contracts.base import Plugin
 from harness.engine import plan, run
 from harness.errors import HarnessError
+from harness.federation.counts import malicious_clients
 from harness.grid import cells, select
 from harness.leaderboard.submit import of_store
 from harness.scenario import load_text
@@ -27,6 +29,18 @@ federation: {clients: 4, rounds: 1, local: {epochs: 1, batch_size: 64}}
 def described(text: str, tmp_path, **options):
     scenario = load_text(BASE + text, tmp_path / "small.yaml")
     return plan(scenario, device="cpu", jobs=2, store=tmp_path / "no-store", **options).to_dict()
+
+
+def described_alone(text: str, tmp_path):
+    """The cells of a scenario with a federation of its own."""
+    local = "local: {epochs: 1, batch_size: 64}"
+    base = BASE[: BASE.index("federation:")]
+    text = text.replace("federation: {", f"federation: {{rounds: 2, {local}, ")
+    text = text if "clients:" in text else text.replace("federation: {", "federation: {clients: 4, ")
+    scenario = load_text(base + text, tmp_path / "small.yaml")
+    return plan(scenario, device="cpu", jobs=2, store=tmp_path / "no-store").to_dict()["scenarios"][0][
+        "cells"
+    ]
 
 
 def one_key(text: str, tmp_path, kind: str = "train") -> str:
@@ -149,8 +163,8 @@ def test_a_rule_whose_conditions_fail_is_not_applicable_before_any_training(tmp_
 
 
 def test_a_rule_that_follows_clients_is_not_put_behind_one_that_merges_them(tmp_path):
-    merged = "[bucketing, foolsgold], [bucketing, nnm, fldetector], [bucketing, monna]"
-    fine = "[bucketing, monna: {trusted: root}], [nnm, foolsgold], fldetector"
+    merged = "[bucketing, foolsgold], [bucketing, nnm, fldetector], [bucketing, monna: {trusted: 0}]"
+    fine = "[bucketing, monna], [nnm, foolsgold], fldetector"
     found = described(f"aggregators: [{merged}, {fine}]", tmp_path)["scenarios"][0]["cells"]
     refused, ready = found[:3], found[3:]
     for cell, name in zip(refused, ("foolsgold", "fldetector", "monna"), strict=True):
@@ -159,6 +173,48 @@ def test_a_rule_that_follows_clients_is_not_put_behind_one_that_merges_them(tmp_
             f"{name} needs to know whose update a row is; bucketing, before it, merges clients' updates"
         )
     assert [cell["status"] for cell in ready] == ["ready"] * 3
+
+
+def test_a_trusted_client_that_attacks_or_is_away_is_told_before_any_training(tmp_path):
+    """MoNNA's pivot is honest by assumption; which clients are malicious follows from the seed."""
+    text = """
+aggregators: [{rules}]
+seeds: [0, 1, 2]
+threats: [{{name: none}}, {{name: b, malicious: 0.25, attacks: [sign-flip]}}]
+"""
+    rules = ", ".join(f"monna: {{f: 1, trusted: {i}}}" for i in range(4))
+    found = described(text.format(rules=f"{rules}, monna: {{f: 1}}"), tmp_path)["scenarios"][0]["cells"]
+    malicious = {client: seed for seed in (2, 1, 0) for client in malicious_clients(4, 0.25, seed)}
+    assert 0 < len(malicious) < 4
+    for cell in found:
+        (trusted,) = re.findall(r"trusted=(\d)", cell["axes"]["aggregator"]) or [None]
+        if trusted is not None and int(trusted) in malicious and cell["axes"]["threat"] == "b":
+            seed = malicious[int(trusted)]
+            said = f"monna trusts client {trusted}, which is malicious under seed {seed}"
+            assert cell["reason"].startswith(said)
+        else:
+            assert cell["status"] == "ready"
+    away = "federation: {participation: 0.5}\naggregators: [monna: {f: 0, trusted: 1}]\n"
+    (cell,) = described_alone(away, tmp_path)
+    assert (
+        cell["reason"]
+        == "monna trusts client 1, which does not take part in every round with participation 0.5"
+    )
+
+
+def test_clients_who_always_come_are_no_coin_s(tmp_path):
+    """Poisson sampling's amplification would be claimed for clients that a threat puts into every round."""
+    text = """
+federation: {clients: 8, sampling: poisson, participation: 0.5}
+defences: [none, dp-fedavg: {noise_multiplier: 1.0, delta: 0.01}]
+threats:
+  - {name: drawn, malicious: 0.25, attacks: [sign-flip]}
+  - {name: there, malicious: 0.25, participation: always, attacks: [sign-flip]}
+"""
+    found = described_alone(text, tmp_path)
+    reasons = {(c["axes"]["defence"].partition("(")[0], c["axes"]["threat"]): c["reason"] for c in found}
+    assert [key for key, reason in reasons.items() if reason] == [("dp-fedavg", "there")]
+    assert "take part always" in reasons["dp-fedavg", "there"]
 
 
 def test_the_twin_of_the_first_link_is_not_one_of_the_chain(tmp_path, monkeypatch):

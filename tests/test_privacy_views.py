@@ -431,6 +431,18 @@ def test_a_complement_is_what_the_other_leaves_out(groups, keep, tmp_path):
     assert not np.array_equal(first.pool.members, third.pool.members)
 
 
+def test_a_shadow_model_is_a_draw_of_its_own_and_a_variant_of_the_target_is_not(tmp_path):
+    """LiRA's adversary does not know the target's initial weights, nor how records lie at clients."""
+    target, own = training(tmp_path), training(tmp_path, TrainingVariant("own", keep=None))
+    all_, one, two = (training(tmp_path, TrainingVariant(name, 1.0)) for name in ("all", "one", "two"))
+    start = flatten(target.initial_module())
+    assert torch.equal(start, flatten(own.initial_module()))
+    starts = [start, *(flatten(shadow.initial_module()) for shadow in (all_, one, two))]
+    assert not any(torch.equal(a, b) for a, b in combinations(starts, 2))
+    assert torch.equal(starts[1], flatten(training(tmp_path, TrainingVariant("all", 1.0)).initial_module()))
+    assert not np.array_equal(one.pool.clients[0], two.pool.clients[0])
+
+
 def test_a_variant_without_a_share_has_the_target_s_members(tmp_path):
     target = training(tmp_path)
     own = training(tmp_path, TrainingVariant("own", keep=None))
@@ -461,7 +473,7 @@ def test_recorded_rounds_are_the_variant_s_own(tmp_path):
     records, *_, server = three(tmp_path)
     rounds = server.variants["recorded"].rounds
     assert [entry.round for entry in rounds] == [0, 1]
-    again = training(tmp_path)
+    again = training(tmp_path, TrainingVariant("recorded", 0.5))
     assert torch.equal(rounds[0].weights, flatten(again.initial_module()))
     for entry in rounds:
         assert entry.clients == (0, 1, 2)

@@ -76,8 +76,9 @@ class Aggregator(Plugin):
     What it declares, as class variables, or as properties where they follow from a parameter: `sum_only`, that the
     result follows from the weighted sum of the updates alone; `accepts_empty`, that it is also called in a round
     without a usable update; `follows_clients`, that it needs to know whose row a row is: it is refused behind a
-    pre-aggregator that `merges_clients`; `sets_weights`, that it returns aim - global_weights: it is refused with
-    another server optimiser than fedavg with lr 1, which would not arrive at the aim.
+    pre-aggregator that `merges_clients`; `trusts`, the numbers of clients that it takes for honest, who must take
+    part in every round: it is refused where one is malicious; `sets_weights`, that it returns aim - global_weights:
+    it is refused with another server optimiser than fedavg with lr 1, which would not arrive at the aim.
     """
 
     kind: ClassVar[str] = "aggregator"
@@ -86,6 +87,7 @@ class Aggregator(Plugin):
     accepts_empty: ClassVar[bool] = False  # updates are (0, d) then
     follows_clients: ClassVar[bool] = False
     sets_weights: ClassVar[bool] = False
+    trusts: ClassVar[tuple[int, ...]] = ()
 
     @property
     def data_access(self) -> str:
@@ -133,11 +135,13 @@ class Aggregator(Plugin):
 class PreAggregator(Aggregator):
     """A rule that turns n updates into n' better ones, for the next rule of the chain.
 
-    `merges_clients` declares that a row it returns belongs to no single client: its id is MERGED.
+    `merges_clients` declares that a row it returns belongs to no single client: its id is MERGED. `mixes_clients`, that
+    a row keeps its client's id but holds others' updates too: what later rules leave out then says nothing of clients.
     """
 
     pre: ClassVar[bool] = True
     merges_clients: ClassVar[bool] = False
+    mixes_clients: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:

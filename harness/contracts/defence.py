@@ -152,7 +152,8 @@ class Local:
 class UpdateContext:
     """For `update`: the round, the client and a seeded generator on the update's device.
 
-    clients: how many take part in the round; malicious: how many of them attack, 0 for a defence.
+    clients: how many take part in the round; malicious: how many of them attack, 0 for a defence; share: how much
+    of the round's mean is theirs, in [0, 1], by records or by clients as the scenario weighs them.
     """
 
     round: int
@@ -162,6 +163,7 @@ class UpdateContext:
     prepared: dict[str, Any] = field(default_factory=dict)
     clients: int = 1
     malicious: int = 0
+    share: float = 0.0
 
 
 class ClientHooks:

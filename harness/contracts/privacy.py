@@ -26,10 +26,10 @@ VIOLATION = "audit-violation"  # flag of records whose audit refutes the guarant
 class Canaries:
     """Planted in a training, each by an independent fair coin, so that the release can be asked about them.
 
-    unit: `record`, at one client drawn by the seed, or `client`, in every round that draws it. form of a record:
-    `gradient`, whose loss is `scale` times one coordinate of the parameters, so that its gradient is scale e_j
-    (Steinke et al. 2023, section 6, Dirac canaries), or `image`, uniform noise with a random label, `repeats`
-    times. A client's update is -scale e_j. opposite: what the coin decides is not presence but the sign,
+    unit: `record`, at one client of those that take part, drawn by the seed, or `client`, in every round that draws it.
+    form of a record: `gradient`, whose loss is `scale` times one coordinate of the parameters, so that its gradient
+    is scale e_j (Steinke et al. 2023, section 6, Dirac canaries), or `image`, uniform noise with a random label,
+    `repeats` times. A client's update is -scale e_j. opposite: what the coin decides is not presence but the sign,
     for guarantees whose neighbours replace data (clients only).
     """
 
@@ -45,11 +45,11 @@ class Canaries:
 class TrainingVariant:
     """Another training of the same cell, run and cached like any other.
 
-    keep: the share of the training pool's groups it may use, drawn by `name` and the seed; None: the target's
-    own training records. complement_of: another variant's name, with the same keep: the groups that one leaves
-    out. recorded_rounds: so many rounds, evenly spread, of which `VariantView.rounds` tells. compressed: whether
-    the cell's model compressors are applied to it too, as to the target; not needed where only its rounds are
-    looked at.
+    keep: the share of the training pool's groups it may use, drawn by `name` and the seed, as are then the partition,
+    the initial weights and the batches; None: the target's own training, draws and all. complement_of: another
+    variant's name, with the same keep: the groups that one leaves out. recorded_rounds: so many rounds, evenly
+    spread, of which `VariantView.rounds` tells. compressed: whether the cell's model compressors are applied to it
+    too, as to the target; not needed where only its rounds are looked at.
     """
 
     name: str
@@ -226,6 +226,8 @@ class PrivacyAttack(Attack):
 
     family: ClassVar[str] = "privacy"
     needs_non_members: ClassVar[bool] = True
+    # The share of the training records to be kept out of every training where a scenario does not say.
+    holdout: ClassVar[float] = 0.2
     # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).
     knowledge: ClassVar[str] = "black-box"
     scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,11 +59,12 @@ class Planting:
 
 
 def plant(
-    canaries: Canaries, name: str, seed: int, clients: int, d: int, images: Tensor, num_classes: int
+    canaries: Canaries, name: str, seed: int, clients: Sequence[int], d: int, images: Tensor, num_classes: int
 ) -> Planting:
     """Draw coins, coordinates and a client for one training. images: some of the data's, for shape and type.
 
-    Raises PluginError for settings that make no sense.
+    clients: those that take part in some round, as nobody learns of records at another. Raises PluginError where
+    there are none, and for settings that make no sense.
     """
     m = canaries.count
     if canaries.unit not in ("record", "client") or canaries.form not in ("gradient", "image"):
@@ -71,10 +73,12 @@ def plant(
         raise PluginError("canaries that are clients send a gradient, not an image")
     if not 1 <= m <= d or canaries.repeats < 1:
         raise PluginError(f"between 1 and {d} canaries (one a parameter), not {m}")
+    if not clients:
+        raise PluginError("canaries need a client that takes part in some round, and none does")
     rng = numpy_generator(seed, "canaries", name)
     included = rng.random(m) < 0.5
     coordinates = torch.from_numpy(rng.choice(d, m, replace=False))
-    client = int(rng.integers(clients))
+    client = clients[int(rng.integers(len(clients)))]
     device, shape = images.device, (m, *images.shape[1:])
     if canaries.form == "image":
         noise = rng.integers(0, 256, shape, dtype=np.uint8)

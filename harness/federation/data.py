@@ -74,9 +74,17 @@ class Pool:
 
 
 def deal(
-    data: DeviceData, federation: Any, holdout: float, variant: TrainingVariant | None, seed: int
+    data: DeviceData,
+    federation: Any,
+    holdout: float,
+    variant: TrainingVariant | None,
+    seed: int,
+    drawn_by: int,
 ) -> Pool:
-    """Hold out non-members, then partition the rest; both seeded and by group, the same for every cell of a seed."""
+    """Hold out non-members, then partition the rest; both seeded and by group, the same for every cell of a seed.
+
+    drawn_by: the seed of the partition, which is a shadow model's own.
+    """
     labels = data.train.labels.cpu().numpy()
     groups = data.train.groups
     members, non_members = np.arange(len(labels)), np.empty(0, dtype=np.int64)
@@ -92,7 +100,7 @@ def deal(
     partitioner = federation.partition
     pool_groups = None if groups is None else groups[members]
     parts = partitioner.partition(
-        labels[members], pool_groups, federation.clients, numpy_generator(seed, "partition")
+        labels[members], pool_groups, federation.clients, numpy_generator(drawn_by, "partition")
     )
     _check_partition(partitioner.name, parts, federation.clients, len(members))
     return Pool([members[np.sort(p)] for p in parts], members, non_members)

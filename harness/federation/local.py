@@ -73,7 +73,8 @@ class Start:
 
     round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
     first. multiplier: on the local learning rate. rounds: of the whole training, of which `done` came before
-    this one's (fine-tuning goes on). clients, malicious: how many take part, and attack.
+    this one's (fine-tuning goes on). clients, malicious: how many take part, and attack; share: the attackers' of
+    the round's mean.
     """
 
     round: int
@@ -84,6 +85,7 @@ class Start:
     done: int = 0
     clients: int = 1
     malicious: int = 0
+    share: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +214,7 @@ class LocalTrainer:
         for hook, prepared in zip(hooks, client.prepared, strict=True):
             if hook.overrides("update"):
                 context = UpdateContext(
-                    at.round, client.id, noise, self.layout, prepared, at.clients, at.malicious
+                    at.round, client.id, noise, self.layout, prepared, at.clients, at.malicious, at.share
                 )
                 delta = checked(hook.update(delta, context), delta.shape, getattr(hook, "name", "a hook"))
         return delta

@@ -139,6 +139,7 @@ class Federation:
             done=done,
             clients=len(ids),
             malicious=len(attackers),
+            share=self._share(ids, attackers),
         )
         byzantine = attackers if self.rules.byzantine else []
         honest = [i for i in ids if i not in byzantine]
@@ -221,6 +222,11 @@ class Federation:
         share = torch.tensor(sizes, dtype=torch.float64)
         return (share / share.sum()).to(like)  # of no rows: no weights
 
+    def _share(self, ids: list[int], attackers: list[int]) -> float:
+        """The attackers' part of a round's mean."""
+        weights = self._weights(ids, torch.zeros((), dtype=torch.float64))
+        return float(weights[[i in attackers for i in ids]].sum()) if attackers else 0.0
+
     def _aggregate(
         self,
         start: Start,
@@ -241,13 +247,14 @@ class Federation:
         weights = start.weights
         purpose = ["trial"] * trial
         by: Aggregator = self.rules.aggregators[-1]  # whose turn it is
+        mixed = False  # whether a row now holds updates of several clients
 
         def record(decision: dict[str, Any]) -> None:
             chosen = decision.get("kept")
             if facts is not None and chosen is not None:
                 positions = kept_rows(chosen, len(context.client_ids), by.name)
                 chosen_ids = [context.client_ids[p] for p in positions]
-                if MERGED not in context.client_ids:  # several clients share a row: nobody is singled out
+                if MERGED not in context.client_ids and not mixed:  # else nobody is singled out
                     facts["kept"] = chosen_ids
 
         context = AggregationContext(
@@ -282,6 +289,7 @@ class Federation:
             rule.check(len(rows), context.f)
             by = rule
             rows, context = _transformed(rule, rows, context)
+            mixed |= rule.mixes_clients  # type: ignore[attr-defined]
         by = last = chain[-1]
         context.state = states[-1]
         last.check_clients(context.client_ids)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 BUFFER = "buffer."  # the prefix of buffers' names among the arrays
-FACTS = ("round", "multiplier", "rounds", "done", "clients", "malicious")  # of a Start, beside its tensors
+FACTS = (
+    "round",
+    "multiplier",
+    "rounds",
+    "done",
+    "clients",
+    "malicious",
+    "share",
+)  # of a Start, beside its tensors
 HELLO, TRAIN, CRAFT = "query", "train", "train.craft"
 
 

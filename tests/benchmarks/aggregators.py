@@ -46,7 +46,7 @@ def peers(f: int) -> dict[str, tuple[dict[str, Any], Callable[[], Any]]]:
             {"nu": 0.1, "iterations": STEPS, "start": "zero", "tolerance": 0.0},
             lambda: byzfl.GeometricMedian(nu=0.1, T=STEPS),
         ),
-        "monna": ({"f": f}, lambda: byzfl.MoNNA(f, 0)),
+        "monna": ({"f": f, "trusted": 0}, lambda: byzfl.MoNNA(f, 0)),
         "caf": ({"f": f}, lambda: byzfl.CAF(f)),
         "mda": ({"f": min(f, 3)}, lambda: byzfl.MDA(min(f, 3))),
         "smea": ({"f": min(f, 3)}, lambda: byzfl.SMEA(min(f, 3))),

@@ -16,6 +16,7 @@ from harness.contracts.privacy import Canaries, TrainingVariant
 from harness.errors import PluginError
 from harness.federation.apply import Apply
 from harness.federation.canaries import GradientCanaries, plant
+from harness.federation.counts import participants
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.recorder import Recorder
 from harness.federation.vector import flatten, layout
@@ -67,7 +68,7 @@ def trained(found: Training):
     return first, found.run(found.initial_module(), lambda *_: None)
 
 
-def planted(count=20, name="a", seed=0, clients=3, d=1000, images=PIXELS, **settings):
+def planted(count=20, name="a", seed=0, clients=range(3), d=1000, images=PIXELS, **settings):
     return plant(Canaries(count, **settings), name, seed, clients, d, images, CLASSES)
 
 
@@ -122,9 +123,21 @@ def test_coordinates_are_distinct_and_of_the_whole_vector():
 
 
 def test_every_client_may_be_the_one_that_holds_them():
-    drawn = [planted(1, seed=seed, clients=3).client for seed in range(120)]
+    drawn = [planted(1, seed=seed).client for seed in range(120)]
     assert np.bincount(drawn, minlength=3).min() > 20  # of 40 expected, deviation 5.2
     assert set(drawn) == {0, 1, 2}
+    assert {planted(1, seed=seed, clients=[1, 4]).client for seed in range(20)} == {1, 4}
+    with pytest.raises(PluginError, match="takes part in some round, and none does"):
+        planted(1, clients=[])
+
+
+def test_they_are_planted_where_some_round_sees_them(tmp_path):
+    """Of eight clients two take part in a round: the chance that one never does in two rounds is 0.56."""
+    for seed in range(12):
+        canaries = Canaries(10, form="image")
+        found = training(tmp_path, canaries, clients=8, federation="participation: 0.25", seed=seed)
+        schedule = participants(8, 0.25, 2, seed, "train")
+        assert any(found.planting.client in ids for ids in schedule)
 
 
 @pytest.mark.parametrize("images", [PIXELS, PIXELS.float()], ids=["uint8", "float"])

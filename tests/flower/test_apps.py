@@ -81,7 +81,10 @@ CASES = {
     "a poisoned client": {"threat": attack("label-flip")},
     "an attack that knows its own": {"threat": attack("sign-flip", "own"), "rule": "median"},
     "an attack that knows updates": {"threat": attack("alie", "updates"), "rule": "[nnm, trimmed-mean]"},
-    "one that probes a rule with memory": {"threat": attack("optimal-ipm"), "rule": "centered-clipping"},
+    "one that probes a rule with memory": {
+        "threat": attack("optimal-ipm"),
+        "rule": "{centered-clipping: {tau: 0.1}}",
+    },
     "one with a memory of its own": {"threat": attack("mimic", "updates"), "rule": "krum"},
 }
 

@@ -37,7 +37,7 @@ model: logistic
 federation: {clients: 3, rounds: 2, partition: {dirichlet: {alpha: 1.0}},
              local: {steps: 4, batch_size: 32, optimizer: {sgd: {lr: 0.5}}}}
 defences: [dp-sgd: {noise_multiplier: 0.6}]
-aggregators: [centered-clipping]
+aggregators: [centered-clipping: {tau: 0.1}]
 metrics: [accuracy, loss]
 threats:
   - {name: byzantine, phase: training, malicious: 0.34, attacks: [optimal-ipm]}

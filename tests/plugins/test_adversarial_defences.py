@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_defences import KEY, dp, flat, make_local, network, parameters_of, records
@@ -69,6 +71,37 @@ def test_mart_and_logit_pairing_follow_their_papers(name):
         boosted = -q[rows, y].log() - (1 - others.max(1).values).log()
         expected = boosted + 2 * kl(clean, adversarial) * (1 - p[rows, y])
         found = losses(create(name, eps=0.1, steps=5, beta=2.0), module, (x, y))
+    torch.testing.assert_close(found, expected)
+
+
+def test_mart_s_gradient_is_bounded_where_the_network_is_sure_and_wrong():
+    """1 - p rounds to zero in float32 from a lead of 17 on: the gradient of its logarithm would be 1e12."""
+    single, (x, y) = network(torch.float32).eval(), records(4, torch.float32)
+    bias = list(single.parameters())[-1].data
+    bias[(int(y[0]) + 1) % len(bias)] += 30
+    gradients = []
+    for module, images in ((single, x), (copy.deepcopy(single).double(), x.double())):
+        value = losses(create("mart", eps=0.0, steps=1), module, (images, y)).mean()
+        found = torch.autograd.grad(value, list(module.parameters()))
+        gradients.append(torch.cat([g.reshape(-1) for g in found]))
+    assert gradients[1].norm() > 0.1
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("defence", ["trades", "mart", "adversarial-training"])
+def test_a_radius_of_zero_moves_nothing_outside_the_pixel_range_either(defence):
+    """Randomised smoothing trains on noise that leaves [0, 1] on purpose (Cohen et al. 2019)."""
+    module, (x, y) = network(torch.float64).eval(), records(6, torch.float64)
+    noisy = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    settings = (
+        {"attack": {"pgd": {"eps": 0.0}}} if defence == "adversarial-training" else {"eps": 0.0, "beta": 7.0}
+    )
+    found = losses(create(defence, **settings), module, (noisy, y))
+    if defence == "mart":
+        others = module(noisy).softmax(1).scatter(1, y[:, None], -1).amax(1)
+        expected = functional.cross_entropy(module(noisy), y, reduction="none") - (1 - others).log()
+    else:
+        expected = functional.cross_entropy(module(noisy), y, reduction="none")
     torch.testing.assert_close(found, expected)
 
 

@@ -21,6 +21,7 @@ PARAMETERS = {
     "flame": {"noise": 0.0},
     "crfl": {"sigma": 0.0},
     "centered-clipping": {"tau": 3.0},
+    "clipping": {"tau": 2.0},
     "monna": {"trusted": 10},
     "flower": {"strategy": "FedMedian"},
 }

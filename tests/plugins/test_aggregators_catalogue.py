@@ -13,6 +13,7 @@ from test_aggregators import close, create, normal, slow_distances
 import harness
 from harness.api import MERGED, PluginError
 from harness.contracts.aggregator import default_context
+from harness_plugins.aggregators._columns import squared_norms
 from harness_plugins.aggregators.auror import split_in_two
 from harness_plugins.aggregators.fldetector import hessian_product, number_of_groups
 
@@ -349,8 +350,9 @@ def test_without_any_trust_nothing_moves():
         create("fltrust")(x)
     assert create("fltrust").data_access == "private"
     assert create("fltrust", root="public", root_size=30).root_records == 30
-    assert create("monna").root_records == 0
-    assert create("monna", trusted="root").root_records == 100
+    assert create("monna", trusted=0).root_records == 0
+    assert create("monna").root_records == 100
+    assert (create("monna", trusted=3).trusts, create("monna").trusts) == ((3,), ())
 
 
 def test_signguard_filters_norms_and_clips_to_the_median():
@@ -392,8 +394,55 @@ def test_crfl_clips_the_model_and_adds_noise_except_in_the_last_round():
         clipped = aim * (2.0 + 0.5 * round) / aim.norm()
         noise = (reached - clipped).std()
         assert abs(float(noise) - expected) < 0.005
-    plain = create("crfl", rho=1e6, sigma=0.0)(x, global_weights=w)
+    plain = create("crfl", rho=1e6, cap=1e6, sigma=0.0)(x, global_weights=w)
     torch.testing.assert_close(plain, x.mean(0))
+
+
+def test_crfl_s_radius_is_the_authors_for_mnist():
+    """min(0.1 t + 2, 15) with t from 1, as their code has it."""
+    w, rule = normal(1, 5000, seed=2)[0], create("crfl", sigma=0.0)
+    for round in (0, 10, 129, 500):
+        reached = w + rule(torch.zeros(4, 5000, dtype=w.dtype), global_weights=w, round=round, rounds=501)
+        assert float(reached.norm()) == pytest.approx(min(0.1 * (round + 1) + 2, 15))
+
+
+@pytest.mark.parametrize("name", ["centered-clipping", "clipping"])
+def test_a_radius_in_units_of_an_update_is_asked_for(name):
+    """The published ones are for gradients, and would clip no update."""
+    with pytest.raises(PluginError, match=f"{name} needs the parameter 'tau'"):
+        create(name)
+
+
+@pytest.mark.parametrize("n", [10, 200], ids=["one block", "blocks"])
+def test_rows_beyond_float32_s_squares_are_clipped_and_not_lost(n):
+    x = torch.ones(n, 2**13)
+    x[0] *= 1e30
+    clipped = create("clipping", tau=1.0)(x)
+    assert clipped.norm(dim=1).tolist() == pytest.approx([1.0] * n, rel=1e-4)
+    torch.testing.assert_close(
+        squared_norms(x)[0], torch.tensor(2.0**13 * 1e60, dtype=torch.float64), rtol=1e-5, atol=0
+    )
+
+
+def test_fldetector_does_not_hold_busy_rounds_against_anybody():
+    """A client of rounds with few others has no larger score for that: each round's mean is 1."""
+    rule, state = create("fldetector", window=3), {}
+    generator = torch.Generator().manual_seed(0)
+    weights, before = torch.zeros(6, dtype=torch.float64), set()
+    for round, ids in enumerate([range(12), range(12), range(12), range(4), range(4), range(12)]):
+        rows = torch.randn(len(ids), 6, generator=generator, dtype=torch.float64)
+        weights = weights + rule(rows, state=state, global_weights=weights, client_ids=list(ids), round=round)
+        known = before & set(ids)  # those who have a prediction
+        shares = [errors[-1] for client, errors in state.get("errors", {}).items() if client in known]
+        if round > 1:
+            assert sum(shares) / len(shares) == pytest.approx(1.0)
+        before = set(ids)
+
+
+def test_foolsgold_reports_nobody_where_nobody_counts():
+    seen = []
+    assert not create("foolsgold")(torch.ones(5, 4), reporter=seen.append).any()
+    assert seen[0]["kept"] == []
 
 
 def test_crfl_votes():
@@ -602,26 +651,31 @@ def test_equal_rows_are_their_own_aggregate(name):
     torch.testing.assert_close(create(name)(row.expand(11, -1).clone(), f=2), row)
 
 
-@pytest.mark.parametrize("name", ["foolsgold", "fldetector", "monna"])
-def test_rules_that_follow_clients_refuse_rows_of_several(name):
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("foolsgold", {}), ("fldetector", {}), ("monna", {"trusted": 0})]
+)
+def test_rules_that_follow_clients_refuse_rows_of_several(name, parameters):
     x = planted(d=40)
     context = default_context(create("bucketing"), x, 4)
     context.global_weights = torch.zeros(40, dtype=torch.float64)
     rows, merged = create("bucketing").transform(x, context)
     with pytest.raises(PluginError, match=f"{name} follows single clients"):
-        create(name).aggregate(rows, merged)
+        create(name, **parameters).aggregate(rows, merged)
 
 
 def test_state_can_be_copied_for_a_probe():
     x = planted(d=40)
-    for name in ("centered-clipping", "foolsgold", "clipped-clustering", "fldetector"):
+    for rule in (
+        create("centered-clipping", tau=1.0),
+        *map(create, ("foolsgold", "clipped-clustering", "fldetector")),
+    ):
         state: dict = {}
         given = {"global_weights": torch.zeros(40, dtype=torch.float64)}
-        create(name)(x, state=state, **given)
+        rule(x, state=state, **given)
         probe = copy.deepcopy(state)
-        before = create(name)(x, state=copy.deepcopy(state), **given)
-        create(name)(5 * x, state=probe, **given)
-        torch.testing.assert_close(create(name)(x, state=state, **given), before)
+        before = rule(x, state=copy.deepcopy(state), **given)
+        rule(5 * x, state=probe, **given)
+        torch.testing.assert_close(rule(x, state=state, **given), before)
 
 
 def test_every_rule_documents_formula_source_and_cost():

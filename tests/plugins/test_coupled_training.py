@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_defences import KEY, flat, make_local, network, parameters_of, records
+from torch import nn
 from torch.nn import functional
 
 import harness
@@ -94,6 +95,32 @@ def test_weight_perturbation_follows_the_paper():
     torch.testing.assert_close(
         flat(plain.gradient(make_local(module, loss))(params, (x, y), KEY)), flat(expected)
     )
+
+
+def test_weight_perturbation_lets_batch_norms_see_the_batch():
+    """With gamma = 0 it is adversarial training, running statistics included."""
+    attack = {"pgd": {"eps": 0.0}}
+    found = {}
+    for name in ("adversarial-training", "adversarial-weight-perturbation"):
+        module = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+        )
+        generator = torch.Generator().manual_seed(0)
+        for layer in (module[0], module[4]):
+            nn.init.normal_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+        module = module.double().train()
+        params, batch = parameters_of(module), records(6, torch.float64)
+        before = flat(params).detach().clone()
+        if name == "adversarial-training":
+            gradient = mean_gradient(create(name, attack=attack).loss(base(module), Apply(module)))
+        else:
+            gradient = create(name, gamma=0.0, attack=attack).gradient(make_local(module, base(module)))
+        found[name] = flat(gradient(params, batch, KEY)), module[1].running_mean.clone()
+        assert torch.equal(flat(params), before)
+        assert module[1].num_batches_tracked == 1
+    for ours, theirs in zip(*found.values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_clean_logit_pairing_is_the_loss_plus_the_distance_to_the_partner():

@@ -171,10 +171,13 @@ def test_adversarial_samples_need_a_functional_attack():
 def test_the_scaled_update_replaces_the_mean():
     delta = torch.randn(9, generator=torch.Generator().manual_seed(0))
     attack = create("model-replacement")
-    at = UpdateContext(0, 0, torch.Generator(), clients=10, malicious=2)
+    sizes = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0, 4.0]) / 40  # the last two attack
+    at = UpdateContext(0, 0, torch.Generator(), clients=10, malicious=2, share=9 / 40)
     sent = attack.update(delta, at)
     honest = torch.zeros(8, 9)
-    torch.testing.assert_close(torch.cat([honest, sent.expand(2, -1)]).mean(0), delta)
+    torch.testing.assert_close(sizes @ torch.cat([honest, sent.expand(2, -1)]), delta)
+    nobody = UpdateContext(0, 0, torch.Generator(), clients=10)
+    torch.testing.assert_close(attack.update(delta, nobody), delta)
     torch.testing.assert_close(create("model-replacement", scale=3.0).update(delta, at), 3 * delta)
     bounded = create("model-replacement", bound=0.5).update(delta, at)
     assert float(bounded.norm()) == pytest.approx(0.5)

@@ -24,7 +24,7 @@ def test_an_undefended_update_gives_the_property_away_and_noise_hides_it(tmp_pat
     (open_, hidden), _ = scores(
         tmp_path, f"property-inference: {{{FEW}}}", "[none, gradient-noise: {scale: 100.0}]"
     )
-    assert open_["property_auc"] > 0.9
+    assert open_["property_auc"] > 0.8
     assert open_["property_accuracy"] > 0.7
     assert 0.2 < hidden["property_auc"] < 0.8
 

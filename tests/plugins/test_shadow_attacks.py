@@ -14,6 +14,7 @@ from harness.api import (
     TrainingVariant,
     VariantView,
 )
+from harness.scenario import load_text
 from harness_plugins.attacks.privacy._shadows import log_odds
 from harness_plugins.attacks.privacy.calibrated_loss import CalibratedLoss
 from harness_plugins.attacks.privacy.lira import Lira
@@ -410,3 +411,16 @@ def test_rmia_needs_a_population():
 def test_rmia_refuses_numbers_out_of_range(bad):
     with pytest.raises(PluginError, match=next(iter(bad))):
         Rmia.create(bad)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "expected"),
+    [("loss-threshold", 0.2), ("lira", 0.5), ("loss-threshold, rmia", 0.5), ("calibrated-loss", 0.5)],
+)
+def test_the_target_has_half_of_the_pool_too_unless_told_otherwise(attacks, expected):
+    text = (
+        "schema: 1\nname: x\ndataset: digits\nmodel: small-cnn\nthreats: [{name: p, attacks: [%s]}]\n"
+        % attacks
+    )
+    assert load_text(text).holdout == expected
+    assert load_text(text + "holdout: 0.3\n").holdout == 0.3

@@ -241,12 +241,19 @@ def squared_distances_to(updates: Tensor, vector: Tensor | None) -> Tensor:
     """(n,) float64 on the CPU: ||x_i - vector||^2, vector (d,) or None for zero."""
     import torch
 
-    if updates.numel() <= CPU_BLOCK and not updates.is_cuda:
-        rows = updates.detach() if vector is None else updates.detach() - vector
-        return torch.linalg.vector_norm(rows, dim=1).double().square_().cpu()
     total = torch.zeros(len(updates), dtype=torch.float64)
-    for columns, block in blocks(updates):
+    parts = [(slice(None), updates.detach())] if _small(updates) else blocks(updates)
+    for columns, block in parts:
         # Within a block in the updates' own precision: three times as fast, and a block is short.
         rows = block if vector is None else block - vector[columns].to(block)
-        total += torch.linalg.vector_norm(rows, dim=1).double().square_().cpu()
+        norms = torch.linalg.vector_norm(rows, dim=1).double()
+        if not bool(norms.isfinite().all()):  # a square beyond float32, of a row that is not endless
+            exact = block.double() if vector is None else block.double() - vector[columns].to(block).double()
+            norms = torch.linalg.vector_norm(exact, dim=1)
+        total += norms.square_().cpu()
     return total
+
+
+def _small(updates: Tensor) -> bool:
+    """Whether one block holds them."""
+    return updates.numel() <= CPU_BLOCK and updates.device.type == "cpu"

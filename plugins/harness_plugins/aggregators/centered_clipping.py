@@ -16,8 +16,9 @@ class CenteredClipping(Aggregator):
 
     `iterations` times: v <- v + (1/n) sum_i (x_i - v) min(1, tau / ||x_i - v||). v starts at zero in the
     first round and persists: each round starts from the last result (Algorithm 1). The published experiments
-    take tau = 10 for plain gradients, 10 / (1 - beta) with client momentum beta, and one iteration. f and the
-    weights are not used.
+    take tau = 10 for plain gradients, 10 / (1 - beta) with client momentum beta, and one iteration. An update is
+    about the learning rate times the local steps of a gradient, so tau has to be chosen for it: 10 would clip
+    nothing. f and the weights are not used.
 
     updates (n, d) -> (d,). Costs O(iterations n d). Keeps v (d,) between rounds.
     """
@@ -31,7 +32,7 @@ class CenteredClipping(Aggregator):
         url="https://arxiv.org/abs/2012.10333",
     )
 
-    tau: float = Field(10.0, gt=0, allow_inf_nan=False, description="clipping radius, in units of an update")
+    tau: float = Field(gt=0, allow_inf_nan=False, description="clipping radius, in units of an update")
     iterations: int = Field(1, ge=1, description="clipping steps in a round")
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:

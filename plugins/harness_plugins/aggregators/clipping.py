@@ -29,7 +29,7 @@ class Clipping(PreAggregator):
         url="https://arxiv.org/abs/2006.15429",
     )
 
-    tau: float = Field(2.0, gt=0, allow_inf_nan=False, description="largest norm, in units of an update")
+    tau: float = Field(gt=0, allow_inf_nan=False, description="largest norm, in units of an update")
 
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:
         tolerated(self, updates, context)

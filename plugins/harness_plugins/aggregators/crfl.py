@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 class CRFL(Aggregator):
     """Clips the global model to a norm and adds noise in every round; at test time noisy copies vote.
 
-    Training (Algorithm 1): w' = w + sum_i weights_i x_i; w' <- w' min(1, rho_t / ||w'||) with rho_t = rho +
-    growth t, t from 0; plus N(0, sigma^2) on each coordinate, except in the last round. Testing (Algorithm
-    2): `copies` models with noise N(0, sigma_test^2) each cast one vote. The deployed model answers
-    log((votes + 1) / (copies + k)) for k classes, the same copies for every input; its gradient is that of
-    the log of the copies' mean probability (straight-through), so that gradient attacks can be run. The
-    certificate against a stated poisoning budget, which needs constants of the clients' training, is not
+    Training (Algorithm 1): w' = w + sum_i weights_i x_i; w' <- w' min(1, rho_t / ||w'||) with rho_t = min(cap, rho +
+    growth t), t from 0, by default the authors' for MNIST; plus N(0, sigma^2) on each coordinate, except in the
+    last round. Testing (Algorithm 2): `copies` models with noise N(0, sigma_test^2) each cast one vote. The
+    deployed model answers log((votes + 1) / (copies + k)) for k classes, the same copies for every input; its
+    gradient is that of the log of the copies' mean probability (straight-through), so that gradient attacks can be
+    run. The certificate against a stated poisoning budget, which needs constants of the clients' training, is not
     computed: what is scored is the accuracy.
 
     It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out; cells with another one
@@ -41,9 +41,10 @@ class CRFL(Aggregator):
     )
 
     rho: float = Field(
-        15.0, gt=0, allow_inf_nan=False, description="largest norm of the global weights, first round"
+        2.1, gt=0, allow_inf_nan=False, description="largest norm of the global weights, first round"
     )
-    growth: float = Field(0.0, ge=0, allow_inf_nan=False, description="what is added to rho in each round")
+    growth: float = Field(0.1, ge=0, allow_inf_nan=False, description="what is added to rho in each round")
+    cap: float = Field(15.0, gt=0, allow_inf_nan=False, description="largest norm in any round")
     sigma: float = Field(0.01, ge=0, allow_inf_nan=False, description="noise on a weight in training")
     sigma_test: float = Field(0.01, ge=0, allow_inf_nan=False, description="noise on a weight at test time")
     copies: int = Field(100, ge=1, description="noisy models that vote at test time")
@@ -56,7 +57,7 @@ class CRFL(Aggregator):
             raise PluginError("crfl clips the global weights: it needs them in the context")
         aim = context.global_weights + combine(context.weights.cpu().double()[None], updates)[0]
         norm = float(squared_norms(aim[None]).sqrt()[0])
-        radius = self.rho + self.growth * context.round
+        radius = min(self.cap, self.rho + self.growth * context.round)
         if norm > radius:
             aim = aim * (radius / norm)
         if self.sigma and context.round + 1 != context.rounds:

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 class FLDetector(Aggregator):
     """Predicts each client's update from its last one, and removes for good those it predicts badly.
 
-    The prediction is g_i(t-1) + H (w_t - w_(t-1)), H the L-BFGS approximation of the Hessian from the last
-    `window` differences of global weights and of aggregates. A client's score is its prediction error's share
-    of the round's, averaged over its last `window` rounds. Once there are `window` of them, the gap statistic
-    decides whether the scores form more than one group; if so, 2-means tells the group with the larger
-    scores: malicious (Algorithms 1 and 2). They are excluded from then on, training starts again from the
-    initial weights (`restart`), and detection is over, as published; in the second half of the rounds nothing
-    starts again, as the paper restarts with all its rounds and here they are given. Until then all updates
-    are averaged by weight, as the paper's server averages with FedAvg. A client that was absent has no
-    prediction in its next round. f is not used.
+    The prediction is g_i(t-1) + H (w_t - w_(t-1)), H the L-BFGS approximation of the Hessian from the last `window`
+    differences of global weights and of aggregates. A client's score is its prediction error over the round's mean
+    one, averaged over its last `window` rounds: the paper's share of the round's sum, times how many there are, so
+    that rounds of few clients do not count for more. Once there are `window` of them, the gap statistic decides
+    whether the scores form more than one group; if so, 2-means tells the group with the larger scores: malicious
+    (Algorithms 1 and 2). They are excluded from then on, training starts again from the initial weights
+    (`restart`), and detection is over, as published; in the second half of the rounds nothing starts again, as the
+    paper restarts with all its rounds and here they are given. Until then all updates are averaged by weight, as
+    the paper's server averages with FedAvg. A client that was absent has no prediction in its next round. f is not
+    used.
 
     updates (n, d) -> (d,). Needs the global weights and a single client behind each row, else PluginError; with
     `restart`, the server optimiser fedavg with lr 1, which alone carries it out. Costs O((n + window) d) and keeps
@@ -88,7 +89,7 @@ class FLDetector(Aggregator):
         return result
 
     def _score(self, updates: Tensor, context: AggregationContext) -> None:
-        """Adds this round's shares of the prediction error to the clients' scores."""
+        """Adds this round's prediction errors, over their mean, to the clients' scores."""
         state = context.state
         moves, changes = state.get("moves", []), state.get("changes", [])
         if "last" not in state or not changes or context.round < self.start:
@@ -103,10 +104,10 @@ class FLDetector(Aggregator):
             )
             for i in known
         }
-        total = sum(errors.values())
+        mean = sum(errors.values()) / len(errors) if errors else 0.0
         scores: dict[int, list[float]] = state.setdefault("errors", {})
         for client, error in errors.items():
-            scores.setdefault(client, []).append(error / total if total else 0.0)
+            scores.setdefault(client, []).append(error / mean if mean else 0.0)
             del scores[client][: -self.window]
 
     def _remember(self, updates: Tensor, result: Tensor, context: AggregationContext) -> None:

@@ -49,7 +49,7 @@ class FoolsGold(Aggregator):
             history[client] = update.clone() if before is None else before + update
         sums = torch.stack([history[client] for client in context.client_ids])
         weights = self.weights(cosines(gram_matrix(sums)))
-        context.report(weights=weights if bool(weights.any()) else torch.ones_like(weights))
+        context.report(weights=weights) if bool(weights.any()) else context.report(kept=[])
         return combine(weights[None] / len(updates), updates)[0]
 
     def weights(self, similarity: Tensor) -> Tensor:

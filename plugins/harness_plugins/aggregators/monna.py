@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class NearestNeighborAveraging(Aggregator):
     """The mean of the n - f updates nearest to a trusted one (nearest-neighbour averaging).
 
-    Published for peers, each of which trusts itself. A server has to trust somebody: the client `trusted`,
-    whose own row counts among the nearest, or with `root` the update that the server computes on a root
-    dataset (which does not enter the mean). A trusted client that is malicious leaves no protection. Ties go
-    to the lower row. Weights are ignored.
+    Published for peers, each of which trusts itself. A server has to trust somebody: the client `trusted`, whose own
+    row counts among the nearest, or with `root` the update that the server computes on a root dataset (which does
+    not enter the mean). A trusted client that is malicious leaves no protection: such cells are not applicable.
+    Ties go to the lower row. Weights are ignored.
 
     updates (n, d) -> (d,). Needs n > 2f, else PluginError, as where the trusted client is not in the round.
     Costs O(n d). Reports the rows kept.
@@ -36,7 +36,8 @@ class NearestNeighborAveraging(Aggregator):
         None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
     )
     trusted: Annotated[int, Field(ge=0)] | Literal["root"] = Field(
-        0, description="number of the trusted client, or root: the server's own update on a root dataset"
+        "root",
+        description="number of the trusted client, or root: the server's own update on a root dataset",
     )
     root_size: int = Field(100, ge=1, description="records in the root dataset")
     root: Literal["private", "public"] = Field(
@@ -54,6 +55,10 @@ class NearestNeighborAveraging(Aggregator):
     @property
     def follows_clients(self) -> bool:  # type: ignore[override]
         return self.trusted != "root"
+
+    @property
+    def trusts(self) -> tuple[int, ...]:  # type: ignore[override]
+        return () if self.trusted == "root" else (self.trusted,)
 
     def check(self, n: int, f: int) -> tuple[int, int]:
         own = f if self.f is None else self.f

@@ -24,6 +24,7 @@ class NearestNeighborMixing(PreAggregator):
     """
 
     name: ClassVar[str] = "nnm"
+    mixes_clients: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity",
         authors="Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan",

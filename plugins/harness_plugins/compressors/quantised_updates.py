@@ -75,11 +75,11 @@ class QSGD(UpdateCompressor):
 
 
 class TernGrad(UpdateCompressor):
-    """Each coordinate becomes -1, 0 or 1 times its layer's largest magnitude, at random and unbiased (equation 1).
+    """Each coordinate becomes -1, 0 or 1 times its layer's largest magnitude, at random (equation 1).
 
-    b_i = 1 with probability |u_i| / max |u|; layer by layer, as the paper does. `clip` first limits a layer's
-    values to that many standard deviations (section 4.2; 2.5 there), which is not unbiased. Two bits a
-    coordinate and 4 bytes a layer. No state. Cost: O(d).
+    b_i = 1 with probability |u_i| / max |u|; layer by layer, as the paper does. `clip` first limits a layer's values to
+    that many standard deviations (section 4.2), as in the paper's experiments; without it the result is unbiased.
+    Two bits a coordinate and 4 bytes a layer. No state. Cost: O(d).
     """
 
     name: ClassVar[str] = "terngrad"
@@ -89,7 +89,7 @@ class TernGrad(UpdateCompressor):
     )  # fmt: skip
 
     clip: float | None = Field(
-        None, gt=0, description="limit of a value, in standard deviations of its layer; null: none"
+        2.5, gt=0, description="limit of a value, in standard deviations of its layer; null: none"
     )
 
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
@@ -15,6 +17,7 @@ from harness.api import (
     Reference,
     StackContext,
     detached,
+    kept_in_range,
     mean_gradient,
     record_keys,
     split,
@@ -81,7 +84,7 @@ class FreeAdversarialTraining(Defence):
             delta = state["delta"][: len(x)]
             if len(delta) < len(x):  # only where batches grow: the further places start at zero
                 delta = torch.cat([delta, torch.zeros_like(x[len(delta) :])])
-            moved = (x + delta).clamp(0, 1).requires_grad_()
+            moved = kept_in_range(x + delta, x).requires_grad_()
             with torch.enable_grad():
                 loss = local.loss(params, (moved, y), key).mean()
                 found = torch.autograd.grad(loss, [*params.values(), moved], allow_unused=True)
@@ -150,9 +153,29 @@ class AdversarialWeightPerturbation(Defence):
                 else w
                 for name, w in fixed.items()
             }
-            return mean_gradients(there, (moved, y), key)
+            if local.module is None:
+                return mean_gradients(there, (moved, y), key)
+            with _set_to(params, there):  # the network's own parameters, so that batch norms see the batch
+                return mean_gradients(params, (moved, y), key)
 
         return gradient
+
+
+@contextmanager
+def _set_to(params: Params, values: Params) -> Iterator[None]:
+    """Inside, the parameters hold these values; afterwards what they held before."""
+    import torch
+
+    before = {name: p.detach().clone() for name, p in params.items()}
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(values[name])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in params.items():
+                p.copy_(before[name])
 
 
 class CleanLogitPairing(Defence):

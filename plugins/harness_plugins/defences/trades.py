@@ -6,7 +6,18 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from harness.api import Defence, Field, Reference, detached, input_gradient, pgd, record_keys, split, uniform
+from harness.api import (
+    Defence,
+    Field,
+    Reference,
+    detached,
+    input_gradient,
+    kept_in_range,
+    pgd,
+    record_keys,
+    split,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,10 +97,10 @@ class TRADES(PairLoss):
             return (clean.exp() * (clean - logits(images).log_softmax(1))).sum(1)
 
         half = 0.001 * 3**0.5  # a uniform number in [-half, half] has deviation 0.001
-        moved = (x + uniform(split(key, 0), x.shape, -half, half)).clamp(0, 1)
+        moved = kept_in_range(x + uniform(split(key, 0), x.shape, -half, half), x)
         for _ in range(self.steps):
             stepped = moved + self.step_size() * input_gradient(divergence, moved).sign()
-            moved = (x + (stepped - x).clamp(-self.eps, self.eps)).clamp(0, 1).detach()
+            moved = kept_in_range(x + (stepped - x).clamp(-self.eps, self.eps), x).detach()
         return moved
 
     def pair(
@@ -104,7 +115,8 @@ class MART(PairLoss):
     """Boosted cross-entropy on x' plus a divergence that weighs what is misclassified.
 
     BCE(p(x'), y) = -log p_y(x') - log(1 - max_{k != y} p_k(x')), plus beta KL(p(x) || p(x')) (1 - p_y(x)),
-    with x' by PGD on cross-entropy (equations 9 to 11). Takes the place of the loss so far.
+    with x' by PGD on cross-entropy (equations 9 to 11). Takes the place of the loss so far. Batch normalisation has the
+    batch's statistics while x' is made, where the authors' code takes the running ones.
     """
 
     name = "mart"
@@ -128,8 +140,10 @@ class MART(PairLoss):
         clean, adversarial = (logits(params, images).log_softmax(1) for images in (x, moved))
         # Not one_hot, which looks at its values and so cannot be vectorised over records.
         own = (torch.arange(clean.shape[1], device=y.device) == y[:, None]).to(clean)
-        rival = (adversarial.exp() * (1 - own)).amax(1)
-        boosted = -(adversarial * own).sum(1) - (1 - rival + 1e-12).log()
+        # log(1 - p) of the likeliest wrong class, summed over the others: 1 - p itself rounds to zero near p = 1.
+        wrong = adversarial.masked_fill(own > 0, -torch.inf)
+        rival = torch.arange(clean.shape[1], device=y.device) == wrong.argmax(1)[:, None]
+        boosted = -(adversarial * own).sum(1) - adversarial.masked_fill(rival, -torch.inf).logsumexp(1)
         divergence = (clean.exp() * (clean - adversarial)).sum(1)
         return boosted + self.beta * divergence * (1 - (clean.exp() * own).sum(1))
 

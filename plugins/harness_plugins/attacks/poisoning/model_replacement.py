@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class ModelReplacement(WithBackdoor):
     """Trains a backdoor and sends gamma times the update, so that the average becomes the attacker's model.
 
-    With n clients in the round, m of them malicious and all weighing the same, gamma = n / m makes the mean
-    of the updates that of the malicious ones, up to what honest ones add (equation 3 with server learning
-    rate 1). `bound` scales the result down to a norm, to pass norm-based rules (train-and-scale); the paper's
-    anomaly term in the loss (constrain-and-scale) is not part of it.
+    gamma = 1 / w, with w the malicious clients' share of the round's weight, makes the mean of the updates that of the
+    malicious ones, up to what honest ones add (equation 3 with server learning rate 1): n / m where m of n clients
+    are malicious and all weigh the same. `bound` scales the result down to a norm, to pass norm-based rules
+    (train-and-scale); the paper's anomaly term in the loss (constrain-and-scale) is not part of it.
 
     Costs O(d) beside the backdoor's own.
     """
@@ -32,7 +32,7 @@ class ModelReplacement(WithBackdoor):
     )
 
     scale: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="factor gamma on the update; null: n / m of the round"
+        None, gt=0, allow_inf_nan=False, description="factor gamma on the update; null: 1 / w of the round"
     )
     bound: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="largest norm of what is sent, in units of an update"
@@ -40,7 +40,7 @@ class ModelReplacement(WithBackdoor):
 
     def update(self, delta: Tensor, context: UpdateContext) -> Tensor:
         delta = self.backdoor.update(delta, context)
-        scale = self.scale if self.scale is not None else context.clients / max(context.malicious, 1)
+        scale = self.scale if self.scale is not None else 1 / context.share if context.share else 1.0
         sent = scale * delta
         norm = float(sent.double().norm())
         if self.bound is not None and norm > self.bound:

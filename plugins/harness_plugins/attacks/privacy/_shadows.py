@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import (
     Field,
@@ -80,7 +80,14 @@ class Evidence:
 
 
 class ShadowAttack(PrivacyAttack):
-    """A membership attack that compares the target with models trained on random halves of the pool."""
+    """A membership attack that compares the target with models trained on random halves of the pool.
+
+    They are other draws of the target's training, initial weights and partition among clients included. The target
+    should have half of the pool too: with a `holdout` below 0.5 it has more records than they, which weakens the
+    attack.
+    """
+
+    holdout: ClassVar[float] = 0.5
 
     shadows: int = Field(
         16, ge=2, multiple_of=2, description="shadow models, an even number; each record is in half of them"

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class PropertyInference(PrivacyAttack):
     """Tells from an update whether all of a client's records have an attribute or none has.
 
-    The server simulates updates of an undefended client on its own records (the validation split), half of
-    them with the attribute and half without, trains a random forest of 50 trees on the updates, and applies it
-    to the updates it observes. attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one
-    site's scanner; `class` is membership of one class, where the forest learns the label distribution.
+    The server simulates updates of an undefended client on its own records (the validation split), half of them with
+    the attribute and half without, each of as many records, drawn with replacement, as an observed update chosen at
+    random is of; trains a random forest of 50 trees on the updates, and applies it to the updates it observes.
+    attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one site's scanner; `class`
+    is membership of one class, where the forest learns the label distribution.
 
     property_auc: area under the ROC curve over the observed updates; property_accuracy: share told right, at
     the forest's majority. Of `targets` observed updates half have the attribute; their clients are drawn by the
@@ -54,7 +55,9 @@ class PropertyInference(PrivacyAttack):
     attribute: Literal["bright", "class"] = Field("bright", description="what the records have in common")
     threshold: float = Field(0.5, ge=0, le=1, description="bright: mean pixel above which an image is bright")
     target: int = Field(0, ge=0, description="class: the class in question")
-    records: int = Field(8, ge=1, description="records behind an update")
+    records: int = Field(
+        8, ge=1, description="records behind an update, or all that the client has on a side"
+    )
     targets: int = Field(40, ge=4, description="updates observed, half of them with the attribute")
     simulated: int = Field(100, ge=10, description="updates simulated to learn from, half of them with it")
     at: Literal["start", "end"] = Field(
@@ -93,9 +96,13 @@ class PropertyInference(PrivacyAttack):
             if not len(pool):
                 side = "with" if has else "without"
                 raise PluginError(f"{self.name}: the server has no record {side} the attribute")
-            drawn = torch.randint(len(pool), (self.records,), generator=context.generator, device=pool.device)
+            other = torch.randint(len(view.observed), (), generator=context.generator, device=pool.device)
+            observed = view.observed[int(other)]
+            drawn = torch.randint(
+                len(pool), (observed.records,), generator=context.generator, device=pool.device
+            )
             index = pool[drawn]
-            update = simulate(view.observed[number % len(view.observed)], images[index], labels[index])
+            update = simulate(observed, images[index], labels[index])
             features.append(update.detach().cpu().numpy())
             truth.append(has)
             context.progress(number + 1, self.simulated)
