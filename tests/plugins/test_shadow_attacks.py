@@ -418,9 +418,6 @@ def test_rmia_refuses_numbers_out_of_range(bad):
     [("loss-threshold", 0.2), ("lira", 0.5), ("loss-threshold, rmia", 0.5), ("calibrated-loss", 0.5)],
 )
 def test_the_target_has_half_of_the_pool_too_unless_told_otherwise(attacks, expected):
-    text = (
-        "schema: 1\nname: x\ndataset: digits\nmodel: small-cnn\nthreats: [{name: p, attacks: [%s]}]\n"
-        % attacks
-    )
+    text = f"schema: 1\nname: x\ndataset: digits\nmodel: small-cnn\nthreats: [{{name: p, attacks: [{attacks}]}}]\n"
     assert load_text(text).holdout == expected
     assert load_text(text + "holdout: 0.3\n").holdout == 0.3
