@@ -190,12 +190,16 @@ def validate(
 ) -> None:
     """Check scenarios without running them; every mistake is named with file, line and column.
 
+    Combinations that make no sense are no mistake: they are told, and `harness run` leaves them out. With --no-data
+    they are not looked for.
+
     Example: harness validate scenarios/*.yaml --no-data
     """
     from harness.console.arguments import find_scenarios
     from harness.console.output import print_json
     from harness.scenario import check_data, load_many
     from harness.scenario_data import check_fit
+    from harness.scenario_plan import not_applicable
 
     loaded = load_many(find_scenarios(scenarios))
     mistakes = []
@@ -211,11 +215,24 @@ def validate(
             mistakes.append(str(error))
     if mistakes:
         raise ScenarioError("\n".join(mistakes))
+    refused = not_applicable(loaded) if data else {}
     if as_json:
-        print_json([{"path": str(s.path), "name": s.name, "hash": s.hash()} for s in loaded])
+        print_json(
+            [
+                {
+                    "path": str(s.path),
+                    "name": s.name,
+                    "hash": s.hash(),
+                    "not_applicable": refused.get(s.name, {}),
+                }
+                for s in loaded
+            ]
+        )
     else:
         for scenario in loaded:
             typer.echo(f"{scenario.path}: ok")
+            for reason, count in refused.get(scenario.name, {}).items():
+                typer.echo(f"  not applicable ×{count}: {reason}")
 
 
 @app.command()
@@ -263,14 +280,18 @@ def list_plugins(
 ) -> None:
     """List plugins by kind, with the package each comes from, and those that could not be loaded.
 
-    Kinds: dataset, partitioner, model, defence, aggregator, compressor, attack, metric, tracker.
+    Kinds: dataset, partitioner, model, defence, aggregator, compressor, attack, metric, tracker; or a sort of
+    one: pre-aggregator, model-compressor, update-compressor, evasion-attack, poisoning-attack, byzantine-attack,
+    privacy-attack.
 
     Example: harness list attack
     """
     from harness.console.catalogue import keep_listing, kept_listing, listing_file
     from harness.console.listing import listing, render_list
     from harness.console.output import make_console, print_json
+    from harness.contracts.base import kind_of
 
+    kind, sort = (None, None) if kind is None else kind_of(kind)
     file = None if plugins else listing_file()
     found = None if file is None else kept_listing(file)
     disabled: list[Any] = []
@@ -285,7 +306,7 @@ def list_plugins(
         found, disabled = listing(loaded), loaded.disabled
         if file is not None and not disabled:
             keep_listing(file, found)
-    shown = [plugin for plugin in found if kind in (None, plugin["kind"])]
+    shown = [p for p in found if kind in (None, p["kind"]) and sort in (None, p["group"])]
     if as_json:
         print_json({"plugins": shown, "disabled": [vars(item) for item in disabled]})
     else:
@@ -306,9 +327,10 @@ def show(
     from harness.console.describe import describe
     from harness.console.output import make_console, print_json
     from harness.console.pages import render_plugin
+    from harness.contracts.base import kind_of
     from harness.registry import registry
 
-    page = describe(registry().find(kind, name))
+    page = describe(registry().find(kind_of(kind)[0], name))
     if as_json:
         print_json(page)
     else:
@@ -351,5 +373,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -43,6 +45,26 @@ def describe_error(error: BaseException) -> dict[str, str]:
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+def place_of(error: Mapping[str, str]) -> str | None:
+    """`plugins/raises.py:6`: where a described error was raised, in the deepest file that is not a library's.
+
+    None for an error that is meant to be read, whose message says what is wrong.
+    """
+    if error.get("type") in _readable(HarnessError):
+        return None
+    frames = re.findall(r'^  File "(.+)", line (\d+)', error.get("traceback", ""), re.MULTILINE)
+    own = [frame for frame in frames if "site-packages" not in frame[0] and not frame[0].startswith("<")]
+    if not own:
+        return None
+    file, number = own[-1]
+    here = os.path.relpath(file)
+    return f"{file if here.startswith('..') else here}:{number}"
+
+
+def _readable(error: type[HarnessError]) -> set[str]:
+    return {error.__name__}.union(*map(_readable, error.__subclasses__()))
 
 
 def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:

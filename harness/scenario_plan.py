@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
     from harness.scenario import Scenario
     from harness.shards import Shard
     from harness.store import Store
+
+
+def not_applicable(loaded: Sequence[Scenario]) -> dict[str, Counter[str]]:
+    """Scenario -> why some of its cells make no sense, and how many, the most frequent reason first.
+
+    Raises HarnessError for scenarios that cannot be planned.
+    """
+    planned, _, skipped = plan_scenarios(loaded, "cpu", None, ())
+    if skipped:
+        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+    found: dict[str, Counter[str]] = {}
+    for each in planned.cells:
+        if each.reason is not None:
+            found.setdefault(each.cell.scenario.name, Counter())[each.reason] += 1
+    return {name: Counter(dict(reasons.most_common())) for name, reasons in found.items()}
 
 
 def plan_scenarios(

@@ -19,6 +19,7 @@ import typer
 from harness import __version__, cli
 from harness.api import Aggregator, hookimpl
 from harness.console import group
+from harness.console.check_command import find
 from harness.doctor import data_report, findings, requirements, store_report
 from harness.errors import HarnessError, ScenarioError
 from harness.registry import Registry
@@ -284,14 +285,20 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
     monkeypatch.setattr(SCENARIO, "load_many", lambda paths: [Loaded(path) for path in paths])
     monkeypatch.setattr(SCENARIO, "check_data", check)
     monkeypatch.setattr("harness.scenario_data.check_fit", lambda scenario, splits: None)
+    refused = {}
+    monkeypatch.setattr("harness.scenario_plan.not_applicable", lambda loaded: refused)
     assert harness("validate", "a.yaml") == 0
     assert capsys.readouterr().out == "a.yaml: ok\n"
+    refused["quick"] = {"krum needs n > 2f + 2 updates": 3}
+    assert harness("validate", "a.yaml") == 0
+    assert capsys.readouterr().out == "a.yaml: ok\n  not applicable ×3: krum needs n > 2f + 2 updates\n"
     assert harness("validate", "a.yaml", "more") == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", "more/b.yml: no data\n")
     checked.clear()
     assert harness("validate", "more", "--no-data", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == [{"path": "more/b.yml", "name": "quick", "hash": "h"}]
+    expected = {"path": "more/b.yml", "name": "quick", "hash": "h", "not_applicable": {}}
+    assert json.loads(capsys.readouterr().out) == [expected]
     assert checked == []
 
 
@@ -521,6 +528,27 @@ def test_two_packages_cannot_share_a_command(private, capsys):
 
 
 # help and start -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sort", "kind", "inside", "outside"),
+    [
+        ("pre-aggregator", "aggregator", "nnm", "krum"),
+        ("byzantine-attack", "attack", "alie", "pgd"),
+        ("evasion-attack", "attack", "pgd", "alie"),
+        ("update-compressor", "compressor", "top-k", "static-int8"),
+    ],
+)
+def test_the_kinds_of_plugin_new_are_known_to_the_other_commands(sort, kind, inside, outside, capsys):
+    assert harness("list", sort, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["plugins"]
+    assert {plugin["kind"] for plugin in found} == {kind}
+    names = {plugin["name"] for plugin in found}
+    assert inside in names
+    assert outside not in names
+    assert harness("show", sort, inside, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == inside
+    assert find([sort, inside]).plugin.name == inside
 
 
 def test_unknown_commands_get_the_nearest(capsys):

@@ -17,8 +17,9 @@ from harness.console.output import duration, plain, short_labels, shorten, witho
 from harness.console.pages import reflowed, usage
 from harness.console.pooling import QUANTITIES, Row, Value, best, family, pool
 from harness.console.progress import LiveObserver, LogObserver, Observer, make_observer
-from harness.console.tables import render_leaderboard, render_plan
+from harness.console.tables import reason, render_leaderboard, render_plan
 from harness.contracts.privacy import VIOLATION
+from harness.errors import PluginError, describe_error, place_of
 from harness.registry import Entry
 
 BY_KEY = {quantity.key: quantity for quantity in QUANTITIES}
@@ -643,3 +644,18 @@ def test_prose_is_reflowed_and_blocks_are_not():
     text = "one two\nthree\n\n    code a\n    code b"
     assert reflowed(text, 6) == "one two three\n\n    code a\n    code b"
     assert reflowed(text, 60) == text
+
+
+def test_an_error_that_nobody_meant_is_shown_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "raises.py"
+    file.write_text("def aggregate():\n    return [].index(3)\n")
+    names: dict = {}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    with pytest.raises(ValueError, match="is not in list") as caught:
+        names["aggregate"]()
+    described = describe_error(caught.value)
+    assert place_of(described) == "raises.py:2"
+    assert reason({"error": described}).endswith("is not in list (raises.py:2)")
+    assert place_of(describe_error(PluginError("krum needs n > 2f + 2"))) is None
+    assert place_of({"type": "WorkerLost", "message": "exited with 3", "traceback": ""}) is None

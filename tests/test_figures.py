@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 
 from harness import cli
-from harness.console.figures import draw_heatmap, draw_pareto, draw_ranks
+from harness.console.drawing import series_style
+from harness.console.figures import SHARED, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
 from harness.evaluation.masking import FLAG
+from harness.grid import cells
+from harness.scenario import load
+from harness.store import Store
 
 AXES = {"aggregator": "mean", "compressor": "none", "threat": "none", "attack": "none", "seed": 0}
 
@@ -120,6 +124,43 @@ def test_the_heatmap_keeps_threats_apart(tmp_path):
     assert ">few<" not in out.read_text()
 
 
+def test_panels_of_a_sweep_are_told_apart_and_compressed_models_are_left_out_aloud(tmp_path):
+    defences = ("none", "dp-sgd(epsilon=4)", "dp-sgd(epsilon=16)", "trades(eps=0.1)")
+    found = [
+        record(10 * i + j, 0.9 - 0.1 * j, defence=name, **attack)
+        for i, name in enumerate(defences)
+        for j, attack in enumerate(({}, {"threat": "b", "attack": "alie", "phase": "training"}))
+    ]
+    out = tmp_path / "heat.svg"
+    assert draw_heatmap(found, out, "t") == 4
+    text = out.read_text()
+    assert all(f">{title}<" in text for title in (*defences[:3], "trades"))
+    assert "uncompressed" not in text
+    draw_heatmap([*found, record(99, 0.5, compressor="static-int8")], out, "t")
+    assert ">t, uncompressed models<" in out.read_text()
+
+
+def test_series_look_apart():
+    styles = [series_style(number) for number in range(40)]
+    assert len({(style.color, style.marker) for style in styles}) == 40
+    assert len({style.color for style in styles[:7]}) == len({style.marker for style in styles[:7]}) == 7
+
+
+def test_a_store_without_the_scenario_is_said_to_lack_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\n")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("hi")
+    for arguments in (["plot", "s.yaml", "--store", "thesis"], ["explain", "61bc", "--store", "thesis"]):
+        assert cli.main(arguments) == 2
+        assert "--store thesis is no store; run a scenario first" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+    Store(tmp_path / "runs").close()
+    assert cli.main(["plot", "s.yaml"]) == 2
+    message = "the store runs holds no cell of s; run it first: harness run s.yaml --store runs"
+    assert message in capsys.readouterr().err
+
+
 def test_ranks_tell_a_better_rule_from_others(tmp_path):
     found = []
     for block in range(12):
@@ -137,6 +178,7 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     assert "best  1.00" in text
     assert "middle  2.00" in text
     assert "worst  3.00" in text
+    assert SHARED in text
     with pytest.raises(HarnessError, match="ranks need two or more values of defence"):
         draw_ranks(found, out, "t", "defence", "accuracy")
     with pytest.raises(
@@ -177,12 +219,14 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
     drawn = []
-    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: [])
+    (cell,) = cells(load("s.yaml"))
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: [{"id": cell.id}])
     monkeypatch.setattr("harness.console.figures.draw_pareto", lambda _, out, *__: drawn.append(out) or 1)
     monkeypatch.setattr(
         "harness.console.figures.draw_ranks", lambda _, out, *__: drawn.append(out) or (1, 0.5)
     )
-    for kind in ("pareto", "ranks"):
+    said = {"pareto": "1 on the front", "ranks": f"1 block, Friedman p = 0.5; {SHARED}"}
+    for kind, told in said.items():
         assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
-        assert f"wrote {kind}.svg" in capsys.readouterr().out
+        assert capsys.readouterr().out == f"wrote {kind}.svg: {told}\n"
     assert [out.name for out in drawn] == ["pareto.svg", "ranks.svg"]

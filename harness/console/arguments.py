@@ -51,7 +51,8 @@ def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, A
     """The records of a store that must be there. Raises HarnessError."""
     from harness.store import Store as Records
 
-    if not store.is_dir():
-        raise HarnessError(f"--store {store}: there is no such folder; run a scenario first")
+    if not (store / "store.sqlite").is_file():
+        what = " is no store" if store.exists() else ": there is no such folder"
+        raise HarnessError(f"--store {store}{what}; run a scenario first")
     with Records.reading(store) as records:
         return records.records(scenario)

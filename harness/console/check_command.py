@@ -65,14 +65,14 @@ def check(
 
 def find(words: list[str]) -> Entry:
     """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError with what there is."""
-    from harness.contracts.base import KINDS
+    from harness.contracts.base import KINDS, kind_of
     from harness.registry import registry
 
     loaded = registry()
     if len(words) > 2:
         raise PluginError(f"one plugin at a time: NAME, or KIND NAME, not {' '.join(words)!r}")
     if len(words) == 2:
-        return loaded.find(*words)
+        return loaded.find(kind_of(words[0])[0], words[1])
     name = words[0]
     short = name.rpartition("/")[2]
     kinds = [kind for kind in KINDS if short in loaded.names(kind)]

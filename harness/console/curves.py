@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.console.drawing import COLOURS, MARKERS, check_format, figure
-from harness.console.output import without_parameters
+from harness.console.drawing import check_format, figure, series_style
+from harness.console.output import told_apart
 from harness.errors import HarnessError
 from harness.evaluation.masking import FLAG, without_radius
 
@@ -88,13 +88,6 @@ def _threats(records: Iterable[Mapping[str, Any]], attacks: Mapping[str, str]) -
     }
 
 
-def _short(labels: list[str]) -> dict[str, str]:
-    """Labels without their parameters where that leaves them apart, else as they are."""
-    bare = {label: without_parameters(label) for label in labels}
-    counts = Counter(bare.values())
-    return {label: short if counts[short] == 1 else label for label, short in bare.items()}
-
-
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
     """Writes a row of panels an attack, a column a compressor. Raises HarnessError where that cannot be."""
     check_format(out)
@@ -106,7 +99,7 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     attacks = list(dict.fromkeys(attack for attack, _ in panels))
     columns = list(dict.fromkeys(compressor for _, compressor in panels))
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    titles, legend = _short(columns), _short(names)
+    titles, legend = told_apart(columns), told_apart(names)
     width = 0.8 + 2.1 * len(columns)
     labels = [textwrap.fill(legend[name], int(width / CHARACTER) - HANDLE) for name in names]
     wide = HANDLE + max(len(line) for label in labels for line in label.splitlines())
@@ -137,13 +130,13 @@ def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
     radii = sorted({point[0] for point in points})
     at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]
     suspected = [any(p[2] for p in points if p[0] == radius) for radius in radii]
-    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    style = series_style(number)
     x = [255 * radius for radius in radii]
     mean = [sum(values) / len(values) for values in at]
-    axes.plot(x, mean, color=colour, linewidth=1, label=name, marker=marker, markersize=4)
+    axes.plot(x, mean, **style._asdict(), linewidth=1, label=name, markersize=4)
     for place, value, doubtful in zip(x, mean, suspected, strict=True):
         if doubtful:
-            axes.plot(place, value, color=colour, marker=marker, markersize=4, markerfacecolor="white")
+            axes.plot(place, value, **style._asdict(), markersize=4, markerfacecolor="white")
     if any(len(values) > 1 for values in at):
         low, high = [min(v) for v in at], [max(v) for v in at]
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=style.color, alpha=0.15, linewidth=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import HarnessError, did_you_mean
 from harness.files import replacing
@@ -17,6 +17,21 @@ FORMATS = (".pdf", ".png", ".svg")
 # Okabe and Ito's colours, told apart with any colour vision; the marker tells series apart in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
+LINES = ("-", "--", ":", "-.")
+
+
+class Style(NamedTuple):
+    """How a series is drawn, by matplotlib's names."""
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def series_style(number: int) -> Style:
+    """A series' own: another colour for each of seven, then other markers of the same colours, and other lines."""
+    turn, place = divmod(number, len(COLOURS))
+    return Style(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
 def check_format(out: Path) -> None:

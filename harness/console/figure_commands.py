@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -61,15 +62,17 @@ def plot(
 
     curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
     hollow markers mean that gradient masking is suspected. pareto: two quantities of every configuration, and the
-    front. heatmap: accuracy of every aggregator under every attack on training. ranks: a critical-difference diagram.
+    front. heatmap: accuracy of every aggregator under every attack on training, of uncompressed models. ranks: a
+    critical-difference diagram.
 
     Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, epsilon, audited, size, uplink.
 
     Example: harness plot scenarios/quickstart.yaml --figure pareto --x accuracy --y robust --out pareto.pdf
     """
     from harness.console.arguments import stored_records
-    from harness.console.figures import check_kind, draw_heatmap, draw_pareto, draw_ranks
+    from harness.console.figures import SHARED, check_kind, draw_heatmap, draw_pareto, draw_ranks
     from harness.console.output import count_of
+    from harness.errors import HarnessError
     from harness.grid import cells
     from harness.scenario import load
 
@@ -79,13 +82,16 @@ def plot(
     loaded = load(scenario)
     known = {cell.id for cell in cells(loaded)}
     found = [record for record in stored_records(store, loaded.name) if record["id"] in known]
+    if not found:
+        command = shlex.join(["harness", "run", scenario, "--store", str(store)])
+        raise HarnessError(f"the store {store} holds no cell of {loaded.name}; run it first: {command}")
     if kind == "pareto":
         told = f"{draw_pareto(found, out, loaded.name, x, y)} on the front"
     elif kind == "heatmap":
         told = count_of(draw_heatmap(found, out, loaded.name), "panel")
     elif kind == "ranks":
         blocks, p = draw_ranks(found, out, loaded.name, by, y)
-        told = f"{count_of(blocks, 'block')}, Friedman p = {p:.2g}"
+        told = f"{count_of(blocks, 'block')}, Friedman p = {p:.2g}; {SHARED}"
     else:
         from harness.console.curves import curves, draw_curves
 

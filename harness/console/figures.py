@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.console.drawing import COLOURS, MARKERS, figure
-from harness.console.output import shorten, without_parameters
+from harness.console.drawing import COLOURS, figure, series_style
+from harness.console.output import shorten, told_apart
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, pool
 from harness.errors import HarnessError, did_you_mean
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
+SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
 OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # and the figures that have them
 Records = Sequence[Mapping[str, Any]]
 
@@ -66,7 +67,7 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
         axes = drawn.subplots()
         for number, name in enumerate(series):
             own = [i for i, row in enumerate(rows) if (row.axes[varying[0]] if varying else "") == name]
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            colour, marker, _ = series_style(number)
             told = False
             for filled in (True, False):
                 there = [i for i in own if bool(front[i]) is filled and all(map(math.isfinite, points[i]))]
@@ -125,6 +126,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
     """
     clean = ("none", "none")
     cells: dict[str, dict[tuple[str, tuple[str, str]], list[float]]] = {}
+    compressed = any(record["cell"]["compressor"] != "none" for record in records)
     for record in records:
         kind = family(dict(record))
         if record["status"] != "scored" or kind not in ("clean", "byzantine", "backdoor"):
@@ -145,6 +147,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
     ]
     rules = list(dict.fromkeys(r for panel in cells.values() for r, _ in panel))
     height = 1.3 + 0.28 * len(rules) * len(cells)
+    titles = told_apart(list(cells))
     with figure(out, 3.2 + 0.55 * len(attacks), height) as drawn:
         grid = drawn.subplots(len(cells), 1, squeeze=False, sharex=True)
         for axes, (defence, panel) in zip(grid[:, 0], cells.items(), strict=True):
@@ -158,9 +161,9 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
             axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
             axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
             if len(cells) > 1:
-                axes.set_title(shorten(without_parameters(defence), 40), fontsize=8)
+                axes.set_title(shorten(titles[defence], 60), fontsize=8)
         drawn.colorbar(image, ax=grid[:, 0].tolist(), label="accuracy (%)", shrink=0.8)
-        drawn.suptitle(title, fontsize=9)
+        drawn.suptitle(f"{title}, uncompressed models" if compressed else title, fontsize=9)
     return len(cells)
 
 
@@ -225,7 +228,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
         axes.set_yticks([])
         axes.set_xlabel(f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)")
         axes.set_title(
-            f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}", fontsize=7
+            f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}\n{SHARED}", fontsize=7
         )
     return len(kept), float(one.test.p)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,13 @@ def without_parameters(label: str) -> str:
             kept.append(character)
         depth -= character == ")" and depth > 0
     return "".join(kept)
+
+
+def told_apart(labels: Sequence[str]) -> dict[str, str]:
+    """Labels without their parameters where that leaves them apart, else as they are."""
+    bare = {label: without_parameters(label) for label in labels}
+    counts = Counter(bare.values())
+    return {label: short if counts[short] == 1 else label for label, short in bare.items()}
 
 
 def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:

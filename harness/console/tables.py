@@ -13,6 +13,7 @@ from rich.text import Text
 
 from harness.console.output import count_of, duration, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
+from harness.errors import place_of
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -180,6 +181,8 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
             console.print(Text(f"  {status.replace('-', ' ')} ×{count}: {text}", style=style))
         if len(reasons) > REASONS:
             console.print(Text(f"  … and {len(reasons) - REASONS} other reasons; --json lists all"))
+        if any(place_of(record.get("error") or {}) for record in records if record["status"] == status):
+            console.print(Text("  --json has the tracebacks"))
 
 
 def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
@@ -203,7 +206,9 @@ def reason(record: dict[str, Any]) -> str:
         message = next(
             (line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()), ""
         )
-        return f"{error.get('type', 'error')}: {message}" if message else str(error.get("type", "error"))
+        place = place_of(error)
+        said = f"{error.get('type', 'error')}: {message}" if message else str(error.get("type", "error"))
+        return said + (f" ({place})" if place else "")
     return str(record.get("reason") or "no reason given")
 
 

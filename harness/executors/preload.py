@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 
 from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
 
 if os.environ.get(SAFE_PATH) == SAFE_PATH_OF_SERVER:
     # It was for this process: programs that plugins start find what they always did.

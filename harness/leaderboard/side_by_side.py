@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import HarnessError, did_you_mean
 from harness.leaderboard.publishable import cell_name
@@ -165,12 +165,16 @@ def _asked(submissions: Sequence[Submission], scores: Iterable[str]) -> list[str
 
 
 def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], about: Submission) -> list[Pair]:
-    found = []
-    for row, first, second in shared:
+    """A pair for each score of each row; what attacks have in common as they met one model is said of the first."""
+    found: list[Pair] = []
+    said: set[tuple[Any, ...]] = set()
+    for row, first, second in sorted(shared, key=lambda entry: entry[1].family != "clean"):
         for score in scores:
             a, b = (by_seed(cell, score) for cell in (first, second))
-            if not a or not b:
+            same = (first.axes[:3], second.axes[:3], score, *map(str, (a, b)))
+            if not a or not b or same in said:
                 continue
+            said.add(same)
             unit = about.units.get(score)
             found.append(
                 Pair(

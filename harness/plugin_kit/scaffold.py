@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from harness._version import API_VERSION, __version__
+from harness.contracts.base import SORTS
 from harness.errors import HarnessError, did_you_mean
 from harness.plugin_kit.names import Names, names_of
 
@@ -22,13 +23,7 @@ KINDS = {
     "model": "model",
     "defence": "defence",
     "aggregator": "aggregator",
-    "pre-aggregator": "aggregator",
-    "model-compressor": "compressor",
-    "update-compressor": "compressor",
-    "evasion-attack": "attack",
-    "poisoning-attack": "attack",
-    "byzantine-attack": "attack",
-    "privacy-attack": "attack",
+    **{sort: kind for sort, (kind, _) in SORTS.items()},
     "metric": "metric",
     "tracker": "tracker",
 }

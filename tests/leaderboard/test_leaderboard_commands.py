@@ -7,11 +7,12 @@ from types import ModuleType
 
 import handmade
 import pytest
+import synthetic
 
 from harness.errors import HarnessError
 from harness.leaderboard.commands import leaderboard
 from harness.leaderboard.side_by_side import compare_rows, compare_submissions, row_of
-from harness.leaderboard.submission import read, write
+from harness.leaderboard.submission import parse, read, write
 from harness.store import Store
 
 NONE, SMOOTH = ("none", "none"), ("label-smoothing", "none")
@@ -278,6 +279,27 @@ def test_the_same_difference_at_every_seed_proves_nothing(call, tmp_path):
     status, out, _ = call("compare", save(tmp_path, a), save(tmp_path, b))
     assert status == 0
     assert "lines are not adjusted for their number" in out
+
+
+def test_scores_of_one_model_are_compared_once_however_many_attacks_met_it():
+    base = ("none", "mean", "none")
+    clean, size = {"accuracy": [0.8, 0.7, 0.9]}, {"serialized_bytes": [2000.0] * 3}
+    cells = [
+        synthetic.cell(
+            (*base, "evasion", name), "evasion", {**clean, **size, "robust_accuracy": [robust] * 3}, eps=0.1
+        )
+        for name, robust in (("fgsm", 0.5), ("pgd", 0.4))
+    ]
+    cells.append(synthetic.cell((*base, "none", "none"), "clean", {**clean, **size}))
+    cells.append(
+        synthetic.cell((*base, "byzantine", "alie"), "byzantine", {"accuracy": [0.5, 0.4, 0.6], **size})
+    )
+    pairs = compare_submissions(*(parse(synthetic.plain(name, cells), name) for name in ("a", "b")))
+    found = [(pair.row.split()[-1], pair.score) for pair in pairs]
+    assert sorted(found) == [
+        ("alie", "accuracy"), ("fgsm", "robust_accuracy"), ("none", "accuracy"), ("none", "serialized_bytes"),
+        ("pgd", "robust_accuracy"),
+    ]  # fmt: skip
 
 
 def test_undefined_scores_are_compared_as_what_they_are():
