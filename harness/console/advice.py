@@ -1,14 +1,13 @@
-"""Recommendations, as tables and as JSON values."""
+"""Recommendations, for a console and as JSON values."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from harness.console.advice_rows import columns_of, render_rows
 from harness.console.output import count_of
 from harness.leaderboard.board import Row, Value
 from harness.leaderboard.columns import SIGNS, Column
@@ -21,23 +20,22 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
     total = len(advice.board.rows)
     if not advice.suggestions:
         said = ", ".join(limit.text for limit in advice.limits)
-        console.print(Text(f"none of {count_of(total, 'configuration')} fits {said}"), soft_wrap=True)
+        console.print(Text(f"none of {count_of(total, 'configuration')} fits {said}"))
     else:
         shown = advice.suggestions[:top]
-        console.print(_table(advice, shown))
+        render_rows(advice, shown, console)
         front = sum(suggestion.front for suggestion in advice.suggestions)
         console.print(
             f"{len(advice.suggestions)} of {count_of(total, 'configuration')} fit, {front} on the Pareto front (*)"
             + (f"; {len(shown)} shown" if len(shown) < len(advice.suggestions) else ""),
-            soft_wrap=True,
         )
-        signs = {sign for s in shown for column in _columns(advice) for sign in _signs(s.row, column)}
+        signs = {sign for s in shown for column in columns_of(advice) for sign in _signs(s.row, column)}
         for sign in (sign for sign in SIGNS if sign in signs):
-            console.print(f"{sign} {SIGNS[sign]}", soft_wrap=True)
+            console.print(f"{sign} {SIGNS[sign]}")
     for exclusion in advice.exclusions:
-        console.print(Text(_said(exclusion, total)), soft_wrap=True)
+        console.print(Text(_said(exclusion, total)))
     for note in advice.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        console.print(Text(f"note: {note}"))
     console.print()
 
 
@@ -74,7 +72,7 @@ def _suggestion(suggestion: Suggestion, advice: Advice) -> dict[str, Any]:
             "seeds": value.estimate.seeds,
             "signs": value.signs,
         }
-        for column in _columns(advice)
+        for column in columns_of(advice)
         if (value := row.values.get(column.key)) is not None
     }
     return {
@@ -88,67 +86,9 @@ def _suggestion(suggestion: Suggestion, advice: Advice) -> dict[str, Any]:
     }
 
 
-def _columns(advice: Advice) -> list[Column]:
-    limited = [limit.column for limit in advice.limits]
-    return list(dict.fromkeys([*advice.objectives, *limited]))
-
-
-def _table(advice: Advice, shown: list[Suggestion]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("")
-    names = {s.row.submission.name for s in advice.suggestions}
-    table.add_column("configuration", overflow="fold")
-    for column in _columns(advice):
-        table.add_column(column.header, justify="right")
-    table.add_column("limits", overflow="fold")
-    first = advice.objectives[0].title.lower() if advice.objectives else "first"
-    table.add_column(f"{first} of the first row ahead by", overflow="fold")
-    for suggestion in shown:
-        row = suggestion.row
-        name = " / ".join(row.axes) + (f" ({row.submission.name})" if len(names) > 1 else "")
-        table.add_row(
-            "*" if suggestion.front else "",
-            Text(name),
-            *(Text(_number(row, column)) for column in _columns(advice)),
-            {True: "met", False: "met by the mean alone", None: "too few seeds to be sure"}[suggestion.sure]
-            if advice.limits
-            else "",
-            _lead(suggestion, advice),
-        )
-    return table
-
-
-def _number(row: Row, column: Column) -> str:
-    value = row.values.get(column.key)
-    if value is None:
-        return "-"
-    if value.text:
-        return value.text + value.signs
-    low, high = value.estimate.low, value.estimate.high
-    bounds = (
-        "" if low is None or high is None or low == high else f" [{column.show(low)}, {column.show(high)}]"
-    )
-    return column.show(value.mean) + value.signs + bounds
-
-
 def _signs(row: Row, column: Column) -> str:
     value: Value | None = row.values.get(column.key)
     return "" if value is None else value.signs
-
-
-def _lead(suggestion: Suggestion, advice: Advice) -> str:
-    if suggestion is advice.suggestions[0]:
-        return "first"
-    lead = suggestion.behind
-    if lead is None or lead.mean != lead.mean:
-        return "-"
-    column = advice.objectives[0]
-    text = column.show(lead.mean)
-    if lead.low == lead.low and lead.low != lead.high:
-        text += f" [{column.show(lead.low)}, {column.show(lead.high)}]"
-    if suggestion.level is None:
-        return f"{text}, not testable"
-    return f"{text}, p = {lead.p:.2g}" + (": not told from chance" if suggestion.level else "")
 
 
 def _said(exclusion: Exclusion, total: int) -> str:

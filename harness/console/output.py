@@ -113,6 +113,17 @@ def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
     return short
 
 
+def packed(pieces: Sequence[str], width: int) -> list[str]:
+    """The pieces one after another, as many to a line as fit; one that begins a line loses its leading space."""
+    lines = [pieces[0].lstrip()]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + len(piece) <= width:
+            lines[-1] += piece
+        else:
+            lines.append(piece.lstrip())
+    return lines
+
+
 def count_of(number: int, noun: str) -> str:
     """`1 cell`, `2 cells`."""
     return f"{number} {noun}{'s' * (number != 1)}"

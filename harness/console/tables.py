@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.console.output import count_of, duration, short_labels
+from harness.console.output import count_of, duration, packed, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
 from harness.leaderboard.columns import part_tested, signs
@@ -43,7 +43,7 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     if not rows:
         console.print("  no configuration has a score")
         return
-    varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1] or [0]
+    varying = varying_axes([row.axes for row in rows])
     quantities = [q for q in QUANTITIES if any(q.key in row.values for row in rows)]
     dropped: list[Quantity] = []
     winners = {q.key: best(rows, q) for q in quantities}
@@ -59,7 +59,7 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     # A label wraps between axes only: each part must fit on a line of its own, after "/ ".
     names = short_labels([row.axes[i] for row in rows for i in varying], room - 2)
     header, *labels = (
-        _packed(parts, room)
+        packed([parts[0], *(f" / {part}" for part in parts[1:])], room)
         for parts in ([AXES[i] for i in varying], *([names[row.axes[i]] for i in varying] for row in rows))
     )
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
@@ -79,13 +79,29 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(line, style="dim"))
     if (part := _part_tested(records)) is not None:
         console.print(Text(part, style="dim"))
-    fixed = [f"{AXES[i]} {rows[0].axes[i]}" for i in range(len(AXES)) if i not in varying]
+    render_key(AXES, rows[0].axes, varying, names, console)
+    console.print()
+
+
+def varying_axes(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Positions in which the rows differ; the first where they are all the same."""
+    return [i for i in range(len(rows[0])) if len({row[i] for row in rows}) > 1] or [0]
+
+
+def render_key(
+    axes: Sequence[str],
+    labels: Sequence[str],
+    varying: Sequence[int],
+    names: Mapping[str, str],
+    console: Console,
+) -> None:
+    """What the labels of all rows share, by those of any of them; then what each short name stands for."""
+    fixed = [f"{axes[i]} {labels[i]}" for i in range(len(axes)) if i not in varying]
     if fixed:
         console.print(Text("in every row: " + ", ".join(fixed), style="dim"))
     for label, short in names.items():
         if label != short:
             console.print(Text(f"{short}: {label}", style="dim"), overflow="fold")
-    console.print()
 
 
 def _part_tested(records: Sequence[dict[str, Any]]) -> str | None:
@@ -102,17 +118,6 @@ def _readable(count: int, winners: dict[str, set[int]]) -> list[int]:
     best_ones = sorted(set().union(*winners.values()))[:ROWS]
     others = [position for position in range(count) if position not in set(best_ones)]
     return sorted([*best_ones, *others[: ROWS - len(best_ones)]])
-
-
-def _packed(parts: Sequence[str], width: int) -> list[str]:
-    """The parts joined by ' / ', as many to a line as fit; ' + ' joins the plugins of a stack."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + 3 + len(part) <= width:
-            lines[-1] += f" / {part}"
-        else:
-            lines.append(f"/ {part}")
-    return lines
 
 
 def _header(quantity: Quantity) -> str:

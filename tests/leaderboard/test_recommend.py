@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 from scipy.stats import ttest_rel
-from synthetic import cell, claim, plain, put
+from synthetic import cell, claim, plain, put, realistic
 
 from harness.cli import main
+from harness.console.advice import render_advice
 from harness.errors import HarnessError
 from harness.leaderboard.columns import BY_KEY
 from harness.leaderboard.recommend import Limit, recommend, submissions_of
@@ -212,11 +215,13 @@ def test_the_command(tmp_path, capsys):
     assert main(["recommend", str(file), "--min-accuracy", "0.8"]) == 0
     out = capsys.readouterr().out
     assert "2 of 4 configurations fit" in out
-    assert "met by the mean alone" in " ".join(out.split()) or "mean" in out
+    assert "limits: met by the mean alone; first row ahead by" in " ".join(out.split())
     assert main(["recommend", str(file), "--min-accuracy", "0.99"]) == 1
     out, err = capsys.readouterr()
     assert "none of 4 configurations fits --min-accuracy 0.99" in out
-    assert "--min-accuracy 0.99 excludes 4 of 4; without it 4 would fit; the best here is 0.91" in out
+    assert "--min-accuracy 0.99 excludes 4 of 4; without it 4 would fit; the best here is 0.91" in " ".join(
+        out.split()
+    )
     assert "nothing fits" in err
     assert main(["recommend", str(file), "--min-accuracy", "80"]) == 2
     assert "write 0.8 for 80 %" in capsys.readouterr().err
@@ -237,3 +242,138 @@ def test_a_store_is_looked_at_without_its_scenario(ran):
 def test_what_is_neither_a_store_nor_a_submission(tmp_path):
     with pytest.raises(HarnessError, match="neither a submission nor a store"):
         submissions_of(tmp_path)
+
+
+EIGHT = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size", "uplink")
+RULE = "nnm + trimmed-mean"
+NAMES = {
+    "adversarial-training(attack=pgd(eps=0.1,steps=3))": (
+        "adversarial-training(attack=pgd(eps=0.00784314,steps=5),curriculum=0.5) + dp-sgd(epsilon=8,max_grad_norm=1)"
+    ),
+    "top-k(ratio=0.1)": "structured-pruning(ratio=0.5,fine_tune_rounds=2)",
+    "static-int8": "distillation(student=small-cnn(width=8,hidden=32),temperature=2,weight=0.5)",
+}
+
+
+def stacks(seeds: int, name: str = "lab") -> dict:
+    """15 configurations, some with very long names; all use one rule."""
+    made = realistic(name, seeds=seeds)
+    made["cells"] = [one for one in made["cells"] if one["aggregator"] == RULE]
+    for one in made["cells"]:
+        one |= {axis: NAMES.get(one[axis], one[axis]) for axis in ("defence", "compressor")}
+    return made
+
+
+def drawn(advice, width: int, top: int = 10) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False)
+    render_advice(advice, top, console)
+    return console.file.getvalue()
+
+
+def numbers(suggestion, column) -> list[str]:
+    """What is to be read of a value: the number with its signs, and the interval."""
+    value = suggestion.row.values.get(column.key)
+    if value is None or value.text:
+        return [] if value is None else [value.text + value.signs]
+    low, high = value.estimate.low, value.estimate.high
+    bounds = [] if low is None or low == high else [f"[{column.show(low)}, {column.show(high)}]"]
+    return [column.show(value.mean) + value.signs, *bounds]
+
+
+def entries(text: str) -> list[tuple[str, list[str]]]:
+    """Of a list, each configuration in full and the lines beneath it."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines()[2 : text[: text.index("in every row")].count("\n")]:
+        if line.startswith("    "):
+            found[-1][1].append(line.strip())
+        elif line.startswith(("  / ", "  + ")):
+            found[-1] = (found[-1][0] + line[1:], [])
+        else:
+            found.append((line[2:], []))
+    return found
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_console_gets_a_list_in_which_nothing_is_cut(seeds, width):
+    advice, _ = advise(limit("accuracy", 0.7), objectives=EIGHT, data=stacks(seeds))
+    text = drawn(advice, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert len(advice.suggestions) > 10
+    found = entries(text)
+    assert len(found) == 10
+    assert any(len(name) > width for name, _ in found)
+    for (name, lines), suggestion in zip(found, advice.suggestions, strict=False):
+        assert name == " / ".join(suggestion.row.axes[i] for i in (0, 2))
+        assert lines[0].startswith("Clean accuracy ")
+        for column in advice.objectives:
+            unit = f" {column.unit}".rstrip()
+            for number in numbers(suggestion, column):
+                assert any(f" {number}" in line for line in lines), (number, lines)
+            if len(numbers(suggestion, column)) == 2:
+                number, bounds = numbers(suggestion, column)
+                assert any(f" {number}{unit} {bounds}" in line for line in lines)
+    stars = [line for line in text.splitlines() if line.startswith("* ")]
+    assert len(stars) == sum(s.front for s in advice.suggestions[:10])
+
+
+def test_what_all_rows_share_is_said_once():
+    text = drawn(advise(limit("accuracy", 0.7), objectives=EIGHT, data=stacks(1))[0], 80)
+    assert text.count(RULE) == text.count("too few seeds to be sure") == 1
+    assert f"in every row: aggregator {RULE}" in text
+    assert "limits in every row: too few seeds to be sure" in text
+    advice, _ = advise(limit("accuracy", 0.8), objectives=("accuracy", "size"))
+    text = drawn(advice, 80)  # good is sure to meet the limit, fast is not
+    assert "limits in every row" not in text
+    assert "in every row: aggregator mean, compressor none" in text
+
+
+def test_a_single_row_is_named_in_full():
+    advice, _ = advise(limit("epsilon", 2.0))
+    for width in (30, 80):
+        text = drawn(advice, width)
+        assert "private / mean / none" in text
+        assert "in every row" not in text
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_wide_console_gets_a_table_of_everything(seeds):
+    advice, _ = advise(limit("accuracy", 0.7), objectives=EIGHT, data=stacks(seeds))
+    text = drawn(advice, 200)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 200
+    assert any(line.startswith("───") for line in lines)
+    assert "first row ahead by" in text
+    body = text[text.index("───") :]
+    for suggestion in advice.suggestions[:10]:
+        for column in advice.objectives:
+            assert all(number in body for number in numbers(suggestion, column))
+        for label in suggestion.row.axes:
+            assert all(plugin in body for plugin in label.split(" + "))
+
+
+def test_whose_rows_they_are_is_said_where_several_submissions_fit():
+    advice = recommend(
+        [parse(board(), "test"), parse(board() | {"name": "other"}, "test")], [], ("accuracy",)
+    )[0]
+    text = drawn(advice, 80)
+    assert "defence / submission" in text
+    assert "good / lab" in text
+    assert "good / other" in text
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 90, 120, 160])
+def test_every_width_shows_every_number(width):
+    advice, _ = advise(limit("accuracy", 0.7), objectives=EIGHT, data=stacks(3))
+    text = drawn(advice, width)
+    for suggestion in advice.suggestions[:10]:
+        for column in advice.objectives:
+            assert all(number in text for number in numbers(suggestion, column))
+
+
+def test_the_lead_in_what_should_be_low_is_how_much_lower():
+    advice, names = advise(objectives=("size", "accuracy"))
+    assert names[0] == "fast"
+    line = next(line for line in drawn(advice, 120).splitlines() if "good" in line)
+    assert " 3.0, not testable" in line  # kilobytes: 4.0 less 1.0
