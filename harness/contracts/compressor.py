@@ -116,13 +116,18 @@ class ModelCompressor(Compressor):
 
 @dataclass
 class Payload:
-    """What goes over the wire: its tensors in their wire dtypes, indices included, and small plain facts."""
+    """What goes over the wire.
+
+    tensors: by name, in the types in which they are sent, indices included; they are what is counted. facts: small plain
+    values, such as d, that both sides need.
+    """
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
 
