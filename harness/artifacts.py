@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _FILES = re.compile(r"artifacts/([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors|pictures/([0-9a-f]{16})\.png")
 
+# What can be done about a store that cannot be used as it is.
+REPLACE = "give another folder with --store, or put back a copy of this one"
+
 
 def artifact_name(digest: str) -> str:
     """Where a store keeps the tensors of this sha256, relative to its folder."""
@@ -108,3 +111,8 @@ def cannot_write(path: Path, reason: object) -> StoreError:
         f"the store {path} cannot be written: {reason}; what was done before is kept: "
         "make room, or give write access, and run the same command again"
     )
+
+
+def damaged(path: Path, reason: object) -> StoreError:
+    """The error of a store whose database is not what it should be."""
+    return StoreError(f"the store {path} is damaged: {reason}; {REPLACE}")

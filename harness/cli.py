@@ -42,7 +42,7 @@ from harness.console.privacy_commands import audit, explain
 from harness.console.signals import ended_like_ctrl_c
 from harness.console.starter_commands import init
 from harness.console.store_commands import merge
-from harness.errors import HarnessError, ScenarioError
+from harness.errors import HarnessError, ScenarioError, with_file
 from harness.leaderboard.commands import leaderboard
 
 app = typer.Typer(
@@ -177,7 +177,7 @@ def plan(
     else:
         render_plan(found, make_console())
     for item in found.get("skipped") or ():
-        print(f"skipped {item['scenario']}: {item['reason']}", file=sys.stderr)
+        print(f"skipped {with_file(item['scenario'], item['reason'])}", file=sys.stderr)
     raise typer.Exit(1 if found.get("skipped") else 0)
 
 
@@ -205,14 +205,9 @@ def validate(
     mistakes = []
     for scenario in loaded if data else ():
         try:
-            splits = check_data(scenario)
+            check_fit(scenario, check_data(scenario))
         except HarnessError as error:
-            mistakes.append(f"{scenario.path}: {error}")
-            continue
-        try:
-            check_fit(scenario, splits)
-        except ScenarioError as error:  # which names the file, line by line
-            mistakes.append(str(error))
+            mistakes.append(with_file(scenario.path, error))
     if mistakes:
         raise ScenarioError("\n".join(mistakes))
     refused = not_applicable(loaded) if data else {}

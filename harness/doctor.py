@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness._version import __version__
+from harness.artifacts import REPLACE, damaged
 from harness.errors import StoreError
 from harness.store import Store
 
@@ -68,7 +69,7 @@ def findings(report: dict[str, Any]) -> tuple[list[str], list[str]]:
     if not store["writable"]:
         problems.append(f"the store {store['path']} cannot be written")
     if store["error"]:
-        problems.append(f"{store['error']}; give another folder with --store, or put back a copy of this one")
+        problems.append(f"{store['error'].removesuffix(f'; {REPLACE}')}; {REPLACE}")
     return problems, warnings
 
 
@@ -200,4 +201,4 @@ def _store_error(store: Path) -> str | None:
             found = opened.check()
     except StoreError as error:
         return str(error)
-    return None if found is None else f"the store {store} is damaged: {found}"
+    return None if found is None else str(damaged(store, found))

@@ -70,11 +70,21 @@ def _readable(error: type[HarnessError]) -> set[str]:
 def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
     """A closing sentence for an unknown name: the nearest valid one, else the valid ones where they are few."""
     known = sorted(set(choices))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.55)
-    if near:
-        return f"did you mean {' or '.join(repr(c) for c in near)}?"
+    if near := nearest(name, known):
+        return near
     if not known:
         return "none is available"
     if len(known) <= all_below:
         return "valid: " + ", ".join(known)
     return f"{len(known)} are available"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`did you mean ...?` where valid names are close to an unknown one, else nothing."""
+    near = difflib.get_close_matches(name, sorted(set(choices)), n=3, cutoff=0.55)
+    return f"did you mean {' or '.join(repr(c) for c in near)}?" if near else ""
+
+
+def with_file(file: object, message: object) -> str:
+    """A message about a file that begins with its name, as those do already that name a place in it."""
+    return str(message) if str(message).startswith(f"{file}:") else f"{file}: {message}"

@@ -26,6 +26,7 @@ from harness.options import (
     ServerOptimizer,
     Step,
 )
+from harness.scenario_data import unusable
 from harness.scenario_errors import render
 from harness.scenario_models import Scenario
 from harness.scenario_parts import Compute, Evaluation, Federation, LocalTraining
@@ -107,13 +108,16 @@ def load_many(paths: Iterable[str | Path]) -> list[Scenario]:
     return [source.scenario for source in sources if source.scenario is not None]
 
 
-def check_data(scenario: Scenario) -> Splits:
-    """The scenario's dataset, loaded and checked. Raises ScenarioError where it is missing or malformed."""
+def check_data(scenario: Scenario, text: str | None = None) -> Splits:
+    """The scenario's dataset, loaded and checked. Raises ScenarioError where it is missing or malformed.
+
+    text: what the scenario was read from; by default its file is read again, for lines and columns.
+    """
     try:
         splits = scenario.dataset.load(scenario.root)
         splits.check(scenario.dataset.name)
     except HarnessError as error:
-        raise ScenarioError(f"the dataset {scenario.dataset.name} cannot be used: {error}") from error
+        raise unusable(scenario, error, text) from error
     return splits
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from harness.errors import did_you_mean
+from harness.errors import nearest
 from harness.yaml_loader import Location, Problem, parse
 
 # What pydantic says, in the words of a scenario's author.
@@ -68,8 +68,8 @@ def sentences(details: Iterable[tuple[Location, str, Any]]) -> list[str]:
 def suggestion(messages: Iterable[str], value: Any) -> str:
     """`; did you mean ...?` where the message lists the choices and the value is close to one."""
     choices = [c for m in messages if "should be '" in m for c in re.findall(r"'([^']*)'", m)]
-    hint = did_you_mean(value, choices) if isinstance(value, str) and choices else ""
-    return f"; {hint}" if hint.startswith("did you mean") else ""
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    return f"; {hint}" if hint else ""
 
 
 def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:

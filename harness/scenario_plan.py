@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from harness.data_root import dataset_key
 from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
-from harness.errors import HarnessError, describe_error
+from harness.errors import HarnessError, ScenarioError, StoreError, describe_error, with_file
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry
+from harness.scenario_data import unusable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,8 +49,8 @@ def plan_scenarios(
     """The plan of all cells, each scenario's metrics, and (scenario, reason) of those that cannot be planned.
 
     store: keeps facts of the data. expressions: `axis=glob`, cells that fit all of them. part: the cells of one shard.
-    Raises HarnessError where two scenarios have one name, where no scenario can be planned, and where some cannot and
-    a shard is asked for.
+    Raises HarnessError where two scenarios have one name, where some cannot be planned and a shard is asked for, and,
+    as ScenarioError, where none can.
     """
     distinct_names(loaded)
     # By object, not by name: nothing here could take one scenario's data for another's.
@@ -62,14 +63,16 @@ def plan_scenarios(
             known = data_facts(scenario, store)
             modules[id(scenario)] = meta_module(scenario, known)
             facts[id(scenario)] = known
+        except StoreError:  # the other scenarios would meet it too
+            raise
         except HarnessError as error:
             skipped.append((where, str(error)))
         except Exception as error:  # a plugin's own: it must not take the other scenarios down
             skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
+    details = "\n".join(with_file(name, reason) for name, reason in skipped)
     if not facts:
-        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+        raise ScenarioError(details)
     if part is not None and skipped:
-        details = "\n".join(f"{name}: {reason}" for name, reason in skipped)
         raise HarnessError(
             f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
         )
@@ -127,7 +130,19 @@ def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
 
 
 def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
-    """What planning needs of the dataset; loaded once per content, then kept in the store."""
+    """What planning needs of the dataset; loaded once per content, then kept in the store.
+
+    Raises ScenarioError where the data cannot be used.
+    """
+    try:
+        return _facts(scenario, store)
+    except StoreError:
+        raise
+    except HarnessError as error:
+        raise unusable(scenario, error) from error
+
+
+def _facts(scenario: Scenario, store: Store | None) -> DataFacts:
     mark = scenario.dataset.fingerprint(scenario.root)
     name = f"dataset {dataset_key(scenario.dataset, scenario.root, mark)}"
     known = store.fact(name) if store is not None else None

@@ -46,7 +46,7 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
         raise HarnessError(f"{file}: a scenario's file ends in .yaml")
     text = compose(answers, file)
     scenario = load_text(text, file)
-    check_fit(scenario, check_data(scenario), text)
+    check_fit(scenario, check_data(scenario, text), text)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:

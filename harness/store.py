@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from harness.artifacts import Artifacts, artifact_name, cannot_write
+from harness.artifacts import Artifacts, artifact_name, cannot_write, damaged
 from harness.errors import StoreError
 from harness.strict_json import dumps, loads
 
@@ -81,7 +81,17 @@ class Store(Artifacts):
             if version == 0:  # only then: a full disk lets nothing be written, and what it holds be read
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"cannot use the store {self.path}: {error}") from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> StoreError:
+        """Why a store cannot be opened, and what can be done about it."""
+        if _is_damage(error):
+            return damaged(self.path, error)
+        file = self.path / "store.sqlite"
+        closed = [path for path in (self.path, file) if path.exists() and not os.access(path, os.W_OK)]
+        if closed and not self.read_only:
+            return cannot_write(self.path, f"no write access to {closed[0]} ({error})")
+        return StoreError(f"cannot use the store {self.path}: {error}")
 
     def check(self) -> str | None:
         """What is wrong with the database file, None if nothing is."""
@@ -146,6 +156,8 @@ class Store(Artifacts):
         try:
             yield from self._db.execute(statement, values)
         except sqlite3.Error as error:
+            if _is_damage(error):
+                raise damaged(self.path, error) from error
             if statement.startswith("SELECT"):
                 raise StoreError(f"the store {self.path} cannot be read: {error}") from error
             raise cannot_write(self.path, error) from error
@@ -346,6 +358,11 @@ class Store(Artifacts):
             if self._db.in_transaction:  # on a full disk it is rolled back already
                 self._execute("ROLLBACK")
             raise
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether it is the database file that is not what it should be."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def _may_write(database: Path) -> bool:

@@ -182,6 +182,25 @@ def test_what_is_saved_again_replaces_a_damaged_artifact(tmp_path, damage):
     assert file.read_bytes() == whole
 
 
+def test_a_damaged_database_says_what_can_be_done(made, capsys):
+    file, store = made
+    database = store / "store.sqlite"
+    whole = database.read_bytes()
+    options = ["--store", str(store), "--device", "cpu"]
+    for content in (b"something else entirely" * 1000, whole[:4096] + b"\x5a" * (len(whole) - 4096)):
+        database.write_bytes(content)
+        for command in (["plan", str(file), *options], ["run", str(file), "--jobs", "0", *options]):
+            assert cli.main(command) == 2
+            said = capsys.readouterr().err
+            assert f"error: the store {store} is damaged: " in said
+            assert "or put back a copy of this one" in said
+        assert cli.main(["doctor", "--store", str(store), "--json"]) == 1
+        (problem,) = json.loads(capsys.readouterr().out)["problems"]
+        assert problem.count("put back a copy") == 1
+    database.write_bytes(whole)
+    assert harness.run(file, device="cpu", jobs=0, store=store).scored == 2
+
+
 # stores that are only read ------------------------------------------------------------------------
 
 
@@ -222,3 +241,17 @@ def test_a_folder_without_write_access_is_read(made):
     finally:
         for path in folders:
             path.chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["", "store.sqlite"])
+def test_a_store_that_cannot_be_opened_to_write_names_what_is_closed(closed, tmp_path, monkeypatch):
+    (tmp_path / "store.sqlite").mkdir()  # so that the database cannot be opened
+    place = tmp_path / closed
+    monkeypatch.setattr("harness.store.os.access", lambda path, mode: path != place)
+    with pytest.raises(
+        StoreError, match=rf"^the store {tmp_path} cannot be written: no write access to {place} \("
+    ):
+        Store(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match=r"^cannot use the store .*: unable to open database file$"):
+        Store(tmp_path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.cli import main
-from harness.errors import ScenarioError
+from harness.contracts.data import find_file
+from harness.engine import plan, run
+from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
 from harness.starter import Answers, write_scenario
@@ -58,3 +60,110 @@ def test_init_writes_no_scenario_that_cannot_work(tmp_path):
     with pytest.raises(ScenarioError, match=r"x\.yaml:\d+:\d+: 5000 clients cannot share"):
         write_scenario(Answers(clients=5000), tmp_path / "x.yaml")
     assert not (tmp_path / "x.yaml").exists()
+
+
+# paths of data ------------------------------------------------------------------------------------
+
+HEAD = "schema: 1\nname: x\nmodel: mlp\n"
+WRONG = [
+    ("dataset: {imagefolder: {path: shpaes}}", 31, "shpaes", "'shapes'"),
+    ("dataset: {npz: {path: pneumonia28.npz}}", 23, "pneumonia28.npz", "'pneumonia-28.npz'"),
+    ("dataset: {npz: {path: sub/bloood.npz}}", 23, "sub/bloood.npz", "'blood.npz'"),
+    (
+        'dataset: {npz: {path: "${HARNES_DATA}/pneumonia-28.npz"}}',
+        23,
+        '"${HARNES_DATA}/pneumonia-28.npz"',
+        "'HARNESS_DATA'",
+    ),
+]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A scenario's folder, with $HARNESS_DATA beside it."""
+    for folder in ("here/shapes", "data/sub"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("data/pneumonia-28.npz", "data/sub/blood.npz"):
+        (tmp_path / file).touch()
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("HARNESS_CACHE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize(("line", "column", "shown", "near"), WRONG)
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_a_wrong_path_is_shown_at_its_place(command, line, column, shown, near, places, capsys):
+    file = places / "x.yaml"
+    file.write_text(f"{HEAD}{line}\n")
+    store = [] if command == "validate" else ["--store", str(places / "runs"), "--device", "cpu"]
+    assert main([command, str(file), *store]) == 2
+    first, source, carets = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{file}:4:{column}: the dataset ")
+    assert first.endswith(f"; did you mean {near}?")
+    assert source == f"    {line}"
+    assert carets == "    " + " " * (column - 1) + "^" * len(shown)
+
+
+@pytest.mark.parametrize(("line", "column", "shown", "near"), WRONG)
+def test_a_wrong_path_in_a_text_is_said_without_a_place(line, column, shown, near, places):
+    scenario = load_text(f"{HEAD}{line}\n").model_copy(update={"root": places})
+    with pytest.raises(ScenarioError, match=rf"^the dataset \w+ cannot be used: .*did you mean {near}\?$"):
+        check_data(scenario)
+    for command in (plan, run):
+        with pytest.raises(ScenarioError, match=rf"^x: the dataset \w+ cannot be used: .* {near}\?$"):
+            command(scenario, device="cpu", jobs=0, store=places / "runs")
+    with pytest.raises(ScenarioError, match=f"^<scenario>:4:{column}: "):
+        check_data(scenario, f"{HEAD}{line}\n")
+
+
+def test_nothing_is_proposed_where_nothing_is_near(places):
+    with pytest.raises(PluginError, match=r"zzz is not there \(tried [^;]*\)$"):
+        find_file("zzz", places)
+    (places / "gone").symlink_to(places / "nowhere")
+    with pytest.raises(PluginError, match=r"qqq is not there \(tried [^;]*\)$"):
+        find_file(f"{places}/gone/qqq")
+
+
+def test_one_scenario_with_a_wrong_path_is_skipped_by_its_place(places, capsys):
+    (places / "a.yaml").write_text(BASE.replace("name: x", "name: a"))
+    (places / "b.yaml").write_text(f"{HEAD}{WRONG[0][0]}\n")
+    files = [str(places / "a.yaml"), str(places / "b.yaml")]
+    assert main(["plan", *files, "--device", "cpu", "--store", str(places / "runs")]) == 1
+    assert f"skipped {places}/b.yaml:4:31: the dataset imagefolder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "column"),
+    [
+        (HarnessError("a shard is torn"), 11),
+        (PluginError("a shard is torn"), 11),
+        (PluginError("a shard is torn", [(("val_fraction",), "", 0.2)]), 34),
+    ],
+)
+def test_what_a_dataset_raises_is_shown_at_its_name_or_parameter(error, column, tmp_path, monkeypatch):
+    def load(self, root=None):
+        raise error
+
+    text = HEAD + "dataset: {digits: {val_fraction: 0.2}}\n"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    monkeypatch.setattr(type(scenario.dataset), "load", load)
+    for given in (None, "name: [", "[]"):  # the file is not there, or was broken since
+        with pytest.raises(ScenarioError, match=r"^the dataset digits cannot be used: a shard is torn$"):
+            check_data(scenario, given)
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(
+        ScenarioError, match=rf"x\.yaml:4:{column}: the dataset digits cannot be used: a shard"
+    ):
+        check_data(scenario)
+
+
+def test_a_dataset_by_its_name_alone_is_shown_there(tmp_path, monkeypatch):
+    def load(self, root=None):
+        raise HarnessError("no")
+
+    (tmp_path / "x.yaml").write_text(BASE)
+    scenario = load_text(BASE, tmp_path / "x.yaml")
+    monkeypatch.setattr(type(scenario.dataset), "load", load)
+    with pytest.raises(ScenarioError, match=r"x\.yaml:3:10: the dataset digits cannot be used: no"):
+        check_data(scenario)

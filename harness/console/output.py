@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.console.machine import own_output
+from harness.errors import with_file
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -46,7 +47,7 @@ def leave(result: Any, bad: bool = False, part: bool = False) -> int:
     bad: something that was found makes it 1, as failed cells do. part: of a grid, which may have no applicable cell.
     """
     for path, reason in result.skipped:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        print(f"skipped {with_file(path, reason)}", file=sys.stderr)
     for problem in result.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if result.interrupted:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.contracts.base import Plugin
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PluginError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,12 +152,16 @@ class Partitioner(Plugin):
 def find_file(path: str, root: Path | None = None) -> Path:
     """An existing file or folder: absolute, else against root, $HARNESS_DATA, and the working directory.
 
-    Environment variables in the path are filled in. Raises HarnessError that lists what was tried.
+    Environment variables in the path are filled in. Raises PluginError that lists what was tried and is about the
+    path: a scenario that holds it shows the place.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     if "$" in expanded:
         variable = expanded[expanded.index("$") :].split("/")[0].strip("${}")
-        raise HarnessError(f"{path}: the environment variable {variable} is not set")
+        known = (name for name in os.environ if not name.startswith("_"))
+        raise _about(
+            path, f"{path}: the environment variable {variable} is not set", nearest(variable, known)
+        )
     target = Path(expanded)
     if target.is_absolute():
         candidates = [target]
@@ -166,8 +171,40 @@ def find_file(path: str, root: Path | None = None) -> Path:
     for candidate in candidates:
         if candidate.exists():
             return candidate
-    hint = "" if "HARNESS_DATA" in os.environ else "; set HARNESS_DATA to the folder that holds your data"
-    raise HarnessError(f"{path} is not there (tried {', '.join(map(str, candidates))}){hint}")
+    unset = "" if "HARNESS_DATA" in os.environ else "set HARNESS_DATA to the folder that holds your data"
+    tried = ", ".join(map(str, candidates))
+    raise _about(path, f"{path} is not there (tried {tried})", _similar(candidates), unset)
+
+
+def _about(path: str, *parts: str) -> PluginError:
+    """An error that tells which value it is about; empty parts are left out."""
+    message = "; ".join(filter(None, parts))
+    return PluginError(message, [((), message, path)])
+
+
+def _similar(missing: list[Path]) -> str:
+    """`did you mean ...?` by what lies where the paths end, best of the same type; else nothing."""
+    places = [_first_missing(path) for path in missing]
+    lacking = [len(path.parts) - len(place.parts) for path, place in zip(missing, places, strict=True)]
+    wanted = places[lacking.index(min(lacking))].name
+    beside = {name for place in places if place.name == wanted for name in _names(place.parent)} - {wanted}
+    alike = {name for name in beside if Path(name).suffix == Path(wanted).suffix}
+    return nearest(wanted, alike) or nearest(wanted, beside)
+
+
+def _first_missing(path: Path) -> Path:
+    """The uppermost part of a missing path that is missing."""
+    while path.parent != path and not path.parent.exists():
+        path = path.parent
+    return path
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """What is in a folder, hidden names left out; nothing where it cannot be read."""
+    try:
+        yield from (entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return
 
 
 def hash_file(path: Path) -> str:

@@ -329,7 +329,9 @@ def test_what_cannot_be_run_here_is_no_divergence(made, again):
         again(text("schema: 1", "schema: ["))
     with pytest.raises(HarnessError, match=r"absolute path '/data/x\.npz'"):
         again(text("dataset: digits", "dataset: {npz: {path: /data/x.npz}}"))
-    with pytest.raises(HarnessError, match=r"small: nowhere.npz is not there \(tried "):
+    with pytest.raises(
+        HarnessError, match=r"small: the dataset npz cannot be used: nowhere.npz is not there \(tried "
+    ):
         again(text("dataset: digits", "dataset: {npz: {path: nowhere.npz}}"))
 
 
