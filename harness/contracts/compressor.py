@@ -118,8 +118,8 @@ class ModelCompressor(Compressor):
 class Payload:
     """What goes over the wire.
 
-    tensors: by name, in the types in which they are sent, indices included; they are what is counted. facts: small plain
-    values, such as d, that both sides need.
+    tensors: by name, in the types in which they are sent, indices included; they are what is counted. facts: small
+    plain values, such as d, that both sides need.
     """
 
     tensors: dict[str, Tensor]

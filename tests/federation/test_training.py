@@ -483,3 +483,30 @@ def test_dropout_is_seeded_and_leaves_the_global_generator_alone():
         assert torch.equal(before, torch.random.get_rng_state())
         finals.append(module[2].weight.detach().clone())
     assert torch.equal(*finals)
+
+
+class Poisoned(Defence):
+    """Keeps how much of the round is the attackers'."""
+
+    name = "test-poisoned"
+
+    def update(self, delta, context):
+        SHARES.append((context.clients, context.malicious, context.share))
+        return delta
+
+
+SHARES: list = []
+
+
+@pytest.mark.parametrize(
+    ("weighting", "share"), [("examples", (5 + 9) / (5 + 9 + 30 + 16)), ("uniform", 2 / 4)]
+)
+def test_attackers_are_told_their_share_of_the_mean(weighting, share):
+    """What model replacement has to scale by: m of n where all weigh the same, their records' share where not."""
+    members = clients([5, 30, 9, 16, 40], hooks=[Poisoned()], steps=1)
+    found = federation(network(), members, malicious=(0, 2, 4), weighting=weighting)
+    SHARES.clear()
+    run_together([Run(found, [[0, 1, 2, 3]], lambda _: 1.0, lambda _: {}, lambda *_: None)])
+    assert [(4, 2, pytest.approx(share))] * 4 == SHARES
+    found.begin([[1, 3]], lambda _: 1.0)
+    assert found.open(0).start.share == 0.0
