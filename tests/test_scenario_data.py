@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from harness.cli import main
@@ -85,8 +87,11 @@ def places(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("data/pneumonia-28.npz", "data/sub/blood.npz"):
         (tmp_path / file).touch()
+    for name in [
+        name for name in os.environ if name.startswith("HARNESS")
+    ]:  # names like it are suggested too
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("HARNESS_CACHE", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "here"
 

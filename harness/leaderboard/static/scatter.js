@@ -96,9 +96,9 @@ function drawScatter() {
   const list = fronts.flat();
   const skipped = shown.length - usable.length, thinned = usable.length - points.length;
   $("plot").setAttribute("aria-label", `${y.title} against ${x.title} of ${points.length} rows; ${list.length} are on the front, listed below`);
-  $("front").replaceChildren(list.length ? "◆ On the front: " : "No row can be compared in both.",
-    ...list.slice(0, 12).flatMap((row, place) => [place ? "; " : "", h("button", {type: "button", class: "inline", "data-row": row.id,
-      onclick: () => openCard(row.id)}, `${row.name}${state.board ? "" : ` (${row.board})`}`)]),
-    list.length > 12 ? `; and ${list.length - 12} more.` : list.length ? "." : "",
+  $("front").replaceChildren(list.length ? "◆ On the front:" : "No row can be compared in both.",
+    h("ul", {}, list.slice(0, 12).map((row) => h("li", {}, h("button", {type: "button", class: "inline", "data-row": row.id,
+      onclick: () => openCard(row.id)}, `${row.name}${state.board ? "" : ` (${row.board})`}`)))),
+    list.length > 12 ? `and ${list.length - 12} more.` : "",
     skipped ? ` ${skipped} rows lack a finite value.` : "", thinned ? ` ${thinned} points off the front are not drawn.` : "");
 }

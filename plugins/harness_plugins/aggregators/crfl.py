@@ -16,12 +16,13 @@ class CRFL(Aggregator):
     """Clips the global model to a norm and adds noise in every round; at test time noisy copies vote.
 
     Training (Algorithm 1): w' = w + sum_i weights_i x_i; w' <- w' min(1, rho_t / ||w'||) with rho_t = min(cap, rho +
-    growth t), t from 0, by default the authors' for MNIST; plus N(0, sigma^2) on each coordinate, except in the
-    last round. Testing (Algorithm 2): `copies` models with noise N(0, sigma_test^2) each cast one vote. The
-    deployed model answers log((votes + 1) / (copies + k)) for k classes, the same copies for every input; its
-    gradient is that of the log of the copies' mean probability (straight-through), so that gradient attacks can be
-    run. The certificate against a stated poisoning budget, which needs constants of the clients' training, is not
-    computed: what is scored is the accuracy.
+    growth t), t from 0, by default the authors' for MNIST, whose model is a logistic regression: a larger network's
+    weights start at a larger norm, and all of its coordinates get noise; plus N(0, sigma^2) on each coordinate,
+    except in the last round. Testing (Algorithm 2): `copies` models with noise N(0, sigma_test^2) each cast one
+    vote. The deployed model answers log((votes + 1) / (copies + k)) for k classes, the same copies for every input;
+    its gradient is that of the log of the copies' mean probability (straight-through), so that gradient attacks can
+    be run. The certificate against a stated poisoning budget, which needs constants of the clients' training, is
+    not computed: what is scored is the accuracy.
 
     It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out; cells with another one
     are not applicable. f is not used.
