@@ -284,7 +284,7 @@ def list_plugins(
     from harness.console.catalogue import keep_listing, kept_listing, listing_file
     from harness.console.listing import listing, render_list
     from harness.console.output import make_console, print_json
-    from harness.contracts.base import kind_of
+    from harness.kinds import kind_of
 
     kind, sort = (None, None) if kind is None else kind_of(kind)
     file = None if plugins else listing_file()
@@ -322,7 +322,7 @@ def show(
     from harness.console.describe import describe
     from harness.console.output import make_console, print_json
     from harness.console.pages import render_plugin
-    from harness.contracts.base import kind_of
+    from harness.kinds import kind_of
     from harness.registry import registry
 
     page = describe(registry().find(kind_of(kind)[0], name))

@@ -128,7 +128,7 @@ def plugin_report() -> dict[str, Any]:
     """How many plugins of each kind, and those that are disabled."""
     from dataclasses import asdict
 
-    from harness.contracts.base import KINDS
+    from harness.kinds import KINDS
     from harness.registry import registry
 
     loaded = registry()

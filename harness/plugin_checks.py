@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness._version import API_VERSION
-from harness.contracts.base import KINDS, Plugin
+from harness.contracts.base import Plugin
 from harness.errors import PluginError
+from harness.kinds import KINDS
 
 
 def check_class(plugin: Any) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 import pluggy
 
 from harness import hookspecs, local_plugins, source_code
-from harness.contracts.base import KINDS, Plugin
+from harness.contracts.base import Plugin
 from harness.entry_points import normalized, offers
 from harness.errors import PluginError, did_you_mean
+from harness.kinds import KINDS
 from harness.local_plugins import LocalFile
 from harness.plugin_checks import check_api, check_class, declared_api, spellings
 

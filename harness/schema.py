@@ -14,7 +14,8 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.json_schema import GenerateJsonSchema
 
 from harness import registry
-from harness.contracts.base import KINDS, Plugin
+from harness.contracts.base import Plugin
+from harness.kinds import KINDS
 from harness.options import CHOICES, Option
 from harness.scenario_models import Scenario
 from harness.scenario_parts import Axis

@@ -65,7 +65,7 @@ def check(
 
 def find(words: list[str]) -> Entry:
     """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError with what there is."""
-    from harness.contracts.base import KINDS, kind_of
+    from harness.kinds import KINDS, kind_of
     from harness.registry import registry
 
     loaded = registry()

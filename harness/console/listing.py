@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def listing(registry: Registry) -> list[dict[str, Any]]:
     """One dictionary a plugin, by kind and name."""
     from harness.console.describe import summary
-    from harness.contracts.base import KINDS
+    from harness.kinds import KINDS
 
     return [
         {

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from harness._version import API_VERSION, __version__
-from harness.contracts.base import SORTS
 from harness.errors import HarnessError, did_you_mean
+from harness.kinds import SORTS
 from harness.plugin_kit.names import Names, names_of
 
 if TYPE_CHECKING:

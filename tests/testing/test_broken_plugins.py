@@ -28,7 +28,7 @@ def test_fault_is_caught_by_its_check_alone(plugin, check, words):
 
 
 def test_faults_cover_every_kind():
-    from harness.contracts.base import KINDS
+    from harness.kinds import KINDS
 
     assert {plugin.kind for plugin, _, _ in broken.FAULTS} == set(KINDS)
     assert len(broken.FAULTS) >= 60

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.contracts.base import KINDS
 from harness.entry_points import BUILTIN
+from harness.kinds import KINDS
 from harness.registry import registry
 from harness.testing import checks_of, parametrize_with_checks
 
