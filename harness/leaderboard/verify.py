@@ -294,12 +294,11 @@ def _guarantee(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: To
             said = ["none" if one is None else "one" for one in (claim, here)]
             yield f"guarantee: {said[0]} in the file, {said[1]} here"
         return
-    epsilon = math.inf if claim.epsilon is None else claim.epsilon
     alone = sum(bool(other.scores or other.undefined) for other in cell.seeds.values()) == 1
-    if not tolerance.agree(epsilon, here["epsilon"]) and (alone or here["epsilon"] > epsilon):
-        yield f"guarantee's epsilon: {epsilon:.9g} in the file, {here['epsilon']:.9g} here"
-    if not tolerance.agree(claim.delta, here["delta"]):
-        yield f"guarantee's delta: {claim.delta:.9g} in the file, {here['delta']:.9g} here"
+    claimed = {"epsilon": math.inf if claim.epsilon is None else claim.epsilon, "delta": claim.delta}
+    for name, worst in claimed.items():
+        if not tolerance.agree(worst, here[name]) and (alone or here[name] > worst):
+            yield f"guarantee's {name}: {worst:.9g} in the file, {here[name]:.9g} here"
     if claim.holds and not here["holds"]:
         yield f"guarantee: holds in the file, broken here by {shorten('; '.join(here['broken_by']), 200)}"
     elif alone and claim.holds != here["holds"]:

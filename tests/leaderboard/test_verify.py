@@ -302,6 +302,19 @@ def test_an_only_seed_has_the_claim_exactly(records, ran):
     assert said.startswith("guarantee's epsilon: 5 in the file, 1.99")
 
 
+@pytest.mark.parametrize("name", ["epsilon", "delta"])
+def test_of_several_seeds_the_claim_is_the_worst(name, made, records):
+    """Patients held out differ in their numbers of images, and delta is one over the training images."""
+    cell = next(c for c in made.cells if c.guarantee is not None and c.attack == "none" and len(c.seeds) == 2)
+    record = next(r for r in records if r["id"] == cell.seeds["0"].id)
+    worst = getattr(cell.guarantee, name)
+    for factor, verdicts in ((1.01, 0), (0.99, 1)):
+        claim = cell.guarantee.model_copy(update={name: factor * worst})
+        said = compare(cell.model_copy(update={"guarantee": claim}), cell.seeds["0"], record)
+        assert len(said) == verdicts
+        assert all(text.startswith(f"guarantee's {name}:") for text in said)
+
+
 def test_cells_are_drawn_by_the_seed_among_those_with_scores(made):
     drawn = [[(c.axes, number) for c, number in draw(made, 3, seed)] for seed in range(20)]
     assert drawn[7] == [(c.axes, number) for c, number in draw(made, 3, 7)]
