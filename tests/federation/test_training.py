@@ -19,6 +19,7 @@ from harness.federation.local import Client, LocalTrainer
 from harness.federation.rounds import Federation, Rules
 from harness.federation.together import Run, run_together
 from harness.random import torch_generator
+from harness.registry import registry
 from harness.scenario import SGD, Adam, Constant, FedAvg, LocalTraining, NAdam
 
 
@@ -510,3 +511,13 @@ def test_attackers_are_told_their_share_of_the_mean(weighting, share):
     assert [(4, 2, pytest.approx(share))] * 4 == SHARES
     found.begin([[1, 3]], lambda _: 1.0)
     assert found.open(0).start.share == 0.0
+
+
+@pytest.mark.parametrize(("chain", "judged"), [(("krum",), True), (("nnm", "krum"), False)])
+def test_rows_that_hold_several_clients_single_out_nobody(chain, judged):
+    """Krum behind NNM keeps one mixed row, the mean of most clients, who are not thereby found malicious."""
+    rules = tuple(registry().create("aggregator", name) for name in chain)
+    members = clients([8] * 10, steps=1)
+    found = federation(network(), members, aggregators=rules, tolerance=0.2, malicious=(3, 7))
+    run_together([Run(found, [list(range(10))] * 2, lambda _: 1.0, lambda _: {}, lambda *_: None)])
+    assert (found.outcome.detection is not None) is judged

@@ -15,7 +15,7 @@ ALL = [
     ("half-update", {"dtype": "bfloat16"}),
     ("random-k", {"ratio": 0.2}), ("random-k", {"ratio": 0.2, "shared": True, "error_feedback": False}),
 ]  # fmt: skip
-UNBIASED = [("qsgd", {"levels": 3, "bucket": 16}), ("terngrad", {}),
+UNBIASED = [("qsgd", {"levels": 3, "bucket": 16}), ("terngrad", {"clip": None}),
             ("random-k", {"ratio": 0.25, "error_feedback": False}),
             ("random-k", {"ratio": 0.25, "error_feedback": False, "shared": True})]  # fmt: skip
 FEEDBACK = [("signsgd", {}), ("random-k", {"ratio": 0.1}), ("random-k", {"ratio": 0.1, "shared": True}),
@@ -186,6 +186,9 @@ def test_terngrad_takes_the_largest_of_each_layer():
     assert decoded[4] in (0, 10)
     clipped = sent(create("terngrad", clip=0.5), u, layout=layout)
     assert float(clipped.abs().max()) == pytest.approx(0.5 * float(u[3:].std(correction=0)))
+    tail = torch.cat([torch.ones(99), torch.tensor([50.0])])  # the paper's 2.5 deviations, by default
+    limit = 2.5 * float(tail.std(correction=0))
+    assert float(sent(create("terngrad"), tail).abs().max()) == pytest.approx(limit)
 
 
 def test_sign_sgd_by_its_formula():
