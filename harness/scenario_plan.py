@@ -27,16 +27,21 @@ if TYPE_CHECKING:
 def not_applicable(loaded: Sequence[Scenario]) -> dict[str, Counter[str]]:
     """Scenario -> why some of its cells make no sense, and how many, the most frequent reason first.
 
-    Raises HarnessError for scenarios that cannot be planned.
+    Raises ScenarioError for scenarios that cannot be planned.
     """
     planned, _, skipped = plan_scenarios(loaded, "cpu", None, ())
     if skipped:
-        raise HarnessError("\n".join(f"{name}: {reason}" for name, reason in skipped))
+        raise ScenarioError(_named(skipped))
     found: dict[str, Counter[str]] = {}
     for each in planned.cells:
         if each.reason is not None:
             found.setdefault(each.cell.scenario.name, Counter())[each.reason] += 1
     return {name: Counter(dict(reasons.most_common())) for name, reasons in found.items()}
+
+
+def _named(skipped: Sequence[tuple[str, str]]) -> str:
+    """A line for each scenario and why it cannot be planned."""
+    return "\n".join(with_file(name, reason) for name, reason in skipped)
 
 
 def plan_scenarios(
@@ -69,7 +74,7 @@ def plan_scenarios(
             skipped.append((where, str(error)))
         except Exception as error:  # a plugin's own: it must not take the other scenarios down
             skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
-    details = "\n".join(with_file(name, reason) for name, reason in skipped)
+    details = _named(skipped)
     if not facts:
         raise ScenarioError(details)
     if part is not None and skipped:
