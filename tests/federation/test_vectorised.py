@@ -154,7 +154,6 @@ def test_defences_that_couple_records_need_equal_clients(tmp_path, defences):
 ALONE = [
     ("free-adversarial-training", "free-adversarial-training"),
     ("soteria: {ratio: 0.3}", "soteria"),
-    ("dp-sgd: {noise_multiplier: 1.0, per_sample: ghost}", "one at a time"),
 ]
 
 

@@ -3,7 +3,7 @@
 Norms are those of ghost clipping (Bu, Mao, Xu 2022, arXiv 2205.10683; Li et al. 2022, arXiv 2110.05679), the sums
 those of book-keeping (Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038): a layer's inputs and the gradients of
 its outputs, once known, give its norms and, scaled record by record, its clipped sum, so there is no second backward
-pass. Linear layers and convolutions have formulas here, others Opacus'. Opacus' own hooks fail inside
+pass. The formulas are in `_ghost_formulas`, those of rarer layers Opacus'. Opacus' own hooks fail inside
 torch.func transforms, so with them no attack could run inside the loss. Here a forward hook takes part
 only while a layer holds its own parameter objects, so attacks on detached parameters pass by unseen, and the
 gradients of layer outputs come from autograd.grad on graph edges, which needs no backward hook and no
@@ -14,18 +14,27 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness_plugins.defences._ghost_formulas import (
+    Convolution,
+    NotFinite,
+    Owned,
+    Part,
+    Unsupported,
+    clip_scales,
+    convolution,
+    group_norm,
+    linear,
+    per_sample,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.api import Batch, LossFn, Params
-
-
-class Unsupported(Exception):
-    """The reason why per-sample norms of this module and loss need another path."""
 
 
 class Call(NamedTuple):
@@ -49,13 +58,11 @@ class GhostClipping:
     with one alone, layers in which records meet would pass).
     """
 
-    def __init__(
-        self, module: nn.Module, loss: LossFn, max_grad_norm: float, automatic: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, loss: LossFn, max_grad_norm: float, clipping: str = "flat") -> None:
         self.module = module
         self.loss = loss
         self.max_grad_norm = max_grad_norm
-        self.automatic = automatic
+        self.clipping = clipping
         self.parameters = dict(module.named_parameters())
         self.layers = {
             layer: own
@@ -69,8 +76,8 @@ class GhostClipping:
         trainable = {name for name, p in self.parameters.items() if p.requires_grad}
         return params.keys() == trainable and all(self.parameters[n] is p for n, p in params.items())
 
-    def clipped_sum(self, params: Params, batch: Batch, key: Tensor) -> tuple[Params, Tensor]:
-        """(sum over records of g_i min(1, C / (|g_i| + 1e-6)), the norms |g_i| (b,)). batch: b >= 1."""
+    def clipped_sum(self, params: Params, batch: Batch, key: Tensor) -> Params:
+        """Sum over records of g_i min(1, C / (|g_i| + 1e-6)). batch: b >= 1."""
         import torch
 
         if not self.owns(params):
@@ -83,20 +90,21 @@ class GhostClipping:
             backprops = torch.autograd.grad(
                 losses.sum(), [call.edge for call in calls], retain_graph=first, allow_unused=True
             )
-        parts = []
+        parts: list[Part] = []
         for call, gradient in zip(calls, backprops, strict=True):
             if gradient is None or len(gradient) != len(losses):
                 raise Unsupported(f"{type(call.layer).__name__} does not put out one row a record")
-            parts.append(_layer_part(call, gradient, self.layers[call.layer]))
-        norms = torch.stack([part.squared for part in parts]).sum(0).sqrt()
-        scale = clip_scale(norms, self.max_grad_norm, self.automatic)
-        sums = {id(p): g.view_as(p) for part in parts for p, g in part.sums(scale).items()}
-        result = {name: sums[id(p)] for name, p in params.items()}
-        if first and bool(norms.isfinite().all()):
-            _verify(parts, list(params.values()), losses, scale)
+            parts += _layer_parts(call, gradient, self.layers[call.layer])
+        squared = torch.stack([part.squared for part in parts])  # (parameters, b)
+        if not bool(squared.sum(0).isfinite().all()):
+            raise NotFinite
+        scales = clip_scales(squared, self.max_grad_norm, self.clipping)
+        if first:
+            _verify(parts, list(params.values()), losses)
             if len(losses) > 1:
                 _verified[self.module] = True
-        return result, norms
+        sums = {part.name: part.sum(scale) for part, scale in zip(parts, scales, strict=True)}
+        return {name: sums[id(p)].reshape(p.shape) for name, p in params.items()}
 
     @contextmanager
     def _capture(self) -> Iterator[list[Call]]:
@@ -148,67 +156,26 @@ class GhostClipping:
         self._loss_checked = True
 
 
-class Part(NamedTuple):
-    """What one layer adds: squared norms (b,) of its gradients, and its clipped sums given the scale (b,)."""
-
-    squared: Tensor
-    sums: Callable[[Tensor], dict[nn.Parameter, Tensor]]
-
-
-def _layer_part(call: Call, backprops: Tensor, wanted: list[nn.Parameter]) -> Part:
+def _layer_parts(call: Call, backprops: Tensor, wanted: list[nn.Parameter]) -> list[Part]:
     from torch import nn
 
     layer, (x, *_) = call.layer, call.activations
+    weight, bias = (
+        id(p) if any(p is own for own in wanted) else None
+        for p in (getattr(layer, name, None) for name in ("weight", "bias"))
+    )
+    owned = Owned(weight, bias)
     if type(layer) is nn.Linear and backprops.ndim == 2:
-        return _linear(layer, x, backprops, wanted)
+        return linear(x, backprops, owned)
     if type(layer) is nn.Conv2d and layer.groups == 1 and not isinstance(layer.padding, str):
-        return _per_sample(_convolution(layer, x, backprops), wanted)
+        how = Convolution(layer.weight.shape, layer.stride, layer.padding, layer.dilation)
+        return convolution(x, backprops, owned, how)
+    if type(layer) is nn.GroupNorm:
+        return group_norm(x, backprops, owned, layer.num_groups, layer.eps)
     found = _formulas()[type(layer)](layer, call.activations, backprops)
     if any(p not in found for p in wanted):
         raise Unsupported(f"the formula for {type(layer).__name__} leaves a parameter out")
-    return _per_sample({p: found[p].flatten(1) for p in wanted}, wanted)
-
-
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor, wanted: list[nn.Parameter]) -> Part:
-    """Row i of the weight's gradients is g_i x_i^T, an outer product: its norm is the product of theirs."""
-    squares = g.square().sum(1)
-    weight, bias = (any(p is own for p in wanted) for own in (layer.weight, layer.bias))
-    squared = squares * (x.square().sum(1) * weight + float(bias))
-
-    def sums(scale: Tensor) -> dict[nn.Parameter, Tensor]:
-        scaled = scale.unsqueeze(1) * g
-        found = {layer.weight: scaled.T @ x} if weight else {}
-        return found | ({layer.bias: scaled.sum(0)} if bias else {})
-
-    return Part(squared, sums)
-
-
-def _convolution(layer: nn.Conv2d, x: Tensor, g: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Per-sample gradients, flat: output gradients times patches of the input."""
-    from torch.nn import functional
-
-    g = g.flatten(2)
-    patches = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-    found = {layer.weight: (g @ patches.transpose(1, 2)).flatten(1)}
-    return found if layer.bias is None else found | {layer.bias: g.sum(2)}
-
-
-def _per_sample(samples: dict[nn.Parameter, Tensor], wanted: list[nn.Parameter]) -> Part:
-    """From gradients (b, numel), which are at hand once their norms are known."""
-    import torch
-
-    squared = torch.stack([samples[p].square().sum(1) for p in wanted]).sum(0)
-    return Part(squared, lambda scale: {p: scale @ samples[p] for p in wanted})
-
-
-def clip_scale(norms: Tensor, max_grad_norm: float, automatic: bool = False) -> Tensor:
-    """min(1, C / (norm + 1e-6)), Opacus' factor: what is clipped stays below C in floating point too.
-
-    automatic: C / (norm + 0.01), AUTO-S (Bu et al. 2023, arXiv 2206.07136), below C as well.
-    """
-    if automatic:
-        return max_grad_norm / (norms + 0.01)
-    return (max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+    return [per_sample(id(p), found[p].flatten(1)) for p in wanted]
 
 
 def _formulas() -> dict[Any, Any]:
@@ -235,17 +202,32 @@ def _uses(losses: Tensor) -> Counter[int]:
     return uses
 
 
-def _verify(parts: list[Part], params: list[Tensor], losses: Tensor, scale: Tensor) -> None:
-    """The formulas' sums against autograd's: a layer's option that they do not know shows here.
+def _verify(parts: list[Part], params: list[Tensor], losses: Tensor) -> None:
+    """Sums, and one record's norm, against autograd's: a layer's option that the formulas do not know shows here.
 
     No two records have the same weight, as where all have, records that meet in the network do not show.
     """
     import torch
 
-    scale = scale * torch.linspace(0.5, 1.0, len(scale)).to(scale)
-    expected = dict(zip(map(id, params), torch.autograd.grad((scale * losses).sum(), params), strict=True))
+    def gradients(weights: Tensor) -> dict[int, Tensor]:
+        found = torch.autograd.grad((weights * losses).sum(), params, retain_graph=True)
+        return dict(zip(map(id, params), found, strict=True))
+
+    weights = torch.linspace(0.5, 1.0, len(losses)).to(losses)
+    first = torch.zeros_like(weights)
+    first[0] = 1.0
+    expected, alone = gradients(weights), gradients(first)
+    noise = (
+        1e-5 * torch.stack([part.squared for part in parts]).sum(0).sqrt()
+    )  # (b,): of a gradient that is zero but for rounding
     for part in parts:
-        size = (scale * part.squared.sqrt()).sum()  # what was added up; little may be left of it
-        for p, given in part.sums(scale).items():
-            if not (given.view_as(p) - expected[id(p)]).norm() <= 1e-3 * size + 1e-12:
-                raise Unsupported(f"the formulas do not give autograd's gradient of shape {tuple(p.shape)}")
+        wanted, own = expected[part.name], alone[part.name]  # type: ignore[index]
+        size = (
+            weights * (1e-3 * part.squared.sqrt() + noise)
+        ).sum()  # of what was added up; little may be left of it
+        if not (part.sum(weights).reshape(wanted.shape) - wanted).norm() <= size:
+            raise Unsupported(f"the formulas do not give autograd's gradient of shape {tuple(wanted.shape)}")
+        if not (part.squared[0].sqrt() - own.norm()).abs() <= 1e-3 * own.norm() + noise[0]:
+            raise Unsupported(
+                f"the formulas do not give the norm of autograd's, of shape {tuple(wanted.shape)}"
+            )

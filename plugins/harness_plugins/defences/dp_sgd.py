@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, model_validator
 
 from harness.api import (
     Defence,
@@ -21,7 +20,8 @@ from harness.api import (
     accounting,
     batch_norms,
 )
-from harness_plugins.defences._ghost import GhostClipping, Unsupported, clip_scale
+from harness_plugins.defences._ghost import GhostClipping
+from harness_plugins.defences._ghost_formulas import NotFinite, Unsupported, clip_scales
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +50,7 @@ class DPSGD(Defence):
     Raises PluginError where delta is not below one over the number of training records, or epsilon cannot be
     reached. Not applicable to BatchNorm, or beside a defence that couples records or replaces the gradient.
     Cost per step: 1.6 of undefended training with ghost clipping, 3.5 with a gradient per sample, whose
-    memory is b d; per-layer clipping takes the latter. Sources: Abadi et al. (2016), algorithm 1; McMahan et al.
+    memory is b d. Sources: Abadi et al. (2016), algorithm 1; McMahan et al.
     (2018), section 2, for per-layer clipping; Bu et al. (2023), AUTO-S with gamma = 0.01, for automatic clipping.
     """
 
@@ -93,16 +93,16 @@ class DPSGD(Defence):
         "auto", description="how gradients are clipped; auto: ghost where the model and loss allow, else vmap"
     )
 
+    _stacked: Any = PrivateAttr(None)  # of clients that train as one program: what their first batch showed
+
     @model_validator(mode="after")
     def _one_target(self) -> DPSGD:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give exactly one of epsilon and noise_multiplier")
-        if self.clipping == "per-layer" and self.per_sample == "ghost":
-            raise ValueError("per-layer clipping needs a gradient per sample: per_sample auto or vmap")
         return self
 
     def cost(self) -> float:
-        return 3.5 if self.per_sample == "vmap" or self.clipping == "per-layer" else 1.6
+        return 3.5 if self.per_sample == "vmap" else 1.6
 
     def check(self, context: StackContext) -> None:
         if context.module is not None:
@@ -244,30 +244,41 @@ class DPSGD(Defence):
         def vmapped(params: Params, batch: Batch, key: Tensor) -> Params:
             return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm, self.clipping, local.mask)
 
-        if self.per_sample == "vmap" or self.clipping == "per-layer":
+        if self.per_sample == "vmap":
             return vmapped
-        if local.module is None:
-            if self.per_sample == "ghost":
-                raise PluginError("dp-sgd: ghost clipping needs clients that train one at a time")
-            return vmapped
-        ghost = GhostClipping(local.module, local.loss, self.max_grad_norm, self.clipping == "automatic")
+        attempt = self._alone(local) if local.module is not None else self._together(local)
         supported = True
 
         def summed(params: Params, batch: Batch, key: Tensor) -> Params:
             nonlocal supported
             if supported:
                 try:
-                    sums, norms = ghost.clipped_sum(params, batch, key)
+                    return attempt(params, batch, key)
+                except NotFinite:
+                    return vmapped(params, batch, key)
                 except Unsupported as error:
                     if self.per_sample == "ghost":
                         raise PluginError(f"dp-sgd: ghost clipping cannot be used: {error}") from None
                     supported = False
-                else:
-                    if bool(norms.isfinite().all()):
-                        return sums
             return vmapped(params, batch, key)
 
         return summed
+
+    def _alone(self, local: Local) -> GradientFn:
+        ghost = GhostClipping(local.module, local.loss, self.max_grad_norm, self.clipping)  # type: ignore[arg-type]
+        return ghost.clipped_sum
+
+    def _together(self, local: Local) -> GradientFn:
+        from harness_plugins.defences._ghost_stacked import StackedGhostClipping
+
+        if self._stacked is None:
+            self._stacked = StackedGhostClipping(self.max_grad_norm, self.clipping)
+        stacked: StackedGhostClipping = self._stacked
+
+        def clipped_sum(params: Params, batch: Batch, key: Tensor) -> Params:
+            return stacked.clipped_sum(local.loss, params, batch, key, local.mask)
+
+        return clipped_sum
 
 
 def vmapped_sum(
@@ -302,12 +313,7 @@ def vmapped_sum(
         counted = squared.sum(0).isfinite()
         if mask is not None:
             counted = counted & mask[part]
-        if clipping == "per-layer":
-            scales = clip_scale(squared.sqrt(), max_grad_norm / math.sqrt(len(squared)))
-        else:
-            scales = clip_scale(squared.sum(0).sqrt(), max_grad_norm, clipping == "automatic").expand(
-                len(squared), -1
-            )
+        scales = clip_scales(squared, max_grad_norm, clipping)
         for (name, g), scale in zip(grads.items(), scales.where(counted, 0), strict=True):
             g = g.where(counted.view(-1, *[1] * (g.ndim - 1)), 0)
             summed = torch.tensordot(scale, g, dims=1)
