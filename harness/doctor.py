@@ -14,7 +14,7 @@ from typing import Any
 from harness._version import __version__
 from harness.artifacts import REPLACE, damaged
 from harness.errors import StoreError
-from harness.store import Store
+from harness.store import DATABASE, Store, is_store
 
 DISTRIBUTION = "psr-harness"
 
@@ -188,13 +188,13 @@ def store_report(store: Path) -> dict[str, Any]:
 
 def _inside(store: Path) -> list[Path]:
     """What a run writes to in a store that is there."""
-    names = ("store.sqlite", "lock", "artifacts")
+    names = (DATABASE, "lock", "artifacts")
     return [store / name for name in names if (store / name).exists()]
 
 
 def _store_error(store: Path) -> str | None:
     """Why a run could not use this store, None where it could. Nothing is written for the answer."""
-    if not (store / "store.sqlite").exists():
+    if not is_store(store):
         return None
     try:
         with Store(store, read_only=True) as opened:

@@ -20,7 +20,7 @@ from harness.runner import Runner
 from harness.scenario import Scenario, load_many
 from harness.scenario_plan import distinct_names, metrics_of, plan_scenarios
 from harness.shards import Shard
-from harness.store import Store
+from harness.store import Store, is_store
 
 if TYPE_CHECKING:
     import pandas
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
 
 
-@dataclass
+@dataclass(repr=False)
 class RunResult:
     """What a run left: records in the plan's order, and counts.
 
@@ -56,10 +56,16 @@ class RunResult:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """One a cell, in the plan's order. Raises StoreError where the store was deleted before the first look."""
-        if not (self._folder / "store.sqlite").exists():
+        if not is_store(self._folder):
             raise StoreError(f"{self._folder}: the store that holds this run's records is gone")
         with Store.reading(self._folder) as store:
             return [record for name, id, _ in self.cells if (record := store.record(name, id)) is not None]
+
+    def __repr__(self) -> str:
+        """Counts and seconds, not the cells: there may be thousands."""
+        said = [f"{name}={getattr(self, name)}" for name in ("scored", "failed", "not_applicable")]
+        ended = [f"{name}=True" for name in ("interrupted", "stopped") if getattr(self, name)]
+        return f"RunResult({', '.join([*said, *ended, f'seconds={self.seconds:.1f}', f'store={str(self.store)!r}'])})"
 
     def _count(self, status: str) -> int:
         return sum(found == status for _, _, found in self.cells)
@@ -215,7 +221,7 @@ def _expressions(select: str | Sequence[str] | None) -> list[str]:
 
 @contextmanager
 def _existing(path: Path) -> Iterator[Store | None]:
-    if not (path / "store.sqlite").exists():
+    if not is_store(path):
         yield None
         return
     with Store.reading(path) as store:

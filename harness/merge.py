@@ -29,7 +29,7 @@ from harness.comparable import (
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
-from harness.store import StageRow, Store
+from harness.store import DATABASE, StageRow, Store, is_store
 from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
@@ -75,12 +75,12 @@ def merge(
 def _nothing_left(into: Path) -> Iterator[None]:
     """Where the block raises, a store that it made and put nothing in is removed again."""
     before = into.exists()
-    made = not (into / "store.sqlite").exists()
+    made = not is_store(into)
     try:
         yield
     except BaseException:
         if made and _empty(into):
-            for name in ("store.sqlite", "store.sqlite-wal", "store.sqlite-shm", "lock"):
+            for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "lock"):
                 (into / name).unlink(missing_ok=True)
             with suppress(OSError):  # somebody else's files may be there
                 (into / "artifacts").rmdir()
@@ -100,8 +100,8 @@ def _empty(path: Path) -> bool:
 def _distinct(sources: Sequence[Path], into: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in sources:
-        if not (path / "store.sqlite").is_file():
-            raise HarnessError(f"{path} is no store: it holds no store.sqlite")
+        if not is_store(path):
+            raise HarnessError(f"{path} is no store: it holds no {DATABASE}")
         if path.resolve() == into.resolve():
             raise HarnessError(f"{path} is both merged and merged into")
         if path.resolve() in found:

@@ -27,6 +27,7 @@ from harness.errors import StoreError
 from harness.strict_json import dumps, loads
 
 SCHEMA = 1
+DATABASE = "store.sqlite"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS stages (
@@ -42,6 +43,11 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 # Of a stage's result: whether it is whole, and one part of it. Asking a damaged one for a part is an error.
 _VALID = "CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_type(result) = 'object' END"
 _PART = f"{_VALID}, CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_extract(result, ?) END"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder holds a store; whether that can be opened shows where it is."""
+    return (path / DATABASE).is_file()
 
 
 class StageRow(NamedTuple):
@@ -87,7 +93,7 @@ class Store(Artifacts):
         """Why a store cannot be opened, and what can be done about it."""
         if _is_damage(error):
             return damaged(self.path, error)
-        file = self.path / "store.sqlite"
+        file = self.path / DATABASE
         closed = [path for path in (self.path, file) if path.exists() and not os.access(path, os.W_OK)]
         if closed and not self.read_only:
             return cannot_write(self.path, f"no write access to {closed[0]} ({error})")
@@ -106,7 +112,7 @@ class Store(Artifacts):
     @classmethod
     def reading(cls, path: str | Path) -> Store:
         """For who only reads: also a store that this user, or this file system, does not let anyone write."""
-        file = Path(path) / "store.sqlite"
+        file = Path(path) / DATABASE
         return cls(path, read_only=file.exists() and not _may_write(file))
 
     def close(self) -> None:
@@ -371,7 +377,7 @@ def _may_write(database: Path) -> bool:
 
 
 def _open(folder: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(folder / "store.sqlite", timeout=60, isolation_level=None)
+    database = sqlite3.connect(folder / DATABASE, timeout=60, isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=NORMAL")
     return database
@@ -379,9 +385,9 @@ def _open(folder: Path) -> sqlite3.Connection:
 
 def _open_to_read(folder: Path) -> sqlite3.Connection:
     """A connection that writes nothing. Raises sqlite3.Error, OSError."""
-    file = folder / "store.sqlite"
-    if not file.is_file():
-        raise FileNotFoundError("it holds no store.sqlite")
+    file = folder / DATABASE
+    if not is_store(folder):
+        raise FileNotFoundError(f"it holds no {DATABASE}")
     address = f"file:{quote(str(file.absolute()))}?mode=ro"
     try:
         database = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
@@ -390,7 +396,7 @@ def _open_to_read(folder: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         # SQLite wants to make files beside the database, and cannot. `immutable` does without them, but does not
         # see what a killed run has left in the log.
-        log = file.with_name("store.sqlite-wal")
+        log = file.with_name(f"{DATABASE}-wal")
         if log.exists() and log.stat().st_size:
             raise
         return sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)

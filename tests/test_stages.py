@@ -543,6 +543,7 @@ def test_exports_hold_the_scores(tmp_path):
     result = run("defences: [none, dp-sgd: {epsilon: 4}]\ncompressors: [none, static-int8]", tmp_path)
     for ending in ("jsonl", "csv", "parquet"):
         export(result.records, tmp_path / f"out.{ending}")
+    assert repr(result).startswith("RunResult(scored=4, failed=0, not_applicable=0, seconds=")
     frame = result.to_pandas()
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == list(frame["id"])

@@ -50,8 +50,9 @@ def parse_jobs(text: str) -> int | Literal["auto"]:
 def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
     """The records of a store that must be there. Raises HarnessError."""
     from harness.store import Store as Records
+    from harness.store import is_store
 
-    if not (store / "store.sqlite").is_file():
+    if not is_store(store):
         what = " is no store" if store.exists() else ": there is no such folder"
         raise HarnessError(f"--store {store}{what}; run a scenario first")
     with Records.reading(store) as records:

@@ -51,10 +51,10 @@ def submit(
     from harness.leaderboard.submission import file_name, write
     from harness.leaderboard.submit import collect
     from harness.scenario import load
-    from harness.store import Store
+    from harness.store import Store, is_store
 
     loaded = load(scenario)
-    if not (store / "store.sqlite").is_file():
+    if not is_store(store):
         command = shlex.join(["harness", "run", scenario, "--store", str(store)])
         raise HarnessError(f"{store} is no store; run the scenario first: {command}")
     with Store.reading(store) as opened:

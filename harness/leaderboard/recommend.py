@@ -95,8 +95,9 @@ def submissions_of(path: Path) -> list[Submission]:
     if not path.is_dir():
         return [read(path)]
     from harness.console.arguments import stored_records
+    from harness.store import is_store
 
-    if not (path / "store.sqlite").is_file():
+    if not is_store(path):
         raise HarnessError(f"{path} is neither a submission nor a store")
     found = of_store(stored_records(path), "store")
     if not found:
