@@ -575,6 +575,8 @@ def test_every_command_has_help_with_an_example(path, command, capsys):
     assert harness(*path, "--help") == 0
     said = capsys.readouterr().out
     assert f"Example: harness {' '.join(path)}" in " ".join(said.split())
+    for paragraph in command.help.split("\n\n"):  # no line ends where only the source's did
+        assert "\n" not in paragraph or paragraph.startswith("Example: ")
     words = set(said.split())
     for parameter in command.params:
         assert parameter.help, parameter.name

@@ -19,6 +19,12 @@ from harness.errors import PluginError, did_you_mean
 class HarnessGroup(TyperGroup):
     """Built-in commands first: none of them waits for plugins to load, and no plugin can replace one."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for command in self.commands.values():
+            for own in [command, *getattr(command, "commands", {}).values()]:
+                own.help = flowing(own.help)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any | None:
         return super().get_command(ctx, cmd_name) or plugin_commands(frozenset(self.commands)).get(cmd_name)
 
@@ -30,6 +36,14 @@ class HarnessGroup(TyperGroup):
             hint = did_you_mean(args[0], self.list_commands(ctx), all_below=24)
             ctx.fail(f"unknown command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
+
+
+def flowing(text: str | None) -> str | None:
+    """Help whose paragraphs break where the terminal does, not where the source does; examples keep their lines."""
+    if text is None:
+        return None
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if p.startswith("Example") else " ".join(p.split()) for p in paragraphs)
 
 
 @cache
