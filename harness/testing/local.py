@@ -27,7 +27,7 @@ from harness.testing.core import Setting
 from harness.testing.toy import Toy, generator
 
 if TYPE_CHECKING:
-    from harness.contracts.defence import GradientFn, LossFn
+    from harness.contracts.defence import Batch, GradientFn, LossFn, Params
 
 BATCH, STEPS, CLIENTS, ROUNDS, PER_CLIENT = 8, 2, 4, 2, 12
 
@@ -64,7 +64,7 @@ class Training:
     hooks: tuple[ClientHooks, ...]
     prepared: list[dict[str, Any]]
     setting: Setting
-    alone: bool = True  # False: as where clients run side by side
+    alone: bool = True  # False: as where clients train as one program
 
     def __post_init__(self) -> None:
         self.hooks = tuple(hook.at(0, ROUNDS) for hook in self.hooks)
@@ -84,6 +84,13 @@ class Training:
         self.gradient = composed_gradient(self.hooks, self.prepared, self.loss, local)
         self.batch = composed_batch(self.hooks)
 
+    def _under_vmap(self, params: Params, batch: Batch, key: Tensor) -> Params:
+        """As the only one of the clients that train as one program."""
+        program = torch.func.vmap(self.gradient, randomness="different")
+        stacked = {name: p.detach().unsqueeze(0) for name, p in params.items()}
+        found = program(stacked, (batch[0].unsqueeze(0), batch[1].unsqueeze(0)), key.unsqueeze(0))
+        return {name: g.squeeze(0) for name, g in found.items()}
+
     def key(self, number: int) -> Tensor:
         return make_key("check", number, device=self.setting.device)
 
@@ -94,7 +101,7 @@ class Training:
             index = (index + number * BATCH) % len(labels)
             key = self.key(number)
             batch = self.batch((images[index], labels[index]), key)
-            gradients = self.gradient(self.params, batch, key)
+            gradients = (self.gradient if self.alone else self._under_vmap)(self.params, batch, key)
             with torch.no_grad():
                 for name, parameter in self.params.items():
                     parameter.sub_(0.05 * gradients[name])
