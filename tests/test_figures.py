@@ -190,6 +190,23 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     assert "the order may be chance" in out.read_text()
 
 
+def test_ranks_leave_out_what_hides_gradients_and_guarantees(tmp_path):
+    found = []
+    for rule, value in (("a", 0.3), ("b", 0.5), ("masked", 0.9)):
+        for block in range(4):
+            one = record(len(found), 0.9, value, aggregator=rule, compressor=f"c{block}", threat="e", attack="pgd")
+            one["config"]["threat"]["phase"] = "inference"
+            one["flags"] = [FLAG] * (rule == "masked")
+            one["scores"]["epsilon"] = value
+            found.append(one)
+    out = tmp_path / "ranks.svg"
+    draw_ranks(found, out, "t", "aggregator", "robust")
+    assert "b  1.00" in out.read_text()
+    assert "masked" not in out.read_text()
+    with pytest.raises(HarnessError, match="epsilon is what a training guarantees"):
+        draw_ranks(found, out, "t", "aggregator", "epsilon")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 WIDEST = 34
 
 
+def audit_name(scenario: str) -> str:
+    """What the audit of a scenario is called in a store."""
+    return f"{scenario}-audit"
+
+
 def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
     """The same trainings under one threat, the audit; model compressors, which come after training, left out.
 
@@ -38,7 +43,7 @@ def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
     chains = [tuple(c for c in chain if isinstance(c, UpdateCompressor)) for chain in scenario.compressors]
     return scenario.model_copy(
         update={
-            "name": f"{scenario.name}-audit",
+            "name": audit_name(scenario.name),
             "threats": (threat,),
             "compressors": tuple(dict.fromkeys(chains)),
         }

@@ -12,7 +12,9 @@ from typing import Any
 from harness.console.drawing import COLOURS, figure, series_style
 from harness.console.output import shorten, told_apart
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, pool
+from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
+from harness.evaluation.masking import FLAG as MASKED
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
@@ -189,12 +191,15 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
     from harness.leaderboard.ranks import Ranking
 
     chosen = quantity(key)
+    if BY_KEY[key].pooling == "claim":
+        raise HarnessError(f"{key} is what a training guarantees under every attack alike: it is not ranked")
+    distrusted = {MASKED} if chosen.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
     blocks: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
             continue
-        if chosen.family not in ("any", family(dict(record))):
+        if chosen.family not in ("any", family(dict(record))) or distrusted & {*(record.get("flags") or ())}:
             continue
         cell = record["cell"]
         place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))

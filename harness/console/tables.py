@@ -165,7 +165,7 @@ def _legend(
     if any(value.violated for value in shown):
         lines.append("!: an audit refutes the guarantee: suspect a bug in the defence")
     if any(value.text == "broken" for value in shown):
-        lines.append("broken: an unaccounted use of protected data voids the guarantee")
+        lines.append("broken: something voids the guarantee; `harness explain CELL` says what")
     if dropped:
         names = ", ".join(q.header for q in QUANTITIES if q in dropped)
         lines.append(f"not shown for lack of width: {names}")

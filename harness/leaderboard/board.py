@@ -105,17 +105,26 @@ class Row:
 
 @dataclass
 class Board:
-    """Everything submitted to one version of one scenario. superseded: there is a newer version."""
+    """Everything submitted to one version of one scenario. superseded: there is a newer version.
+
+    content: where boards are of one content of the scenario and one of the data, which; empty where there is one.
+    """
 
     name: str
     version: int
     submissions: list[Submission]
     superseded: bool = False
+    content: str = ""
     rows: list[Row] = field(default_factory=list)
 
     @property
     def label(self) -> str:
-        return f"{self.name} v{self.version}"
+        return f"{self.name} v{self.version}" + f" ({self.content})" * bool(self.content)
+
+    @property
+    def sound(self) -> list[Submission]:
+        """Those from which no re-run diverged."""
+        return [s for s in self.submissions if not (s.verification and s.verification.verdict == "diverged")]
 
     @cached_property
     def reference(self) -> list[Submission]:
@@ -123,8 +132,7 @@ class Board:
 
         Submissions whose re-run diverged are left out; where nothing else is left, all count.
         """
-        sound = [s for s in self.submissions if not (s.verification and s.verification.verdict == "diverged")]
-        return [s for s in sound if s.official] or sound or self.submissions
+        return [s for s in self.sound if s.official] or self.sound or self.submissions
 
     @property
     def columns(self) -> list[Column]:
@@ -164,21 +172,33 @@ def counts(found: Sequence[Board]) -> dict[str, int]:
     }
 
 
-def boards(submissions: Iterable[Submission]) -> list[Board]:
-    """By name, the newest version first; rows pooled, the best ones marked."""
-    groups: dict[tuple[str, int], list[Submission]] = {}
+def boards(submissions: Iterable[Submission], apart: bool = False) -> list[Board]:
+    """By name, the newest version first; rows pooled, the best ones marked.
+
+    apart: a board holds one content of the scenario and of the data, where there are several of one version.
+    """
+    groups: dict[tuple[str, int], dict[tuple[str, str], list[Submission]]] = {}
     for submission in submissions:
-        groups.setdefault((submission.scenario.name, submission.scenario.version), []).append(submission)
+        facts = submission.scenario
+        group = groups.setdefault((facts.name, facts.version), {})
+        group.setdefault((facts.hash, facts.fingerprint) if apart else ("", ""), []).append(submission)
     newest = {name: max(v for n, v in groups if n == name) for name, _ in groups}
     found = []
-    for (name, version), own in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):
-        board = Board(
-            name, version, sorted(own, key=lambda s: (not s.official, s.name)), version < newest[name]
-        )
-        board.rows = list(_rows(board))
-        _pool(board)
-        found.append(board)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
+    for (name, version), group in ordered:
+        for content, own in group.items():
+            inside = sorted(own, key=lambda s: (not s.official, s.name))
+            board = Board(name, version, inside, version < newest[name], _content(content, group))
+            board.rows = list(_rows(board))
+            _pool(board)
+            found.append(board)
     return found
+
+
+def _content(own: tuple[str, str], every: Iterable[tuple[str, str]]) -> str:
+    """What tells one (scenario's hash, data's fingerprint) from the others; empty where it is the only one."""
+    kinds = zip(("scenario", "data"), own, map(set, zip(*every, strict=True)), strict=True)
+    return ", ".join(f"{what} {mark[:8]}" for what, mark, known in kinds if len(known) > 1)
 
 
 @lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
@@ -338,8 +358,14 @@ def _guaranteed(row: Row) -> Value | None:
         Estimate(epsilon, None, None, len(seeds)),
         "inf" if math.isinf(epsilon) else "",
         clients=any(cell.guarantee.unit == "client" for cell in row.cells if cell.guarantee),
-        violated=VIOLATION in row.flags,
+        violated=VIOLATION in row.flags or (claim.unit == "record" and _audited(row) > epsilon),
     )
+
+
+def _audited(row: Row) -> float:
+    """The most that an audit of the row proved to be spent, 0 where there was none."""
+    found = [score(seed, "epsilon_audited") for cell in row.cells for seed in cell.seeds.values()]
+    return max((value for value in found if value is not None), default=0.0)
 
 
 def _weakness(claim: Claim) -> tuple[bool, float]:

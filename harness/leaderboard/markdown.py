@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.console.pooling import AXES
+from harness.contracts.privacy import VIOLATION
+from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.board import Board, Row, Value
 from harness.leaderboard.columns import SIGNS, Column
 from harness.leaderboard.comparisons import by_unit, pareto_front
 from harness.leaderboard.escaping import link, markdown
 
 ROWS = 60  # of a board; the files have all
+FLAGGED = 12  # rows that are named beside a flag
 FRONT = ("accuracy", "robust", "byzantine", "epsilon", "uplink")  # what decides which rows are shown
 
 
@@ -30,7 +33,8 @@ def readme(found: Sequence[Board], files: Sequence[str]) -> str:
         "Of each seed the worst attack counts (or the mean one, where the column says so); numbers are means over",
         "seeds with 95 % intervals of Student's t. From one seed there is no interval, from two it means little.",
         "**Bold** is the best of a board among what can be compared: official submissions if there are any, and values",
-        "without a mark. Arrows say what is better. Times and memory, which tell of the machine too, are in the files.",
+        "without †, ‡ or !. Arrows say what is better. Times and memory, which tell of the machine too, are in the",
+        "files.",
         "",
         *(f"- {sign} {meaning}" for sign, meaning in SIGNS.items()),
         "",
@@ -77,9 +81,25 @@ def _board(board: Board) -> Iterator[str]:
         labels = [markdown(axis) for axis in row.axes] + [markdown(row.submission.name)] * several
         yield _line([*labels, *(_value(row.values.get(column.key), column) for column in columns)])
     yield ""
+    for flag, names in _flags(rows).items():
+        few = "; ".join(map(markdown, names[:FLAGGED])) + f" and {len(names) - FLAGGED} more" * (
+            len(names) > FLAGGED
+        )
+        yield f"Flagged {markdown(flag)}: {few}."
+        yield ""
     if board.superseded:
         yield "</details>"
         yield ""
+
+
+def _flags(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What is flagged on which rows and has no sign of its own."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for flag in row.flags:
+            if flag not in (MASKED, VIOLATION):
+                found.setdefault(flag, []).append(" / ".join(row.axes))
+    return found
 
 
 def _submissions(board: Board) -> Iterator[str]:

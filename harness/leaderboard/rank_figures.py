@@ -77,7 +77,7 @@ def verdict(one: Ranking) -> list[str]:
         )
     else:
         name = f"Wilcoxon's signed-rank test (p = {_p(test.p)})"
-    noun = "attack" if one.board else "board"
+    noun = "attack" if one.board else "data set"
     if one.differs:
         said = [f"{name} over {count_of(blocks, noun)} rejects that all are alike."]
         if methods > 2:
@@ -138,7 +138,7 @@ def diagram(one: Ranking) -> dict[str, Any]:
 def _scope(one: Ranking) -> str:
     if one.board is None:
         return (
-            "A block is a board: a method's mean over the configurations that all these methods share there. Names "
+            "A block is a data set: a method's mean over its boards' configurations that all these methods share. Names "
             "stand for methods with the parameters that each scenario gives them."
         )
     return (
@@ -151,7 +151,7 @@ def _unranked(found: Sequence[Unranked]) -> list[str]:
     """One line for each reason."""
     reasons: dict[str, list[str]] = {}
     for one in found:
-        reasons.setdefault(f"{one.axis}s, as {one.reason} boards", []).append(one.column.title)
+        reasons.setdefault(f"{one.axis}s, as {one.reason} data sets", []).append(one.column.title)
     return [f"{reason}: {', '.join(titles)}" for reason, titles in reasons.items()]
 
 

@@ -1,8 +1,9 @@
 """Which methods rank better over many problems, and whether that may be chance.
 
 Across boards a method is a name, without parameters: those belong to the scenario, and where a board has several
-settings of one method their mean counts, as picking one would be a choice made on the test set. A block is a board:
-boards differ in data and federation, while threats and seeds of one board share both and are no independent evidence.
+settings of one method their mean counts, as picking one would be a choice made on the test set. A block is a data set:
+threats and seeds of one board share its data and federation, boards on the same data its test records, and neither is
+independent evidence; so boards on one data set count as one block, in which they are averaged.
 Within one board a method is a value with its parameters, and a block is an attack on training: that describes this
 board, and its tests say nothing about other data.
 """
@@ -145,7 +146,7 @@ def rankings(found: Sequence[Board]) -> tuple[list[Ranking], list[Unranked]]:
     unranked: list[Unranked] = []
     for axis in AXES:
         for key in RANKED:
-            blocks = [(board.label, _by_name(board, axis, key)) for board in current]
+            blocks = _by_data(current, axis, key)
             made = rank(axis, BY_KEY[key], blocks)
             if isinstance(made, Ranking):
                 ranked.append(made)
@@ -209,6 +210,24 @@ def _by_attack(board: Board, axis: str, key: str) -> list[tuple[str, Scores]]:
                 counted = BY_KEY[key].compared(value.mean)
                 scores.setdefault(_value(row, axis), {}).setdefault(_others(row, axis), []).append(counted)
     return [(name, _means(scores)) for name, scores in attacks.items()]
+
+
+def _by_data(found: Sequence[Board], axis: str, key: str) -> list[tuple[str, Scores]]:
+    """What methods score on each data set, over the configurations of all its boards."""
+    groups: dict[str, list[Board]] = {}
+    for board in found:
+        groups.setdefault(board.reference[0].scenario.fingerprint, []).append(board)
+    blocks: list[tuple[str, Scores]] = []
+    for boards in groups.values():
+        scores: dict[str, dict[Hashable, float]] = {}
+        labels = []
+        for board in boards:
+            by_name = _by_name(board, axis, key)
+            for method, own in by_name.items():
+                scores.setdefault(method, {}).update({(board.label, other): v for other, v in own.items()})
+            labels += [board.label] * bool(by_name)
+        blocks.append((" + ".join(labels), scores))
+    return blocks
 
 
 def _by_name(board: Board, axis: str, key: str) -> Scores:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from harness.console.audits import audit_name
+from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 from harness.leaderboard.board import Board, Row, Value, boards
 from harness.leaderboard.columns import BY_KEY, Column
@@ -99,10 +101,34 @@ def submissions_of(path: Path) -> list[Submission]:
 
     if not is_store(path):
         raise HarnessError(f"{path} is neither a submission nor a store")
-    found = of_store(stored_records(path), "store")
+    found = of_store(with_audits(stored_records(path)), "store")
     if not found:
         raise HarnessError(f"{path} holds no record; run a scenario first")
     return found
+
+
+def with_audits(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, flagged where the audit of a scenario, which stands beside it, refutes the guarantee of a training.
+
+    Whatever was added to the model after the training, or is compressed on top of what was audited, shares the flag.
+    """
+    refuted: dict[str, list[tuple[Any, ...]]] = {}
+    for record in records:
+        if VIOLATION in record["flags"]:
+            refuted.setdefault(record["scenario"]["name"], []).append(_training(record))
+
+    def flagged(record: dict[str, Any]) -> bool:
+        *own, compressors = _training(record)
+        audits = refuted.get(audit_name(record["scenario"]["name"]), ())
+        return any(own == audited and parts <= compressors for *audited, parts in audits)
+
+    return [r | {"flags": [*r["flags"], VIOLATION]} if flagged(r) else r for r in records]
+
+
+def _training(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Defence, aggregator, and the compressors as a set."""
+    cell = record["cell"]
+    return cell["defence"], cell["aggregator"], set(str(cell["compressor"]).split(" + ")) - {"none"}
 
 
 def recommend(
@@ -114,7 +140,7 @@ def recommend(
     for key in objectives:
         if key not in BY_KEY:
             raise HarnessError(f"--objective {key}: {did_you_mean(key, BY_KEY)}")
-    found = boards(submissions)
+    found = boards(submissions, apart=True)
     known = {column.key for board in found for column in board.columns}
     for key in [*objectives, *(limit.column.key for limit in limits)]:
         if key not in known:
@@ -127,11 +153,13 @@ def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Adv
     keys = wanted or [*OBJECTIVES, *(limit.column.key for limit in limits)]
     objectives = [BY_KEY[key] for key in dict.fromkeys(keys) if key in there]
     advice = Advice(board, objectives, list(limits))
-    fitting = [row for row in board.rows if all(_meets(row, limit) for limit in limits)]
+    rows = [row for row in board.rows if any(row.submission is one for one in board.sound)]
+    fitting = [row for row in rows if all(_meets(row, limit) for limit in limits)]
     advice.exclusions = sorted(
         (_exclusion(board, limit, limits) for limit in limits), key=lambda e: -(e.failed + e.unknown)
     )
     if not fitting:
+        advice.notes = _diverged(board)
         return advice
     # A row without a value that can be trusted is beaten by every row that has one.
     points = [[cost for column in objectives for cost in _costs(row, column)] for row in fitting]
@@ -194,11 +222,11 @@ def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion
 
 def _compare(suggestions: list[Suggestion], column: Column) -> None:
     """Each with the first, over the seeds that both have."""
-    first = suggestions[0].row.values.get(column.key)
+    first = trusted(suggestions[0].row, column)
     if first is None:
         return
     for suggestion in suggestions[1:]:
-        value = suggestion.row.values.get(column.key)
+        value = trusted(suggestion.row, column)
         if value is not None and first.by_seed and value.by_seed:
             suggestion.behind = paired_difference(
                 _counted(first.by_seed, column), _counted(value.by_seed, column)
@@ -218,8 +246,13 @@ def _counted(by_seed: dict[int, float], column: Column) -> dict[Hashable, float]
     return {seed: column.compared(value) for seed, value in by_seed.items()}
 
 
+def _diverged(board: Board) -> list[str]:
+    names = [s.name for s in board.submissions if not any(s is one for one in board.sound)]
+    return [f"a re-run diverged from {', '.join(names)}: left out"] if names else []
+
+
 def _notes(advice: Advice) -> list[str]:
-    notes = [*advice.board.notes]
+    notes = [*_diverged(advice.board), *advice.board.notes]
     for limit in advice.limits:
         if (
             limit.column.key == "epsilon"

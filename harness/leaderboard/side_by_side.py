@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import HarnessError, did_you_mean
+from harness.leaderboard.columns import BY_SCORE
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.statistics import PairedDifference, paired_difference, too_few
 from harness.leaderboard.submission import Cell, Submission
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Seeds = dict[int, float]
+GUARANTEED = ("epsilon", "delta")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One score of one row in both. difference: over shared seeds, see `paired_difference`."""
+    """One score of one row in both. difference: over shared seeds, see `paired_difference`, of what they count as.
+
+    whose: of a guarantee where one is for a record and one for a client, which do not compare.
+    """
 
     row: str
     score: str
@@ -30,6 +35,7 @@ class Pair:
     first: float
     second: float
     difference: PairedDifference
+    whose: str = ""
 
     @property
     def better(self) -> Literal["first", "second"] | None:
@@ -118,7 +124,7 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
             arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[pair.direction]
             style = {"first": "green", "second": "red", None: ""}[pair.better]
             table.add_row(
-                Text(pair.score + arrow),
+                Text(pair.score + arrow + f" ({pair.whose})" * bool(pair.whose)),
                 *map(Text, (number(pair.first), number(pair.second), number(pair.difference.mean))),
                 Text(_interval(pair.difference), style=style),
             )
@@ -176,20 +182,34 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
                 continue
             said.add(same)
             unit = about.units.get(score)
+            whose = _whose(first, second) if score in GUARANTEED else ""
             found.append(
                 Pair(
                     row,
                     score,
                     unit.unit if unit else "",
-                    unit.direction if unit else "none",
+                    unit.direction if unit and not whose else "none",
                     fmean(a.values()),
                     fmean(b.values()),
-                    paired_difference(a, b),  # type: ignore[arg-type]
+                    paired_difference(_counted(a, score), _counted(b, score)),  # type: ignore[arg-type]
+                    whose,
                 )
             )
     if not found:
         raise HarnessError("nothing to compare: they share no scored cell")
     return found
+
+
+def _counted(values: Seeds, score: str) -> Seeds:
+    """An attack that does worse than guessing found out no less: see `Column.chance`."""
+    column = BY_SCORE.get(score)
+    return values if column is None else {seed: column.compared(value) for seed, value in values.items()}
+
+
+def _whose(first: Cell, second: Cell) -> str:
+    """Whose the guarantees are, where they are not of one scale."""
+    units = [cell.guarantee.unit for cell in (first, second) if cell.guarantee is not None]
+    return f"of a {units[0]}, of a {units[1]}" if len(set(units)) > 1 else ""
 
 
 def by_seed(cell: Cell, score: str) -> Seeds:

@@ -302,6 +302,26 @@ def test_scores_of_one_model_are_compared_once_however_many_attacks_met_it():
     ]  # fmt: skip
 
 
+def test_what_does_not_compare_has_no_better_side():
+    """A record's guarantee and a client's, and two attacks that do worse than guessing."""
+    rows = {"a": ("record", 2.0, [0.40, 0.41, 0.42]), "b": ("client", 9.0, [0.30, 0.31, 0.33])}
+    cells = [
+        synthetic.cell(
+            (name, "mean", "none", "curious", "loss"),
+            "privacy",
+            {"epsilon": [epsilon + 0.01 * i for i in range(3)], "mia_auc": auc},
+            guarantee=synthetic.claim(epsilon + 0.02, unit=unit),
+        )
+        for name, (unit, epsilon, auc) in rows.items()
+    ]
+    pairs = {p.score: p for p in compare_rows(parse(synthetic.plain("x", cells), "x"), "a", "b")}
+    assert pairs["epsilon"].whose == "of a record, of a client"
+    assert pairs["epsilon"].better is None
+    assert (pairs["mia_auc"].first, pairs["mia_auc"].second) == (pytest.approx(0.41), pytest.approx(0.94 / 3))
+    assert pairs["mia_auc"].difference.mean == 0
+    assert pairs["mia_auc"].better is None
+
+
 def test_undefined_scores_are_compared_as_what_they_are():
     from harness.leaderboard.submission import parse
 

@@ -1,5 +1,6 @@
 """Ranks across boards: which blocks and methods count, what is claimed of planted and of equal methods."""
 
+import hashlib
 import math
 from itertools import pairwise
 
@@ -17,6 +18,11 @@ from harness.leaderboard.submission import parse
 ACCURACY = BY_KEY["accuracy"]
 
 
+def data(name):
+    """The fingerprint of a data set."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def submission(board, scores, name="base", attacked=None, **fields):
     """scores: (defence, aggregator, compressor) -> accuracy. attacked: -> accuracies under Byzantine attacks."""
     cells = [
@@ -28,7 +34,7 @@ def submission(board, scores, name="base", attacked=None, **fields):
             synthetic.cell((*axes, "byzantine", f"attack{i}"), "byzantine", {"accuracy": [value]}, name)
             for i, value in enumerate(values)
         ]
-    made = {"name": board, "seeds": [0, 1], **fields.pop("scenario", {})}
+    made = {"name": board, "seeds": [0, 1], "fingerprint": data(board), **fields.pop("scenario", {})}
     return parse(synthetic.plain(name, cells, scenario=made, **fields), board)
 
 
@@ -48,7 +54,7 @@ def planted(blocks, methods, lead=0.3, seed=0):
 # which blocks and methods -------------------------------------------------------------------------
 
 
-def test_a_block_is_a_board_over_the_configurations_that_methods_share():
+def test_a_block_is_a_data_set_over_the_configurations_that_methods_share():
     found = [
         submission(
             "a",
@@ -66,6 +72,25 @@ def test_a_block_is_a_board_over_the_configurations_that_methods_share():
     table = {method: one.table[:, i].tolist() for i, method in enumerate(one.methods)}
     assert table == {"none": [0.9, 0.7], "dp-sgd": [0.6, 0.8]}  # krum's 0.5 has no partner
     assert one.ranks.tolist() == [1.5, 1.5]
+
+
+def test_boards_on_one_data_set_are_one_block():
+    """They share test records, so what repeats on them is no further evidence."""
+    two = {("none", "mean", "none"): 0.9, ("dp-sgd", "mean", "none"): 0.6}
+    xrays = {"fingerprint": data("x-rays")}
+    found = [
+        submission("a", two, scenario=xrays),
+        submission(
+            "b", {**two, ("none", "mean", "none"): 0.7, ("mart", "mean", "none"): 0.1}, scenario=xrays
+        ),
+        submission("c", two),
+    ]
+    one = of(found)
+    assert one.blocks == ("a v1 + b v1", "c v1")
+    table = {method: one.table[:, i].tolist() for i, method in enumerate(one.methods)}
+    assert table == {"none": pytest.approx([0.8, 0.9]), "dp-sgd": pytest.approx([0.6, 0.6])}
+    with pytest.raises(StopIteration):
+        of(found[:2])  # a data set alone shows nothing across data
 
 
 def test_several_settings_of_a_method_count_as_their_mean_and_submissions_as_theirs():
@@ -91,7 +116,7 @@ def test_worse_than_guessing_ranks_as_guessing():
                     synthetic.cell((m, "mean", "none", "curious", "loss"), "privacy", {"mia_auc": [v[i]] * 2})
                     for m, v in rows.items()
                 ],
-                scenario={"name": board, "seeds": [0, 1]},
+                scenario={"name": board, "seeds": [0, 1], "fingerprint": data(board)},
             ),
             board,
         )
@@ -237,8 +262,8 @@ def test_the_page_has_every_ranking_and_says_what_is_not_ranked():
     ]
     assert one["pairs"] == [["none", "dp-sgd", "100 %", "100 – 100 %", "0.5"]]
     assert shown["unranked"] == [
-        "aggregators, as no two of them are on the same two boards: Clean accuracy",
-        "compressors, as no two of them are on the same two boards: Clean accuracy",
+        "aggregators, as no two of them are on the same two data sets: Clean accuracy",
+        "compressors, as no two of them are on the same two data sets: Clean accuracy",
     ]
     _, many = planted(BLOCKS + 1, 13)
     wide = rank("defence", ACCURACY, many)

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 from scipy.stats import ttest_rel
-from synthetic import cell, claim, plain, put, realistic
+from synthetic import cell, claim, environment, plain, put, realistic
 
 from harness.cli import main
 from harness.console.advice import render_advice
 from harness.errors import HarnessError
 from harness.leaderboard.columns import BY_KEY
-from harness.leaderboard.recommend import Limit, recommend, submissions_of
+from harness.leaderboard.recommend import Limit, recommend, submissions_of, with_audits
 from harness.leaderboard.submission import parse
 
 GOOD, FAST, WEAK, PRIVATE = ([0.90, 0.91, 0.92], [0.80, 0.84, 0.82], [0.70, 0.71, 0.69], [0.75, 0.76, 0.74])
@@ -184,6 +184,77 @@ def test_values_that_cannot_be_trusted_meet_no_limit():
     assert set(names) == {"weak", "private"}
     (exclusion,) = advice.exclusions
     assert (exclusion.failed, exclusion.unknown) == (0, 2)
+
+
+def test_what_is_not_to_be_trusted_is_not_tested_either():
+    """A row that is suspected of masking has no lead, and does not count in Holm's correction for the others."""
+    data = board(fast=[0.4, 0.41, 0.43], weak=[0.3, 0.32, 0.35], private=[0.2, 0.23, 0.21])
+    for one in data["cells"]:
+        if one["attack"] == "pgd" and one["defence"] == "good":
+            for seed in one["seeds"].values():
+                seed["flags"] = ["gradient-masking-suspected"]
+    advice, names = advise(objectives=("robust",), data=data)
+    leads = {n: s.behind for n, s in zip(names, advice.suggestions, strict=True)}
+    assert names[0] == "fast"
+    assert leads["good"] is None
+    raw = sorted(
+        ttest_rel([0.4, 0.41, 0.43], other).pvalue for other in ([0.3, 0.32, 0.35], [0.2, 0.23, 0.21])
+    )
+    assert min(leads[n].p for n in ("weak", "private")) == pytest.approx(2 * raw[0])  # of two, not of three
+
+
+def test_contents_of_a_scenario_are_not_one_board():
+    """A scenario that was changed between two runs into one store."""
+    before, after = board(), board()
+    after["scenario"]["hash"] = "cd" * 32
+    found = recommend([parse(before, "a"), parse(after, "b")], [], ("accuracy",))
+    marks = [one["scenario"]["hash"][:8] for one in (before, after)]
+    assert [advice.board.label for advice in found] == [f"chest v1 (scenario {mark})" for mark in marks]
+    assert all(len(advice.suggestions) == 4 for advice in found)
+    after["scenario"].update(hash=before["scenario"]["hash"], fingerprint="ef" * 32)
+    found = recommend([parse(before, "a"), parse(after, "b")], [], ("accuracy",))
+    assert [advice.board.label[:15] for advice in found] == ["chest v1 (data "] * 2
+
+
+def test_a_submission_whose_re_run_diverged_is_left_out():
+    cheat = board()
+    cheat["name"] = "cheat"
+    cheat["verification"] = {
+        "verdict": "diverged", "when": "2026-01-02T03:04:05Z", "cells": 3, "environment": environment()
+    }  # fmt: skip
+    (advice,) = recommend([parse(board(), "a"), parse(cheat, "b")], [], ("accuracy",))
+    assert {s.row.submission.name for s in advice.suggestions} == {"lab"}
+    assert "a re-run diverged from cheat: left out" in advice.notes
+    (advice,) = recommend([parse(cheat, "b")], [], ("accuracy",))
+    assert not advice.suggestions
+    assert advice.notes == ["a re-run diverged from cheat: left out"]
+
+
+def record(scenario, defence, compressor="none", flags=()):
+    cell = {"defence": defence, "aggregator": "mean", "compressor": compressor}
+    return {"scenario": {"name": scenario}, "cell": cell, "flags": list(flags)}
+
+
+def test_an_audit_beside_the_scenario_refutes_its_rows():
+    records = [
+        record("x", "dp-sgd"), record("x", "dp-sgd", "static-int8"), record("x", "dp-sgd", "top-k"),
+        record("x", "dp-ftrl"), record("y", "dp-sgd"),
+        record("x-audit", "dp-sgd", flags=["audit-violation"]), record("x-audit", "dp-ftrl"),
+    ]  # fmt: skip
+    flagged = [bool(one["flags"]) for one in with_audits(records)]
+    assert flagged == [True, True, True, False, False, True, False]
+    records[-2] = record("x-audit", "dp-sgd", "top-k", ["audit-violation"])
+    assert [bool(one["flags"]) for one in with_audits(records)][:3] == [False, False, True]
+    assert not records[0]["flags"]
+
+
+@pytest.mark.parametrize(("audited", "fitting"), [(1.9, ["private"]), (2.1, [])])
+def test_an_audit_above_the_guarantee_refutes_it_without_a_flag_too(audited, fitting):
+    data = board()
+    axes = ("private", "mean", "none", "audit", "one-run-audit")
+    data["cells"].append(cell(axes, "privacy", {"epsilon_audited": [audited] * 3}, guarantee=claim(2.0)))
+    _, names = advise(limit("epsilon", 4.0), data=data)
+    assert names == fitting
 
 
 def test_choosing_is_said_not_to_be_accounted():
