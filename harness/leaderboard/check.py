@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
-from harness.leaderboard.official import missing_cells
+from harness.leaderboard import check_claims, check_scores
+from harness.leaderboard.check_cells import applicable, labels, misdescribed, planned_cells
+from harness.leaderboard.known_scores import Known, known_scores
+from harness.leaderboard.official import missing_cells, unclean
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, unportable
-from harness.leaderboard.submission import Cell as CellScores
-from harness.leaderboard.submission import Seed, Submission, file_name, read
+from harness.leaderboard.submission import Submission, file_name, read
 
 if TYPE_CHECKING:
     from harness.grid import Cell
     from harness.scenario import Scenario
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-AMOUNT = (0.0, math.inf)
-# What a score of a unit can be.
-RANGES = {
-    "share": (0.0, 1.0), "probability": (0.0, 1.0), "s": AMOUNT, "ms": AMOUNT, "B": AMOUNT, "bytes": AMOUNT,
-    "bytes per client": AMOUNT, "MAC": AMOUNT,
-}  # fmt: skip
-SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
 
 
 @dataclass
@@ -38,6 +32,11 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def suspect(self, path: Path, submission: Submission, texts: Iterable[str]) -> None:
+        """What one clean state of the engine never writes; unofficial files may be of several, so there it is noted."""
+        kept = self.problems if submission.official else self.notes
+        kept += [f"{path}: {text}" for text in texts]
+
 
 def check(paths: Sequence[Path]) -> Checked:
     """Each file by itself, against the scenario that it holds, and beside the others of its board."""
@@ -47,10 +46,13 @@ def check(paths: Sequence[Path]) -> Checked:
             found.submissions[path] = read(path)
         except HarnessError as error:
             found.problems.append(str(error))
+    known = known_scores()
     rows: dict[tuple[str, str], Path] = {}
     boards: dict[str, Path] = {}
     for path, submission in found.submissions.items():
-        found.problems += [f"{path}: {problem}" for problem in _alone(path, submission)]
+        found.problems += [f"{path}: {problem}" for problem in _alone(path, submission, known)]
+        found.suspect(path, submission, check_scores.inconsistent(submission, known))
+        found.suspect(path, submission, check_claims.inconsistent(submission, known))
         _against_its_scenario(path, submission, found)
         board = submission.scenario.board
         row = (board, submission.name.casefold())
@@ -61,9 +63,14 @@ def check(paths: Sequence[Path]) -> Checked:
         rows.setdefault(row, path)
         if submission.official:
             first = boards.setdefault(board, path)
-            if found.submissions[first].scenario.hash != submission.scenario.hash:
+            there, here = found.submissions[first].scenario, submission.scenario
+            if there.hash != here.hash:
                 found.problems.append(
                     f"{path}: its {board} is another scenario than in {first}: a changed scenario needs a new version"
+                )
+            if there.fingerprint != here.fingerprint:
+                found.problems.append(
+                    f"{path}: its {board} is of another content of the data set than in {first}"
                 )
         if submission.verification is not None:
             by = submission.verification
@@ -121,14 +128,11 @@ def contradictions(submission: Submission, scenario: Scenario) -> list[str]:
                     f"{cell_name(cell.axes, number)}: the cell {seed.id} of its scenario is "
                     f"{cell_name(real.axes, real.seed)}"
                 )
+            elif not cell.config and submission.official:
+                found.append(f"{cell_name(cell.axes, number)}: its parameters are missing")
             elif cell.config and cell.config != settings(real):
                 found.append(f"{cell_name(cell.axes, number)}: its parameters are not the scenario's")
     return found
-
-
-def labels(cell: Cell) -> tuple[str, ...]:
-    """A cell's axes as a submission has them."""
-    return tuple(line(cell.axes[axis]) for axis in AXES)
 
 
 def settings(cell: Cell) -> dict[str, object]:
@@ -136,38 +140,16 @@ def settings(cell: Cell) -> dict[str, object]:
     return plain({axis: cell.config[axis] for axis in AXES})  # type: ignore[no-any-return]
 
 
-def _alone(path: Path, submission: Submission) -> list[str]:
+def _alone(path: Path, submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     expected = file_name(submission.name, submission.scenario)
-    found = [] if path.name == expected else [f"the file must be called {expected}"]
+    if path.name != expected:
+        yield f"the file must be called {expected}"
     if not MOMENT.fullmatch(submission.created):
-        found.append(f"created is {submission.created!r}, not a time such as 2026-01-31T23:59:59Z")
-    for cell in submission.cells:
-        spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
-        for number, seed in cell.seeds.items():
-            name = cell_name(cell.axes, number)
-            found += [f"{name}: {text}" for text in _impossible(submission, cell, seed, spent)]
-    return found
-
-
-def _impossible(submission: Submission, cell: CellScores, seed: Seed, spent: float) -> Iterator[str]:
-    """What no run can have written: no scores, scores out of their range, another epsilon than the guarantee's.
-
-    spent: the worst epsilon of the cell's seeds.
-    """
-    if cell.status == "scored" and not (seed.values or seed.error):
-        yield "it is scored, and has neither scores nor an error"
-    for name, value in seed.values.items():
-        unit = submission.units.get(name)
-        low, high = RANGES.get("" if unit is None else unit.unit, (-math.inf, math.inf))
-        low = -1.0 if name in SIGNED else low
-        if not math.isnan(value) and not low <= value <= high:
-            yield f"{name} is {value:g}, which is not from {low:g} to {high:g}"
-    claim = cell.guarantee
-    if claim is None or "epsilon" not in seed.values:
-        return
-    guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
-    if not math.isclose(spent, guaranteed, rel_tol=1e-9):
-        yield f"the worst epsilon of its seeds is {spent:g}, the guarantee's {guaranteed:g}"
+        yield f"created is {submission.created!r}, not a time such as 2026-01-31T23:59:59Z"
+    if submission.official:
+        yield from (f"it says that it is official, and {text}" for text in unclean(submission.environment))
+    yield from check_scores.impossible(submission, known)
+    yield from check_claims.impossible(submission)
 
 
 def _against_its_scenario(path: Path, submission: Submission, found: Checked) -> None:
@@ -181,3 +163,11 @@ def _against_its_scenario(path: Path, submission: Submission, found: Checked) ->
             found.problems.append(f"{path}: {error}")
         return
     found.problems += [f"{path}: {problem}" for problem in contradictions(submission, scenario)]
+    matched = planned_cells(submission, scenario)
+    found.problems += [f"{path}: {text}" for cell, real in matched for text in misdescribed(cell, real)]
+    try:
+        found.suspect(path, submission, applicable(submission, matched))
+    except HarnessError as error:
+        count = sum(len(cell.seeds) for cell in submission.cells if cell.status == "not-applicable")
+        say = "cell says that it is" if count == 1 else "cells say that they are"
+        found.notes.append(f"{path}: {count} {say} not applicable, which is not worked out here: {error}")

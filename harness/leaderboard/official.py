@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.local_plugins import PREFIX as LOCAL
 from harness.provenance import UNKNOWN
+
+if TYPE_CHECKING:
+    from harness.leaderboard.submission import Environment
 
 Record = Mapping[str, Any]
 
@@ -48,6 +51,11 @@ def disagreements(records: Sequence[Record]) -> list[str]:
     if changed:
         found.append(f"the records are of different code of {', '.join(changed[:5])}")
     return found
+
+
+def unclean(environment: Environment) -> list[str]:
+    """Why what a file says of its engine is no clean commit."""
+    return _engines([{"commit": environment.commit, "dirty": environment.dirty}])
 
 
 def engines_of(record: Record) -> Sequence[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ PACKAGE = "harness.leaderboard"
 # In the order in which they are run; what one declares the later ones use.
 SCRIPTS = (
     "tabulator.min.js", "dom.js", "rows.js", "table.js", "scatter.js", "ranks.js", "card.js", "comparison.js",
-    "export.js", "main.js",
+    "export.js", "print.js", "main.js",
 )  # fmt: skip
 
 

@@ -220,6 +220,44 @@ def test_columns_are_chosen_and_tabs_have_their_own(visit):
     expect(page.locator("[data-filter=board]")).to_have_value("digits v1")
 
 
+@pytest.mark.parametrize("width", [1400, 390])
+def test_filters_that_no_row_fits_say_so_once_and_are_reset(visit, site, width):
+    page = visit(width=width)
+    page.locator("[data-filter=q]").fill("no such method")
+    nothing = page.get_by_text("No row fits these filters.")
+    expect(nothing).to_have_count(1)
+    expect(nothing).to_be_in_viewport()
+    for gone in ("#scatter", "#table", "#legend"):
+        expect(page.locator(gone)).to_be_hidden()
+    page.get_by_role("button", name="Reset the filters").click()
+    expect(nothing).to_be_hidden()
+    expect(page.locator("#plot .points path").first).to_be_visible()
+    in_order(page, by(site.board("chest v1").rows, "accuracy", True), "accuracy")
+    expect(page.get_by_role("button", name="Reset", exact=True)).to_be_focused()
+
+
+def test_a_chart_without_a_point_is_not_drawn(visit):
+    page = visit()
+    choose(page, "defence", "none")
+    page.get_by_label("Vertical").select_option("epsilon")
+    expect(page.locator("#plot")).to_be_hidden()
+    expect(page.locator("#front")).to_contain_text("No row can be compared in both")
+    page.get_by_label("Vertical").select_option("robust")
+    expect(page.locator("#plot .points path").first).to_be_visible()
+
+
+def test_no_button_of_a_chart_leads_off_the_page(visit):
+    page = visit()
+    page.locator(f"{ROWS} button.open").first.click()
+    expect(page.locator("#by-eps .main-svg").first).to_be_visible()
+    expect(page.locator(".js-plotly-plot")).to_have_count(3)
+    buttons = page.locator(".js-plotly-plot .modebar-btn")
+    titles = {button.get_attribute("data-title").lower() for button in buttons.all()}
+    known = {"download plot as a png", "zoom", "pan", "zoom in", "zoom out", "reset axes"}
+    assert titles == known
+    assert page.locator(".js-plotly-plot [href^=http]").count() == 0
+
+
 # dialogs ------------------------------------------------------------------------------------------
 
 
@@ -364,7 +402,8 @@ def test_ranks_show_the_chosen_ranking(visit, site):
     expect(shown).to_have_count(1)
     page.get_by_label("Ranking").select_option(label="Aggregators by Attacked, worst")
     expect(shown.get_by_role("heading")).to_have_text("Aggregators by Attacked, worst [%] ↑")
-    expect(shown).to_contain_text(f"over {len(ranking.blocks)} boards")
+    expect(shown).to_contain_text(f"over {len(ranking.blocks)} data sets")
+    expect(page.locator("#ranks")).to_contain_text("Values marked †, ‡ or ! and infinite ones are left out")
     for text in (*ranking.blocks, *ranking.methods):
         expect(shown).to_contain_text(text)
     expect(shown.locator("svg circle")).to_have_count(len(ranking.methods))
@@ -375,6 +414,84 @@ def test_ranks_show_the_chosen_ranking(visit, site):
     expect(again.locator("#ranks article:visible h2")).to_have_text("Aggregators by Attacked, worst [%] ↑")
     again.get_by_role("tab", name="Overview").click()
     expect(again.locator(ROWS).first).to_be_visible()
+
+
+# paper --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_paper(page):
+    """on_paper() -> nothing; the page is then as it is printed, until the test ends."""
+
+    def go():
+        page.set_viewport_size({"width": 977, "height": 720})  # Letter on its side, without its margins
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        page.emulate_media(media="print")
+
+    yield go
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(page.locator("#printed")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("columns", ["", "all"])
+def test_paper_has_all_rows_and_columns_that_are_shown(visit, site, on_paper, width, columns):
+    page = visit("board=digits+v1&compressor=none&sort=accuracy:asc", width, "dark")
+    if columns:
+        page.locator("#chooser summary").click()
+        for box in page.locator("#chooser input").all():
+            box.check()
+        page.keyboard.press("Escape")
+    heads = page.locator("#table button.head").all_inner_texts()
+    rows = by([row for row in site.board("digits v1").rows if row.axes[2] == "none"], "accuracy", False)
+    on_paper()
+    printed = page.locator("#printed table")
+    expect(printed.locator("caption")).to_have_text("Board: digits v1; Compressor: none")
+    expect(printed.locator("thead th")).to_have_count(len(heads))
+    for head, shown in zip(heads, printed.locator("thead th").all(), strict=True):
+        expect(shown).to_be_visible()
+        assert " ".join(shown.inner_text().split()).startswith(head.split("\n")[0])
+    expect(printed.locator("tbody tr")).to_have_count(len(rows))
+    for row, line in zip(rows, printed.locator("tbody tr").all(), strict=True):
+        expect(line).to_be_visible()
+        expect(line.get_by_role("rowheader")).to_contain_text(f"{row.axes[0]}{row.axes[1]} / {row.axes[2]}")
+        expect(line).to_contain_text(written(row.values["accuracy"], "accuracy"))
+    assert overflow(page) <= 0
+    for control in ("#table", "#filters", "#theme", "#tabs", ".tools button", ".modebar"):
+        expect(page.locator(control).first).to_be_hidden()
+    expect(page.locator("html")).to_have_attribute("data-theme", "light")
+
+
+@pytest.mark.parametrize("opened", ["card", "comparison"])
+def test_an_open_dialog_is_printed_whole_and_alone(visit, on_paper, opened):
+    page = visit(scheme="dark")
+    if opened == "card":
+        page.locator(f"{ROWS} button.open").first.click()
+    else:
+        for place in (0, 1):
+            page.locator(f"{ROWS} input[type=checkbox]").nth(place).check()
+        page.get_by_role("button", name="Compare").click()
+    dialog = page.locator(f"#{opened}")
+    expect(dialog).to_be_visible()
+    on_paper()
+    expect(page.locator("main")).to_be_hidden()
+    assert dialog.evaluate("node => node.clientHeight >= node.scrollHeight")
+    assert overflow(page) <= 0
+
+
+def test_printing_makes_the_page_ready_and_puts_it_back(visit, site):
+    page = visit(scheme="dark")
+    page.evaluate(
+        "addEventListener('beforeprint', () => "
+        "{ window.printed = document.querySelectorAll('#printed tbody tr').length; }, {once: true})"
+    )
+    wide = page.locator("#plot .main-svg").first.bounding_box()["width"]
+    assert page.pdf().startswith(b"%PDF")
+    assert page.evaluate("printed") == len(site.board("chest v1").rows)
+    expect(page.locator("#printed")).to_have_count(0)
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    assert page.locator("#plot .main-svg").first.bounding_box()["width"] == wide
 
 
 # for everybody ------------------------------------------------------------------------------------

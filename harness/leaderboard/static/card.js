@@ -105,10 +105,10 @@ function drawCurves(row) {
     return trace(name, points.map((point) => point[0] * (grey ? 255 : 1)), points.map((point) => point[1]), place, points.length > 1 ? "lines+markers" : "markers");
   });
   const draw = (id, traces, title, x, y) => {
-    if (!traces.length) { $(id).remove(); return; }
+    if (!traces.length) { $(id)?.remove(); return; }
     const plot = h("div", {role: "img", "aria-label": `${title}: ${traces.length} curves`});
     $(id).replaceChildren(h("figcaption", {}, title), plot);
-    Plotly.newPlot(plot, traces, layout({height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
+    Plotly.newPlot(plot, traces, layout({width: printing ? PAPER / 2 - 20 : undefined, height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
       legend: {orientation: "h", y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
   };
   draw("by-round", rounds, "Validation accuracy by round", "round", "accuracy [%]");

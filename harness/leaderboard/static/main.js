@@ -64,6 +64,11 @@ function listen() {
     fillFilters();
     refresh();
   });
+  $("unfilter").addEventListener("click", () => {
+    const reset = $("filters").querySelector("[type=reset]");
+    reset.click();
+    reset.focus({preventScroll: true});  // the one that was clicked is about to go
+  });
   for (const name of ["x", "y"]) $(name).addEventListener("change", () => { state[name] = $(name).value; drawScatter(); save(); });
   for (const [name, dialog] of [["card", $("card")], ["side", $("comparison")]]) {
     dialog.addEventListener("close", () => dialogClosed(name));
@@ -81,6 +86,8 @@ function listen() {
     paint(choice);
   });
   dark.addEventListener("change", () => paint(stored()));
+  window.addEventListener("beforeprint", beforePrint);
+  window.addEventListener("afterprint", afterPrint);
   let width = window.innerWidth, resized = 0;
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return;  // a phone's address bar comes and goes

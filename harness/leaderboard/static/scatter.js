@@ -38,11 +38,13 @@ function layout(extra) {
   };
 }
 
-const CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
+// The buttons are named one by one: those that plotly.js adds of its own include one that sends the chart to its makers.
+const CONFIG = {displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
+  modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]]};
 
 function drawScatter() {
-  $("scatter").hidden = state.tab !== "overview";
-  if (state.tab !== "overview") return;
+  $("scatter").hidden = state.tab !== "overview" || !shown.length;
+  if ($("scatter").hidden) return;
   const [columns, x, y] = axisColumns();
   if (!x || !y) { $("scatter").hidden = true; return; }
   for (const [name, column] of [["x", x], ["y", y]]) {
@@ -85,9 +87,11 @@ function drawScatter() {
     });
   });
   const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`;
-  const narrow = window.innerWidth < 720;
-  Plotly.react($("plot"), traces, layout({
-    height: narrow ? 380 : 430, margin: {t: 34}, xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
+  const narrow = window.innerWidth < 720 && !printing;
+  $("plot").hidden = !usable.length;
+  if (usable.length) Plotly.react($("plot"), traces, layout({
+    width: printing ? PAPER - 40 : undefined, height: printing ? 320 : narrow ? 380 : 430, margin: {t: 34},
+    xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
     legend: narrow ? {orientation: "h", y: -0.25, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
   }), CONFIG).then((plot) => {
     plot.removeAllListeners("plotly_click");

@@ -101,19 +101,23 @@ function pickNode(cell) {
   return box;
 }
 
-function nameNode(cell) {
-  const row = cell.getData();
+function nameMarks(row) {
   const marks = [];
   if (DATA.boards[row.source.b].superseded) marks.push(h("span", {class: "badge"}, "superseded"));
   if (!row.official) marks.push(h("span", {class: "badge"}, "unofficial"));
+  return marks;
+}
+
+function nameNode(cell) {
+  const row = cell.getData();
   const button = h("button", {type: "button", class: "open", title: row.name, "data-row": row.id,
     onclick: (event) => { event.stopPropagation(); openCard(row.id); }}, h("b", {}, row.defence),
     h("small", {}, `${row.aggregator} / ${row.compressor}`));
-  return h("span", {class: "name"}, button, ...marks);
+  return h("span", {class: "name"}, button, ...nameMarks(row));
 }
 
-function stateNode(cell) {
-  const row = cell.getData(), one = DATA.submissions[row.source.s];
+function stateNode(row) {
+  const one = DATA.submissions[row.source.s];
   const verdict = one.verification ? one.verification.verdict : "unverified";
   const flags = row.source.f.map((flag) => TEXT[flag]);
   const failed = row.source.c.filter((one) => one.x === "failed").length;
@@ -141,7 +145,8 @@ function definitions() {
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
     } else {
-      found.push({title: TEXTS[key], field: key, sorter, minWidth: 112, formatter: key === "state" ? stateNode : textNode,
+      found.push({title: TEXTS[key], field: key, sorter, minWidth: 112,
+        formatter: key === "state" ? (cell) => stateNode(cell.getData()) : textNode,
         titleFormatter: header(TEXTS[key], "", "", "")});
     }
   }
@@ -160,7 +165,7 @@ function sortList() {
 function makeTable() {
   table = new Tabulator("#table", {
     data: [], index: "id", columns: definitions(), layout: "fitColumns", maxHeight: "78vh", rowHeight: 52,
-    initialSort: sortList(), columnDefaults: {headerWordWrap: true}, placeholder: "No row fits these filters",
+    initialSort: sortList(), columnDefaults: {headerWordWrap: true},
     // Left to itself it draws all rows anew whenever it scrolls into sight, under the reader's pointer.
     autoResize: false, columnHeaderSortMulti: true, resizableColumnFit: false, headerSortElement: "<span aria-hidden='true'></span>",
   });
@@ -191,18 +196,21 @@ function refresh(columnsToo = true) {
 }
 
 async function redraw(columnsToo) {
-  const ranked = state.tab === "ranks", appears = $("rows").hidden && !ranked;
+  const ranked = state.tab === "ranks", gone = $("rows").hidden || $("table").hidden;
   $("rows").hidden = ranked;
   if (!ranked) {
     fill();
     shown = passing();
+    for (const id of ["table", "legend"]) $(id).hidden = !shown.length;
+    $("nothing").hidden = shown.length > 0;
+    if (!shown.length && !restoring) $("nothing").scrollIntoView({block: "nearest"});
     drawing = true;
     if (columnsToo) table.setColumns(definitions());
     table.setSort(sortList());
     drawing = false;
     // A click on a header while the rows are being replaced counts: they keep the order that the table then has.
     await table.replaceData(shown);
-    if (appears) table.redraw(true);
+    if (gone && shown.length) table.redraw(true);
   }
   drawSurroundings();
   drawRanks();

@@ -1,0 +1,104 @@
+"""What is wrong with a submission's guarantees, as far as the file alone tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from harness.leaderboard.check_scores import same_release
+from harness.leaderboard.known_scores import Known, asked
+from harness.leaderboard.publishable import cell_name
+from harness.leaderboard.submission import Cell, Claim, Seed, Submission
+from harness.privacy.lineage import BREAKS, CREATES
+
+
+def impossible(submission: Submission) -> Iterator[str]:
+    """Claims that no run can have written, in sentences."""
+    for cell in submission.cells:
+        if cell.guarantee is None:
+            continue
+        yield from (f"{cell_name(cell.axes)}: {text}" for text in _impossible(cell, cell.guarantee))
+        yield from _spent(cell, cell.guarantee)
+
+
+def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
+    """Claims that no run of one state of this engine, on one device and data set, can have written, in sentences."""
+    measured = bool(asked(submission, ("epsilon",), known))
+    for cell in submission.cells:
+        if cell.status == "scored":
+            said = _unclaimed(cell) if cell.guarantee is None else _unfounded(cell, cell.guarantee, measured)
+            yield from (f"{cell_name(cell.axes)}: {text}" for text in said)
+    for cells in same_release(submission):
+        yield from _differing(cells)
+
+
+def _impossible(cell: Cell, claim: Claim) -> Iterator[str]:
+    if not 0 < claim.delta < 1:
+        yield f"its guarantee's delta is {claim.delta:g}, which is not between 0 and 1"
+    breaking = next((step for step in cell.lineage if step.effect == BREAKS), None)
+    if claim.holds and breaking is not None:
+        yield f"it says that its guarantee holds, and its lineage that {breaking.part} breaks it"
+
+
+def _spent(cell: Cell, claim: Claim) -> Iterator[str]:
+    """Another epsilon than the guarantee's: the worst of the seeds is what is claimed."""
+    spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
+    guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
+    if math.isclose(spent, guaranteed, rel_tol=1e-9):
+        return
+    for number, seed in cell.seeds.items():
+        if "epsilon" in seed.values:
+            yield (
+                f"{cell_name(cell.axes, number)}: the worst epsilon of its seeds is {spent:g}, "
+                f"the guarantee's {guaranteed:g}"
+            )
+
+
+def _unclaimed(cell: Cell) -> Iterator[str]:
+    """Traces of a guarantee in a cell that claims none."""
+    seeds = _sound(cell)
+    if seeds and all("epsilon" in seed.values for seed in seeds):
+        yield "its seeds have an epsilon, and it claims no guarantee"
+    elif any(step.effect in (CREATES, BREAKS) for step in cell.lineage):
+        yield "its lineage tells of a guarantee, and it claims none"
+
+
+def _unfounded(cell: Cell, claim: Claim, measured: bool) -> Iterator[str]:
+    """What a claim lacks. measured: the run has computed epsilon."""
+    if claim.holds and not any(step.effect == CREATES for step in cell.lineage):
+        yield "it claims a guarantee, and no step of its lineage creates one"
+    if claim.holds and claim.broken_by:
+        yield f"it says that its guarantee holds, and that this breaks it: {claim.broken_by[0]}"
+    seeds = _sound(cell)
+    if measured and not all("epsilon" in seed.values for seed in seeds):
+        yield "it claims a guarantee, and epsilon is missing in its scores"
+    deltas = [seed.values["delta"] for seed in seeds if "delta" in seed.values]
+    if deltas and len(deltas) == len(seeds) and not math.isclose(max(deltas), claim.delta, rel_tol=1e-9):
+        yield f"the largest delta of its seeds is {max(deltas):g}, the guarantee's {claim.delta:g}"
+
+
+def _differing(cells: Sequence[Cell]) -> Iterator[str]:
+    """What a training and its compression guarantee is the same whatever attacks their model afterwards."""
+    first: dict[tuple[str, ...], Cell] = {}
+    for cell in cells:
+        # The claim is the worst over the seeds that have scores: others may have another.
+        numbers = tuple(sorted(number for number, seed in cell.seeds.items() if seed.error is None))
+        other = first.setdefault(numbers, cell)
+        if cell.guarantee != other.guarantee:
+            yield (
+                f"{cell_name(cell.axes)}: it claims {_said(cell.guarantee)}, and {cell_name(other.axes)}, of the same "
+                f"training, {_said(other.guarantee)}"
+            )
+
+
+def _said(claim: Claim | None) -> str:
+    if claim is None:
+        return "no guarantee"
+    epsilon = math.inf if claim.epsilon is None else claim.epsilon
+    broken = "" if claim.holds else ", broken"
+    return f"epsilon {epsilon:.9g} at delta {claim.delta:.9g} for a {claim.unit}{broken}"
+
+
+def _sound(cell: Cell) -> list[Seed]:
+    """The seeds that have scores and no error."""
+    return [seed for seed in cell.seeds.values() if seed.error is None and seed.values]

@@ -1,0 +1,146 @@
+"""What is wrong with a submission's scores, units, intervals and curves, as far as the file alone tells."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from harness.leaderboard.known_scores import Known, asked, bounds
+from harness.leaderboard.publishable import cell_name
+from harness.leaderboard.submission import Cell, Seed, Submission
+
+# Without this score a cell says nothing of what its attack does. Privacy attacks differ in theirs.
+MAIN = {
+    "clean": "accuracy",
+    "byzantine": "accuracy",
+    "evasion": "robust_accuracy",
+    "backdoor": "attack_success_rate",
+}
+RELEASED = ("clean", "evasion", "privacy")  # attacks on one released model leave its clean scores as they are
+# Clean predictions are made again under an attack, which a GPU may round otherwise.
+ROUNDED = 0.01
+
+
+def impossible(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
+    """What no run can have written, in sentences."""
+    yield from _units(submission, known)
+    for cell in submission.cells:
+        for number, seed in cell.seeds.items():
+            name = cell_name(cell.axes, number)
+            yield from (f"{name}: {text}" for text in _impossible(submission, cell, seed, known))
+
+
+def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
+    """What no run of one state of this engine, on one device and data set, can have written, in sentences."""
+    wanted = asked(submission, MAIN.values(), known)
+    for cell in submission.cells:
+        for number, seed in cell.seeds.items():
+            name = cell_name(cell.axes, number)
+            if seed.error is not None and seed.values:
+                yield f"{name}: it has an error and scores beside it"
+            yield from (f"{name}: {text}" for text in _main_score(cell, seed, wanted))
+    yield from _clean_scores(submission, known)
+
+
+def same_release(submission: Submission) -> Iterator[list[Cell]]:
+    """The scored cells of each row whose attacks, if any, are on one released model."""
+    rows: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in submission.cells:
+        if cell.status == "scored" and cell.family in RELEASED:
+            rows.setdefault(cell.axes[:3], []).append(cell)
+    yield from rows.values()
+
+
+# of one file --------------------------------------------------------------------------------------
+
+
+def _units(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
+    """Units that are not those that scores have here, or that are not there."""
+    every = (seed for cell in submission.cells for seed in cell.seeds.values())
+    used = {name for seed in every for name in (*seed.scores, *seed.undefined, *seed.intervals)}
+    for name in sorted(used | submission.units.keys()):
+        if name not in known:
+            continue
+        here, there = known[name], submission.units.get(name)
+        if there is None:
+            yield f"the unit of {name} is missing"
+            continue
+        if here.unit is not None and there.unit != here.unit:
+            yield f"{name} has the unit {there.unit or 'none'!r}, and here {here.unit or 'none'!r}"
+        if there.direction != here.direction:
+            yield f"{name} is better {there.direction} in the file, and {here.direction} here"
+
+
+def _clean_scores(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
+    """Clean scores of a released model that are not the same under every attack on it."""
+    for cells in same_release(submission):
+        for number in dict.fromkeys(number for cell in cells for number in cell.seeds):
+            sound = [cell for cell in cells if number in cell.seeds and cell.seeds[number].error is None]
+            names = dict.fromkeys(name for cell in sound for name in cell.seeds[number].values)
+            for name in names:
+                if name in known and known[name].clean and not known[name].measured:
+                    yield from _differing(sound, number, name)
+
+
+def _differing(cells: Sequence[Cell], number: str, name: str) -> Iterator[str]:
+    """The cells whose score is not that of most."""
+    said = {cell.axes: _said(cell.seeds[number].values.get(name)) for cell in cells}
+    usual = Counter(said.values()).most_common(1)[0][0]
+    other = next(axes for axes, text in said.items() if text == usual)
+    for axes, text in said.items():
+        if text != usual:
+            yield (
+                f"{cell_name(axes, number)}: {name} is {text}, and {usual} in {cell_name(other, number)}, "
+                "which is of the same released model"
+            )
+
+
+def _said(value: float | None) -> str:
+    return "missing" if value is None else repr(value)
+
+
+# of one seed --------------------------------------------------------------------------------------
+
+
+def _impossible(submission: Submission, cell: Cell, seed: Seed, known: dict[str, Known]) -> Iterator[str]:
+    if cell.status != "scored" and seed.values:
+        yield f"it is {cell.status}, and has scores"
+    if cell.status == "scored" and not (seed.values or seed.error):
+        yield "it is scored, and has neither scores nor an error"
+    for name, value in seed.values.items():
+        low, high = bounds(name, submission, known)
+        if not math.isnan(value) and not low <= value <= high:
+            yield f"{name} is {value:g}, which is not from {low:g} to {high:g}"
+    for name, (start, end) in seed.intervals.items():
+        low, high = bounds(name, submission, known)
+        if not low <= start <= end <= high:
+            yield f"the interval of {name} is {start:g} to {end:g}, which is none from {low:g} to {high:g}"
+    wrong = next(((place, value) for place, value in seed.curve if not 0 <= value <= 1), None)
+    if wrong is not None:
+        yield f"its curve is {wrong[1]:g} in round {wrong[0]}, which is not from 0 to 1"
+    yield from _robust(cell, seed)
+
+
+def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
+    """Right on the clean and on the adversarial input is never more than right on the clean one."""
+    robust = seed.values.get("robust_accuracy")
+    if robust is None:
+        return
+    clean = seed.values.get("attacked_clean_accuracy", math.inf)
+    if robust > clean:
+        yield f"robust_accuracy is {robust:g}, more than the attacked_clean_accuracy of the same records, {clean:g}"
+    whole = seed.values.get("accuracy", math.inf)
+    if cell.attacked is not None and cell.attacked == cell.tested and robust > whole + ROUNDED:
+        yield f"robust_accuracy is {robust:g}, more than the accuracy of the same records, {whole:g}"
+
+
+def _main_score(cell: Cell, seed: Seed, wanted: set[str]) -> Iterator[str]:
+    """The score that tells of the attack is not there. A seed without any score is another sentence's."""
+    name = MAIN.get(cell.family)
+    if cell.status != "scored" or seed.error is not None or not seed.values or name not in wanted:
+        return
+    if name not in seed.values:
+        yield f"its {name} is missing"
+    elif math.isnan(seed.values[name]):
+        yield f"its {name} is undefined"

@@ -1,0 +1,86 @@
+"""What scores mean to this installation, whatever a file says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.contracts.metric import Metric
+from harness.contracts.privacy import PrivacyAttack
+from harness.entry_points import BUILTIN
+from harness.evaluation.metrics import ATTACK_FIELDS
+from harness.leaderboard.columns import COLUMNS
+from harness.registry import registry
+
+if TYPE_CHECKING:
+    from harness.contracts.metric import Score
+    from harness.leaderboard.submission import Submission
+
+AMOUNT = (0.0, math.inf)
+ANYTHING = (-math.inf, math.inf)
+# What a score of a unit can be.
+RANGES = {
+    "share": (0.0, 1.0), "probability": (0.0, 1.0), "s": AMOUNT, "ms": AMOUNT, "B": AMOUNT, "bytes": AMOUNT,
+    "bytes per client": AMOUNT, "MAC": AMOUNT,
+}  # fmt: skip
+SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
+
+
+@dataclass(frozen=True)
+class Known:
+    """A score's meaning here. unit: None where only the board's column is known.
+
+    metrics: the names of those that compute it. clean: it is of the released model, whatever attacks that.
+    """
+
+    unit: str | None
+    direction: str
+    metrics: tuple[str, ...] = ()
+    clean: bool = False
+    measured: bool = False
+
+
+def known_scores() -> dict[str, Known]:
+    """Score -> meaning: of the built-in metrics, then of other installed ones, of attacks' own, of the board's columns.
+
+    The first that knows a score says what it is: the board writes all scores of a name alike.
+    """
+    found: dict[str, Known] = {}
+    for entry in sorted(registry().entries("metric"), key=lambda entry: entry.distribution != BUILTIN):
+        metric = entry.plugin
+        if issubclass(metric, Metric):
+            clean = not set(metric.needs) & set(ATTACK_FIELDS)
+            for name, score in metric.scores.items():
+                found.setdefault(name, _known(score, (metric.name,), clean))
+    for entry in registry().entries("attack"):
+        if issubclass(entry.plugin, PrivacyAttack):
+            for name, score in entry.plugin.scores.items():
+                found.setdefault(name, _known(score))
+    for column in COLUMNS:
+        found.setdefault(column.score, Known(None, column.better))
+    return found
+
+
+def bounds(name: str, submission: Submission, known: dict[str, Known]) -> tuple[float, float]:
+    """The least and the most that a score can be, by its unit here, else by the file's."""
+    unit = known[name].unit if name in known else None
+    if unit is None and name in submission.units:
+        unit = submission.units[name].unit
+    low, high = RANGES.get(unit or "", ANYTHING)
+    return (-1.0 if name in SIGNED else low), high
+
+
+def asked(submission: Submission, names: Iterable[str], known: dict[str, Known]) -> set[str]:
+    """Those of the scores that a file's run has computed, by its units, its scores and the metrics that it lists."""
+    there = set(submission.units) | {
+        name for cell in submission.cells for seed in cell.seeds.values() for name in seed.values
+    }
+    metrics = {plugin.name for plugin in submission.plugins if plugin.kind == "metric"}
+    there |= {name for name, score in known.items() if metrics & set(score.metrics)}
+    return there & set(names)
+
+
+def _known(score: Score, metrics: tuple[str, ...] = (), clean: bool = False) -> Known:
+    return Known(score.unit, score.direction, metrics, clean, score.measured)
