@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 KINDS = ("train", "compress", "clean", "attack")
-COMPARED = ("mode", "norm", "eps", "access", "effort", "samples")  # of a record's attack
+COMPARED = ("mode", "norm", "eps", "access", "effort", "samples", "ways")  # of a record's attack
 RECENT = 256  # results of stages kept in memory, of those read last
 LOADING = 120.0  # seconds that a new worker may take to import libraries before its stage's time limit runs
 

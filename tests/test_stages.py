@@ -28,6 +28,8 @@ from harness.api import (
     hookimpl,
 )
 from harness.console.pooling import pool
+from harness.evaluation.evasion import evade
+from harness.evaluation.masking import FLAG
 from harness.evaluation.predict import predict
 from harness.federation.data import Part
 from harness.grid import cells
@@ -37,6 +39,7 @@ from harness.plan import Planner
 from harness.registry import registry
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
+from harness.stages import score
 from harness.stages.score import stratified
 from harness.store import Store
 from harness.training import Training
@@ -177,6 +180,35 @@ class Halved(ModelCompressor):
         return CompressedModel(model, state)
 
 
+class Lost(ModelCompressor):
+    """Has no gradients, and a straight-through twin whose gradients lead nowhere."""
+
+    name = "test-lost"
+    differentiable: ClassVar = False
+    straight_through: ClassVar = True
+    broken: bool = False
+
+    def compress(self, model, context):
+        return self.restore(model, model.state_dict(), None)
+
+    def restore(self, model, state, surroundings):
+        class Stepped(torch.nn.Module):
+            def __init__(self, network, scale):
+                super().__init__()
+                self.network, self.scale = network, scale
+
+            def forward(self, x):
+                return self.network(x).detach() * self.scale
+
+        class Flat(torch.nn.Module):
+            def forward(self, x):
+                return x.flatten(1)[:, :10] * 0
+
+        model.load_state_dict(state)
+        scale = torch.nan if self.broken else 1.0
+        return CompressedModel(Stepped(model, scale), state, twin=Flat(), differentiable=False)
+
+
 class Variants(PrivacyAttack):
     """Asks for two further trainings and looks at the view."""
 
@@ -205,6 +237,7 @@ class _Module:
         register(Zeroes)
         register(Centred)
         register(Population)
+        register(Lost)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -353,6 +386,83 @@ threats:
     assert abs(white["scores"]["robust_accuracy"] - robust) < 0.1
     assert black["attack"]["access"] == direct["attack"]["access"] == "logits"  # square asks the model itself
     assert direct["attack"]["mode"] == "white-box"
+
+
+LOST = """
+compressors: [test-lost]
+evaluation: {subset: 100}
+"""
+
+
+def test_a_twin_s_useless_gradients_are_suspected_and_questions_ask_the_model(tmp_path):
+    text = """
+compressors: [test-lost]
+evaluation: {subset: 100}
+threats:
+  - {name: white, budget: {norm: linf, eps: 0.2}, attacks: [pgd: {steps: 3}]}
+  - {name: black, knowledge: black-box, budget: {norm: linf, eps: 0.2}, attacks: [square: {queries: 100}]}
+"""
+    pgd, square = run(text, tmp_path / "pgd").records
+    assert [r["attack"]["mode"] for r in (pgd, square)] == ["straight-through twin", "black-box"]
+    assert square["scores"]["robust_accuracy"] < pgd["scores"]["robust_accuracy"] - 0.2
+    assert pgd["flags"] == square["flags"] == [FLAG]
+    # An attack of which square is a part is as good as square alone.
+    text = text.replace(
+        "pgd: {steps: 3}", "multi-attack: {attacks: [pgd: {steps: 3}, square: {queries: 100}]}"
+    )
+    both, square = run(text, tmp_path / "both").records
+    assert both["attack"]["mode"] == "straight-through twin"
+    assert both["scores"]["robust_accuracy"] == pytest.approx(square["scores"]["robust_accuracy"], abs=0.1)
+    assert both["flags"] == square["flags"] == []
+
+
+def test_only_a_twin_s_questions_go_to_the_model(tmp_path, monkeypatch):
+    """A transfer is made on its surrogate as a whole."""
+    calls = []
+
+    def spy(*given, **named):
+        calls.append(named)
+        return evade(*given, **named)
+
+    monkeypatch.setattr(score, "evade", spy)
+    text = """
+threats:
+  - {name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [pgd: {steps: 1}, square: {queries: 2}]}
+"""
+    run(LOST + text, tmp_path)
+    twin, transfer, direct = calls
+    assert twin["asked"] is twin["judge"] is not twin["source"]
+    assert transfer["asked"] is direct["asked"] is None
+
+
+def test_a_transfer_from_the_very_model_says_so(tmp_path):
+    text = """
+defences: [none, gradient-clipping: {max_norm: 0.5}]
+evaluation: {subset: 50}
+threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm, transfer: {attack: {pgd: {steps: 10}}}]}]
+"""
+    fgsm, itself, _, transfer = run(text, tmp_path).records
+    assert fgsm["attack"]["mode"] == "white-box"
+    assert itself["attack"]["mode"] == "transfer from undefended (itself)"
+    assert transfer["attack"]["mode"] == "transfer from undefended"
+
+
+def test_an_answer_that_is_not_a_number_is_wrong_in_every_way(tmp_path, monkeypatch):
+    threat = "threats: [{name: e, budget: {norm: linf, eps: 0.1}, surrogate: uncompressed, attacks: [fgsm]}]"
+    (record,) = run(LOST.replace("test-lost", "test-lost: {broken: true}") + threat, tmp_path).records
+    assert [way["robust_accuracy"] for way in record["attack"]["ways"].values()] == [0.0, 0.0]
+
+    calls = []
+
+    def second_way_breaks(attack, model, images, labels, *, clean, **named):
+        calls.append(named)
+        return (clean if len(calls) == 1 else clean * np.nan), {}
+
+    monkeypatch.setattr(score, "evade", second_way_breaks)
+    (record,) = run(LOST + threat, tmp_path / "whole").records
+    first, second = (way["robust_accuracy"] for way in record["attack"]["ways"].values())
+    assert first > 0.3
+    assert second == record["scores"]["robust_accuracy"] == 0.0
 
 
 def test_a_subset_is_seeded_stratified_and_in_the_record(tmp_path):

@@ -128,6 +128,12 @@ def distances(x: Tensor, adversarial: Tensor, norm: str) -> Tensor:
     raise PluginError(f"unknown norm {norm!r}; valid: l0, l2, linf")
 
 
+def right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which rows predict their label, (n,) bool; logits (n, k). A row with a NaN predicts no class, and is wrong."""
+    found: np.ndarray = (logits.argmax(1) == labels) & ~np.isnan(logits).any(1)
+    return found
+
+
 def evade(
     attack: EvasionAttack,
     model: nn.Module,
@@ -141,6 +147,7 @@ def evade(
     device: torch.device | str,
     source: nn.Module | None = None,
     judge: nn.Module | None = None,
+    asked: nn.Module | None = None,
     clean: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -149,10 +156,11 @@ def evade(
     images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a source the examples are made on it (a
     surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. Of an attack of
     several parts each is run on what the ones before left right of the judge, by default the model itself; one that
-    answers at random needs its expectation there, or trying again would be an attack. clean (n, k): the model's
-    clean logits, where they are known. Robust accuracy counts what is right on the clean
-    *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep their
-    clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
+    answers at random needs its expectation there, or trying again would be an attack. asked: what parts that need no
+    gradients are made on, by default the source: the judge, where the source only stands in for the model's gradients,
+    as a twin does. clean (n, k): the model's clean logits, where they are known. Robust accuracy counts what is right
+    on the clean *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep
+    their clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
     numbers. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
     mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked); batch_size, where
     batches had to be halved, the smallest tried.
@@ -161,12 +169,13 @@ def evade(
 
     source = model if source is None else source
     judge = model if judge is None else judge
+    asked = source if asked is None else asked
     parts = attack.parts(num_classes)
     truth = torch.as_tensor(labels).to("cpu", torch.int64).numpy()
     if truth.shape != (len(images),):
         raise HarnessError(f"{len(images)} images need labels ({len(images)},), not {truth.shape}")
     clean = predict(model, images, batch_size, device) if clean is None else clean
-    targets = np.flatnonzero((clean.argmax(1) == truth) & ~np.isnan(clean).any(1))
+    targets = np.flatnonzero(right(clean, truth))
     adversarial = clean.copy()
     moved = {"linf": 0.0, "l2": 0.0}
     waiting: list[tuple[np.ndarray, tuple[int, ...]]] = [
@@ -182,6 +191,7 @@ def evade(
                 parts,
                 source,
                 judge,
+                asked,
                 x,
                 torch.from_numpy(truth[batch]).to(device),
                 seed=derive(seed, "evasion-batch", *place),
@@ -220,16 +230,17 @@ def _worst(
     parts: Sequence[EvasionAttack],
     source: nn.Module,
     judge: nn.Module,
+    asked: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     seed: int,
     **settings: Any,
 ) -> Tensor:
-    """Each part's examples, made on the source, of the samples that the judge still has right after the ones before.
+    """Each part's examples of the samples that the judge still has right after the ones before.
 
-    A sample that no part takes from the judge keeps the last change that was tried. The first part draws the same
-    random numbers as it would alone.
+    They are made on the source, or on `asked` where a part needs no gradients. A sample that no part takes from the
+    judge keeps the last change that was tried. The first part draws the same random numbers as it would alone.
     """
     import torch
 
@@ -237,16 +248,17 @@ def _worst(
     left = torch.arange(len(x), device=x.device)
     for number, part in enumerate(parts):
         own = seed if number == 0 else derive(seed, "part", number)
-        tried = attack_batch(part, source, x[left], y[left], seed=own, **settings)
+        model = source if part.access == "gradients" else asked
+        tried = attack_batch(part, model, x[left], y[left], seed=own, **settings)
         changed = (tried != x[left]).flatten(1).any(1)
         found[left[changed]] = tried[changed]
         if number + 1 == len(parts) or not bool(changed.any()):
             continue
         with global_generators(derive(own, "verdict"), x.device):
-            answers = torch.from_numpy(predict(judge, tried[changed], len(x), x.device)).to(y.device)
-        right = torch.ones_like(changed)
-        right[changed] = answers.argmax(1) == y[left[changed]]
-        left = left[right]
+            answers = predict(judge, tried[changed], len(x), x.device)
+        held = torch.ones_like(changed)
+        held[changed] = torch.from_numpy(right(answers, y[left[changed]].cpu().numpy())).to(y.device)
+        left = left[held]
         if not len(left):
             break
     return found

@@ -1,10 +1,11 @@
-"""Signs of gradient masking: white-box results that a stronger attack should have beaten and did not.
+"""Signs of gradient masking: results of gradient attacks that a weaker attacker beats, or the same one with less.
 
 After Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018) and
-Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): a black-box attack must not beat
-white-box ones, and neither more steps nor a larger radius of one attack must leave more accuracy. Different attacks
-are not compared by their effort: those that are made to transfer spend it on other ends, and are weaker on the very
-model they were made on.
+Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): who has the model's gradients can do all
+that others can, so neither an attack that only asks questions nor one by transfer must beat those with gradients, and
+neither more steps nor a larger radius of one attack must leave more accuracy. Of a model without gradients those of its
+straight-through twin count. Different attacks are not compared by their effort: those that are made to transfer spend
+it on other ends, and are weaker on the very model they were made on.
 """
 
 from __future__ import annotations
@@ -13,37 +14,57 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from harness.contracts.attack import KNOWLEDGE
 
 FLAG = "gradient-masking-suspected"
 MARGIN_FLOOR = 0.01  # one point of accuracy: less is not worth a warning, however large the test set
 STANDARD_ERRORS = 2.0  # about 95 %
 # Parameters of attacks that say how long and how far they search: without them two are one and the same attack.
 EFFORT = frozenset({"eps", "steps", "iterations", "restarts", "queries", "draws"})
+# How an attack reached the model, in its record's `mode`; the threat's knowledge stands there for the model itself.
+TWIN = "straight-through twin"
+TRANSFER = "transfer from"
+ITSELF = " (itself)"  # ends a transfer's mode where the surrogate is the very model that is attacked
+
+
+@dataclass(frozen=True)
+class _Try:
+    """What an attack left in one way. way: direct | twin | transfer, or the mode of a record that names no ways."""
+
+    record: Mapping[str, Any]
+    way: str
+    white: bool  # it has the gradients of the model, or of its twin
+    accuracy: float
 
 
 def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]]:
     """Record id -> flags, for the flagged records only.
 
-    Records are compared where all of `cell` but the attack agrees, and the norm and eps of `attack`; only
-    those with attack mode `white-box` and a finite `scores.robust_accuracy` take part. All records of a group
-    are flagged where (a) an attack without gradients leaves less robust accuracy than every gradient attack,
-    or (b) a gradient attack leaves more than itself with less effort: by name and all parameters but those of
+    Records are compared where all of `cell` but the threat and the attack agrees, the norm and eps of `attack`, and
+    its samples: how many test records are attacked decides which. What the threat grants makes no difference.
+    Only those bounded by a norm and with a finite `scores.robust_accuracy` take part; one that went several ways,
+    with each of `attack.ways` by itself. An attack with access to gradients, on the model itself or on its twin, is a
+    gradient attack; what asks for less, or was made on another model, is not.
+
+    All records of a group are flagged where (a) another attack leaves less robust accuracy than every gradient
+    attack, or (b) a gradient attack leaves more than itself with less effort: by name and all parameters but those of
     EFFORT in `config.attack` they are the same, so records without a configuration have no such pair. All records
     of one gradient attack, at several radii, on one model are flagged where (c) it leaves more at a larger radius
     than at a smaller one. In each case by more than `margin`.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    curves: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[_Try]] = defaultdict(list)
+    curves: dict[str, list[_Try]] = defaultdict(list)
     for record in records:
-        key = _group(record)
-        if key is not None:
-            groups[key].append(record)
-            if record["attack"]["access"] == "gradients" and "config" in record:
-                curves[_curve(record)].append(record)
+        for tried in _tries(record):
+            groups[_group(record)].append(tried)
+            if tried.white and "config" in record:
+                curves[_curve(tried)].append(tried)
     found = [group for group in groups.values() if _masked(group)]
     found += [curve for curve in curves.values() if _rises(curve)]
-    return {record["id"]: [FLAG] for group in found for record in group}
+    return {tried.record["id"]: [FLAG] for group in found for tried in group}
 
 
 def margin(first: float, second: float, samples: int) -> float:
@@ -57,22 +78,52 @@ def margin(first: float, second: float, samples: int) -> float:
     return max(MARGIN_FLOOR, STANDARD_ERRORS * math.sqrt(p * (1 - p) / samples))
 
 
-def _group(record: Mapping[str, Any]) -> str | None:
+def _tries(record: Mapping[str, Any]) -> list[_Try]:
+    """Nothing where the record cannot be compared with any other."""
     attack = record.get("attack") or {}
-    accuracy = (record.get("scores") or {}).get("robust_accuracy")
-    if attack.get("mode") != "white-box" or accuracy is None or not math.isfinite(accuracy):
-        return None
+    worst = (record.get("scores") or {}).get("robust_accuracy")
+    if worst is None or not math.isfinite(worst):
+        return []
     if attack.get("norm") is None:  # corruptions and minimal-distance attacks: not rivals in one ball
-        return None
-    cell = {axis: value for axis, value in record["cell"].items() if axis != "attack"}
-    return json.dumps([cell, attack.get("norm"), attack.get("eps")], sort_keys=True, default=str)
+        return []
+    found = []
+    # A twin's part in the worst of several ways is not known without `ways`, but is no less than the whole.
+    ways = attack.get("ways") or {str(attack.get("mode")): {"robust_accuracy": worst}}
+    for mode, facts in ways.items():
+        way, accuracy = _way(mode), facts["robust_accuracy"]
+        if way is not None and math.isfinite(accuracy):
+            white = attack["access"] == "gradients" and way != "transfer"
+            found.append(_Try(record, way, white, float(accuracy)))
+    return found
 
 
-def _curve(record: Mapping[str, Any]) -> str:
-    """What the records of one attack on one model have in common at all radii."""
-    cell = {axis: value for axis, value in record["cell"].items() if axis not in ("attack", "threat")}
-    threat, attack = without_radius(record["config"]["threat"]), _without(record["config"]["attack"], {"eps"})
-    return json.dumps([cell, threat, attack, record["attack"]["norm"]], sort_keys=True, default=str)
+def _way(mode: str) -> str | None:
+    if mode in KNOWLEDGE["inference"]:
+        return "direct"
+    if mode.startswith(TRANSFER):
+        return "direct" if mode.endswith(ITSELF) else "transfer"
+    if mode.startswith(TWIN):
+        return "twin" if mode == TWIN else mode
+    return None
+
+
+def _model(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {axis: value for axis, value in record["cell"].items() if axis not in ("threat", "attack")}
+
+
+def _group(record: Mapping[str, Any]) -> str:
+    """What rivals in one ball have in common."""
+    attack = record["attack"]
+    ball = [attack["norm"], attack.get("eps"), attack["samples"]]
+    return json.dumps([_model(record), *ball], sort_keys=True, default=str)
+
+
+def _curve(tried: _Try) -> str:
+    """What one attack on one model has in common at all radii."""
+    record = tried.record
+    attack = [record["attack"]["norm"], record["attack"]["samples"], tried.way]
+    spec = _without(record["config"]["attack"], {"eps"})
+    return json.dumps([_model(record), spec, *attack], sort_keys=True, default=str)
 
 
 def without_radius(threat: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,22 +138,24 @@ def _without(spec: Any, names: Collection[str]) -> Any:
     return [_without(value, names) for value in spec] if isinstance(spec, (list, tuple)) else spec
 
 
-def _same_attack(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    specs = [_without((r.get("config") or {}).get("attack"), EFFORT) for r in (first, second)]
-    return specs[0] is not None and specs[0] == specs[1]
+def _same_attack(first: _Try, second: _Try) -> bool:
+    specs = [_without((t.record.get("config") or {}).get("attack"), EFFORT) for t in (first, second)]
+    return first.way == second.way and specs[0] is not None and specs[0] == specs[1]
 
 
-def _rises(curve: list[Mapping[str, Any]]) -> bool:
+def _rises(curve: list[_Try]) -> bool:
     return any(
-        near["attack"]["eps"] < far["attack"]["eps"] and _beats(near, far) for near in curve for far in curve
+        near.record["attack"]["eps"] < far.record["attack"]["eps"] and _beats(near, far)
+        for near in curve
+        for far in curve
     )
 
 
-def _masked(group: list[Mapping[str, Any]]) -> bool:
-    white = [r for r in group if r["attack"]["access"] == "gradients"]
-    black = [r for r in group if r["attack"]["access"] != "gradients"]
+def _masked(group: list[_Try]) -> bool:
+    white = [tried for tried in group if tried.white]
+    black = [tried for tried in group if not tried.white]
     return (bool(white) and any(all(_beats(b, w) for w in white) for b in black)) or any(
-        weak["attack"]["effort"] < strong["attack"]["effort"]
+        weak.record["attack"]["effort"] < strong.record["attack"]["effort"]
         and _beats(weak, strong)
         and _same_attack(weak, strong)
         for weak in white
@@ -110,8 +163,7 @@ def _masked(group: list[Mapping[str, Any]]) -> bool:
     )
 
 
-def _beats(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether the first attack leaves clearly less robust accuracy than the second."""
-    low, high = (float(r["scores"]["robust_accuracy"]) for r in (first, second))
-    samples = min(int(r["attack"]["samples"]) for r in (first, second))
-    return high - low > margin(low, high, samples)
+def _beats(first: _Try, second: _Try) -> bool:
+    """Whether the first attack leaves clearly less robust accuracy than the second, on the same test records."""
+    samples = int(first.record["attack"]["samples"])
+    return second.accuracy - first.accuracy > margin(first.accuracy, second.accuracy, samples)

@@ -13,8 +13,9 @@ from harness.contracts.defence import Guarantee
 from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
-from harness.evaluation.evasion import evade
+from harness.evaluation.evasion import evade, right
 from harness.evaluation.expectation import Expectation
+from harness.evaluation.masking import ITSELF, TRANSFER, TWIN
 from harness.evaluation.metrics import compute_metrics
 from harness.evaluation.predict import gather, own_pixels, predict
 from harness.federation.data import Part
@@ -192,15 +193,17 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
             device=scoring.device,
             source=source,
             judge=judge,
+            # A twin stands in for the model's gradients alone; a transfer is made on its surrogate as a whole.
+            asked=judge if way == "twin" else None,
             clean=clean,
             progress=lambda done, total, number=number: progress(  # type: ignore[misc]
                 number * total + done, len(spec.ways) * total, f"{done}/{total} images"
             ),
         )
-        right = (clean.argmax(1) == labels) & (found.argmax(1) == labels)
-        by_way[mode] = {"robust_accuracy": float(right.mean()), **facts}
+        kept = right(found, labels)
+        by_way[mode] = {"robust_accuracy": float((right(clean, labels) & kept).mean()), **facts}
         # The worst of several ways counts, sample by sample.
-        logits = found if logits is None else np.where((found.argmax(1) != labels)[:, None], found, logits)
+        logits = found if logits is None else np.where(kept[:, None], logits, found)
     context = scoring.context(labels=labels, logits=clean, adversarial_logits=logits)
     description = {
         "access": attack.access,
@@ -229,11 +232,12 @@ def _source(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, way: str)
         if attack.access == "gradients" and not released.differentiable and released.twin is None:
             raise PluginError(f"{attack.name} needs gradients and its surrogate has none")
         module = released.module if released.differentiable else released.twin or released.module
-        module, mode = module.to(scoring.device), f"transfer from {spec.surrogate_name}"
+        itself = ITSELF if spec.surrogate_needs == spec.released else ""  # the same stages made it
+        module, mode = module.to(scoring.device), f"{TRANSFER} {spec.surrogate_name}{itself}"
     elif way == "twin":
         if released.twin is None:
             raise PluginError("the compressor declares a straight-through twin and returned none")
-        module, mode = released.twin, "straight-through twin"
+        module, mode = released.twin, TWIN
     else:
         module, mode = released.module, spec.threat.knowledge or "white-box"
     if released.stochastic and attack.access == "gradients":

@@ -10,7 +10,7 @@ from torch.nn import functional
 import harness
 from harness.contracts.attack import EvasionAttack
 from harness.errors import HarnessError, PluginError
-from harness.evaluation.evasion import BudgetExceeded, attack_batch, check_budget, distances, evade
+from harness.evaluation.evasion import BudgetExceeded, attack_batch, check_budget, distances, evade, right
 from harness.evaluation.expectation import Expectation
 from harness.evaluation.predict import predict
 from harness_plugins.attacks.evasion.fgsm import FGSM
@@ -444,3 +444,65 @@ def test_a_batch_that_does_not_fit_is_attacked_in_halves():
     never = scripted(spy=lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         evade(never, model, x, y, batch_size=16, **settings)
+
+
+def test_what_needs_no_gradients_asks_the_model_and_not_its_twin():
+    model, twin, (x, _) = network().eval(), network(seed=1).eval(), data()
+    y = _learned_labels(model, x, wrong=0)
+    made_on = {}
+    parts = []
+    for access in ("gradients", "logits", "labels"):
+        part = scripted(lambda x: x, lambda model, *_, access=access: made_on.setdefault(access, model))
+        parts.append(type("Part", (type(part),), {"access": access})())
+    whole = type("Whole", (Scripted,), {"parts": lambda self, classes: parts})()
+    judge = nn.Sequential(model)
+    _evade(whole, model, x, y, source=twin, judge=judge, asked=judge, budget=EPS)
+    assert made_on == {"gradients": twin, "logits": judge, "labels": judge}
+    made_on.clear()
+    _evade(whole, model, x, y, source=twin, judge=judge, budget=EPS)  # a surrogate is all there is
+    assert made_on == {"gradients": twin, "logits": twin, "labels": twin}
+
+
+def test_square_finds_what_a_twin_without_gradients_hides():
+    """AutoAttack's last part is for exactly this."""
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return (x * 0).flatten(1)[:, :3] + torch.tensor([1.0, 0.0, 0.0])
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).eval()
+    x = torch.rand(24, 1, 16, 16)
+    y = _learned_labels(model, x, wrong=0)
+    attack = harness.create(
+        "attack",
+        "multi-attack",
+        attacks=[{"pgd": {"eps": 0.2, "random_start": False}}, {"square": {"eps": 0.2, "queries": 100}}],
+    )
+    alone, _ = _evade(harness.create("attack", "square", eps=0.2, queries=100), model, x, y, batch_size=24)
+    assert (alone.argmax(1) == y.numpy()).mean() < 0.2
+    found, _ = _evade(attack, model, x, y, source=Flat().eval(), asked=model, batch_size=24)
+    assert (found.argmax(1) == y.numpy()).mean() < 0.2
+
+
+def test_an_answer_that_is_not_a_number_is_wrong():
+    logits = np.array([[2.0, 1.0], [1.0, 2.0], [np.nan, np.nan], [1.0, np.nan], [np.nan, 1.0]])
+    assert right(logits, np.zeros(5, dtype=np.int64)).tolist() == [True, False, False, False, False]
+    assert not right(logits[2:], np.ones(3, dtype=np.int64)).any()
+
+    class Breaks(nn.Module):
+        """Class 0, and nothing on an image that was moved."""
+
+        def forward(self, z):
+            answers = torch.tensor([1.0, 0.0, 0.0]).repeat(len(z), 1) + z.flatten(1)[:, :3] * 0
+            return torch.where((z == 0.5).flatten(1).all(1)[:, None], answers, torch.nan)
+
+    x, y = torch.full((8, 1, 4, 4), 0.5), torch.zeros(8, dtype=torch.int64)
+    tried = []
+    first = scripted(lambda z: z + 0.05)
+    second = scripted(lambda z: z, lambda model, z, *_: tried.append(len(z)))
+    both = type("Both", (Scripted,), {"parts": lambda self, classes: [first, second]})()
+    found, facts = _evade(both, Breaks().eval(), x, y, budget=EPS)
+    assert facts["attacked"] == 8
+    assert np.isnan(found).all()
+    assert not tried  # the first took them all

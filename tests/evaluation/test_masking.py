@@ -4,6 +4,8 @@ import pytest
 
 from harness.evaluation.masking import FLAG, margin, suspect_masking
 
+TWIN, BOTH = "straight-through twin", "straight-through twin and transfer from uncompressed"
+
 
 def record(name, accuracy, access="gradients", effort=1, *, mode="white-box", eps=8 / 255, n=1000, **cell):
     axes = {"defence": "none", "aggregator": "mean", "compressor": "none", "threat": "evasion", "seed": 0}
@@ -19,7 +21,8 @@ def record(name, accuracy, access="gradients", effort=1, *, mode="white-box", ep
 
 def searched(name, accuracy, steps, attack="pgd", **rest):
     """One and the same attack but for its steps."""
-    found = record(name, accuracy, effort=steps, **{k: rest.pop(k) for k in ("n", "eps") if k in rest})
+    own = {k: rest.pop(k) for k in ("n", "eps", "mode", "threat") if k in rest}
+    found = record(name, accuracy, effort=steps, **own)
     found["config"] = {"attack": {attack: {"alpha": None, "steps": steps, **rest}}, "threat": {}}
     return found
 
@@ -82,19 +85,101 @@ def test_differences_within_the_margin_are_chance():
     # 2 sqrt(.55 * .45 / 1000) = 0.0315
     assert flagged(searched("short", 0.5335, 5), searched("long", 0.5665, 20))
     assert not flagged(searched("short", 0.535, 5), searched("long", 0.565, 20))
-    # The smaller sample counts.
-    assert not flagged(searched("short", 0.5, 5, n=100), searched("long", 0.59, 20, n=10**6))
+    assert flagged(searched("short", 0.5, 5), searched("long", 0.59, 20))
+    assert not flagged(searched("short", 0.5, 5, n=100), searched("long", 0.59, 20, n=100))
 
 
 @pytest.mark.parametrize(
     "other",
-    [{"defence": "dp-sgd"}, {"aggregator": "krum"}, {"compressor": "int8"}, {"threat": "e2"}, {"seed": 1},
-     {"eps": 4 / 255}],
+    [{"defence": "dp-sgd"}, {"aggregator": "krum"}, {"compressor": "int8"}, {"seed": 1}, {"eps": 4 / 255}, {"n": 200}],
 )  # fmt: skip
 def test_only_like_is_compared_with_like(other):
-    short = searched("short", 0.3, 5, **{k: v for k, v in other.items() if k == "eps"})
-    short["cell"] |= {k: v for k, v in other.items() if k != "eps"}
+    """That includes the test records attacked, which follow from how many they are."""
+    own = {k: v for k, v in other.items() if k in ("eps", "n")}
+    short, square = searched("short", 0.3, 5, **own), record("square", 0.3, "logits", 5000, **own)
+    for one in (short, square):
+        one["cell"] |= {k: v for k, v in other.items() if k not in own}
     assert not flagged(short, searched("long", 0.6, 20))
+    assert not flagged(square, searched("long", 0.6, 20))
+
+
+def test_attacks_on_one_model_are_compared_whatever_their_threats_are_called_and_grant():
+    pgd = record("pgd", 0.9, effort=20, threat="white")
+    square = record("square", 0.1, "logits", 5000, mode="black-box", threat="black")
+    assert flagged(pgd, square) == {"pgd", "square"}
+    # A gradient attack that is as good, of yet another threat, is enough.
+    assert not flagged(pgd, square, record("autoattack", 0.1, effort=900, threat="thorough"))
+    assert flagged(searched("short", 0.5, 5), searched("long", 0.6, 20, threat="e2")) == {"short", "long"}
+
+
+def test_a_transfer_that_beats_every_gradient_attack_flags():
+    """Athalye et al. (2018, section 3.1) and Carlini et al. (2019) take it for a sign: where a model's own gradients
+    serve an attacker less than those of another model, they are masked."""
+    pgd = record("pgd", 0.9, effort=20)
+    transfer = record("transfer", 0.1, effort=20, mode="transfer from undefended")
+    assert flagged(pgd, transfer) == {"pgd", "transfer"}
+    assert flagged(pgd, record("asked", 0.1, "logits", mode="transfer from undefended"))
+    assert not flagged(
+        record("pgd", 0.1, effort=20), record("transfer", 0.9, mode="transfer from undefended")
+    )
+    assert not flagged(
+        record("pgd", 0.5), record("transfer", 0.475, mode="transfer from undefended")
+    )  # chance
+    # More steps may well transfer less.
+    steps = [searched(f"t{n}", 0.5 + n / 200, n, mode="transfer from undefended") for n in (5, 20)]
+    assert not flagged(pgd | {"scores": {"robust_accuracy": 0.5}}, *steps)
+
+
+def test_a_transfer_from_the_model_itself_is_a_gradient_attack():
+    fgsm, pgd = (
+        record("fgsm", 0.6),
+        record("transfer", 0.3, effort=20, mode="transfer from undefended (itself)"),
+    )
+    assert not flagged(fgsm, pgd)
+    assert not flagged(fgsm, pgd, record("square", 0.3, "logits", 5000))
+    assert flagged(fgsm, pgd, record("square", 0.1, "logits", 5000))
+
+
+@pytest.mark.parametrize("mode", [TWIN, BOTH])
+def test_a_twin_s_gradients_are_the_model_s(mode):
+    pgd = record("pgd", 0.9, effort=20, mode=mode)
+    square = record("square", 0.1, "logits", 5000)
+    assert flagged(pgd, square) == {"pgd", "square"}
+    assert not flagged(record("pgd", 0.1, mode=mode), square)
+    assert flagged(searched("short", 0.2, 10, mode=mode), searched("long", 0.9, 100, mode=mode))
+    assert not flagged(searched("short", 0.9, 10, mode=mode), searched("long", 0.2, 100, mode=mode))
+    radii = [at_radius(f"e{e}", a, e, f"t{e}", mode=mode) for e, a in ((0.01, 0.3), (0.02, 0.6))]
+    assert flagged(*radii) == {"e0.01", "e0.02"}
+
+
+def test_of_several_ways_each_is_compared_by_itself():
+    """The worst of two ways hides a twin whose gradients lead nowhere."""
+
+    def both(found, twin, transfer):
+        ways = {TWIN: twin, "transfer from uncompressed": transfer}
+        found["scores"]["robust_accuracy"] = min(twin, transfer)
+        found["attack"] |= {"mode": BOTH, "ways": {way: {"robust_accuracy": a} for way, a in ways.items()}}
+        return found
+
+    assert flagged(both(record("pgd", 0), 0.9, 0.1)) == {"pgd"}
+    assert not flagged(both(record("pgd", 0), 0.1, 0.9))
+    assert not flagged(both(record("pgd", 0), 0.5, 0.475))
+    assert flagged(both(record("pgd", 0), 0.9, 0.5), record("square", 0.48, "logits", 5000)) == {
+        "pgd",
+        "square",
+    }
+    # More steps that transfer less are no sign; more that find less on the twin are.
+    assert not flagged(both(searched("s", 0, 5), 0.5, 0.48), both(searched("l", 0, 20), 0.5, 0.55))
+    assert not flagged(both(searched("s", 0, 5), 0.5, 0.48), both(searched("l", 0, 20), 0.53, 0.55))
+    assert flagged(both(searched("s", 0, 5), 0.5, 0.48), both(searched("l", 0, 20), 0.55, 0.54)) == {"s", "l"}
+    falling = [
+        both(at_radius(f"e{e}", 0, e, f"t{e}"), a, b) for e, a, b in ((0.01, 0.6, 0.57), (0.02, 0.4, 0.7))
+    ]
+    assert not flagged(*falling)
+    rising = [
+        both(at_radius(f"e{e}", 0, e, f"t{e}"), a, b) for e, a, b in ((0.01, 0.4, 0.6), (0.02, 0.6, 0.6))
+    ]
+    assert flagged(*rising) == {"e0.01", "e0.02"}
 
 
 def test_one_masked_group_flags_no_other():
@@ -105,15 +190,18 @@ def test_one_masked_group_flags_no_other():
     assert flagged(*pair, *fine) == {"short", "long"}
 
 
-def test_transfer_failed_and_unscored_records_take_no_part():
+def test_failed_and_unscored_records_take_no_part():
     pgd = record("pgd", 0.6, effort=20)
+    unbounded = record("noise", 0.1, "none")
+    unbounded["attack"] |= {"norm": None, "eps": None}
     nothing = [
+        unbounded,
         {**record("failed", 0.1), "scores": None},
         {**record("clean", 0.1), "attack": None},
         {**record("unscored", 0.1), "scores": {"accuracy": 0.9}},
         record("undefined", float("nan")),
     ]
-    assert not flagged(pgd, record("transfer", 0.1, "logits", mode="transfer"), *nothing)
+    assert not flagged(pgd, *nothing)
 
 
 def at_radius(name, accuracy, eps, threat, attack=None, **cell):
