@@ -9,14 +9,18 @@ import torch
 
 from harness.errors import NotApplicable
 from harness.evaluation.predict import modes_restored
+from harness.federation.compose import composed_batch, composed_loss
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.vector import buffer_names
-from harness.random import derive, global_generators, torch_generator
+from harness.random import derive, global_generators, make_key, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.defence import ClientHooks, Defence
+    from harness.contracts.defence import ClientHooks, Defence, Params
+
+RECORDS = 4
+SMALL = 1e-3  # a parameter without a larger element is replaced: it would hide what lies before it
 
 
 def couples(hook: ClientHooks) -> bool:
@@ -32,12 +36,13 @@ def check_separation(
 ) -> None:
     """Raises NotApplicable where a defence that protects records or clients does not, by the network or the hooks.
 
-    The network is asked itself, as third parties' layers may do anything: two passes in training mode over four
-    made-up records. It stays as it is, and so do the global generators.
+    Network and hooks are asked themselves, as third parties' may do anything: a few passes over made-up records. They
+    stay as they are, and so do the global generators.
     """
     if not (guards := [defence for defence in defences if defence.protects]):
         return
-    moved, together = _tried(module, input_shape)
+    trial = _Trial(module, input_shape)
+    moved, together = trial.passes()
     for guard in guards:
         if moved:
             raise NotApplicable(
@@ -53,38 +58,87 @@ def check_separation(
             )
         for hook in filter(couples, hooks):
             raise NotApplicable(
-                f"{getattr(hook, 'name', type(hook).__name__)} does not say that it keeps the records of a batch "
+                f"{_name(hook)} does not say that it keeps the records of a batch "
                 f"apart (couples_samples = False), so {guard.name} cannot bound one's part"
             )
+        for hook in (*hooks, *defences):
+            if (hook.overrides("batch") or hook.overrides("loss")) and not couples(hook) and trial.meet(hook):
+                raise NotApplicable(
+                    f"{guard.name} needs records kept apart, but what {_name(hook)} makes of a record depends on the "
+                    "others of its batch, though it says couples_samples = False"
+                )
 
 
-def _tried(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[list[str], bool]:
-    """Parameters and persistent float buffers that a forward pass changes, and whether the records meet there."""
-    first = next(module.parameters(), torch.empty(0))
-    device, draw = str(first.device), torch_generator("separation")
-    rows = torch.rand((4, *input_shape), generator=draw)
-    others = torch.cat([rows[:1], torch.rand((3, *input_shape), generator=draw)])
-    parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
-    for value in parameters.values():
-        if not value.any():  # a layer that starts at zero would hide what lies before it
-            value.copy_(0.1 * torch.randn(value.shape, generator=draw))
-    start = parameters | {name: b.detach().clone() for name, b in module.named_buffers()}
+def _name(hook: ClientHooks) -> str:
+    return str(getattr(hook, "name", type(hook).__name__))
 
-    def passed(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        values = {name: value.clone() for name, value in start.items()}
-        for name, parameter in module.named_parameters():
-            values[name].requires_grad_(parameter.requires_grad)
-        masks = Masks([torch_generator("separation", device=device)])
-        with global_generators(derive("separation"), device), masked(dropouts(module), masks):
-            output = torch.func.functional_call(module, values, (batch.to(first),))
-        return output.detach(), values
 
-    with modes_restored(module), torch.enable_grad():
-        module.train()
-        (output, values), (beside, _) = passed(rows), passed(others)
-    kept = {*parameters, *buffer_names(module)}
-    moved = [n for n in start if n in kept and not _close(values[n].detach(), start[n])]
-    return moved, not _close(output[0], beside[0], rtol=1e-4, atol=1e-5)
+class _Trial:
+    """A network on made-up records, with weights of which none is so small that it would hide what lies before it."""
+
+    def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
+        first = next(module.parameters(), torch.empty(0))
+        draw = torch_generator("separation")
+        self.module, self.device = module, str(first.device)
+        self.rows = torch.rand((RECORDS, *input_shape), generator=draw).to(first)
+        self.others = torch.rand((RECORDS, *input_shape), generator=draw).to(first)
+        self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
+        for value in self.parameters.values():
+            if value.numel() and float(value.abs().max()) < SMALL:
+                value.copy_(0.1 * torch.randn(value.shape, generator=draw))
+
+    def passes(self) -> tuple[list[str], bool]:
+        """Parameters and persistent float buffers that a forward pass in training mode changes, and whether records
+        meet there: whether what becomes of one, in its place, changes with the others.
+        """
+        start = self.parameters | {name: b.detach().clone() for name, b in self.module.named_buffers()}
+
+        def passed(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            values = {name: value.clone() for name, value in start.items()}
+            for name, parameter in self.module.named_parameters():
+                values[name].requires_grad_(parameter.requires_grad)
+            masks = Masks([torch_generator("separation", device=self.device)])
+            with global_generators(derive("separation"), self.device), masked(dropouts(self.module), masks):
+                output = torch.func.functional_call(self.module, values, (batch,))
+            return output.detach(), values
+
+        with modes_restored(self.module), torch.enable_grad():
+            self.module.train()
+            output, values = passed(self.rows)
+            beside = []
+            for i in range(RECORDS):
+                batch = self.others.clone()
+                batch[i] = self.rows[i]
+                beside.append(passed(batch)[0][i])
+        kept = {*self.parameters, *buffer_names(self.module)}
+        moved = [n for n in start if n in kept and not _close(values[n].detach(), start[n])]
+        return moved, not _close(output, torch.stack(beside), rtol=1e-4, atol=1e-5)
+
+    def meet(self, hook: ClientHooks) -> bool:
+        """Whether the loss that a hook makes of a record is another one than of it alone.
+
+        The network is in eval mode: it has been tried itself. The tolerance is that of attacks inside of a loss, whose
+        signs may fall otherwise by rounding.
+        """
+        own = (hook.at(0, 1),)
+        changed, key = composed_batch(own), make_key("separation", device=self.device)
+
+        def apply(params: Params, x: Tensor) -> Tensor:
+            buffers = {name: b.clone() for name, b in self.module.named_buffers()}
+            return torch.func.functional_call(self.module, {**params, **buffers}, (x,))
+
+        loss = composed_loss(own, apply)
+        with modes_restored(self.module), global_generators(derive("separation"), self.device):
+            self.module.eval()
+            with torch.no_grad():
+                classes = apply(self.parameters, self.rows).shape[1]
+            labels = torch.arange(RECORDS, device=self.rows.device) % classes
+
+            def losses(part: slice) -> Tensor:
+                return loss(self.parameters, changed((self.rows[part], labels[part]), key), key).detach()
+
+            whole, single = losses(slice(None)), torch.cat([losses(slice(i, i + 1)) for i in range(RECORDS)])
+        return not _close(whole, single, rtol=1e-2, atol=1e-3)
 
 
 def _close(a: Tensor, b: Tensor, rtol: float = 0.0, atol: float = 0.0) -> bool:

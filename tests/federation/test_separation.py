@@ -12,7 +12,8 @@ from small import SCENARIO
 from torch import nn
 
 import harness
-from harness.contracts.defence import ClientHooks
+from harness.api import record_keys, uniform
+from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import NotApplicable
 from harness.federation.separation import check_separation
 from harness.grid import cells
@@ -91,6 +92,82 @@ def test_networks_where_records_meet_are_refused_where_records_are_protected(bui
     check_separation((CLIENT,), build(), SHAPE)
 
 
+class First(nn.Module):
+    """What is made of a record depends on the first one alone, as in attention over the wrong axis."""
+
+    def forward(self, x):
+        return x - x[:1].detach()
+
+
+class Before(nn.Module):
+    def forward(self, x):
+        return x + torch.cat([x[:1], x[:-1]]).detach()
+
+
+def quiet(layer, scale):
+    """In front of a head whose weights are small."""
+    net = network(nn.Linear(16, 16), layer)
+    nn.init.normal_(net[-1].weight, std=scale)
+    return net
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7, 0.0])
+@pytest.mark.parametrize("layer", [First(), Before(), Centred()])
+def test_records_meet_wherever_in_the_batch_they_stand(layer, scale):
+    with pytest.raises(NotApplicable, match="dp-sgd needs records kept apart"):
+        check_separation((RECORD,), quiet(layer, scale), SHAPE)
+
+
+def hook(part, apart=False):
+    """A hook with this loss or batch, which says that it keeps records apart."""
+
+    class Hook(Defence):
+        name = "third-party"
+        couples_samples = apart
+
+    setattr(Hook, *part)
+    return Hook()
+
+
+def weighted(weights):
+    """Losses times weights that are made of them without a gradient."""
+
+    def loss(self, loss, logits):
+        def made(params, batch, key):
+            losses = loss(params, batch, key)
+            return losses * weights(losses.detach())
+
+        return made
+
+    return "loss", loss
+
+
+LIES = [
+    weighted(lambda losses: (losses >= losses.median()).float()),
+    weighted(lambda losses: torch.ones_like(losses) / len(losses)),
+    weighted(lambda losses: torch.softmax(4 * losses, 0)),
+    ("batch", lambda self, x, y, key: ((x - x.mean(0)) / (x.std(0) + 0.1), y)),
+]
+
+
+@pytest.mark.parametrize("part", LIES)
+def test_hooks_that_do_not_say_that_they_couple_records_are_tried(part):
+    """`Defence.couples_samples` is False where nobody says otherwise."""
+    own = hook(part)
+    with pytest.raises(NotApplicable, match="what third-party makes of a record depends on the others"):
+        check_separation((own, RECORD), network(nn.Linear(16, 16)), SHAPE)
+    check_separation((own, CLIENT), network(nn.Linear(16, 16)), SHAPE)
+
+
+def test_hooks_that_keep_records_apart_pass():
+    def noisy(self, x, y, key):
+        draws = torch.func.vmap(lambda own, image: uniform(own, image.shape, 0, 0.1))(record_keys(key, x), x)
+        return x + draws, y
+
+    for part in [weighted(lambda losses: losses.exp()), ("batch", noisy)]:
+        check_separation((hook(part), RECORD), network(nn.Linear(16, 16)), SHAPE)
+
+
 @pytest.mark.parametrize(
     "layer", [nn.Dropout(0.5), Noisy(), nn.GroupNorm(4, 16), nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))]
 )  # fmt: skip
@@ -127,7 +204,8 @@ class TestATraining:
         with pytest.raises(NotApplicable, match="Paired does not say that it keeps"):
             training.run(module, lambda *_: None, purpose="fine-tune", hooks=(Paired(),))
         Paired.couples_samples = False
-        training.set_up(module, hooks=(Paired(),))
+        with pytest.raises(NotApplicable, match="what Paired makes of a record depends on the others"):
+            training.set_up(module, hooks=(Paired(),))
         training.set_up(module, hooks=(ClientHooks(),))  # changes nothing
         training.spec = replace(training.spec, defences=())
         Paired.couples_samples = True

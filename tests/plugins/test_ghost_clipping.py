@@ -287,12 +287,35 @@ def penalised(apply):
     return lambda params, batch, key: inner(params, batch, key) + params["9.weight"].square().sum()
 
 
-def hidden(apply):
-    """A penalty whose parameter goes in among others, where function calls do not show it."""
+def listed(apply):
+    """A penalty whose parameter goes in among others."""
     inner = cross_entropy(apply)
     return lambda params, batch, key: (
         inner(params, batch, key) + torch.cat([params["9.weight"], params["9.weight"]]).square().sum()
     )
+
+
+class Squares(torch.autograd.Function):
+    """A function of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w):
+        return w.square().sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+def hidden(apply):
+    inner = cross_entropy(apply)
+    return lambda params, batch, key: inner(params, batch, key) + Squares.apply(params["9.weight"])
 
 
 class Grouped(nn.Sequential):
@@ -340,7 +363,8 @@ class Scaled(nn.Module):
 UNSUPPORTED = [
     (network, twice, "is used 2 times"),
     (network, penalised, "no formula for square"),
-    (network, hidden, "the formulas do not give autograd's gradient"),
+    (network, listed, "no formula for cat"),
+    (network, hidden, "no formula for custom_function_call"),
     (Grouped, cross_entropy, "grouped convolutions"),
     (Named, cross_entropy, "padding by name"),
     (Tokens, cross_entropy, "more than one row a record"),
@@ -466,3 +490,56 @@ def alone(defence, module, batch):
     own.module = module
     grads = defence.gradient(own)(dict(module.named_parameters()), batch, KEY)
     return torch.cat([g.reshape(-1) for g in grads.values()])
+
+
+class Bare(nn.Module):
+    """A layer norm without a shift, for which Opacus' formula fails; and weights that are not called so."""
+
+    def __init__(self, kind):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first = nn.Linear(64, 8)
+            self.second = (
+                nn.LayerNorm(8, bias=False) if kind == "norm" else nn.utils.weight_norm(nn.Linear(8, 8))
+            )
+            self.head = nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x.flatten(1))).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("norm", "formula for LayerNorm fails"), ("reparametrised", "beside a")]
+)
+def test_layers_that_no_formula_knows_are_done_per_sample(kind, reason):
+    module = Bare(kind)
+    _, _, (x, y) = cohort()
+    expected = one_by_one(cross_entropy, [module], (x, y), 0.3)[0]
+    torch.testing.assert_close(alone(dp(0.3), module, (x[0], y[0])), expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(PluginError, match=reason):
+        alone(dp(0.3, per_sample="ghost"), module, (x[0], y[0]))
+
+
+def test_a_network_is_looked_at_until_every_parameter_has_a_gradient():
+    """Records meet behind a layer, and the head that starts at zero hides it from the first batch."""
+    modules, stacked, (x, y) = cohort(meeting)
+    module = modules[0]
+    with torch.no_grad():
+        module[4].weight.zero_()
+        stacked["4.weight"].zero_()
+    single, several = (dp(0.5, per_sample="ghost") for _ in range(2))
+    alone(single, module, (x[0], y[0]))
+    together(several, cross_entropy, modules, stacked, (x, y))
+    with torch.no_grad():
+        module[4].weight.fill_(0.1).mul_(torch.arange(3).view(3, 1))
+        stacked["4.weight"].copy_(module[4].weight.expand(CLIENTS, -1, -1))
+    for _ in range(2):  # a refusal is for good
+        with pytest.raises(PluginError, match="do not give"):
+            alone(single, module, (x[0], y[0]))
+        with pytest.raises(PluginError, match="do not give"):
+            together(several, cross_entropy, modules, stacked, (x, y))
+    with pytest.raises(PluginError, match="do not give"):
+        alone(single, module, (x[0, :1], y[0, :1]))

@@ -16,9 +16,11 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_plugins.defences._ghost_formulas import (
+    TRIES,
     Convolution,
     NotFinite,
     Owned,
@@ -46,7 +48,20 @@ class Call(NamedTuple):
     dtype: Any
 
 
-_verified: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+@dataclass
+class _State:
+    """What the first batches of a module have shown; a refusal is for good."""
+
+    verified: bool = False
+    refused: str | None = None
+    tries: int = 0
+
+
+_states: weakref.WeakKeyDictionary[nn.Module, _State] = weakref.WeakKeyDictionary()
+
+
+def _state(module: nn.Module) -> _State:
+    return _states.setdefault(module, _State())
 
 
 class GhostClipping:
@@ -54,8 +69,9 @@ class GhostClipping:
 
     `clipped_sum` raises Unsupported where the module or the loss is outside what the formulas cover: a
     layer without a formula, a layer or parameter used more than once or outside its layer's forward, reduced
-    precision, or a formula that disagrees with autograd (checked once per module, on a batch of two records or more:
-    with one alone, layers in which records meet would pass).
+    precision, or a formula that disagrees with autograd (checked per module until a batch of two records or more
+    gives every parameter a gradient: with one alone, layers in which records meet would pass); and NotFinite where a
+    record's gradient is not finite.
     """
 
     def __init__(self, module: nn.Module, loss: LossFn, max_grad_norm: float, clipping: str = "flat") -> None:
@@ -82,11 +98,13 @@ class GhostClipping:
 
         if not self.owns(params):
             raise Unsupported("the parameters are not the module's own")
+        if (refused := _state(self.module).refused) is not None:
+            raise Unsupported(refused)
         with torch.enable_grad():
             with self._capture() as calls:
                 losses = self.loss(params, batch, key)
             self._check_calls(calls, losses)
-            first = self.module not in _verified
+            first = not (state := _state(self.module)).verified
             backprops = torch.autograd.grad(
                 losses.sum(), [call.edge for call in calls], retain_graph=first, allow_unused=True
             )
@@ -100,9 +118,13 @@ class GhostClipping:
             raise NotFinite
         scales = clip_scales(squared, self.max_grad_norm, self.clipping)
         if first:
-            _verify(parts, list(params.values()), losses)
-            if len(losses) > 1:
-                _verified[self.module] = True
+            try:
+                told = _verify(parts, list(params.values()), losses)
+            except Unsupported as error:
+                state.refused = str(error)
+                raise
+            state.tries += 1
+            state.verified = len(losses) > 1 and (told or state.tries > TRIES)
         sums = {part.name: part.sum(scale) for part, scale in zip(parts, scales, strict=True)}
         return {name: sums[id(p)].reshape(p.shape) for name, p in params.items()}
 
@@ -165,6 +187,8 @@ def _layer_parts(call: Call, backprops: Tensor, wanted: list[nn.Parameter]) -> l
         for p in (getattr(layer, name, None) for name in ("weight", "bias"))
     )
     owned = Owned(weight, bias)
+    if any(id(p) not in owned for p in wanted):
+        raise Unsupported(f"{type(layer).__name__} has parameters beside a weight and a bias")
     if type(layer) is nn.Linear and backprops.ndim == 2:
         return linear(x, backprops, owned)
     if type(layer) is nn.Conv2d and layer.groups == 1 and not isinstance(layer.padding, str):
@@ -172,7 +196,10 @@ def _layer_parts(call: Call, backprops: Tensor, wanted: list[nn.Parameter]) -> l
         return convolution(x, backprops, owned, how)
     if type(layer) is nn.GroupNorm:
         return group_norm(x, backprops, owned, layer.num_groups, layer.eps)
-    found = _formulas()[type(layer)](layer, call.activations, backprops)
+    try:
+        found = _formulas()[type(layer)](layer, call.activations, backprops)
+    except Exception as error:  # an option of the layer that Opacus' formula does not know
+        raise Unsupported(f"the formula for {type(layer).__name__} fails: {error}") from error
     if any(p not in found for p in wanted):
         raise Unsupported(f"the formula for {type(layer).__name__} leaves a parameter out")
     return [per_sample(id(p), found[p].flatten(1)) for p in wanted]
@@ -202,10 +229,11 @@ def _uses(losses: Tensor) -> Counter[int]:
     return uses
 
 
-def _verify(parts: list[Part], params: list[Tensor], losses: Tensor) -> None:
+def _verify(parts: list[Part], params: list[Tensor], losses: Tensor) -> bool:
     """Sums, and one record's norm, against autograd's: a layer's option that the formulas do not know shows here.
 
-    No two records have the same weight, as where all have, records that meet in the network do not show.
+    No two records have the same weight, as where all have, records that meet in the network do not show. Returns
+    whether every parameter had a gradient to be looked at.
     """
     import torch
 
@@ -231,3 +259,4 @@ def _verify(parts: list[Part], params: list[Tensor], losses: Tensor) -> None:
             raise Unsupported(
                 f"the formulas do not give the norm of autograd's, of shape {tuple(wanted.shape)}"
             )
+    return bool(torch.stack([(part.squared.sqrt() > noise).any() for part in parts]).all())

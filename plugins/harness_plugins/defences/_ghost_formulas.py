@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Batches that are looked at where some parameter has no gradient, as behind a head that starts at zero, or in front
+# of a normalisation that takes its part away.
+TRIES = 5
+
+
 class Unsupported(Exception):
     """The reason why per-sample norms of this module and loss need another path."""
 

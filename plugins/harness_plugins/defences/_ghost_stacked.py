@@ -9,7 +9,7 @@ a grouped convolution with a group for each client and record: ten clients' roun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from harness_plugins.defences._ghost_formulas import (
+    TRIES,
     Convolution,
     NotFinite,
     Owned,
@@ -39,8 +40,8 @@ class StackedGhostClipping:
     """Clipped gradient sums of clients under vmap; what the first batch shows is kept for the next ones.
 
     `clipped_sum` raises Unsupported where a parameter is used by another function than those known here, or twice, or
-    in reduced precision, or where the sums are not autograd's (looked at once per network, on a batch of two records
-    or more); and NotFinite where a record's gradient is not finite.
+    in reduced precision, or where the sums are not autograd's (looked at per network, until a batch of two records or
+    more gives every parameter a gradient); and NotFinite where a record's gradient is not finite.
     """
 
     def __init__(self, max_grad_norm: float, clipping: str = "flat") -> None:
@@ -91,8 +92,9 @@ class StackedGhostClipping:
         if mask is not None:
             scales = scales.where(mask, 0)
         if not known.verified:
-            _verify(loss, values, batch, key, parts)
-            known.verified = records > 1
+            told = _verify(loss, values, batch, key, parts)
+            known.tries += 1
+            known.verified = records > 1 and (told or known.tries > TRIES)
         sums = {part.name: part.sum(scale) for part, scale in zip(parts, scales, strict=True)}
         return {name: sums[name].reshape(p.shape) for name, p in values.items()}
 
@@ -103,6 +105,7 @@ class _Known:
 
     shapes: list[tuple[int, ...]] | None = None
     verified: bool = False
+    tries: int = 0
     refused: str | None = None
 
 
@@ -115,8 +118,11 @@ def _check_uses(uses: list[_Use], values: Params, records: int) -> None:
         raise Unsupported("a layer does not put out one row a record")
 
 
-def _verify(loss: LossFn, values: Params, batch: Batch, key: Tensor, parts: list[Part]) -> None:
-    """Sums, and one record's norm, against autograd's; no two records have the same weight, see GhostClipping."""
+def _verify(loss: LossFn, values: Params, batch: Batch, key: Tensor, parts: list[Part]) -> bool:
+    """Sums, and one record's norm, against autograd's; no two records have the same weight, see GhostClipping.
+
+    Returns whether every parameter had a gradient to be looked at, at some client.
+    """
     weights = torch.linspace(0.5, 1.0, len(batch[1])).to(parts[0].squared)
     first = torch.zeros_like(weights)
     first[0] = 1.0
@@ -133,6 +139,9 @@ def _verify(loss: LossFn, values: Params, batch: Batch, key: Tensor, parts: list
         look(close, _holds(f"the formulas do not give autograd's gradient of {part.name}"))
         close = (part.squared[0].sqrt() - own.norm()).abs() <= 1e-3 * own.norm() + noise[0]
         look(close, _holds(f"the formulas do not give the norm of autograd's gradient of {part.name}"))
+    seen = [False]
+    look(torch.stack([(part.squared.sqrt() > noise).any() for part in parts]).all(), _noted(seen))
+    return seen[0]
 
 
 class _Use(NamedTuple):
@@ -156,7 +165,7 @@ class _Layers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if not any(id(value) in self.names for value in (*args, *kwargs.values())):
+        if not any(id(value) in self.names for value in _leaves((args, kwargs))):
             return output
         if not isinstance(output, torch.Tensor) or func is torch.Tensor.detach:
             return output  # a size, or what an attack reads without changing it
@@ -174,6 +183,17 @@ class _Layers(TorchFunctionMode):
         if place >= len(self.taps) or self.taps[place].shape != output.shape:
             raise Unsupported("the loss does not use the layers as it did at first")
         return output + self.taps[place]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What a call was given, out of its lists, too."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        yield value
+        return
+    for inner in value:
+        yield from _leaves(inner)
 
 
 def _owned(names: dict[int, str], weight: Tensor | None, bias: Tensor | None) -> Owned:
@@ -259,6 +279,13 @@ class _Look(torch.autograd.Function):
 def _all_finite(squared: Tensor) -> None:
     if not bool(squared.sum().isfinite()):
         raise NotFinite
+
+
+def _noted(seen: list[bool]) -> Callable[[Tensor], None]:
+    def note(values: Tensor) -> None:
+        seen[0] = bool(values.any())
+
+    return note
 
 
 def _holds(otherwise: str) -> Callable[[Tensor], None]:
