@@ -262,6 +262,26 @@ def test_half_precision_is_the_cast_network(dtype, size):
             compressor("half-precision", dtype=dtype).compress(model, context())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("confident", [1.0, 1e-6, 1e-30])
+def test_half_precision_has_gradients_however_confident_the_network_is(dtype, confident):
+    """A gradient of 1e-8 at the logits is below the smallest float16."""
+    model = linear_network()
+    module = compressor("half-precision", dtype=dtype).compress(model, context()).module
+    x = images(6)
+    weights = torch.linspace(0.5, 1, 6)[:, None] * confident ** torch.linspace(0.5, 1, 6)[:, None]
+
+    def gradient(network):
+        leaf = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad((weights * network(leaf)[:, :2]).sum(), leaf)
+        return found
+
+    found, exact = gradient(module), gradient(model)
+    assert found.flatten(1).any(1).all()
+    torch.testing.assert_close(found / exact.abs().amax((1, 2, 3), keepdim=True),
+                               exact / exact.abs().amax((1, 2, 3), keepdim=True), rtol=0, atol=0.02)  # fmt: skip
+
+
 # pruning ----------------------------------------------------------------------------------------------
 
 

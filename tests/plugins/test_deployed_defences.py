@@ -77,6 +77,17 @@ def test_it_abstains_near_the_boundary():
     assert radii[1] > 0
 
 
+def test_a_diverged_model_certifies_nothing():
+    def nothing(x):
+        return torch.full((len(x), 3), torch.nan)
+
+    labels, radii = create("randomized-smoothing", n=100).certify(
+        nothing, torch.rand(4, 1, 4, 4), torch.Generator().manual_seed(0)
+    )
+    assert labels.tolist() == [-1] * 4
+    assert not radii.any()
+
+
 def test_training_noise_is_normal_and_each_record_s_own():
     defence = create("randomized-smoothing", sigma=0.5)
     x = torch.rand(400, 1, 10, 10, generator=torch.Generator().manual_seed(0))

@@ -157,6 +157,10 @@ def test_attack_success_leaves_the_target_class_out():
     # A model without backdoor that is always right has no success, though half the samples are its target's.
     perfect = {**given, "triggered_logits": np.eye(3)[labels]}
     assert score("attack-success-rate", **perfect) == {"attack_success_rate": 0.0}
+    diverged = {**given, "triggered_logits": np.where(labels[:, None] == 2, np.nan, triggered)}
+    assert (
+        score("attack-success-rate", **diverged) == {}
+    )  # not the perfect 0.0 of a model that has no answers
     only = {**given, "triggered_labels": np.ones(8, dtype=int)}
     assert score("attack-success-rate", **only) == {}
     with pytest.raises(PluginError, match="target"):

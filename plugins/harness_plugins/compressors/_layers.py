@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,12 +117,46 @@ class FakeRounding(nn.Module):
 
 
 class Cast(nn.Module):
-    """The module in another number format, from and to float32."""
+    """The module in another number format, from and to float32.
+
+    Each record's gradient runs through it scaled by a power of two, so that its largest entry at the outputs is about
+    1: a confident network's are below the smallest float16, and an attack would find nothing.
+    """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.module, self.dtype = module, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module(x.to(self.dtype))
+        scale: list[Tensor] = []
+        out: Tensor = self.module(_In.apply(x, self.dtype, scale))
+        return _Out.apply(out, scale)  # type: ignore[no-any-return]
+
+
+class _In(torch.autograd.Function):
+    """To another number format; the gradient comes back as it was before `_Out` scaled it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, scale: list[Tensor]) -> Tensor:
+        ctx.scale = scale
+        return x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (scale,) = ctx.scale
+        return g.float() / scale.view(-1, *[1] * (g.ndim - 1)), None, None
+
+
+class _Out(torch.autograd.Function):
+    """To float32; on the way back, each record's gradient times a power of two, which `scale` then holds."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, scale: list[Tensor]) -> Tensor:
+        ctx.scale, ctx.dtype = scale, out.dtype
         return out.float()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        exponent = torch.frexp(g.abs().flatten(1).amax(1)).exponent.clamp(-126, 126)
+        ctx.scale[:] = [torch.ldexp(torch.ones_like(exponent, dtype=g.dtype), -exponent)]
+        return (g * ctx.scale[0].view(-1, *[1] * (g.ndim - 1))).to(ctx.dtype), None

@@ -24,9 +24,9 @@ class HalfPrecision(ModelCompressor):
     """The network cast to float16 (11 bits of precision, up to 65,504) or bfloat16 (8 bits, any size).
 
     Images are cast on the way in and logits to float32 on the way out; everything between runs in 16 bits,
-    batch statistics included. Gradients are those of the cast network. Half of the bytes. Raises PluginError
-    where a weight is not finite or does not fit float16. Source: the number formats of Micikevicius et al.
-    (2018) and Kalamkar et al. (2019, arXiv 1905.12322), here for inference alone.
+    batch statistics included. Gradients are those of the cast network, each record's scaled into the range of
+    float16. Half of the bytes. Raises PluginError where a weight is not finite or does not fit float16. Source: the
+    number formats of Micikevicius et al. (2018) and Kalamkar et al. (2019, arXiv 1905.12322), here for inference alone.
     """
 
     name: ClassVar[str] = "half-precision"

@@ -91,7 +91,8 @@ class RandomizedSmoothing(Defence):
                     answers = model(image + self.sigma * noise.to(image))
                     if votes is None:
                         votes = torch.zeros((len(x), answers.shape[1]), dtype=torch.int64, device=x.device)
-                    votes[position] += torch.bincount(answers.argmax(1), minlength=answers.shape[1])
+                    valid = answers[~answers.isnan().any(1)]  # a diverged network votes for nothing
+                    votes[position] += torch.bincount(valid.argmax(1), minlength=answers.shape[1])
         assert votes is not None
         return votes
 

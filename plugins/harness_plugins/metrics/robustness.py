@@ -79,7 +79,10 @@ class AttackSuccessRate(Metric):
         others = labels != target
         if not others.any():
             return {}
-        return {"attack_success_rate": float((predicted(triggered)[others] == target).mean())}
+        answers = predicted(triggered)[others]
+        if (answers < 0).any():  # a diverged model has no answer to send anywhere: that is no protection
+            return {}
+        return {"attack_success_rate": float((answers == target).mean())}
 
 
 PLUGINS = (RobustAccuracy, AttackSuccessRate)

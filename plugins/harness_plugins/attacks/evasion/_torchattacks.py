@@ -23,6 +23,7 @@ class TorchattacksAttack(EvasionAttack):
     requires: ClassVar[tuple[str, ...]] = ("torchattacks",)
     implementation: ClassVar[str] = ""  # the class in torchattacks
     single_precision: ClassVar[bool] = False  # the class fails on float64
+    cross_entropy: ClassVar[bool] = False  # its loss is the cross-entropy of the model's answers
 
     @abstractmethod
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
@@ -32,15 +33,26 @@ class TorchattacksAttack(EvasionAttack):
         """x (b, c, h, w) in [0, 1], y (b,) -> x_adv like x. Draws from torch's global generators."""
         if context.eps == 0:  # some divide by it, others start at random even so
             return x
-        attack = self.build(self.implementation, model, x, self.arguments(context))
+        attack = self.build(self.implementation, model, x, self.arguments(context), self.cross_entropy)
         return run(attack, x, y) if self.single_precision else attack(x, y)  # type: ignore[no-any-return]
 
     @staticmethod
-    def build(implementation: str, model: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Any:
-        """torchattacks' attack object on [0, 1] pixels: call it with x and y."""
+    def build(
+        implementation: str,
+        model: nn.Module,
+        x: Tensor,
+        arguments: dict[str, Any],
+        cross_entropy: bool = False,
+    ) -> Any:
+        """torchattacks' attack object on [0, 1] pixels: call it with x and y.
+
+        cross_entropy: for a loss that is the same of logits and of their log_softmax, whose gradient is exact.
+        """
         import torchattacks
 
-        return getattr(torchattacks, implementation)(_pixel_model_class()(model, x), **arguments)
+        return getattr(torchattacks, implementation)(
+            _pixel_model_class()(model, x, cross_entropy), **arguments
+        )
 
 
 def run(attack: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -81,15 +93,19 @@ def _pixel_model_class() -> type[nn.Module]:
         It also has a short repr: torchattacks formats the whole model for every attack.
         """
 
-        def __init__(self, model: nn.Module, like: Tensor) -> None:
+        def __init__(self, model: nn.Module, like: Tensor, normalised: bool) -> None:
             super().__init__()
             self.model = model
+            self.normalised = normalised
             self.device_marker = torch.nn.Parameter(like.new_empty(0), requires_grad=False)
             self.training = model.training  # torchattacks goes back to this mode
 
         def forward(self, x: Tensor) -> Tensor:
             # The attack computes in float32, whatever the model does; see `run`.
-            return self.model(x.to(self.device_marker.dtype)).to(x.dtype)
+            logits = self.model(x.to(self.device_marker.dtype)).to(x.dtype)
+            # The cross-entropy's gradient by the true class is p - 1, which rounds to 0 for a confident model: what is
+            # left has another sign. Through log_softmax it is minus the sum of the other classes'.
+            return logits.log_softmax(1) if self.normalised else logits
 
         def __repr__(self) -> str:
             return "PixelModel()"

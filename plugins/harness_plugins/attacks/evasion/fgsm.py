@@ -31,6 +31,7 @@ class FGSM(TorchattacksAttack):
     norm: ClassVar[str | None] = "linf"
     default_eps: ClassVar[float | None] = 8 / 255
     implementation: ClassVar[str] = "FGSM"
+    cross_entropy: ClassVar[bool] = True
 
     eps: float | None = Field(
         None, ge=0, le=1, description="L-inf radius in [0, 1] pixels; None: the threat's budget, else 8/255"

@@ -53,6 +53,7 @@ class BIM(Iterative):
         venue="ICLR Workshop", year=2017, url="https://arxiv.org/abs/1607.02533",
     )  # fmt: skip
     implementation: ClassVar[str] = "BIM"
+    cross_entropy: ClassVar[bool] = True
     stride: ClassVar[float] = 2.5
 
 
@@ -68,6 +69,7 @@ class MIFGSM(Iterative):
         venue="CVPR", year=2018, url="https://arxiv.org/abs/1710.06081",
     )  # fmt: skip
     implementation: ClassVar[str] = "MIFGSM"
+    cross_entropy: ClassVar[bool] = True
     decay: float = Field(1.0, ge=0, description="decay of the accumulated gradient")
 
     def further(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class NIFGSM(MIFGSM):
         authors="Lin, Song, He, Wang, Hopcroft", venue="ICLR", year=2020, url="https://arxiv.org/abs/1908.06281",
     )  # fmt: skip
     implementation: ClassVar[str] = "NIFGSM"
+    cross_entropy: ClassVar[bool] = True
 
 
 class VMIFGSM(MIFGSM):
@@ -97,6 +100,7 @@ class VMIFGSM(MIFGSM):
         venue="CVPR", year=2021, url="https://arxiv.org/abs/2103.15571",
     )  # fmt: skip
     implementation: ClassVar[str] = "VMIFGSM"
+    cross_entropy: ClassVar[bool] = True
     samples: int = Field(5, ge=1, description="neighbours whose gradients are averaged (N)")
     beta: float = Field(1.5, gt=0, description="how far neighbours lie, as a multiple of eps")
 
@@ -118,6 +122,7 @@ class DIFGSM(Iterative):
         url="https://arxiv.org/abs/1803.06978",
     )  # fmt: skip
     implementation: ClassVar[str] = "DIFGSM"
+    cross_entropy: ClassVar[bool] = True
     decay: float = Field(0.0, ge=0, description="decay of the accumulated gradient; 0: none")
     resize_rate: float = Field(0.9, gt=0, lt=1, description="least size of the resized input, as a share")
     diversity_prob: float = Field(0.5, ge=0, le=1, description="probability that an input is transformed")
@@ -142,6 +147,7 @@ class TIFGSM(DIFGSM):
         authors="Dong, Pang, Su, Zhu", venue="CVPR", year=2019, url="https://arxiv.org/abs/1904.02884",
     )  # fmt: skip
     implementation: ClassVar[str] = "TIFGSM"
+    cross_entropy: ClassVar[bool] = True
     single_precision: ClassVar[bool] = True
     kernel: int = Field(15, ge=1, description="side of the kernel, in pixels (odd)")
 
@@ -190,6 +196,7 @@ class EOTPGD(Iterative):
         authors="Zimmermann", venue="arXiv 1907.00895", year=2019, url="https://arxiv.org/abs/1907.00895",
     )  # fmt: skip
     implementation: ClassVar[str] = "EOTPGD"
+    cross_entropy: ClassVar[bool] = True
     stride: ClassVar[float] = 2.5
     draws: int = Field(2, ge=1, description="passes averaged in a step")
 
