@@ -5,6 +5,7 @@ Everything here needs the extra `flower`, which is imported where it is used.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def as_strategy(
     *rules: Any,
     f: int | None = None,
     seed: int | None = None,
+    buffers: Sequence[str] = ("running_mean", "running_var"),
     options: dict[str, Any] | None = None,
     **parameters: Any,
 ) -> FedAvg:
@@ -27,9 +29,13 @@ def as_strategy(
 
     rules: names of aggregators, all but the last pre-aggregators, or instances from `harness.create`. f: Byzantine
     clients to tolerate in a round. seed: makes random rules reproducible, and a rule's noise known to whoever knows
-    the seed; where not given they draw from a secret. parameters: of the last rule, where it is given by name.
-    options: arguments of Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown names and wrong
-    parameters.
+    the seed; where not given they draw from a secret. Rows are in the order of the nodes' ids, so that it decides
+    nothing who answers first; the nodes of another federation have other ids, in another order, and a rule that draws
+    by row then comes to something else. buffers: names, or how names end, of the arrays that are not trained, such as
+    BatchNorm's statistics: no rule sees them, and their mean over clients is taken, weighted by examples, which any
+    client can move. Where arrays have no such names, say which they are. parameters: of the last rule, where it is
+    given by name. options: arguments of Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown
+    names and wrong parameters.
     """
     from harness.errors import PluginError
     from harness.flower.strategies import RuleStrategy
@@ -57,4 +63,4 @@ def as_strategy(
             raise PluginError(
                 f"{rule.name} is not a pre-aggregator; only the last rule of a chain may be another"
             )
-    return RuleStrategy(created, f, seed, **(options or {}))
+    return RuleStrategy(created, f, seed, buffers, **(options or {}))

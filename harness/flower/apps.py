@@ -46,8 +46,11 @@ def engine_client() -> ClientApp:
     return app
 
 
-def answer_training(own: Simulated, message: Message, context: Context) -> Message:
-    """One client's round. Buffers that stay local live in the node's own state, under the client's number."""
+def answer_training(own: Simulated, message: Message, context: Context, discreet: bool = False) -> Message:
+    """One client's round. Buffers that stay local live in the node's own state, under the client's number.
+
+    discreet: the answer does not say how many records the client holds.
+    """
     federation = own.federation
     start, buffers = messages.read_start(message.content, federation.device)
     config = messages.settings(message.content)
@@ -60,7 +63,7 @@ def answer_training(own: Simulated, message: Message, context: Context) -> Messa
     updates, after = federation.train(start, [number], [number] if config["attacks"] else [], buffers)
     if client.buffers is not None:
         context.state[kept] = messages.arrays(client.buffers)
-    content = messages.update_record(number, updates[number], after[number], client.size)
+    content = messages.update_record(number, updates[number], after[number], 1 if discreet else client.size)
     return Message(content, reply_to=message)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.contracts.aggregator import Aggregator
+from harness.contracts.defence import Defence
 from harness.errors import HarnessError, did_you_mean
 from harness.flower.app_folder import write_app
+from harness.flower.discretion import conflict, discreet
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable
+from harness.local_plugins import LocalFile
+from harness.nesting import with_nested
 from harness.plan import Planner
+from harness.registry import registry
 from harness.scenario import Scenario
+
+PLUGINS = "plugins"  # the folder beside cell.yaml with the cell's local plugin files
+LEFT_OUT = ("test_*.py", "*_test.py")  # names of files that Flower does not take into an app
 
 SERVER = '''"""The server: what it does is in cell.yaml."""
 
@@ -68,9 +79,9 @@ Flower is not to report its use.
     export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 FLWR_TELEMETRY_ENABLED=0
     flwr run . --stream --federation-config 'num-supernodes={clients}'
 
-This is the cell itself: its data, its partition and its seeds, so the result is its record's. `flwr run` starts a
-SuperLink in the background, which stays until you end it. The trained model and its history are written to `trained/`
-in the folder where that SuperLink was started, or where `--run-config 'out="/path"'` says.
+This is the cell itself: its data, its partition and its seeds, so {result}.
+`flwr run` starts a SuperLink in the background, which stays until you end it. The trained model and its history are
+written to `trained/` in the folder where that SuperLink was started, or where `--run-config 'out="/path"'` says.
 
 ## With SuperNodes of your own
 
@@ -123,14 +134,23 @@ Then, from this folder:
 {privacy}"""
 PRIVACY = """## Privacy
 
-`result.json` states the guarantee that the training gives, by the accountant of the harness, for the number of records
-that the sites report. Noise and sampling come from PyTorch's generators, whose whole state is filled from 256 bits of
-the operating system: on a CPU a Mersenne twister, on a GPU Philox with about 124 bits of state. No search finds that
-state, but neither generator is cryptographically secure: whoever sees noise with nothing beside it (an update's
-coordinates whose gradient is zero, such as those of a pixel that is always black) could work the state out, and take
-the rest of that round's noise away. A deployment that must withstand this, or attacks on floating-point noise, needs
-more than this app. The sites must trust the
-server to send the settings of this app: what a site runs is this folder's code with the noise that the server plans.
+`result.json` states the guarantee that the training gives, by the accountant of the harness, for {counted}.
+Noise and sampling come from PyTorch's generators, whose whole state is filled from 256 bits of the operating system: on
+a CPU a Mersenne twister, on a GPU Philox with about 124 bits of state. No search finds that state, but neither
+generator is cryptographically secure: whoever sees noise with nothing beside it (an update's coordinates whose gradient
+is zero, such as those of a pixel that is always black) could work the state out, and take the rest of that round's
+noise away. A deployment that must withstand this, or attacks on floating-point noise, needs more than this app. The
+sites must trust the server to send the settings of this app: what a site runs is this folder's code with the noise that
+the server plans.
+{hidden}"""
+REPORTED = "the number of records\nthat the sites report"
+CLIENTS = """the number of
+clients: sites do not report how many records they have, and where the cell gives no delta it is 1 / (10 clients). With
+few sites that is a large one: set `delta` of the defence in the scenario and export again"""
+HIDDEN = """
+The guarantee is for whole clients, so that a site counts as one record, is sent the settings prepared for itself alone,
+and is not told how many others take part in a round; nor does `result.json`, whose history has the rounds alone. How
+long a round takes, and the SuperLink's log of who was sent a message, are not hidden: keep that log to the server.
 """
 PLAIN = """## Privacy
 
@@ -184,7 +204,8 @@ def export(scenario: Scenario, wanted: str, out: Path) -> Exported:
 
 
 def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out: Path) -> Exported:
-    pinned = pin(cell)
+    files = _placed(local_files(cell))
+    pinned = pin(cell, tuple(files))
     c, h, w = facts.input_shape
     name = f"{scenario.name}-{cell.id}".lower().replace(".", "-").replace("_", "-")
     package = name.replace("-", "_")
@@ -200,6 +221,9 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         out, name, f"Cell {cell.id} of {scenario.name}", SERVER, CLIENT.format(package=package), config
     )
     (folder / "cell.yaml").write_text(pinned, encoding="utf-8")
+    for place, file in files.items():
+        (folder / place).parent.mkdir(parents=True)
+        (folder / place).write_bytes(file.source)
     about = {
         "cell": cell.id,
         "axes": dict(cell.axes),
@@ -223,7 +247,8 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         clients=scenario.federation.clients,
         rounds=scenario.federation.rounds,
         notes="".join(f"\n{note}\n" for note in notes),
-        privacy=PRIVACY if any(defence.protects for defence in cell.defences) else PLAIN,
+        result=_result(cell),
+        privacy=_privacy(cell),
         **shape,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
@@ -240,11 +265,40 @@ def undeployable(cell: Cell) -> str | None:
             f"{cell.update_compressors[0].name} is simulated at the server; this app would send whole updates, "
             "and its uplink would not be the record's"
         )
-    return None
+    for file in local_files(cell):
+        if any(fnmatchcase(file.path.name, pattern) for pattern in LEFT_OUT):
+            return (
+                f"Flower leaves files named {' or '.join(LEFT_OUT)} out of an app: rename {file.path.name}, "
+                "which holds a plugin of the cell"
+            )
+    return conflict(cell.defences)
 
 
-def pin(cell: Cell) -> str:
-    """The scenario that has this cell's training as its only one, as YAML: all defaults spelled out."""
+def local_files(cell: Cell) -> list[LocalFile]:
+    """The local plugin files that the training or release of a cell needs."""
+    scenario = cell.scenario
+    parts = [scenario.dataset, scenario.model, scenario.federation.partition]
+    parts += [*cell.defences, *cell.aggregators, *cell.compressors]
+    files = [registry().entry_of(plugin).file for part in parts for plugin in with_nested(part)]
+    return [file for file in dict.fromkeys(files) if file is not None]
+
+
+def _placed(files: Sequence[LocalFile]) -> dict[str, LocalFile]:
+    """Where each goes, from the package's folder: apart, as names may repeat, but named as it was."""
+    places = {}
+    for i, file in enumerate(files):
+        name = file.path.name
+        if name == "__init__.py":  # called by its folder
+            name = f"{file.path.parent.name}/{name}"
+        places[f"{PLUGINS}/{i}/{name}"] = file
+    return places
+
+
+def pin(cell: Cell, plugins: Sequence[str] = ()) -> str:
+    """The scenario that has this cell's training as its only one, as YAML: all defaults spelled out.
+
+    plugins: where its local plugin files are, from the folder of the YAML file.
+    """
     import yaml
 
     plain = cell.scenario.to_dict()
@@ -255,6 +309,7 @@ def pin(cell: Cell) -> str:
     plain["seeds"] = [cell.seed]
     plain["engine"] = "local"
     plain["trackers"] = []
+    plain["plugins"] = list(plugins)
     plain["metrics"] = None
     drop = [key for key, value in plain.items() if value is None or value == []]
     plain = {key: value for key, value in plain.items() if key not in drop}
@@ -262,9 +317,36 @@ def pin(cell: Cell) -> str:
 
 
 def _notes(cell: Cell) -> list[str]:
+    notes = []
+    if cell.model_compressors:
+        names = " + ".join(c.label() for c in cell.model_compressors)
+        notes.append(
+            f"The cell's compressor, {names}, acts after training: the app trains the model that it is applied to."
+        )
+    parts: list[Aggregator | Defence] = [*cell.aggregators, *cell.defences]
+    for part in parts:
+        if type(part).inference not in (Aggregator.inference, Defence.inference):
+            notes.append(
+                f"{part.label()} acts at inference too, and `model.safetensors` is the network alone: whoever deploys "
+                f"it has to put `inference` of the {part.kind} `{part.name}` around it. The accuracy that a simulation "
+                "writes is that of both."
+            )
+    return notes
+
+
+def _result(cell: Cell) -> str:
+    """What a simulation comes to, for the README."""
     if not cell.model_compressors:
-        return []
-    names = " + ".join(c.label() for c in cell.model_compressors)
-    return [
-        f"The cell's compressor, {names}, acts after training: the app trains the model that it is applied to."
-    ]
+        return "the result is its record's"
+    return (
+        "the trained model is its record's before\nthe compressor changes it, and so is the accuracy in `result.json`: "
+        "the record's scores and guarantee are of the compressed model"
+    )
+
+
+def _privacy(cell: Cell) -> str:
+    """The README's section on what is guaranteed."""
+    if not any(defence.protects for defence in cell.defences):
+        return PLAIN
+    hides = discreet(cell.defences)
+    return PRIVACY.format(counted=CLIENTS if hides else REPORTED, hidden=HIDDEN if hides else "")

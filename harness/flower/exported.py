@@ -7,6 +7,7 @@ Nodes that only have a partition, as in a simulation, train the cell itself: its
 
 from __future__ import annotations
 
+import copy
 import json
 import secrets
 from collections.abc import Callable
@@ -27,21 +28,29 @@ from harness.devices import resolve_device
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.predict import predict
 from harness.federation.data import DeviceData, Part, Pool
-from harness.federation.local import Client
+from harness.federation.local import Client, seeded_modules
+from harness.federation.rounds import Rules
 from harness.flower import messages
 from harness.flower.apps import answer_training, settled_nodes
+from harness.flower.discretion import breaches, conflict, discreet, own_entries
 from harness.flower.job import Job, Simulated, settle_numerics, simulated
 from harness.flower.secure import SecureStrategy, mask, unwrap, wrap
 from harness.flower.strategy import FederationStrategy, NodesLost, RemoteAttackers
 from harness.grid import cells
 from harness.privacy.lineage import Parts, strongest
-from harness.random import secret_generator
+from harness.random import derive, secret_generator
 from harness.scenario import load_text
 from harness.stage_specs import TrainSpec, train_spec
+from harness.stages.compress import deployed as deployed_by
+from harness.stages.score import stratified
 from harness.training import Training
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from harness.contracts.aggregator import Aggregator
+    from harness.contracts.defence import Defence, Guarantee
+    from harness.scenario import Evaluation
 
 LoadData = Callable[[str], tuple[np.ndarray, np.ndarray]]  # a path -> images (n, c, h, w), labels (n,)
 
@@ -52,7 +61,13 @@ class Pinned:
 
     spec: TrainSpec
     facts: dict[str, Any]
+    evaluation: Evaluation
     unprotected: tuple[str, ...] = ()
+
+    @property
+    def discreet(self) -> bool:
+        """Whether a deployment keeps to itself what a client-level guarantee hides."""
+        return discreet(self.spec.defences)
 
     def job(self, context: Context) -> Job:
         root = Path(str(context.run_config.get("data-root") or "."))
@@ -62,17 +77,17 @@ class Pinned:
 
 @lru_cache(maxsize=2)
 def pinned(path: Path) -> Pinned:
-    """The cell in a YAML file, with its facts in the JSON file beside it."""
-    (cell,) = cells(load_text(path.read_text(encoding="utf-8")))
+    """The cell in a YAML file, with its facts in the JSON file and its local plugins in the folder beside it."""
+    (cell,) = cells(load_text(path.read_text(encoding="utf-8"), path))
     facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     spec = replace(train_spec(cell), tolerance=facts["tolerance"])
-    return Pinned(spec, facts, tuple(cell.scenario.unprotected))
+    return Pinned(spec, facts, cell.scenario.evaluation, tuple(cell.scenario.unprotected))
 
 
 class Deployed(Training):
     """A training of clients whose records are elsewhere, or, at a node, of its own records alone.
 
-    sizes: how many records each client holds. number, records: at a node, which client it is and its images and
+    sizes: how many records each client counts for. number, records: at a node, which client it is and its images and
     labels. Every seed has 256 bits of the operating system, and so have the generators of noise and coins: see
     `secret_generator` for what they withstand.
     """
@@ -107,6 +122,7 @@ class Deployed(Training):
         self.pool = Pool(held, np.arange(len(own)), nothing)
         self.malicious = []
         self._sizes = sizes
+        self._number = number
 
     def sizes(self) -> list[int]:
         return self._sizes
@@ -117,6 +133,23 @@ class Deployed(Training):
         if not len(labels):  # somebody else's
             return Client(number, images, labels, 0, Sampling(), hooks, list(prepared))
         return super()._client(number, images, labels, hooks, prepared)
+
+    def rules(self, prepared: list[dict[str, Any]], done: int) -> Rules:
+        """A node aggregates nothing, and has not been told what the defences prepared for the server's rule."""
+        if self._number is None:
+            return super().rules(prepared, done)
+        spec = self.spec
+        settings = spec.federation
+        return Rules(spec.aggregators, spec.tolerance, spec.weighting, settings.buffers, settings.server)
+
+    def larger(self, schedule: list[list[int]]) -> list[dict[str, Any]] | None:
+        """What the defences would prepare with one client more; None where they cannot."""
+        more = copy.copy(self)
+        more._sizes = [*self._sizes, self._sizes[-1]]
+        try:
+            return more._prepare(schedule, [])
+        except Exception:  # a plugin's: nothing of the training depends on it
+            return None
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         return {}  # there are no records here
@@ -137,6 +170,8 @@ def client_app(cell: Path, load: LoadData) -> ClientApp:
         if data is None and "partition-id" not in context.node_config:
             raise HarnessError("start this SuperNode with --node-config 'data=\"/path/to/its/records\"'")
         records = 0 if data is None else len(_records(cell, load, str(data))[1])
+        if records and pinned(cell).discreet:
+            records = 1
         content = ConfigRecord({"deployed": data is not None, "records": records})
         return Message(RecordDict({messages.CONFIG: content}), reply_to=message)
 
@@ -153,7 +188,7 @@ def client_app(cell: Path, load: LoadData) -> ClientApp:
         plan = json.loads(str(config["deployment"]))
         job, records = pinned(cell).job(context), _records(cell, load, str(data))
         own = _deployed(cell, job, plan, config["client"], records)
-        return answer_training(own, message, context)
+        return answer_training(own, message, context, pinned(cell).discreet)
 
     def train_masked(message: Message, context: Context) -> Message:
         """Only what Flower has masked leaves the node."""
@@ -172,7 +207,7 @@ def _deployed(
     cell: Path, job: Job, plan: dict[str, Any], number: int, records: tuple[np.ndarray, np.ndarray]
 ) -> Simulated:
     settle_numerics(job.spec)
-    training = Deployed(pinned(cell), job.device, plan["sizes"], number, records)
+    training = Deployed(pinned(cell), job.device, [1] * plan["clients"], number, records)
     module = training.initial_module()
     return Simulated(
         training, training.set_up(module, kind=RemoteAttackers, prepared=plan["prepared"]), module
@@ -225,21 +260,26 @@ def server_app(cell: Path) -> ServerApp:
             )
         if deployed:
             own = _coordinator(pinned(cell), job, [greetings[n]["records"] for n in deployed])
-            places = dict(enumerate(deployed))
-            plan = {"sizes": own.training.sizes(), "prepared": own.ready.prepared}
-            extra = {"deployment": json.dumps(plan)}
+            places, extra = dict(enumerate(deployed)), _plans(own)
         else:
-            own, extra = simulated(job), {}
+            own, extra = simulated(job), dict[int, dict[str, Any]]()
             here = sorted(greetings)
             places = {i: here[i % len(here)] for i in range(own.training.clients)}
         kind = FederationStrategy if hiding(job.spec.defences) is None else SecureStrategy
         if kind is SecureStrategy and len(set(places.values())) < len(places):
             raise HarnessError(f"secure aggregation needs a node for each of the {len(places)} clients")
-        strategy = kind(own.ready, places, _told, strict=bool(run["strict"]), timeout=timeout, extra=extra)
+        strategy = kind(
+            own.ready,
+            places,
+            _told,
+            strict=bool(run["strict"]),
+            timeout=timeout,
+            extra=lambda client: extra.get(client, {}),
+            discreet=bool(deployed) and pinned(cell).discreet,
+        )
         strategy.context = context
         strategy.train(grid)
-        parts = Parts.of(own.training.spec, unprotected=pinned(cell).unprotected)
-        _leave(own, parts, Path(str(run["out"])).resolve(), deployed=bool(deployed))
+        _leave(own, pinned(cell), Path(str(run["out"])).resolve(), deployed=bool(deployed))
 
     return app
 
@@ -265,12 +305,16 @@ def _greet(grid: Grid, nodes: Any, timeout: float) -> dict[int, dict[str, Any]]:
 
 
 def _coordinator(cell: Pinned, job: Job, sizes: list[int]) -> Simulated:
+    if reason := conflict(job.spec.defences):
+        raise PluginError(reason)
     for rule in job.spec.aggregators:
         if rule.root_records:
             raise PluginError(
                 f"{rule.name} needs a root dataset at the server, which a deployment does not have"
             )
     settle_numerics(job.spec)
+    if cell.discreet:
+        sizes = [1] * len(sizes)
     training = Deployed(cell, job.device, sizes)
     module = training.initial_module()
     ready = training.set_up(module, kind=RemoteAttackers)
@@ -278,21 +322,37 @@ def _coordinator(cell: Pinned, job: Job, sizes: list[int]) -> Simulated:
     return Simulated(training, ready, module)
 
 
+def _plans(own: Simulated) -> dict[int, dict[str, Any]]:
+    """For each client of a deployment how many there are, and what was prepared for its own hooks, not for others'."""
+    training, prepared = own.training, own.ready.prepared
+    assert isinstance(training, Deployed)
+    clients, defences = training.clients, training.spec.defences
+    larger = training.larger(own.ready.schedule) or [{}] * len(prepared)
+    plans = {}
+    for i in range(clients):
+        entries = [
+            own_entries(one, more, i, clients)
+            if defence.overrides("gradient") or defence.overrides("update")
+            else {}
+            for defence, one, more in zip(defences, prepared, larger, strict=True)
+        ]
+        plans[i] = {"deployment": json.dumps({"clients": clients, "prepared": entries})}
+    return plans
+
+
 def _told(done: int, total: int, entry: dict[str, Any]) -> None:
     log(20, "round %d/%d: %s", done, total, {k: v for k, v in entry.items() if k != "round"})
 
 
-def _leave(own: Simulated, parts: Parts, out: Path, deployed: bool) -> None:
-    """The trained model as model.safetensors, and what there is to say about it as result.json.
-
-    parts: of the cell, which decide whether its guarantee holds.
-    """
+def _leave(own: Simulated, cell: Pinned, out: Path, deployed: bool) -> None:
+    """The trained network as model.safetensors, and what there is to say about it as result.json."""
     from safetensors.torch import save_file
 
     training, outcome = own.training, own.federation.outcome
-    guarantee = strongest(training.guarantees([own.ready.prepared]), parts)
-    if guarantee is not None and deployed:
-        guarantee = guarantee.model_copy(update={"simulated": False})
+    guarantees = training.guarantees([own.ready.prepared])
+    if deployed:
+        guarantees = [_as_deployed(guarantee, training.spec) for guarantee in guarantees]
+    guarantee = strongest(guarantees, Parts.of(training.spec, unprotected=cell.unprotected))
     result: dict[str, Any] = {
         "deployed": deployed,
         "clients": training.clients,
@@ -301,12 +361,7 @@ def _leave(own: Simulated, parts: Parts, out: Path, deployed: bool) -> None:
     }
     module = own.module.eval()
     if not deployed:
-        test = training.data.test
-        right = (
-            torch.from_numpy(predict(module, test.images, 512, training.device)).argmax(1)
-            == test.labels.cpu()
-        )
-        result["accuracy"] = float(right.double().mean())
+        result["accuracy"] = _accuracy(training, cell.evaluation, module)
     out.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.contiguous().cpu() for name, value in module.state_dict().items()},
@@ -314,3 +369,27 @@ def _leave(own: Simulated, parts: Parts, out: Path, deployed: bool) -> None:
     )
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     log(20, "the trained model is in %s", out)
+
+
+def _as_deployed(guarantee: Guarantee, spec: TrainSpec) -> Guarantee:
+    """A guarantee of the training, with what a deployment adds to it and takes from it."""
+    broken = list(guarantee.broken_by)
+    if guarantee.unit == "client":
+        broken += breaches(spec)
+    return guarantee.model_copy(
+        update={"simulated": False, "holds": guarantee.holds and not broken, "broken_by": broken}
+    )
+
+
+def _accuracy(training: Training, evaluation: Evaluation, module: nn.Module) -> float:
+    """On the cell's test records, of the network with all that acts at inference, as the record has it."""
+    spec, test = training.spec, training.data.test
+    if evaluation.subset is not None:
+        test = stratified(test, evaluation.subset)
+    parts: list[Aggregator | Defence] = [*spec.aggregators, *spec.defences]
+    for part in parts:
+        module = deployed_by(part, module)
+    module = module.to(training.device).eval()
+    with seeded_modules(training.device, derive(spec.seed, "inference")):
+        logits = predict(module, test.images, evaluation.batch_size, training.device)
+    return float((logits.argmax(1) == test.labels.cpu().numpy()).mean())

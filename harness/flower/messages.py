@@ -24,6 +24,7 @@ FACTS = (
     "malicious",
     "share",
 )  # of a Start, beside its tensors
+WHO = ("clients", "malicious", "share")  # those of them that tell who else takes part
 HELLO, TRAIN, CRAFT = "query", "train", "train.craft"
 
 
@@ -40,9 +41,17 @@ def tensors(record: ArrayRecord, device: str) -> dict[str, Tensor]:
 
 
 def start_record(
-    start: Start, buffers: dict[str, Tensor], client: int, attacks: bool, **more: Any
+    start: Start,
+    buffers: dict[str, Tensor],
+    client: int,
+    attacks: bool,
+    discreet: bool = False,
+    **more: Any,
 ) -> RecordDict:
-    """What a client needs to train in a round. attacks: whether it is malicious and active."""
+    """What a client needs to train in a round.
+
+    attacks: whether it is malicious and active. discreet: not who else takes part.
+    """
     from flwr.app import ConfigRecord, RecordDict
 
     values = {"weights": start.weights} | {BUFFER + name: b for name, b in buffers.items()}
@@ -52,16 +61,17 @@ def start_record(
         {
             "client": client,
             "attacks": attacks,
-            **facts_of(start),
+            **facts_of(start, discreet),
             **more,
         }
     )
     return RecordDict({ARRAYS: arrays(values), CONFIG: config})
 
 
-def facts_of(start: Start) -> dict[str, Any]:
-    """What a Start says beside its tensors."""
-    return {name: getattr(start, name) for name in FACTS} | {"multiplier": float(start.multiplier)}
+def facts_of(start: Start, discreet: bool = False) -> dict[str, Any]:
+    """What a Start says beside its tensors. discreet: not who else takes part."""
+    said = [name for name in FACTS if not (discreet and name in WHO)]
+    return {name: getattr(start, name) for name in said} | {"multiplier": float(start.multiplier)}
 
 
 def settings(content: RecordDict) -> dict[str, Any]:
@@ -70,16 +80,16 @@ def settings(content: RecordDict) -> dict[str, Any]:
 
 
 def read_start(content: RecordDict, device: str) -> tuple[Start, dict[str, Tensor]]:
-    """The inverse of `start_record`: the start, and the global buffers."""
+    """The inverse of `start_record`: the start, as far as it was told, and the global buffers."""
     config = content.config_records[CONFIG]
     values = tensors(content.array_records[ARRAYS], device)
-    facts: dict[str, Any] = {name: config[name] for name in FACTS}
+    facts: dict[str, Any] = {name: config[name] for name in FACTS if name in config}
     start = Start(weights=values.pop("weights"), moved=values.pop("moved", None), **facts)
     return start, {name.removeprefix(BUFFER): value for name, value in values.items()}
 
 
 def update_record(client: int, update: Tensor, buffers: dict[str, Tensor], examples: int) -> RecordDict:
-    """A client's answer: its update (d,), its float buffers and how many records it holds."""
+    """A client's answer: its update (d,), its float buffers and how many records it counts for."""
     from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
     values = {"update": update} | {BUFFER + name: b for name, b in buffers.items()}

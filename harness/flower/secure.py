@@ -77,13 +77,13 @@ class SecureStrategy(FederationStrategy):
         received: list[tuple[np.ndarray, set[int]]] = []
         clients = {self.nodes[i]: i for i in opened.ids}
         arrays = [start.weights.cpu().numpy()] + ([] if start.moved is None else [start.moved.cpu().numpy()])
-        facts = messages.facts_of(start)
+        facts = messages.facts_of(start, self.discreet)
 
         def configure_fit(*_: Any) -> list[Any]:
             return [
                 (
                     SimpleNamespace(node_id=self.nodes[i]),
-                    FitIns(ndarrays_to_parameters(arrays), {**facts, "client": i, **self.extra}),
+                    FitIns(ndarrays_to_parameters(arrays), {**facts, "client": i, **self.extra(i)}),
                 )
                 for i in opened.ids
             ]
@@ -131,6 +131,8 @@ def wrap(reply: Message, weighting: str) -> Message:
         raise PluginError(
             "buffers such as BatchNorm's cannot be averaged under secure aggregation: take a model without them"
         )
+    if not bool(update.isfinite().all()):
+        raise PluginError("an update that is not finite cannot be quantised for secure aggregation")
     if float(update.abs().max()) > CLIPPING:
         raise PluginError(
             f"an update beyond {CLIPPING} in magnitude cannot be quantised for secure aggregation"

@@ -81,7 +81,8 @@ class FederationStrategy(Strategy):
 
     strict: a client that does not answer ends the training (a simulation's numbers must not depend on luck);
     otherwise the round goes on with those that did, and whoever was silent is not asked again. report(done, total,
-    entry): called after each round. extra: further plain values for every client.
+    entry): called after each round. extra(client): further plain values for a client. discreet: who takes part in a
+    round is neither sent nor reported.
     """
 
     def __init__(
@@ -92,7 +93,8 @@ class FederationStrategy(Strategy):
         *,
         strict: bool = True,
         timeout: float = 3600.0,
-        extra: dict[str, Any] | None = None,
+        extra: Callable[[int], dict[str, Any]] = lambda client: {},
+        discreet: bool = False,
     ) -> None:
         self.ready = ready
         self.federation = ready.federation
@@ -100,7 +102,8 @@ class FederationStrategy(Strategy):
         self.report = report
         self.strict = strict
         self.timeout = timeout
-        self.extra = extra or {}
+        self.extra = extra
+        self.discreet = discreet
         self._opened: Opened | None = None
         self._gone: set[int] = set()  # clients that left a round without an answer
         self._entry: dict[str, Any] = {}
@@ -138,7 +141,12 @@ class FederationStrategy(Strategy):
         found = []
         for client in opened.trained:
             content = messages.start_record(
-                opened.start, opened.buffers, client, client in opened.attackers, **self.extra
+                opened.start,
+                opened.buffers,
+                client,
+                client in opened.attackers,
+                self.discreet,
+                **self.extra(client),
             )
             found.append(Message(content, dst_node_id=self.nodes[client], message_type=messages.TRAIN))
         return found
@@ -175,7 +183,7 @@ class FederationStrategy(Strategy):
         elapsed = time.perf_counter() - self._started
         self.federation.outcome.seconds += elapsed
         self.federation.outcome.elapsed += elapsed
-        return self._arrays(), MetricRecord({"clients": len(opened.ids)})
+        return self._arrays(), MetricRecord({} if self.discreet else {"clients": len(opened.ids)})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -197,7 +205,8 @@ class FederationStrategy(Strategy):
         if server_round == 0:
             return None
         scores = self.ready.evaluate(server_round - 1)
-        entry = self._entry | scores
+        told = {"round": self._entry["round"]} if self.discreet else self._entry
+        entry = told | scores
         self.federation.outcome.history.append(entry)
         self.report(server_round, len(self.ready.schedule), entry)
         return MetricRecord({**scores}) if scores else None

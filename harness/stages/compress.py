@@ -144,9 +144,9 @@ def load_released(
             certify = partial(part.certify, released.module)
         elif type(part).inference not in (Defence.inference, Aggregator.inference):
             certify = None  # it was for the model without this part
-        released.module = _deployed(part, released.module)
+        released.module = deployed(part, released.module)
         if released.twin is not None:
-            released.twin = _deployed(part, released.twin)
+            released.twin = deployed(part, released.twin)
     return Released(
         module=released.module.to(device).eval(),
         state=released.state,
@@ -158,7 +158,7 @@ def load_released(
     )
 
 
-def _deployed(part: Aggregator | Defence, module: nn.Module) -> nn.Module:
+def deployed(part: Aggregator | Defence, module: nn.Module) -> nn.Module:
     """What a part deploys. Raises PluginError where that is no network."""
     found: Any = part.inference(module)
     if not isinstance(found, torch.nn.Module):

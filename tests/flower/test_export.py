@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import sys
+import zipfile
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import DirectGrid
+from flwr.app import Message
+from flwr.cli.build import build_fab_from_disk
 from safetensors.torch import load_file
 
 import harness
 from harness.cli import main
 from harness.contracts.attack import ClientData
-from harness.errors import HarnessError
+from harness.contracts.defence import Guarantee
+from harness.errors import HarnessError, PluginError
+from harness.federation.local import LocalTrainer
 from harness.federation.vector import layout
+from harness.flower import exported
 from harness.flower import messages as wire
+from harness.flower.discretion import breaches, own_entries
 from harness.flower.export import export, find_cell, pin, undeployable
 from harness.flower.exported import check_records, client_app, pinned, server_app
+from harness.flower.secure import wrap
 from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import load
@@ -269,6 +279,314 @@ class TestADeployment:
         assert [entry["clients"] for entry in result["history"]] == [2, 2]
 
 
+class Telling(DirectGrid):
+    """A grid that keeps what was said: `told` to nodes by messages to train, `answered` by nodes to any."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.told, self.answered = [], []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        asked = list(messages)
+        replies = super().send_and_receive(asked, timeout=timeout)
+        self.told += [
+            (m.metadata.dst_node_id, m.content) for m in asked if m.metadata.message_type == "train"
+        ]
+        self.answered += [(r.metadata.src_node_id, r.content) for r in replies if r.has_content()]
+        return replies
+
+
+SITES = (30, 61, 97, 50)
+CLIENT_LEVEL = """
+schema: 1
+name: hidden
+dataset: digits
+model: logistic
+federation: {{clients: 4, rounds: 3, participation: 0.5, sampling: {sampling}, local: {{steps: 1}}}}
+defences: [{defences}]
+metrics: [accuracy]
+seeds: [3]
+"""
+
+
+def of_text(text, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    return load(tmp_path / "own.yaml")
+
+
+def site_files(scenario, tmp_path, sizes=SITES):
+    train, configs, start = scenario.dataset.load(None).train, [], 0
+    for i, n in enumerate(sizes):
+        path = tmp_path / f"of{n}.{i}.npz"
+        np.savez(path, images=train.images[start : start + n], labels=train.labels[start : start + n])
+        configs.append({"data": str(path)})
+        start += n
+    return configs
+
+
+class TestWhatAClientLevelGuaranteeHides:
+    """How many records a client has, and who takes part in a round."""
+
+    def deploy(self, defences, tmp_path, sampling="poisson"):
+        scenario = of_text(CLIENT_LEVEL.format(defences=defences, sampling=sampling), tmp_path)
+        (cell,) = cells(scenario)
+        export(scenario, cell.id, tmp_path / "app")
+        configs = site_files(scenario, tmp_path)
+        return run(tmp_path / "app", Telling, tmp_path / "out", nodes=len(SITES), configs=configs)
+
+    @pytest.mark.parametrize(
+        "defences",
+        ["dp-fedavg: {noise_multiplier: 1.0}", "local-dp: {epsilon: 8}", "dp-ftrl: {epsilon: 8}"],
+    )
+    def test_no_count_leaves_a_site(self, defences, tmp_path):
+        result, _, grid = self.deploy(defences, tmp_path, "fixed")
+        greetings = [c for _, c in grid.answered if "records" in wire.settings(c)]
+        assert [wire.settings(c)["records"] for c in greetings] == [1] * len(SITES)
+        updates = [c for _, c in grid.answered if wire.METRICS in c]
+        assert len(updates) == 3 * 2  # rounds, clients in each
+        assert {c[wire.METRICS]["num-examples"] for c in updates} == {1}
+        guarantee = result["guarantee"]
+        assert guarantee["holds"]
+        assert guarantee["delta"] == pytest.approx(1 / (10 * len(SITES)))  # the number of sites is public
+
+    @pytest.mark.parametrize(
+        ("defences", "kept"),
+        [
+            ("dp-fedavg: {epsilon: 8}", set()),  # it acts at the server alone
+            ("local-dp: {epsilon: 8}", {"noise_multiplier", "delta", "accountant", "clip_norm", "rounds"}),
+        ],
+    )
+    def test_a_site_is_sent_its_own_settings_alone(self, defences, kept, tmp_path):
+        _, _, grid = self.deploy(defences, tmp_path, "fixed")
+        for node, content in grid.told:
+            plan = json.loads(wire.settings(content)["deployment"])
+            assert set(plan) == {"clients", "prepared"}
+            (prepared,) = plan["prepared"]
+            assert set(prepared) == kept
+            own = grid.ids.index(node)
+            others = [each for i, each in enumerate(prepared.get("rounds", [])) if i != own]
+            assert all(each is None for each in others)
+            assert "rounds" not in prepared or prepared["rounds"][own] > 0
+
+    @pytest.mark.parametrize("defences", ["dp-fedavg: {epsilon: 8}", "local-dp: {epsilon: 8}"])
+    def test_nobody_is_told_who_else_takes_part(self, defences, tmp_path):
+        result, _, grid = self.deploy(defences, tmp_path)
+        assert grid.told
+        for _, content in grid.told:
+            assert not {"clients", "malicious", "share"} & set(wire.settings(content))
+        assert result["history"] == [{"round": 1}, {"round": 2}, {"round": 3}]
+        assert result["guarantee"]["holds"]
+
+    def test_nor_under_secure_aggregation(self, tmp_path):
+        text = CLIENT_LEVEL.format(sampling="fixed", defences="[local-dp: {epsilon: 8}, secure-aggregation]")
+        scenario = of_text(text.replace("participation: 0.5", "participation: 1.0"), tmp_path)
+        (cell,) = cells(scenario)
+        export(scenario, cell.id, tmp_path / "app")
+        configs = site_files(scenario, tmp_path)
+        result, _, grid = run(tmp_path / "app", Telling, tmp_path / "out", nodes=4, configs=configs)
+        asked = [c.config_records["fitins.config"] for _, c in grid.told if "fitins.config" in c]
+        assert len(asked) == 3 * 4
+        assert not any({"clients", "malicious", "share"} & set(config) for config in asked)
+        assert result["history"] == [{"round": 1}, {"round": 2}, {"round": 3}]
+        assert result["guarantee"]["holds"]
+
+    def test_what_the_protocol_reveals_breaks_the_guarantee(self, tmp_path, monkeypatch):
+        """Clients of SecAgg+ learn of each other, which a guarantee that hides taking part cannot bear."""
+        from harness_plugins.defences.local_dp import LocalDP
+
+        stack = "[local-dp: {epsilon: 8}, secure-aggregation]"
+        specs = {}
+        for sampling in ("poisson", "fixed"):
+            (cell,) = cells(of_text(CLIENT_LEVEL.format(sampling=sampling, defences=stack), tmp_path))
+            specs[sampling] = train_spec(cell)
+        assert breaches(specs["poisson"]) == []  # that a client takes part is public there
+        monkeypatch.setattr(LocalDP, "neighbours", "add-remove")
+        assert (
+            "with secure-aggregation the clients of a round learn of each other"
+            in breaches(specs["poisson"])[0]
+        )
+        assert breaches(specs["fixed"]) == []
+        given = Guarantee(unit="client", epsilon=1, delta=0.1, accountant="rdp")
+        settled = exported._as_deployed(given, specs["poisson"])
+        assert not settled.holds
+        assert settled.broken_by == breaches(specs["poisson"])
+        assert exported._as_deployed(given, specs["fixed"]).holds
+
+    def test_noise_that_is_planned_by_counts_is_not_deployed_beside_it(self, tmp_path):
+        stack = "[dp-sgd: {epsilon: 8}, dp-fedavg: {epsilon: 8}]"
+        scenario = of_text(CLIENT_LEVEL.format(sampling="fixed", defences=stack), tmp_path)
+        (cell,) = cells(scenario)
+        with pytest.raises(
+            HarnessError, match="dp-sgd plans by the number of each site's records, which dp-fedavg"
+        ):
+            export(scenario, cell.id, tmp_path / "app")
+
+    def test_a_simulation_knows_its_sizes_as_before(self, tmp_path):
+        scenario = of_text(
+            CLIENT_LEVEL.format(sampling="fixed", defences="dp-fedavg: {epsilon: 8}"), tmp_path
+        )
+        (cell,) = cells(scenario)
+        (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+        export(scenario, cell.id, tmp_path / "app")
+        result, _, _ = run(tmp_path / "app", Telling, tmp_path / "out", nodes=2)
+        assert result["guarantee"]["delta"] == record["guarantee"]["delta"]
+        assert [entry["clients"] for entry in result["history"]] == [2, 2, 2]
+
+    def test_the_readme_says_so(self, tmp_path):
+        scenario = of_text(
+            CLIENT_LEVEL.format(sampling="fixed", defences="dp-fedavg: {epsilon: 8}"), tmp_path
+        )
+        (cell,) = cells(scenario)
+        export(scenario, cell.id, tmp_path / "app")
+        text = (tmp_path / "app" / "README.md").read_text()
+        assert "sites do not report how many records they have" in text
+        assert "{" not in text.partition("## Privacy")[2]
+
+
+class TestOwnEntries:
+    def test_keeps_what_is_no_list_over_clients(self):
+        prepared = {
+            "per_layer": [0.1, 0.2, 0.3],
+            "clients": [{"steps": i} for i in range(3)],
+            "by_client": {"0": 5, "1": 6, "2": 7},
+            "delta": 0.1,
+        }
+        larger = prepared | {
+            "clients": [{"steps": i} for i in range(4)],
+            "by_client": {str(i): 5 for i in range(4)},
+        }
+        assert own_entries(prepared, larger, 1, 3) == {
+            "per_layer": [0.1, 0.2, 0.3],
+            "clients": [None, {"steps": 1}, None],
+            "by_client": {"1": 6},
+            "delta": 0.1,
+        }
+
+    def test_hides_every_list_of_that_length_where_it_cannot_tell(self):
+        assert own_entries({"a": [1, 2, 3], "b": [1, 2]}, {}, 0, 3) == {"a": [1, None, None], "b": [1, 2]}
+
+
+def test_no_site_is_sent_another_ones_steps_and_rate(tmp_path):
+    """They say how many records it has."""
+    scenario = of_text(CLIENT_LEVEL.format(sampling="fixed", defences="dp-sgd: {epsilon: 8}"), tmp_path)
+    (cell,) = cells(scenario)
+    export(scenario, cell.id, tmp_path / "app")
+    configs = site_files(scenario, tmp_path)
+    result, _, grid = run(tmp_path / "app", Telling, tmp_path / "out", nodes=4, configs=configs)
+    for node, content in grid.told:
+        (prepared,) = json.loads(wire.settings(content)["deployment"])["prepared"]
+        own = grid.ids.index(node)
+        assert [i for i, entry in enumerate(prepared["clients"]) if entry is not None] == [own]
+        assert prepared["clients"][own]["sample_rate"] == min(1, 32 / SITES[own])
+    assert result["guarantee"]["delta"] == pytest.approx(
+        1 / (10 * sum(SITES))
+    )  # record level: counts are known
+
+
+INFERENCE = """
+schema: 1
+name: answers
+dataset: digits
+model: logistic
+federation: {{clients: 3, rounds: 2, local: {{epochs: 1, batch_size: 64, optimizer: {{sgd: {{lr: 0.5}}}}}}}}
+defences: [{defence}]
+aggregators: [{rule}]
+metrics: [accuracy]
+evaluation: {{batch_size: 100, subset: 200}}
+seeds: [3]
+"""
+
+
+@pytest.mark.parametrize(
+    ("defence", "rule", "kind"),
+    [
+        ("bit-depth: {bits: 1}", "mean", "defence"),
+        ("median-smoothing", "mean", "defence"),
+        ("randomized-smoothing: {sigma: 1.5, samples: 2}", "mean", "defence"),
+        ("none", "crfl: {sigma_test: 0.5, copies: 3}", "aggregator"),
+    ],
+)
+def test_what_acts_at_inference_is_scored_as_in_the_record_and_said(defence, rule, kind, direct, tmp_path):
+    scenario = of_text(INFERENCE.format(defence=defence, rule=rule), tmp_path)
+    (cell,) = cells(scenario)
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    notes = export(scenario, cell.id, tmp_path / "app").notes
+    result, model, _ = run(tmp_path / "app", direct, tmp_path / "out")
+    assert result["accuracy"] == record["scores"]["accuracy"]
+    assert set(model) == set(scenario.model.build((1, 8, 8), 10).state_dict())
+    (note,) = notes
+    name = (rule if kind == "aggregator" else defence).partition(":")[0]
+    assert "`model.safetensors` is the network alone" in note
+    assert f"`inference` of the {kind} `{name}`" in note
+    assert note in (tmp_path / "app" / "README.md").read_text()
+
+
+LOCAL_RULE = '''"""A rule."""
+
+from harness.api import Aggregator, hookimpl
+
+
+class Tenth(Aggregator):
+    """A tenth of the mean. updates (n, d) -> (d,)."""
+
+    name = "{name}"
+
+    def aggregate(self, updates, context):
+        return updates.mean(0) / 10
+
+
+@hookimpl
+def harness_register(register):
+    register(Tenth)
+'''
+LOCAL = """
+schema: 1
+name: local
+dataset: digits
+model: logistic
+plugins: [{plugins}]
+federation: {{clients: 3, rounds: 1, local: {{steps: 2, optimizer: {{sgd: {{lr: 0.5}}}}}}}}
+aggregators: [{rule}]
+metrics: [accuracy]
+"""
+
+
+class TestLocalPlugins:
+    def scenario(self, tmp_path, files, rule):
+        for path, name in files.items():
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(LOCAL_RULE.replace("{name}", name))
+        return of_text(LOCAL.format(plugins=", ".join(files), rule=rule), tmp_path)
+
+    def test_travel_with_the_app_and_their_originals_are_not_needed(self, direct, tmp_path):
+        files = {"data.py": "tenth", "b/data.py": "unused", "c/__init__.py": "other"}
+        scenario = self.scenario(tmp_path, files, "tenth")
+        (cell,) = cells(scenario)
+        (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+        folder = export(scenario, cell.id, tmp_path / "app").folder
+        for path in files:
+            (tmp_path / path).unlink()
+        copies = [p.relative_to(folder).parts[1:] for p in folder.glob("*/plugins/**/*.py")]
+        assert copies == [("plugins", "0", "data.py")]  # the cell's own, apart from the app's data.py
+        bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(folder)))  # what `flwr run` sends
+        assert any(name.endswith("/plugins/0/data.py") for name in bundle.namelist())
+        result, _, _ = run(folder, direct, tmp_path / "out")
+        assert result["accuracy"] == record["scores"]["accuracy"]
+
+    def test_of_a_package_keep_their_folders_name(self, direct, tmp_path):
+        scenario = self.scenario(tmp_path, {"c/__init__.py": "other"}, "'local:c/__init__.py/other'")
+        (cell,) = cells(scenario)
+        folder = export(scenario, cell.id, tmp_path / "app").folder
+        (tmp_path / "c" / "__init__.py").unlink()
+        run(folder, direct, tmp_path / "out")
+
+    def test_that_flower_would_leave_out_are_refused(self, tmp_path):
+        scenario = self.scenario(tmp_path, {"test_rule.py": "tested"}, "tested")
+        (cell,) = cells(scenario)
+        with pytest.raises(HarnessError, match=r"out of an app: rename test_rule\.py"):
+            export(scenario, cell.id, tmp_path / "app")
+
+
 class TestSecureAggregation:
     def app(self, scenario, tmp_path):
         return export(scenario, pick(scenario, defence="secure-aggregation").id, tmp_path / "app").folder
@@ -314,6 +632,33 @@ class TestSecureAggregation:
         result, model, _ = run(self.app(four, tmp_path), Dying, tmp_path / "out", nodes=4)
         assert [entry["clients"] for entry in result["history"]] == [3, 3]
         assert all(value.isfinite().all() and value.abs().max() < 5 for value in model.values())
+
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 8.1])
+    def test_an_update_that_cannot_be_quantised_stays_at_its_client(self, wrong):
+        update = torch.zeros(5)
+        update[2] = wrong
+        answer = Message(wire.update_record(0, update, {}, 1), dst_node_id=1, message_type="train")
+        with pytest.raises(PluginError, match="cannot be quantised"):
+            wrap(answer, "uniform")
+
+    def test_a_client_that_has_diverged_leaves_the_sum_as_it_is(
+        self, scenario, direct, tmp_path, monkeypatch
+    ):
+        text = TEXT.replace("clients: 3", "clients: 4").replace("Exported_1", "four")
+        four = of_text(text, tmp_path)
+        train = LocalTrainer.train
+
+        def diverged(self, client, at):
+            return train(self, client, at) * (float("nan") if client.id == 1 else 1)
+
+        monkeypatch.setattr(LocalTrainer, "train", diverged)
+        result, model, _ = run(self.app(four, tmp_path), direct, tmp_path / "out", nodes=4)
+        assert [entry["clients"] for entry in result["history"]] == [3, 3]
+        assert [entry["lost"] for entry in result["history"]] == [[1], [1]]
+        export(four, pick(four).id, tmp_path / "plain")
+        _, plain, _ = run(tmp_path / "plain", direct, tmp_path / "plain-out", nodes=4)
+        for name, value in plain.items():
+            torch.testing.assert_close(model[name], value, rtol=0, atol=2e-4)
 
     def test_two_clients_are_too_few(self, scenario, direct, tmp_path):
         text = TEXT.replace("clients: 3", "clients: 2").replace("Exported_1", "two")
@@ -377,7 +722,10 @@ class TestRefusals:
     def test_a_compressor_of_the_model_is_left_to_its_user_and_said(self, scenario, tmp_path):
         written = export(scenario, pick(scenario, compressor="half-precision").id, tmp_path / "app")
         assert "half-precision, acts after training" in written.notes[0]
-        assert written.notes[0] in (tmp_path / "app" / "README.md").read_text()
+        text = (tmp_path / "app" / "README.md").read_text()
+        assert written.notes[0] in text
+        assert "the record's scores and guarantee are of the compressed model" in text
+        assert "so the result is its record's" not in text
 
     def test_ids(self, scenario):
         known = [cell.id for cell in cells(scenario)]

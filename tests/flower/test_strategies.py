@@ -207,6 +207,21 @@ class TestRulesAsStrategies:
         assert torch.equal(noisy(seed=3), noisy(seed=3))
         assert not torch.equal(noisy(seed=3), noisy(seed=4))
 
+    def test_the_order_of_answers_decides_nothing(self, direct):
+        """Bucketing puts rows together by their position."""
+
+        def after(hasty):
+            class Grid(direct):
+                def send_and_receive(self, messages, *, timeout=None):
+                    replies = super().send_and_receive(messages, timeout=timeout)
+                    return sorted(replies, key=lambda reply: reply.metadata.src_node_id not in hasty)
+
+            rules = create("aggregator", "bucketing", s=2), create("aggregator", "median")
+            strategy = as_strategy(*rules, f=1, seed=3, options=OPTIONS)
+            return run(strategy, Grid, [0.1, 0.9, 0.2, 0.7, 0.5, 0.4])["w"]
+
+        assert torch.equal(after([100]), after([121, 135]))
+
     @pytest.mark.parametrize(
         ("rules", "options", "message"),
         [
@@ -224,6 +239,83 @@ class TestRulesAsStrategies:
     def test_too_few_clients_for_the_rule(self, direct):
         with pytest.raises(PluginError, match="krum needs n > 2f"):
             run(as_strategy("krum", f=2, options=OPTIONS), direct, [0.5] * 4)
+
+
+NORMALISED = {
+    "0.weight": torch.linspace(0, 1, 6).reshape(2, 3),
+    "1.running_mean": torch.zeros(3),
+    "1.running_var": torch.ones(3),
+    "1.num_batches_tracked": torch.tensor(4),
+}
+
+
+def scanner(statistics, pulls=None, names=("1.running_mean", "1.running_var")):
+    """A ClientApp whose client i has statistics of its own and moves the weights, by examples 10 + i."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        i = context.node_config["partition-id"]
+        model = message.content["arrays"].to_torch_state_dict()
+        for name, value in zip(names, statistics[i], strict=True):
+            model[name] = torch.full((3,), value)
+        pull = 0.1 if pulls is None else pulls[i]
+        weight = next(iter(model))
+        model[weight] = model[weight] + pull * (1 + torch.arange(6.0).reshape(2, 3) * (i % 3 - 1))
+        content = {"arrays": ArrayRecord(model), "metrics": MetricRecord({"num-examples": 10 + i})}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def normalised(strategy, direct, statistics, model=NORMALISED, **options):
+    grid = direct(scanner(statistics, **options), len(statistics))
+    return strategy.start(grid, ArrayRecord(model), num_rounds=1).arrays.to_torch_state_dict()
+
+
+class TestRunningStatistics:
+    statistics = [(-3.0, 0.2), (1.0, 0.3), (2.0, 9.0), (-1.0, 8.0), (0.5, 0.1), (4.0, 7.0)]
+
+    def mean(self, column, clients=range(6)):
+        return float(
+            np.average([self.statistics[i][column] for i in clients], weights=[10 + i for i in clients])
+        )
+
+    @pytest.mark.parametrize(
+        "rule", ["mean", "median", "krum", "rlr", "majority-vote", "crfl", "norm-clipping"]
+    )
+    def test_are_averaged_whatever_the_rule(self, rule, direct):
+        after = normalised(as_strategy(rule, f=1, seed=1, options=OPTIONS), direct, self.statistics)
+        for column, name in enumerate(("1.running_mean", "1.running_var")):
+            torch.testing.assert_close(after[name], torch.full((3,), self.mean(column)))
+            assert after[name].dtype == torch.float32
+        assert list(after) == list(NORMALISED)
+
+    def test_decide_nothing_about_the_weights(self, direct):
+        """Krum keeps the client in the middle by weights, however far its statistics are."""
+        kept = set()
+        for far in range(6):
+            statistics = [(1000.0 * (i == far), 1.0) for i in range(6)]
+            strategy = as_strategy("krum", f=1, options=OPTIONS)
+            after = normalised(strategy, direct, statistics, pulls=[0.1, 0.11, 0.12, 0.13, 0.2, 0.9])
+            kept.add(tuple(after["0.weight"].flatten().tolist()))
+        assert len(kept) == 1
+
+    def test_of_clients_that_diverged_do_not_count(self, direct):
+        statistics = [*self.statistics[:4], (float("nan"), 1.0), (9.0, 9.0)]
+        pulls = [0.1] * 5 + [float("nan")]
+        after = normalised(as_strategy("median", options=OPTIONS), direct, statistics, pulls=pulls)
+        torch.testing.assert_close(after["1.running_mean"], torch.full((3,), self.mean(0, range(4))))
+
+    @pytest.mark.parametrize(("buffers", "averaged"), [(["1", "2"], True), ("1", False), ([], False)])
+    def test_arrays_without_such_names_can_be_named(self, buffers, averaged, direct):
+        """As arrays are numbered that come from a list."""
+        model = {"11": NORMALISED["0.weight"], "1": torch.zeros(3), "2": torch.ones(3)}
+        strategy = as_strategy("median", buffers=buffers, options=OPTIONS)
+        after = normalised(strategy, direct, self.statistics, model, names=("1", "2"))
+        expected = self.mean(1) if averaged else np.median([v for _, v in self.statistics])
+        torch.testing.assert_close(after["2"], torch.full((3,), float(expected)))
+        assert not torch.equal(after["11"], model["11"])
 
 
 def test_the_strangers_strategy_is_one():

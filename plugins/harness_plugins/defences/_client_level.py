@@ -41,7 +41,8 @@ class ClientLevelDP(Defence):
         None,
         gt=0,
         lt=1,
-        description="None: 1 / (10 N), N all training records; must be below one over the clients",
+        description="None: 1 / (10 N), N all training records, in a deployment all clients; must be below one over "
+        "the clients",
     )
     accountant: Literal["rdp", "prv", "pld", "gdp"] = Field(
         "rdp", description="rdp, prv and pld are upper bounds; gdp can fall short, and gives no guarantee"
