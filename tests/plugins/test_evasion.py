@@ -160,6 +160,36 @@ def test_they_are_registered_and_called_as_documented():
 # what peers got wrong -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "bim", "mi-fgsm", "pgd-l2", "apgd-ce"])
+def test_a_confident_model_is_attacked_as_in_float64(name):
+    """In float32 the cross-entropy's gradient by the true class, p - 1, is 0 where the others' are 1e-9."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+    with torch.no_grad():
+        model[1].weight *= 4
+        model[3].weight *= 60
+    x = torch.rand(120, 1, 8, 8, dtype=torch.float64)
+    logits = model(x)
+    y = logits.argmax(1)
+    top = logits.topk(2).values
+    sure = (top[:, 0] - top[:, 1]) > 17
+    assert sure.sum() > 10
+    x, y = x[sure], y[sure]
+    parameters = {"eps": 0.1} if name != "pgd-l2" else {"eps": 0.8}
+    if name not in ("fgsm", "apgd-ce"):
+        parameters["steps"] = 3
+    attack = harness.create("attack", name, **parameters)
+
+    def moved(model, x):
+        found = attack_batch(attack, model, x, y, seed=1, budget=None, num_classes=3)
+        return functional.cross_entropy(
+            model(found).double(), y, reduction="none"
+        ) - functional.cross_entropy(model(x).double(), y, reduction="none")
+
+    exact, found = moved(model, x), moved(model.float(), x.float())
+    assert float(found.mean()) > 0.9 * float(exact.mean())
+
+
 @pytest.mark.parametrize(
     "attack", [FGSM(eps=0), PGD(eps=0), PGD(eps=0, alpha=0.1), PGD(eps=0, random_start=False)]
 )

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from harness.api import EvasionContext, Field, Reference, did_you_mean
-from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack, run
+from harness_plugins.attacks.evasion._corrected import CorrectedAttack, finite_or_same, library_seed
+from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, run
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
 OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
@@ -23,13 +24,15 @@ ACCESS = {
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
-class AnyTorchattack(TorchattacksAttack):
-    """An attack of torchattacks under its own class name, such as PIFGSM or VNIFGSM, with its own parameters.
+class AnyTorchattack(CorrectedAttack):
+    """An attack of torchattacks under its own class name, such as SINIFGSM or VNIFGSM, with its own parameters.
 
     `settings` are checked against the class's signature. Where it takes eps, the radius is passed on, and
     where it takes alpha, 2.5 eps / steps unless given: the library's own alpha may never reach a larger eps.
     Where it takes eps_for_division, that is 1e-35 unless given: the library's own 1e-10 outweighs the gradients
-    of a confident model.
+    of a confident model. Where it takes a seed, that is the run's own unless given: the library's is always 0.
+    CW, APGDT and Square are put right as in cw, apgd and square, and a sample whose result is not finite stays as it
+    was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """
@@ -93,12 +96,15 @@ class AnyTorchattack(TorchattacksAttack):
     def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
         if context.eps == 0:
             return x
-        return run(self.build(self.attack, model, x, self.arguments(context)), x, y)
+        found = run(self.build(self.attack, model, x, self.arguments(context)), x, y)
+        return finite_or_same(x, found)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         names, given = self._signature(), dict(self.settings)
         if "eps_for_division" in names:
             given.setdefault("eps_for_division", ZERO_GUARD)
+        if "seed" in names:
+            given.setdefault("seed", library_seed(context))
         if "eps" in names and context.eps is not None:
             given["eps"] = context.eps
             if "alpha" in names:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api import EvasionAttack, EvasionContext, Field, NotApplicable, Reference
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack, check_square, run
+from harness_plugins.attacks.evasion._corrected import CorrectedAttack, library_seed
+from harness_plugins.attacks.evasion._torchattacks import check_square, run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ NORMS = {"linf": "Linf", "l2": "L2"}
 RADII = {"linf": 8 / 255, "l2": 0.5}
 
 
-class _Part(TorchattacksAttack):
+class _Part(CorrectedAttack):
     """A part of AutoAttack, in the ball of `ball`."""
 
     reference = CROCE
@@ -41,14 +42,7 @@ class _Part(TorchattacksAttack):
         return RADII[self.ball] if found is None else found
 
     def common(self, context: EvasionContext) -> dict[str, Any]:
-        return {"eps": context.eps, "norm": NORMS[self.ball], "seed": _seed(context)}
-
-
-def _seed(context: EvasionContext) -> int:
-    import torch
-
-    generator = context.generator
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        return {"eps": context.eps, "norm": NORMS[self.ball], "seed": library_seed(context)}
 
 
 def _targets(num_classes: int) -> int:
@@ -117,7 +111,7 @@ class APGD(_Part):
         if context.eps == 0:
             return x
         if self.loss != "targeted":
-            attack = self.build(self.implementation, model, x, self.arguments(context))
+            attack = self.build(self.implementation, model, x, self.arguments(context), self.loss == "ce")
             return _restarted(attack, x, y, [None] * self.restarts)
         settings = {**self.common(context), "steps": self.steps, "n_classes": context.num_classes}
         attack = self.build("APGDT", model, x, settings)
@@ -137,8 +131,9 @@ class APGDCE(APGD):
 class FAB(_Part):
     """The fast adaptive boundary attack: the nearest point of the linearised boundary, again and again.
 
-    Finds small changes; what lies beyond eps is not used. `targeted`: towards each of the nine likeliest
-    other classes in turn, as in AutoAttack. Source: Croce and Hein (ICML 2020, arXiv 1907.02044).
+    Finds small changes; what lies beyond eps is not used, and where nothing else is found x stays. `targeted`: towards
+    each of the nine likeliest other classes in turn, as in AutoAttack. Source: Croce and Hein (ICML 2020, arXiv
+    1907.02044).
     """
 
     name = "fab"
@@ -175,7 +170,12 @@ class FAB(_Part):
 
 
 class Square(_Part):
-    """The Square attack: random search over square patches of the ball's corners. Queries logits only."""
+    """The Square attack: random search over square patches of the ball's corners. Queries logits only.
+
+    A sample ends at the point of the least margin that the search reached, whether it fools the model or not. Squares
+    shrink by a schedule made for 10,000 queries: scaled to `queries`, as in the paper, or taken as it is, as in
+    AutoAttack.
+    """
 
     name = "square"
     implementation: ClassVar[str] = "Square"
@@ -188,6 +188,7 @@ class Square(_Part):
     queries: int = Field(5000, ge=1, description="queries a sample, at most")
     restarts: int = Field(1, ge=1, description="random starts")
     p_init: float = Field(0.8, gt=0, le=1, description="share of the image in the first squares")
+    rescale: bool = Field(True, description="whether the schedule of sizes is scaled to `queries`")
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         if self.ball == "l2":
@@ -207,13 +208,15 @@ class Square(_Part):
             "n_queries": self.queries,
             "n_restarts": self.restarts,
             "p_init": self.p_init,
+            "resc_schedule": self.rescale,
         }
 
 
 class AutoAttack(EvasionAttack):
     """AutoAttack, standard: APGD-CE 100 steps, APGD-T 100, FAB-T 100, Square 5,000 queries, one after another.
 
-    Each part gets only the samples that are still right. The targeted DLR loss needs four classes: with three
+    Each part gets only the samples that are still right. As in the authors' code Square's schedule is the one for
+    10,000 queries, of which 5,000 see half. The targeted DLR loss needs four classes: with three
     APGD runs on the untargeted DLR instead, with two that part is dropped; the record's `parts` say what ran.
     torchattacks' attack of the same name takes 10 steps and fails for three classes; only its parts are used
     here.
@@ -226,6 +229,7 @@ class AutoAttack(EvasionAttack):
     reference = CROCE
     steps: ClassVar[int] = 100
     queries: ClassVar[int] = 5000
+    rescale: ClassVar[bool] = False  # as in the authors' code
     ball: Literal["linf", "l2"] = Field("linf", description="norm of the ball")
     eps: float | None = Field(
         None,
@@ -264,7 +268,7 @@ class AutoAttack(EvasionAttack):
             APGD(loss="ce", steps=self.steps, **of),
             *second,
             FAB(steps=self.steps, **of),
-            Square(queries=self.queries, **of),
+            Square(queries=self.queries, rescale=self.rescale, **of),
         ]
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
@@ -274,11 +278,15 @@ class AutoAttack(EvasionAttack):
 
 
 class StandardFast(AutoAttack):
-    """AutoAttack's parts with 20 steps and 500 queries: a quick look, not comparable with autoattack."""
+    """AutoAttack's parts with 20 steps and 500 queries: a quick look, not comparable with autoattack.
+
+    The squares' schedule is scaled to the 500 queries: cut short it would stay at large squares, and find less.
+    """
 
     name = "autoattack-fast"
     steps: ClassVar[int] = 20
     queries: ClassVar[int] = 500
+    rescale: ClassVar[bool] = True
 
 
 PLUGINS = (APGD, APGDCE, FAB, Square, AutoAttack, StandardFast)

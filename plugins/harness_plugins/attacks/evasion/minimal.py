@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import EvasionAttack, EvasionContext, Field, Reference
+from harness_plugins.attacks.evasion._corrected import CorrectedAttack, finite_or_same
 from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack
 
 if TYPE_CHECKING:
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 INSIDE = 0.999999  # how far from 1/2 to 0 and 1 a pixel may lie in tanh space
 
 
-class CarliniWagner(TorchattacksAttack):
-    """Carlini and Wagner's L2 attack: minimises ||x' - x||^2 + c max(z_y - max other z, -kappa) by Adam.
+class CarliniWagner(CorrectedAttack):
+    """Carlini and Wagner's L2 attack: minimises ||x' - x||^2 + c max(z_y - max_{k != y} z_k, -kappa) by Adam.
 
     In tanh space, so that x' stays in [0, 1]; x is first drawn towards 1/2 by a millionth, as in the authors' code,
     as a pixel of exactly 0 or 1 lies at infinity there and could never move. Not bounded by a radius: the change that
@@ -41,16 +42,23 @@ class CarliniWagner(TorchattacksAttack):
         return {"c": self.c, "kappa": self.kappa, "steps": self.steps, "lr": self.lr}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        return super().perturb(model, 0.5 + INSIDE * (x - 0.5), y, context)
+        import torch
+
+        inside = 0.5 + INSIDE * (x - 0.5)
+        found = super().perturb(model, inside, y, context)
+        still = (found == inside).flatten(1).all(1)  # nothing was found
+        return torch.where(still[:, None, None, None], x, found)
 
 
 class DeepFool(EvasionAttack):
     """DeepFool: steps to the nearest boundary of the linearised model until the label changes.
 
     r <- r + |f_l| w_l / ||w_l||^2 at x' = clip(x + (1 + overshoot) r), where f_k = z_k - z_y, w_k its gradient and l
-    the class of the least |f_k| / ||w_k|| (algorithm 2). The paper knows no box: here a pixel at 0 or 1 that a step
-    would push out takes no part in w_k, without which steps shrink before the boundary and none crosses it. Not
-    bounded by a radius. x (b, c, h, w) in [0, 1]; k gradients a step for k classes, of all images at once.
+    the class of the least |f_k| / ||w_k|| (algorithm 2). Where z_l = z_y exactly, as happens in half precision, the
+    step is 0 and y may still come first: each such step doubles the image's overshoot. The paper knows no box: here a
+    pixel at 0 or 1 that a step would push out takes no part in w_k, without which steps shrink before the boundary and
+    none crosses it. Not bounded by a radius. x (b, c, h, w) in [0, 1]; k gradients a step for k classes, of all images
+    at once.
     """
 
     name = "deepfool"
@@ -72,6 +80,8 @@ class DeepFool(EvasionAttack):
         import torch
 
         found, moved = x.clone(), torch.zeros_like(x)
+        reach = torch.full((len(x), 1, 1, 1), 1 + self.overshoot, device=x.device, dtype=x.dtype)
+        greatest = torch.finfo(x.dtype).max
         left = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             at = found[left].requires_grad_()
@@ -81,8 +91,10 @@ class DeepFool(EvasionAttack):
                 break
             step = self._step(logits, at, y[left])[right]
             left = left[right]
+            stuck = left[(step == 0).flatten(1).all(1)]
+            reach[stuck] = (2 * reach[stuck] - 1).clamp(max=greatest)
             moved[left] += step
-            found[left] = (x[left] + (1 + self.overshoot) * moved[left]).clamp(0, 1)
+            found[left] = (x[left] + reach[left] * moved[left]).clamp(0, 1)
         return found
 
     @staticmethod
@@ -100,13 +112,15 @@ class DeepFool(EvasionAttack):
         norm = w.flatten(2).norm(dim=2)
         distance = torch.where(norm > 0, f / norm, torch.inf)
         nearest = distance.scatter(1, y[:, None], torch.inf).argmin(1)
-        least = distance[rows, nearest]
-        length = torch.where(least.isfinite(), least / norm[rows, nearest], 0.0)
-        return length[:, None, None, None] * w[rows, nearest]
+        length = distance[rows, nearest] / norm[rows, nearest]
+        return length.where(length.isfinite(), 0.0)[:, None, None, None] * w[rows, nearest]
 
 
 class SparseFool(TorchattacksAttack):
-    """SparseFool: few coordinates, by DeepFool's boundary and a sparse linear solver. Not bounded by a radius."""
+    """SparseFool: few coordinates, by DeepFool's boundary and a sparse linear solver. Not bounded by a radius.
+
+    An image without a gradient stays as it is.
+    """
 
     name = "sparsefool"
     reference = Reference(
@@ -124,6 +138,9 @@ class SparseFool(TorchattacksAttack):
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
         return {"steps": self.steps, "lam": self.lam, "overshoot": self.overshoot}
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
+        return finite_or_same(x, super().perturb(model, x, y, context))
 
 
 class OnePixel(TorchattacksAttack):
@@ -171,6 +188,7 @@ class PGDL2(TorchattacksAttack):
         url="https://arxiv.org/abs/1706.06083",
     )  # fmt: skip
     implementation: ClassVar[str] = "PGDL2"
+    cross_entropy: ClassVar[bool] = True
     norm: ClassVar[str | None] = "l2"
     default_eps: ClassVar[float | None] = 1.0
     eps: float | None = Field(

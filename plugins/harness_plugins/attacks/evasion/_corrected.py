@@ -1,0 +1,95 @@
+"""Classes of torchattacks 3.3.0 that depart from their papers, put right, and what its other attacks need."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from harness.api import EvasionContext
+from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CorrectedAttack(TorchattacksAttack):
+    """An attack run by a class of torchattacks, or by the corrected form of it below."""
+
+    @staticmethod
+    def build(*arguments: Any, **named: Any) -> Any:
+        """As the bridge builds it: nothing but methods differs."""
+        attack = TorchattacksAttack.build(*arguments, **named)
+        attack.__class__ = _corrected_classes().get(type(attack).__name__, type(attack))
+        return attack
+
+
+def library_seed(context: EvasionContext) -> int:
+    """For torchattacks' `seed`, which is 0 by default: every batch and every run would draw the same."""
+    import torch
+
+    generator = context.generator
+    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+
+
+def finite_or_same(x: Tensor, found: Tensor) -> Tensor:
+    """What was found, and x itself for samples that are not finite there: without a gradient some divide 0 by 0."""
+    import torch
+
+    finite = found.flatten(1).isfinite().all(1)
+    return torch.where(finite[:, None, None, None], found, x)
+
+
+@cache
+def _corrected_classes() -> dict[str, type]:
+    """By torchattacks' class name. Made at the first use: the module must load without torch."""
+    import torch
+    import torchattacks
+
+    class CW(torchattacks.CW):  # type: ignore[misc]
+        """Its f takes z_y for 0 among the other classes: where all of theirs are below 0, no gradient is left."""
+
+        def f(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            """(b,): max(z_y - max of the others, -kappa), or its opposite towards a target (section V.A, f6)."""
+            own = torch.nn.functional.one_hot(labels, outputs.shape[1]).bool()
+            gap = outputs[own] - outputs.masked_fill(own, -torch.inf).amax(1)
+            return (-gap if self.targeted else gap).clamp(min=-self.kappa)
+
+    class APGDT(torchattacks.APGDT):  # type: ignore[misc]
+        """Its steps in an L2 ball all have the size of the first sample's, which halves where that one stalls.
+
+        torchattacks' APGD has each sample's own, and is the same but for the loss.
+        """
+
+        loss = "dlr"
+
+        def attack_single_run(self, x_in: Tensor, y_in: Tensor) -> Any:
+            with torch.no_grad():
+                self.y_target = self.get_logits(x_in).sort(dim=1)[1][:, -self.target_class]
+            return torchattacks.APGD.attack_single_run(self, x_in, y_in)
+
+        def dlr_loss(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.dlr_loss_targeted(x, y, self.y_target)  # type: ignore[no-any-return]
+
+    class Square(torchattacks.Square):  # type: ignore[misc]
+        """It hands back the clean image unless it fools: no attempt at all where another model is scored."""
+
+        def perturb(self, x: Tensor, y: Tensor) -> Tensor:
+            """Of each sample the point of the least margin over all restarts, which end once it is below 0."""
+            self.init_hyperparam(x)
+            torch.manual_seed(self.seed)
+            found = x.clone()
+            least = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
+            left = torch.arange(len(x), device=x.device)
+            for _ in range(self.n_restarts):
+                if not len(left):
+                    break
+                _, best = self.attack_single_run(x[left], y[left])
+                with torch.no_grad():
+                    margin, _ = self.margin_and_loss(best, y[left])
+                better = margin < least[left]
+                found[left[better]] = best[better]
+                least[left[better]] = margin[better]
+                left = left[margin >= 0]
+            return found
+
+    return {made.__name__: made for made in (CW, APGDT, Square)}
