@@ -138,6 +138,8 @@ def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
 def _main_score(cell: Cell, seed: Seed, wanted: set[str]) -> Iterator[str]:
     """The score that tells of the attack is not there. A seed without any score is another sentence's."""
     name = MAIN.get(cell.family)
+    if name == "attack_success_rate" and seed.values.get("accuracy") == 0:
+        return  # a diverged model has no answers that a trigger could turn
     if cell.status != "scored" or seed.error is not None or not seed.values or name not in wanted:
         return
     if name not in seed.values:
