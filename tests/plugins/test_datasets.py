@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import os
+import re
 import struct
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,6 +224,74 @@ def test_npz_fingerprint_is_of_content_and_parameters(tmp_path):
     assert npz(tmp_path, archive(test_labels=np.ones(9, dtype=np.int64))).fingerprint(tmp_path) != first
 
 
+def test_npz_patients_are_the_same_whatever_the_type_of_their_ids(tmp_path):
+    train, val, test = np.arange(40) // 4, np.arange(50, 56), np.arange(60.0, 69.0)
+    groups = {"train_groups": train, "val_groups": val.astype(np.float32), "test_groups": test}
+    splits = npz(tmp_path, archive(**groups)).load(tmp_path)
+    for part, expected in zip(parts(splits), (train, val, test), strict=True):
+        np.testing.assert_array_equal(part.groups, expected)
+        assert part.groups.dtype == np.int64
+    with pytest.raises(HarnessError, match=r"train and test share 1 groups \(e.g. 9\)"):
+        npz(tmp_path, archive(**groups | {"test_groups": test - 51})).load(tmp_path)
+    texts = {key: value.astype(int).astype(str) for key, value in groups.items()}
+    with pytest.raises(HarnessError, match="train and test share 1 groups"):
+        npz(tmp_path, archive(**texts | {"test_groups": test - 51})).load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.full(9, np.nan), r"9 are not whole numbers that float64 holds exactly \(e.g. nan\)"),
+        (np.full(9, np.inf), "9 are not whole"),
+        (np.arange(9) + np.array([0.5] + [0] * 8), r"1 are not whole .*\(e.g. 0.5\)"),
+        (np.full(9, 2**25, dtype=np.float32), "9 are not whole numbers that float32"),
+        (np.full(9, True), "must be integers or text, not bool"),
+    ],
+)
+def test_npz_groups_that_name_no_patient(tmp_path, wrong, message):
+    groups = {"train_groups": np.arange(40.0), "val_groups": np.arange(50.0, 56.0), "test_groups": wrong}
+    with pytest.raises(HarnessError, match=rf"data.npz, test groups: .*{message}"):
+        npz(tmp_path, archive(**groups)).load(tmp_path)
+
+
+def test_npz_labels_that_are_no_classes(tmp_path):
+    labels = (np.arange(40) % 3).astype(np.int32)
+    labels[7] = -1
+    arrays = archive(train_labels=labels.view(np.uint32))
+    with pytest.raises(HarnessError, match=r"data.npz: the largest label is 4294967295, with 55 records"):
+        npz(tmp_path, arrays).load(tmp_path)
+    with pytest.raises(HarnessError, match="3 class names, but labels up to 4294967295"):
+        npz(tmp_path, arrays, class_names=["a", "b", "c"]).load(tmp_path)
+    few = archive(train_labels=np.full(40, 54))
+    assert npz(tmp_path, few).load(tmp_path).num_classes == 55
+    many = [f"c{i}" for i in range(100)]
+    sparse = archive(train_labels=np.full(40, 99))
+    assert npz(tmp_path, sparse, class_names=many).load(tmp_path).class_names == tuple(many)
+    with pytest.raises(HarnessError, match="number the classes from 0, or give class_names"):
+        npz(tmp_path, sparse).load(tmp_path)
+
+
+def refusals(load, file, message, step=1):
+    """How often the file with one wrong byte, every step-th in turn, is refused; any other error passes through."""
+    content, refused = file.read_bytes(), 0
+    for position in range(0, len(content), step):
+        wrong = bytes([content[position] ^ 0xFF])
+        file.write_bytes(content[:position] + wrong + content[position + 1 :])
+        try:
+            load()
+        except HarnessError as error:
+            refused += bool(re.search(message, str(error)))
+    return refused
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_with_one_wrong_byte(tmp_path, save):
+    file = tmp_path / "data.npz"
+    save(file, **archive())
+    dataset = make("npz", path=str(file))
+    assert refusals(dataset.load, file, "data.npz is not a readable .npz file: ", step=9) > 100
+
+
 # imagefolder ------------------------------------------------------------------------------------
 
 
@@ -253,6 +323,18 @@ def test_imagefolder_with_splits(tmp_path):
     luma = written["train"]["a/a0_0.png"] @ [0.299, 0.587, 0.114]
     assert grey.input_shape == (1, 5, 6)
     assert np.abs(grey.train.images[0, 0] - luma).max() <= 1
+
+
+def test_imagefolder_classes_without_images_are_in_the_fingerprint(tmp_path):
+    """They change the numbers of the other classes."""
+    write_images(tmp_path, {"b": 6, "c": 6})
+    dataset = make("imagefolder", path=str(tmp_path))
+    before = dataset.fingerprint()
+    (tmp_path / "__MACOSX").mkdir()
+    assert dataset.fingerprint() == before
+    (tmp_path / "a").mkdir()
+    assert dataset.load().class_names == ("a", "b", "c")
+    assert dataset.fingerprint() != before
 
 
 def test_imagefolder_single_tree_is_split_by_group(tmp_path):
@@ -306,6 +388,162 @@ def test_imagefolder_says_what_is_wrong(tmp_path):
         make("imagefolder", path=str(bad)).load()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Validation", "Testing"),
+        ("train", "valid", "test"),
+        ("TRAIN", "dev", "Test"),
+    ],
+)
+def test_imagefolder_knows_the_splits_by_their_usual_names(tmp_path, names):
+    written = {name: write_images(tmp_path / name, {"b": 3, "a": 4}) for name in names}
+    (tmp_path / ".cache").mkdir()
+    dataset = make("imagefolder", path=str(tmp_path))
+    splits = dataset.load()
+    assert splits.class_names == ("a", "b")
+    for name, part in zip(names, parts(splits), strict=True):
+        paths = sorted(written[name])
+        np.testing.assert_array_equal(part.images, [written[name][p].transpose(2, 0, 1) for p in paths])
+    first = dataset.fingerprint()
+    for name, usual in zip(names, ("train", "val", "test"), strict=True):
+        (tmp_path / name).rename(tmp_path / f"{usual} ")
+        (tmp_path / f"{usual} ").rename(tmp_path / usual)
+    assert dataset.fingerprint() == first
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "Testing"), "has Testing but no folder called train or training"),
+        (("valid", "test"), "has valid, test but no folder called train"),
+        (("training_set", "test_set"), "has test_set, training_set but no folder called train"),
+        (("train", "Training", "test"), "has Training and train, which mean the same split; keep one train"),
+        (("train", "val", "validation"), "has val and validation, which mean the same split; keep one val"),
+        (("train", "tset"), r"has tset beside train; rename .*did you mean 'test'"),
+        (("train", "bus", "car"), "has bus, car beside train; .*put them below one called train"),
+    ],
+)
+def test_imagefolder_does_not_guess_what_a_folder_is(tmp_path, names, message):
+    for name in names:
+        write_images(tmp_path / name, {"a": 3, "b": 3})
+    for use in (
+        make("imagefolder", path=str(tmp_path)).load,
+        make("imagefolder", path=str(tmp_path)).fingerprint,
+    ):
+        with pytest.raises(HarnessError, match=rf"{re.escape(str(tmp_path))} {message}"):
+            use()
+
+
+def test_imagefolder_classes_may_have_the_names_of_splits_below_train(tmp_path):
+    write_images(tmp_path / "train", {"train": 20, "bus": 20, "test": 20})
+    assert make("imagefolder", path=str(tmp_path)).load().class_names == ("bus", "test", "train")
+    write_images(tmp_path / "tree", {"trainer": 20, "testimony": 20, "valid-1": 20})
+    names = make("imagefolder", path=str(tmp_path / "tree")).load().class_names
+    assert names == ("testimony", "trainer", "valid-1")
+
+
+def deep_png(values, kind):
+    """A PNG of 16 bits a channel. kind: 2 for RGB, 4 for grey with alpha, 6 for RGB with alpha."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))),
+        (b"IEND", b""),
+    ]
+    body = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def deep_tiff(values, planar=False):
+    """A TIFF of three channels of 16 bits, little-endian, not compressed; planar: one strip a channel."""
+    height, width, channels = values.shape
+    size, start = height * width * 2, 256
+    strips = 3 if planar else 1
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, 200),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, strips, 210 if planar else start),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, strips, 230 if planar else 3 * size),
+        (284, 3, 1, 2 if planar else 1),
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    head += b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
+    head = head.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16)
+    head = head.ljust(210, b"\0") + struct.pack("<3I", start, start + size, start + 2 * size)
+    head = head.ljust(230, b"\0") + struct.pack("<3I", size, size, size)
+    order = values.transpose(2, 0, 1) if planar else values
+    return head.ljust(start, b"\0") + order.astype("<u2").tobytes()
+
+
+DEEP_VALUES = np.random.default_rng(2).integers(0, 65536, (5, 6, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rgb.png", deep_png(DEEP_VALUES[..., :3], 2)),
+        ("grey-alpha.png", deep_png(DEEP_VALUES[..., :2], 4)),
+        ("rgb-alpha.png", deep_png(DEEP_VALUES, 6)),
+        ("rgb.tif", deep_tiff(DEEP_VALUES[..., :3])),
+        ("planes.tif", deep_tiff(DEEP_VALUES[..., :3], planar=True)),
+        ("rgb.ppm", b"P6 6 5 65535\n" + DEEP_VALUES[..., :3].astype(">u2").tobytes()),
+        ("plain.ppm", b"P3 6 5 1000\n" + b" ".join(b"%d" % (v % 1001) for v in DEEP_VALUES[..., :3].flat)),
+    ],
+)
+def test_imagefolder_refuses_what_would_be_cut_to_8_bits(tmp_path, name, content):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    (tmp_path / "a" / name).write_bytes(content)
+    with Image.open(tmp_path / "a" / name) as image:
+        assert image.convert("RGB").size == (6, 5)  # PIL reads it
+    with pytest.raises(
+        HarnessError, match=rf"a/{name}: RGBA? pixels have more than 8 bits a channel; convert"
+    ):
+        make("imagefolder", path=str(tmp_path)).load()
+
+
+def test_imagefolder_reads_every_format_of_8_bits(tmp_path):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    values = np.random.default_rng(3).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(values)).transpose(2, 0, 1)
+    folder = tmp_path / "a"
+    for suffix, options in (
+        ("bmp", {}),
+        ("tif", {}),
+        ("tiff", {"compression": "tiff_lzw"}),
+        ("ppm", {}),
+        ("webp", {"lossless": True}),
+    ):
+        Image.fromarray(values).save(folder / f"x.{suffix}", **options)
+    (folder / "y.ppm").write_bytes(b"P3 6 5 255\n" + b" ".join(b"%d" % v for v in values.flat))
+    header = struct.pack("<2sIHHIIiiHHIIiiII3I", b"BM", 126, 0, 0, 66, 40, 6, 5, 1, 16, 3, 60, 0, 0, 0, 0,
+                         0xF800, 0x7E0, 0x1F)  # fmt: skip
+    (folder / "565.bmp").write_bytes(header + bytes(60))  # 16 bits a pixel, not a channel
+    (folder / "1.ppm").write_bytes(b"P1 6 5\n" + b"1 " * 30)
+    splits = make("imagefolder", path=str(tmp_path)).load()
+    pixels = [image for image, _ in pooled(splits)]
+    assert pixels.count(expected.tobytes()) == 6
+    assert pixels.count(bytes(90)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")  # of damaged files
+@pytest.mark.parametrize("suffix", ["bmp", "tif", "png"])
+def test_imagefolder_with_one_wrong_byte(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # else some need much memory
+    write_images(tmp_path, {"a": 4, "b": 5})
+    file = tmp_path / "a" / f"x.{suffix}"
+    Image.new("RGB", (6, 5)).save(file)
+    dataset = make("imagefolder", path=str(tmp_path), val_fraction=0.3, test_fraction=0.3)
+    assert refusals(dataset.load, file, rf"a/x.{suffix} is not a readable image: ") > 10
+
+
 def test_imagefolder_fingerprint(tmp_path):
     write_images(tmp_path, {"a": 2, "b": 2})
     dataset = make("imagefolder", path=str(tmp_path))
@@ -332,7 +570,7 @@ def write_parquet(file, n, seed=0, names=("cat", "dog"), metadata=True, **column
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         records.append({"bytes": buffer.getvalue(), "path": f"p{seed}-{i // 2}_{i}.png"})
-    table = pa.table({"img": records, "label": np.arange(n) % len(names), **columns})
+    table = pa.table({"img": records, "label": np.arange(n) % len(names)} | columns)
     if metadata:
         features = {"img": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -365,6 +603,47 @@ def test_parquet_single_file_is_split_by_group(tmp_path):
     assert same(splits, dataset.load())
 
 
+def test_parquet_classes_in_another_order_are_read_by_name(tmp_path):
+    first, other = ("cat", "dog", "owl"), ("owl", "cat", "dog")
+    write_parquet(tmp_path / "train-0.parquet", 9, seed=0, names=first)
+    write_parquet(tmp_path / "train-1.parquet", 9, seed=1, names=other)
+    write_parquet(tmp_path / "validation.parquet", 6, seed=2, names=first)
+    write_parquet(tmp_path / "test.parquet", 6, seed=3, names=other)
+    splits = make("parquet", path=str(tmp_path)).load()
+    assert splits.class_names == first
+    assert splits.train.labels.tolist() == [0, 1, 2] * 3 + [2, 0, 1] * 3
+    assert splits.val.labels.tolist() == [0, 1, 2] * 2
+    assert splits.test.labels.tolist() == [2, 0, 1] * 2
+    named = make("parquet", path=str(tmp_path), class_names=["Katze", "Hund", "Eule"]).load()
+    assert named.class_names == ("Katze", "Hund", "Eule")
+    np.testing.assert_array_equal(named.test.labels, splits.test.labels)
+    missing = np.array([0, 1, 2, -1, 0, 1])
+    write_parquet(tmp_path / "test.parquet", 6, seed=3, names=other, label=missing)
+    with pytest.raises(HarnessError, match="labels run from -1"):
+        make("parquet", path=str(tmp_path)).load()
+
+
+def test_parquet_files_name_the_same_classes(tmp_path):
+    write_parquet(tmp_path / "train.parquet", 20)
+    write_parquet(tmp_path / "test.parquet", 6, seed=1, names=("cat", "bird"))
+    message = r"test.parquet and .*train.parquet name different classes in label \(only one has bird, dog\)"
+    for names in (None, ["a", "b"]):
+        with pytest.raises(HarnessError, match=message):
+            make("parquet", path=str(tmp_path), class_names=names).load()
+    write_parquet(tmp_path / "test.parquet", 6, seed=1, metadata=False)
+    assert make("parquet", path=str(tmp_path)).load().class_names == ("cat", "dog")
+
+
+def test_parquet_knows_the_splits_by_their_usual_names(tmp_path):
+    for i, name in enumerate(("Training-0", "Training-1", "valid", "TEST")):
+        write_parquet(tmp_path / f"{name}.parquet", 8, seed=i)
+    dataset = make("parquet", path=str(tmp_path))
+    assert [len(part) for part in parts(dataset.load())] == [16, 8, 8]
+    write_parquet(tmp_path / "dev.parquet", 8)
+    with pytest.raises(HarnessError, match="has dev and valid, which mean the same split; keep one val"):
+        dataset.load()
+
+
 def test_parquet_without_metadata(tmp_path):
     write_parquet(tmp_path / "train.parquet", 40, metadata=False, other=np.arange(40))
     path = str(tmp_path)
@@ -394,6 +673,12 @@ def test_parquet_says_what_is_wrong(tmp_path, monkeypatch):
         make("parquet", path=str(tmp_path)).load()
     pq.write_table(pa.table({"img": [{"bytes": b"x"}], "y": [0]}), file)
     with pytest.raises(HarnessError, match="set label_column to one of img, y"):
+        make("parquet", path=str(tmp_path)).load()
+    write_parquet(file, 20)
+    content = file.read_bytes()
+    assert b"p0-0_0.png" in content
+    file.write_bytes(content.replace(b"p0-0_0.png", b"\xff0-0_0.png"))
+    with pytest.raises(HarnessError, match=r"cannot read img of .*train.parquet: .*utf-8"):
         make("parquet", path=str(tmp_path)).load()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(HarnessError, match=r"pip install 'psr-harness\[hf\]'"):
@@ -461,6 +746,13 @@ def test_torchvision_idx_errors(tmp_path, monkeypatch):
     file.write_bytes(b"\0\0")
     with pytest.raises(HarnessError, match="not a readable IDX"):
         make("torchvision", dataset="mnist").load(tmp_path)
+
+
+def test_torchvision_idx_with_one_wrong_byte(tmp_path):
+    write_idx(tmp_path / "mnist", compress=True)
+    file = tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    dataset = make("torchvision", dataset="mnist", path=str(tmp_path))
+    assert refusals(dataset.load, file, "t10k-labels-idx1-ubyte.gz is not a readable IDX file: ") > 20
 
 
 @pytest.mark.parametrize("present", [True, False])
@@ -549,6 +841,9 @@ def test_medmnist_refusals(tmp_path, monkeypatch):
         with pytest.raises(PluginError, match="no 2D dataset"):
             make("medmnist", flag=flag).load()
     with pytest.raises(HarnessError, match=r"Dataset not found. You can"):
+        make("medmnist", flag="pneumoniamnist", path=str(tmp_path)).load()
+    (tmp_path / "pneumoniamnist.npz").write_bytes(b"PK no archive")
+    with pytest.raises(HarnessError, match=r"medmnist, pneumoniamnist in .*"):
         make("medmnist", flag="pneumoniamnist", path=str(tmp_path)).load()
     monkeypatch.setitem(sys.modules, "medmnist", None)
     with pytest.raises(HarnessError, match=r"pip install 'psr-harness\[medmnist\]'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def read_idx(file: Path) -> np.ndarray:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         zero, kind, ndim = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{ndim}I", content[4 : 4 + 4 * ndim])
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise HarnessError(f"{file} is not a readable IDX file: {error}") from None
     values = content[4 + 4 * ndim :]
     if zero != 0 or kind != 8 or len(values) != math.prod(shape):

@@ -14,26 +14,46 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DEEP = ("I", "F")  # PIL modes, or their beginnings, with more than 8 bits a channel
+# In PIL's raw modes with 16 bits a channel, of which it drops 8; not in those with 16 bits a pixel.
+PACKED_DEEP = re.compile(";16[BLN]")
+BITS_PER_SAMPLE = 258  # TIFF's tag
+
+# What PIL raises on a damaged file, by its format and by which of its bytes are wrong.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError)
 
 
 def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None, resample: str) -> np.ndarray:
     """One image as (channels, h, w) uint8, resized to (size, size) if size is given.
 
     Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
-    Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped).
+    Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped or cut).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(source) as image:
-            if image.mode.startswith(DEEP):
+            if _deep(image):
                 raise HarnessError(
-                    f"{where}: {image.mode} pixels have more than 8 bits; convert the image to 8 bits"
+                    f"{where}: {image.mode} pixels have more than 8 bits a channel; convert the image to 8 bits"
                 )
             array = _array(image, channels, size, Image.Resampling[resample.upper()])
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise HarnessError(f"{where} is not a readable image: {error}") from None
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def _deep(image: Image) -> bool:
+    """Whether an image that is open but not yet decoded has more than 8 bits a channel, also where PIL drops them."""
+    if image.mode.startswith(DEEP):
+        return True
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, 8)
+    if max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+        return True
+    for decoder, _, _, arguments in getattr(image, "tile", ()):
+        raw, *more = arguments if isinstance(arguments, tuple) else (arguments,)
+        if PACKED_DEEP.search(str(raw)) or (decoder.startswith("ppm") and more and more[0] > 255):
+            return True
+    return False
 
 
 def _array(image: Image, channels: int, size: int | None, resample: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,30 @@ from harness.api import HarnessError, Split, Splits, hold_out, numpy_generator
 
 if TYPE_CHECKING:
     import numpy as np
+
+# What folders and files call each split, in whatever case.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def by_split(where: str, names: Collection[str]) -> dict[str, str]:
+    """train, val and test, in this order, each with the name that means it, where there is one.
+
+    Raises HarnessError where two names mean the same split. where: what begins the message, `dataset NAME: FILE`.
+    """
+    found: dict[str, str] = {}
+    for split, known in SPLIT_NAMES.items():
+        meant = sorted(name for name in names if name.lower() in known)
+        if len(meant) > 1:
+            raise HarnessError(
+                f"{where} has {' and '.join(meant)}, which mean the same split; keep one {split}"
+            )
+        if meant:
+            found[split] = meant[0]
+    return found
 
 
 def held_out(split: Split, fraction: float, name: str, purpose: str, seed: int) -> tuple[Split, Split]:
@@ -61,26 +85,60 @@ def limited(name: str, splits: Splits, limit: int | None, seed: int) -> Splits:
     return replace(splits, train=kept)
 
 
-def name_classes(name: str, given: Sequence[str] | None, labels: Iterable[np.ndarray]) -> tuple[str, ...]:
-    """The names given, else the numbers 0 to the largest label. Raises HarnessError on too few names."""
-    highest = max((int(part.max()) for part in labels if len(part)), default=0)
+def name_classes(where: str, given: Sequence[str] | None, labels: Iterable[np.ndarray]) -> tuple[str, ...]:
+    """The names given, else the numbers 0 to the largest label.
+
+    Raises HarnessError on too few names, and where there are none and the largest label is not below the number
+    of records: then it is no class but a mark such as -1 read without its sign.
+    """
+    filled = [part for part in labels if len(part)]
+    highest = max((int(part.max()) for part in filled), default=0)
     if given is None:
+        records = sum(len(part) for part in filled)
+        if highest >= max(records, 1):
+            raise HarnessError(
+                f"{where}: the largest label is {highest}, with {records} records in all; "
+                "number the classes from 0, or give class_names"
+            )
         return tuple(str(i) for i in range(highest + 1))
     if len(given) <= highest:
-        raise HarnessError(f"dataset {name}: {len(given)} class names, but labels up to {highest}")
+        raise HarnessError(f"{where}: {len(given)} class names, but labels up to {highest}")
     if len(set(given)) < len(given):
-        raise HarnessError(f"dataset {name}: class names repeat: {', '.join(given)}")
+        raise HarnessError(f"{where}: class names repeat: {', '.join(given)}")
     return tuple(given)
 
 
-def group_codes(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Group ids as int64; names (text) become numbers by their sorted order over all splits together."""
+def group_codes(where: str, parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Group ids as int64; names (text) become numbers by their sorted order over all splits together.
+
+    Whole numbers held as floats are integers first, so that an id is the same in every split. Raises HarnessError on
+    other floats and other types.
+    """
     import numpy as np
 
+    parts = {key: _ids(f"{where}, {key} groups", part) for key, part in parts.items()}
     if all(np.issubdtype(part.dtype, np.integer) for part in parts.values()):
         return {key: part.astype(np.int64) for key, part in parts.items()}
     names = np.unique(np.concatenate([part.astype(str) for part in parts.values()]))
     return {key: np.searchsorted(names, part.astype(str)).astype(np.int64) for key, part in parts.items()}
+
+
+def _ids(where: str, groups: np.ndarray) -> np.ndarray:
+    """Groups as integers or text. Raises HarnessError where they are, or may be, something else."""
+    import numpy as np
+
+    if groups.dtype.kind in "iuSU":
+        return groups
+    if groups.dtype.kind != "f":
+        raise HarnessError(f"{where}: must be integers or text, not {groups.dtype}")
+    exact = 2.0 ** min(np.finfo(groups.dtype).nmant + 1, 53)  # beyond it, two integers may be the same float
+    whole = (groups == np.floor(groups)) & (np.abs(groups) <= exact)  # false for NaN and infinity, too
+    if len(wrong := groups[~whole]):
+        raise HarnessError(
+            f"{where}: {len(wrong)} are not whole numbers that {groups.dtype} holds exactly (e.g. {wrong[0]}); "
+            "must be integers or text"
+        )
+    return groups.astype(np.int64)
 
 
 def content_hash(content: Iterable[str], parameters: dict[str, Any]) -> str:

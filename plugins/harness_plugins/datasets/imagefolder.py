@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
+from harness.api import Dataset, Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, pixels, stack
-from harness_plugins.datasets._splits import complete, content_hash, group_codes
-
-if TYPE_CHECKING:
-    pass
+from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash, group_codes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
@@ -23,13 +21,15 @@ class ImageFolder(Dataset):
     are left out. Pixels are uint8, converted to `channels`, and resized to (size, size) only where size is
     given; images of different sizes are then an error.
 
-    Splits: those that are folders. Missing test and val are held out of train (or of the single tree):
-    test_fraction, then val_fraction, of its records, whole groups only, stratified by class, seeded by
-    split_seed. `groups` is a regular expression searched in each path (CLASS/...): its first capture group,
-    else the whole match, names the patient or site, which then never lies in two splits.
+    Splits: those that are folders, also called training, valid, validation, dev or testing, in whatever
+    case; no other folder may then stand beside them. Missing test and val are held out of train (or of the
+    single tree): test_fraction, then val_fraction, of its records, whole groups only, stratified by class,
+    seeded by split_seed. `groups` is a regular expression searched in each path (CLASS/...): its first
+    capture group, else the whole match, names the patient or site, which then never lies in two splits.
 
-    Raises HarnessError where folders or images are missing, unreadable, or of more than 8 bits a channel.
-    The fingerprint hashes every relative path, file size and file content.
+    Raises HarnessError where folders or images are missing, where some folders are named as splits and it is
+    unclear what the others are, and where images are unreadable or of more than 8 bits a channel. The
+    fingerprint hashes every relative path, file size and file content.
     """
 
     name = "imagefolder"
@@ -58,25 +58,43 @@ class ImageFolder(Dataset):
         parts = {split: self._read(folders[split], files[split], class_names) for split in folders}
         read_groups = group_reader(self.name, self.groups)
         if read_groups is not None:
-            codes = group_codes({split: read_groups(paths) for split, paths in files.items()})
+            named = {split: read_groups(paths) for split, paths in files.items()}
+            codes = group_codes(f"dataset imagefolder: {self.path}", named)
             parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
         return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
 
     def fingerprint(self, root: Path | None = None) -> str:
         content = []
         for split, folder in self._folders(root).items():
-            for path in _files(folder):
+            files = _files(folder)
+            for path in files:
                 file = folder / path
                 content.append(f"{split}/{path}:{file.stat().st_size}:{hash_file(file)}")
+            shown = {path.partition("/")[0] for path in files}
+            content += [f"{split}/{name}/" for name in _classes(folder) if name not in shown]  # classes too
         return content_hash(content, self.model_dump(mode="json", exclude={"path"}))
 
     def _folders(self, root: Path | None) -> dict[str, Path]:
         base = find_file(self.path, root)
         if not base.is_dir():
             raise HarnessError(f"dataset imagefolder: {base} is not a folder")
-        if not (base / "train").is_dir():
+        where, folders = f"dataset imagefolder: {base}", _classes(base)
+        found = by_split(where, folders)
+        others = [folder for folder in folders if folder not in found.values()]
+        if not found and not _like_splits(folders):
             return {"train": base}
-        return {split: base / split for split in ("train", "val", "test") if (base / split).is_dir()}
+        if "train" not in found:
+            raise HarnessError(
+                f"{where} has {', '.join(found.values() or folders)} but no folder called train or training; "
+                "rename the one of the training images, or where all are classes put them below one called train"
+            )
+        if others:
+            known = [name for names in SPLIT_NAMES.values() for name in names]
+            raise HarnessError(
+                f"{where} has {', '.join(others)} beside {', '.join(found.values())}; rename or move what is no split, "
+                f"or where all are classes put them below one called train ({did_you_mean(others[0].lower(), known)})"
+            )
+        return {split: base / folder for split, folder in found.items()}
 
     def _read(self, folder: Path, files: list[str], class_names: list[str]) -> Split:
         import numpy as np
@@ -98,7 +116,14 @@ class ImageFolder(Dataset):
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+
+
+def _like_splits(folders: list[str]) -> bool:
+    """Whether the names begin with those of train and of another split: training_set and test_set, not classes."""
+    words = [match.group() for name in folders if (match := re.match("[a-z]+", name.lower()))]
+    likely = [split for split, names in SPLIT_NAMES.items() if set(names) & set(words)]
+    return "train" in likely and len(likely) > 1
 
 
 def _files(folder: Path) -> list[str]:

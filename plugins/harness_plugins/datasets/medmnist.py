@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from harness.api import Dataset, Field, HarnessError, PluginError, Reference, Splits, find_file
 from harness_plugins.datasets._splits import complete
-from harness_plugins.datasets.npz import SPLITS, read_arrays
+from harness_plugins.datasets.npz import SPLITS, UNREADABLE, read_arrays
 
 
 class MedMnist(Dataset):
@@ -47,12 +47,13 @@ class MedMnist(Dataset):
                 part = getattr(package, info["python_class"])(
                     split=split, root=str(folder), size=self.size, download=self.download
                 )
-            except RuntimeError as error:
+            except UNREADABLE as error:
                 message = " ".join(str(error).split())
                 raise HarnessError(f"dataset medmnist, {self.flag} in {folder}: {message}") from None
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = part.imgs, part.labels
         names = tuple(info["label"][str(i)] for i in range(len(info["label"])))
-        return complete(self.name, read_arrays(self.name, arrays, list(SPLITS)), names, 0.0, 0.0, 0)
+        where = f"dataset medmnist: {self.flag} in {folder}"
+        return complete(self.name, read_arrays(where, arrays, list(SPLITS)), names, 0.0, 0.0, 0)
 
     def _info(self, package: Any) -> dict[str, Any]:
         flat = [flag for flag in package.INFO if not flag.endswith("3d")]

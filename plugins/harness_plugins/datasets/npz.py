@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,25 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+# What np.load raises on a damaged archive, by which of its bytes are wrong.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 class Npz(Dataset):
     """An .npz file with the keys {train,val,test}_images and {train,val,test}_labels, as MedMNIST has.
 
     Images are (n, h, w) or (n, h, w, c), c at most 4: uint8, or floats in [0, 1] (kept as float32). Labels
-    are integers, (n,) or (n, 1). Optional {train,val,test}_groups, (n,) integers or text, name the patient
-    or site of each record; then every split that is there needs them.
+    are integers, (n,) or (n, 1). Optional {train,val,test}_groups, (n,) integers (also as floats) or text, name
+    the patient or site of each record; then every split that is there needs them.
 
     Splits are the file's own. Without val keys, val is val_fraction of the training records, whole groups
     only, stratified by class and seeded by split_seed; train_limit is drawn from what is left in the same way.
@@ -58,7 +71,7 @@ class Npz(Dataset):
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files if key.partition("_")[0] in SPLITS}
                 keys = list(archive.files)
-        except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise HarnessError(f"dataset npz: {file} is not a readable .npz file: {error}") from None
         present = [s for s in SPLITS if s != "val" or f"{s}_images" in arrays or f"{s}_labels" in arrays]
         missing = [
@@ -68,8 +81,9 @@ class Npz(Dataset):
             raise HarnessError(
                 f"dataset npz: {file} lacks {', '.join(missing)}; it has {', '.join(keys) or 'nothing'}"
             )
-        parts = read_arrays(self.name, arrays, present)
-        names = name_classes(self.name, self.class_names, (part.labels for part in parts.values()))
+        where = f"dataset npz: {file}"
+        parts = read_arrays(where, arrays, present)
+        names = name_classes(where, self.class_names, (part.labels for part in parts.values()))
         splits = complete(self.name, parts, names, self.val_fraction, 0.0, self.split_seed)
         return limited(self.name, splits, self.train_limit, self.split_seed)
 
@@ -79,17 +93,17 @@ class Npz(Dataset):
         )
 
 
-def read_arrays(name: str, arrays: dict[str, np.ndarray], present: list[str]) -> dict[str, Split]:
+def read_arrays(where: str, arrays: dict[str, np.ndarray], present: list[str]) -> dict[str, Split]:
     """Splits from arrays in the MedMNIST layout. Raises HarnessError where a shape or type is wrong."""
     grouped = [s for s in present if f"{s}_groups" in arrays]
     if grouped and grouped != present:
         lacking = ", ".join(f"{s}_groups" for s in present if s not in grouped)
-        raise HarnessError(f"dataset {name}: {lacking} missing, while {', '.join(grouped)} has groups")
-    groups = group_codes({s: arrays[f"{s}_groups"].reshape(-1) for s in grouped}) if grouped else {}
+        raise HarnessError(f"{where}: {lacking} missing, while {', '.join(grouped)} has groups")
+    groups = group_codes(where, {s: arrays[f"{s}_groups"].reshape(-1) for s in grouped}) if grouped else {}
     return {
         s: Split(
-            _images(arrays[f"{s}_images"], f"dataset {name}, {s}_images"),
-            _labels(arrays[f"{s}_labels"], f"dataset {name}, {s}_labels"),
+            _images(arrays[f"{s}_images"], f"{where}, {s}_images"),
+            _labels(arrays[f"{s}_labels"], f"{where}, {s}_labels"),
             groups.get(s),
         )
         for s in present

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, pixels, stack
-from harness_plugins.datasets._splits import complete, content_hash, group_codes, name_classes
+from harness_plugins.datasets._splits import by_split, complete, content_hash, group_codes, name_classes
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-# The names that files of each split begin with, as Hugging Face datasets reads them.
-PREFIXES = {"train": ("train",), "val": ("val", "valid", "validation", "dev"), "test": ("test",)}
-
 
 class Parquet(Dataset):
     """Parquet files as Hugging Face datasets writes them: an image column struct{bytes, path} and labels.
 
-    path is a folder with train*.parquet, and maybe val* (valid*, validation*, dev*) and test* (in it, or in
-    its subfolder data); shards are read in the order of their names. Or path is one .parquet file, taken as
-    train. The image column is found by its type, the label column by its ClassLabel metadata, else by the
-    name `label`; class names come from that metadata, else are the numbers themselves. Pixels are uint8,
-    converted to `channels`, and resized to (size, size) only where size is given; images of different sizes
-    are then an error.
+    path is a folder with train*.parquet (or training*), and maybe val* (valid*, validation*, dev*) and test*
+    (testing*), in whatever case, in it or in its subfolder data; shards are read in the order of their names.
+    Or path is one .parquet file, taken as train. The image column is found by its type, the label column by
+    its ClassLabel metadata, else by the name `label`; class names come from that metadata, else are the
+    numbers themselves. A file that numbers the classes otherwise than the first one is read by their names.
+    Pixels are uint8, converted to `channels`, and resized to (size, size) only where size is given; images of
+    different sizes are then an error.
 
     Splits: those that have files. Missing test and val are held out of train: test_fraction, then
     val_fraction, of its records, whole groups only, stratified by class, seeded by split_seed. `groups` is
@@ -35,7 +34,8 @@ class Parquet(Dataset):
     the patient or site.
 
     Needs pyarrow (`pip install 'psr-harness[hf]'`). Raises HarnessError where files, columns or image bytes
-    are missing or unreadable. The fingerprint hashes the files' bytes.
+    are missing or unreadable, where two names mean one split, and where files name different classes. The
+    fingerprint hashes the files' bytes.
     """
 
     name = "parquet"
@@ -65,26 +65,38 @@ class Parquet(Dataset):
     split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
 
     def load(self, root: Path | None = None) -> Splits:
+        import numpy as np
+
         read_groups = group_reader(self.name, self.groups)
         parts: dict[str, Split] = {}
-        names: dict[str, np.ndarray] = {}
-        class_names = self.class_names
+        groups: dict[str, np.ndarray] = {}
+        names = _Names()
         for split, files in self._files(root).items():
-            table, image, label = self._table(files)
-            if class_names is None:
-                class_names = _features(table).get(label, {}).get("names")
-            records = table.column(image).to_pylist()
+            tables = _read(files)
+            image = self._image_column(tables[0], files[0])
+            label = self._label_column(tables[0], files[0])
+            labels = [
+                names.numbered(file, table, label, _labels(table, label, split))
+                for file, table in zip(files, tables, strict=True)
+            ]
+            records = [
+                record
+                for file, table in zip(files, tables, strict=True)
+                for record in _records(file, table, image)
+            ]
             paths = [str(_get(record, "path") or "") for record in records]
             decoded = (
                 (f"{split} row {i}", self._decode(record, split, i)) for i, record in enumerate(records)
             )
-            parts[split] = Split(stack(self.name, decoded, len(records)), _labels(table, label, split))
+            parts[split] = Split(stack(self.name, decoded, len(records)), np.concatenate(labels))
             if read_groups is not None:
-                names[split] = read_groups(paths)
-        if names:
-            codes = group_codes(names)
+                groups[split] = read_groups(paths)
+        where = f"dataset parquet: {self.path}"
+        if groups:
+            codes = group_codes(where, groups)
             parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
-        classes = name_classes(self.name, class_names, (part.labels for part in parts.values()))
+        given = names.known if self.class_names is None else self.class_names
+        classes = name_classes(where, given, (part.labels for part in parts.values()))
         return complete(self.name, parts, classes, self.val_fraction, self.test_fraction, self.split_seed)
 
     def fingerprint(self, root: Path | None = None) -> str:
@@ -98,25 +110,11 @@ class Parquet(Dataset):
         if base.is_file():
             return {"train": [base]}
         for folder in (base, base / "data"):
-            found = {split: _shards(folder, prefixes) for split, prefixes in PREFIXES.items()}
-            if found["train"]:
-                return {split: files for split, files in found.items() if files}
+            shards = _shards(folder)
+            found = by_split(f"dataset parquet: {folder}", shards)
+            if "train" in found:
+                return {split: shards[prefix] for split, prefix in found.items()}
         raise HarnessError(f"dataset parquet: no train*.parquet in {base}")
-
-    def _table(self, files: list[Path]) -> tuple[pa.Table, str, str]:
-        """(the shards as one table, name of the image column, name of the label column)."""
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise HarnessError("dataset parquet needs pyarrow: pip install 'psr-harness[hf]'") from None
-        try:
-            table = pa.concat_tables([pq.read_table(file) for file in files])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise HarnessError(
-                f"dataset parquet: cannot read {', '.join(map(str, files))}: {error}"
-            ) from None
-        return table, self._image_column(table, files[0]), self._label_column(table, files[0])
 
     def _image_column(self, table: pa.Table, file: Path) -> str:
         import pyarrow as pa
@@ -142,6 +140,57 @@ class Parquet(Dataset):
         if not content:
             raise HarnessError(f"{where}: no image bytes; files that only name paths are not supported")
         return pixels(io.BytesIO(content), where, self.channels, self.size, self.resample)
+
+
+class _Names:
+    """The class names that the first file with any gives to 0, 1, ...; every file's labels are numbered by them."""
+
+    known: Sequence[str] | None = None
+    file: Path | None = None
+
+    def numbered(self, file: Path, table: pa.Table, label: str, labels: np.ndarray) -> np.ndarray:
+        """The file's labels by those names. Raises HarnessError where it names other classes."""
+        import numpy as np
+
+        own = _features(table).get(label, {}).get("names")
+        if own is None or own == self.known:
+            return labels
+        if self.known is None:
+            self.known, self.file = own, file
+            return labels
+        if sorted(own) != sorted(self.known):
+            other = ", ".join(sorted(set(own) ^ set(self.known))[:5])
+            raise HarnessError(
+                f"dataset parquet: {file} and {self.file} name different classes in {label} (only one has {other}); "
+                "write both with the same ClassLabel names"
+            )
+        order = np.array([self.known.index(name) for name in own])
+        named = (labels >= 0) & (labels < len(own))
+        labels[named] = order[labels[named]]
+        return labels
+
+
+def _read(files: list[Path]) -> list[pa.Table]:
+    """One table a file, all of one schema."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise HarnessError("dataset parquet needs pyarrow: pip install 'psr-harness[hf]'") from None
+    try:
+        tables = [pq.read_table(file) for file in files]
+        pa.concat_tables(tables)  # refuses other columns; copies nothing
+    except (pa.ArrowInvalid, OSError) as error:
+        raise HarnessError(f"dataset parquet: cannot read {', '.join(map(str, files))}: {error}") from None
+    return tables
+
+
+def _records(file: Path, table: pa.Table, column: str) -> list[Any]:
+    try:
+        records: list[Any] = table.column(column).to_pylist()
+    except ValueError as error:
+        raise HarnessError(f"dataset parquet: cannot read {column} of {file}: {error}") from None
+    return records
 
 
 def _get(record: Any, key: str) -> Any:
@@ -185,13 +234,12 @@ def _labels(table: pa.Table, column: str, split: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _shards(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
-    """A split's files: `train.parquet`, `train-00000-of-00002.parquet`; not `training.parquet`."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        f for f in folder.glob("*.parquet") if f.name.partition(".")[0].partition("-")[0] in prefixes
-    )
+def _shards(folder: Path) -> dict[str, list[Path]]:
+    """The files by what their names begin with: train.parquet and train-00000-of-00002.parquet with `train`."""
+    shards: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
+        shards.setdefault(file.name.partition(".")[0].partition("-")[0], []).append(file)
+    return shards
 
 
 PLUGINS = (Parquet,)
