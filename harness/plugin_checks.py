@@ -58,6 +58,11 @@ def _check_parameters(plugin: type[Plugin]) -> None:
             raise PluginError(f"{what}: the parameter {name!r} hides {contract.__name__}.{name}; {advice}")
         if {field.alias, field.validation_alias, field.serialization_alias} != {None}:
             raise PluginError(f"{what}: the parameter {name!r} has an alias; a parameter has one name")
+        if field.exclude or getattr(field, "exclude_if", None) is not None:
+            raise PluginError(
+                f"{what}: the parameter {name!r} is declared with `exclude`, so that scores of two of its values could "
+                "not be told apart; remove that"
+            )
     for owner in plugin.__mro__[: plugin.__mro__.index(contract)]:
         for name in vars(owner).keys() & theirs.keys():
             if inspect.isroutine(theirs[name]) and not callable(getattr(plugin, name, None)):

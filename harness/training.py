@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,9 +16,10 @@ from torch.nn import functional
 from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
 from harness.contracts.defence import ClientHooks, PrepareContext, Sampling, StackContext
 from harness.errors import PluginError
-from harness.evaluation.predict import predict
+from harness.evaluation.predict import predict, to_pixels
 from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
+from harness.federation.cohort import alike
 from harness.federation.counts import malicious_clients, participants
 from harness.federation.data import DeviceData, Pool, deal, load
 from harness.federation.dropout import seed_dropout
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
     from harness.scenario import Compute
     from harness.stage_specs import TrainSpec
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[int, int, dict[str, Any]], None]
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 ROOT = -1  # the root dataset's number among clients
+APART = "the networks of the trainings beside it differ from its own in more than parameters and buffers"
 
 
 @dataclass
@@ -423,13 +428,25 @@ def channels_last(module: nn.Module, compute: Compute, device: str) -> bool:
 def train_together(trainings: Sequence[Training], reports: Sequence[Report]) -> list[Trained] | None:
     """Trainings that differ in seed or records, from their initial weights, with all their clients as one program.
 
-    None where nothing would be won, as such clients do not train as one program.
+    None where nothing would be won, as such clients do not train as one program. Trainings whose networks differ in
+    more than the values of parameters and buffers run one after another, and say so.
     """
     readies = [training.set_up(training.initial_module()) for training in trainings]
-    trainer = readies[0].federation.trainer
-    if not isinstance(trainer, VectorisedTrainer) or not trainer.mergeable(readies[0].federation.clients[0]):
+    trainer, client = readies[0].federation.trainer, readies[0].federation.clients[0]
+    if not isinstance(trainer, VectorisedTrainer) or not trainer.mergeable(client):
         return None
+    if not alike([ready.federation.module for ready in readies], to_pixels(client.images[:8])):
+        del readies, trainer, client  # their networks have been called
+        return [_alone(*pair) for pair in zip(trainings, reports, strict=True)]
     run_together([ready.run(report) for ready, report in zip(readies, reports, strict=True)])
     for ready in readies:
         ready.federation.trainer.facts = trainer.facts | {"trainings": len(readies)}
     return [ready.trained() for ready in readies]
+
+
+def _alone(training: Training, report: Report) -> Trained:
+    """One of several trainings that cannot share a program."""
+    logger.info("trainings run one after another: %s", APART)
+    trained = training.run(training.initial_module(), report)
+    trained.execution["alone"] = [*trained.execution["alone"], APART]
+    return trained

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 
@@ -380,6 +380,10 @@ def shadowing(annotations, **attributes):
          "the parameter 'rate' has an alias; a parameter has one name"),
         (lambda: shadowing({"rate": float}, rate=Field(1.0, serialization_alias="label")),
          "the parameter 'rate' has an alias"),
+        (lambda: shadowing({"rate": float}, rate=Field(1.0, exclude=True)),
+         "the parameter 'rate' is declared with `exclude`, so that scores of two of its values could"),
+        (lambda: shadowing({"rate": Annotated[float, Field(exclude=True)]}, rate=1.0),
+         "the parameter 'rate' is declared with `exclude`"),
     ],
 )  # fmt: skip
 def test_a_parameter_that_hides_the_contract_disables_its_package_alone(make, reason):

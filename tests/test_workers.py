@@ -9,8 +9,10 @@ import sys
 import pytest
 import small
 
+import harness
 from harness.errors import HarnessError
-from harness.executors.local import LocalExecutor
+from harness.executors.local import LocalExecutor, _Worker
+from harness.scenario import load_text
 
 SCENARIO = small.SCENARIO + "aggregators: [finds]\nplugins: [own.py]\n"
 PLUGIN = """
@@ -74,3 +76,51 @@ def test_workers_that_cannot_start_are_an_error_that_says_so(tmp_path):
     executor._context = _Fails()
     with pytest.raises(HarnessError, match="worker processes cannot start"):
         executor._start("cpu")
+
+
+def test_an_idle_worker_that_has_ended_is_replaced(tmp_path, monkeypatch):
+    submit, killed = LocalExecutor.submit, []
+
+    def beside_the_dead(self, stage):
+        for worker in self._workers:
+            if worker.stage is None and not killed:
+                worker.process.kill()
+                worker.process.join()
+                killed.append(worker.process.pid)
+        submit(self, stage)
+
+    monkeypatch.setattr(LocalExecutor, "submit", beside_the_dead)
+    scenario = load_text(small.SCENARIO, tmp_path / "small.yaml")
+    result = harness.run(scenario, device="cpu", jobs=1, store=tmp_path / "runs")
+    assert len(killed) == 1
+    assert (result.scored, result.failed) == (1, 0)
+
+
+class _Dead:
+    """A worker process that has ended, and its pipe."""
+
+    exitcode = -9
+
+    def send_bytes(self, message):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def nothing(self):
+        pass
+
+    kill = join = close = nothing
+
+
+def test_workers_that_end_as_soon_as_they_start_are_an_error_that_says_so(tmp_path, monkeypatch):
+    executor, started = LocalExecutor(tmp_path, "cpu", 1), []
+
+    def start(device):
+        started.append(_Worker(_Dead(), _Dead(), device))
+        executor._workers.append(started[-1])
+        return started[-1]
+
+    monkeypatch.setattr(executor, "_start", start)
+    start("cpu")  # one that is idle
+    with pytest.raises(HarnessError, match=r"ended before it could be given a stage \(.*Broken pipe\)"):
+        executor.submit("a stage")
+    assert len(started) == 2
+    assert executor._workers == []

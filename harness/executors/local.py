@@ -64,13 +64,17 @@ class LocalExecutor:
                 f"a plugin of this scenario cannot be sent to a worker process ({error}); define it in an "
                 "importable module, or run in this process with --jobs 0"
             ) from error
-        worker = next((w for w in self._workers if w.stage is None), None)
-        if worker is None:
-            used = Counter(w.device for w in self._workers)
-            worker = self._start(min(self._devices, key=lambda device: used[device]))
-        worker.stage = stage
-        worker.reason = None
-        worker.pipe.send_bytes(message)
+        idle = next((w for w in self._workers if w.stage is None), None)
+        if idle is not None and self._send(idle, stage, message) is None:
+            return
+        used = Counter(w.device for w in self._workers)
+        worker = self._start(min(self._devices, key=lambda device: used[device]))
+        trouble = self._send(worker, stage, message)
+        if trouble is not None:
+            raise HarnessError(
+                f"a worker process ended before it could be given a stage ({trouble}); --jobs 0 runs everything in "
+                "this process"
+            ) from trouble
 
     def events(self, timeout: float) -> list[Event]:
         found: list[Event] = []
@@ -117,6 +121,17 @@ class LocalExecutor:
         worker = _Worker(process, ours, device)
         self._workers.append(worker)
         return worker
+
+    def _send(self, worker: _Worker, stage: Stage, message: bytes) -> OSError | None:
+        """Gives a worker without a stage one. Where it has ended meanwhile, what came of sending; it is then gone."""
+        try:
+            worker.pipe.send_bytes(message)
+        except OSError as error:
+            worker.process.kill()
+            self._lost(worker)
+            return error
+        worker.stage, worker.reason = stage, None
+        return None
 
     def _lost(self, worker: _Worker) -> list[Event]:
         worker.process.join()

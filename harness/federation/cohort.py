@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from harness.contracts.defence import Local, Sampling
-from harness.evaluation.predict import to_pixels
+from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import stacked_batches
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
-from harness.federation.dropout import Masks, masked
+from harness.federation.dropout import Masks, dropouts, masked
+from harness.federation.local import seeded_modules
 from harness.federation.optimizers import local_optimizer
+from harness.federation.threads import plain_values
 from harness.functional import masked_mean
 from harness.layer_order import pooled_first
-from harness.random import derive, split
+from harness.random import derive, split, torch_generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from harness.contracts.defence import GradientFn, LossFn, Params
     from harness.federation.local import LocalTrainer, Start, Task, Trained
@@ -64,6 +66,7 @@ class Cohort:
             name: torch.stack([task.buffers.get(name, modules[id(task.trainer)][name]) for task in tasks])
             for name, _ in self.module.named_buffers()
         }
+        self.buffers |= _own_frozen(tasks)  # which are given to the network as buffers are
         self.noise = [
             task.trainer.generator("noise", task.trainer.noise_seed, task.client.id, at.round, device=device)
             for task in tasks
@@ -203,6 +206,59 @@ class Cohort:
             )
             for i, (task, delta, noise) in enumerate(zip(self.tasks, moved, self.noise, strict=True))
         ]
+
+
+def _own_frozen(tasks: Sequence[Task]) -> dict[str, Tensor]:
+    """The parameters that are not trained and that differ between trainings, a row a client."""
+    frozen = {
+        id(task.trainer): {
+            n: p.detach() for n, p in task.trainer.module.named_parameters() if not p.requires_grad
+        }
+        for task in tasks
+    }
+    first, *others = frozen.values()
+    return {
+        name: torch.stack([frozen[id(task.trainer)][name] for task in tasks])
+        for name, value in first.items()
+        if any(not torch.equal(own[name], value) for own in others)
+    }
+
+
+def alike(modules: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether networks differ in the values of parameters and buffers alone, so that the first can stand for all.
+
+    x (b, c, h, w) in [0, 1]: a few records. With the first's parameters and buffers each must give the very outputs
+    that the first gives for them, in evaluation and in training.
+    """
+    first, *others = modules
+    shapes, values = _shapes(first), plain_values(first)
+    if any(_shapes(module) != shapes or plain_values(module) != values for module in others):
+        return False
+    rows = torch.cat([x, 1 - x])
+    state = {**dict(first.named_parameters()), **dict(first.named_buffers())}
+    expected = _outputs(first, state, rows)
+    return all(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+        for module in others
+        for a, b in zip(expected, _outputs(module, state, rows), strict=True)
+    )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[Any, ...]]:
+    parameters = {name: (p.shape, p.dtype, p.requires_grad) for name, p in module.named_parameters()}
+    return parameters | {name: (b.shape, b.dtype) for name, b in module.named_buffers()}
+
+
+def _outputs(module: nn.Module, state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
+    """What a network gives for x with these parameters and buffers, in evaluation and in training; they stay."""
+    found = []
+    with modes_restored(module), torch.no_grad(), seeded_modules(str(x.device), "alike"):
+        for training in (False, True):
+            module.train(training)
+            own = {name: value.detach().clone() for name, value in state.items()}
+            with masked(dropouts(module), Masks([torch_generator("alike", device=str(x.device))])):
+                found.append(torch.func.functional_call(module, own, (x.clone(),)))
+    return found
 
 
 class _Prepared:

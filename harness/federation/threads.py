@@ -10,12 +10,14 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from harness.federation.local import LocalTrainer, Task, Trained
 from harness.functional import batch_norms
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRIALS = 2  # rounds each way before one is chosen
+SMALL = 1000  # items of a container that are looked at
+REGISTERED = frozenset(vars(nn.Module()))  # where a module keeps its parameters, buffers, parts and hooks
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +37,8 @@ class ThreadedTrainer(LocalTrainer):
 
     The first four rounds take turns, one after another and in threads; from then on the faster way is taken: clients
     whose steps are short wait for the interpreter, and threads only get in each other's way. Where a network or a
-    defence draws from torch's global generator, of which there is one for all threads, or a network keeps more between
-    its clients than counts, they train one after another.
+    defence draws from torch's global generator, of which there is one for all threads, a network keeps more between
+    its clients than counts in buffers, or cannot be copied, they train one after another.
     """
 
     def __init__(self, *args: Any, at_a_time: int) -> None:
@@ -65,11 +69,15 @@ class ThreadedTrainer(LocalTrainer):
 
     def _in_threads(self, tasks: Sequence[Task]) -> list[Trained]:
         if self._pool is None:
-            self._pool = self._start()
+            try:
+                self._pool = self._start()
+            except Exception as error:  # copying the network, which may hold anything
+                return self._one_by_one(tasks, f"the network cannot be copied ({type(error).__name__})")
+        values = plain_values(self.module)
         held = {n: b.clone() for n, b in self.module.named_buffers() if n not in self.buffer_names}
         before = torch.default_generator.get_state()
         started = time.perf_counter()
-        done = self._share_out(self._pool, tasks, held)
+        done = self._share_out(self._pool, tasks, held, values)
         elapsed = time.perf_counter() - started
         if not torch.equal(before, torch.default_generator.get_state()):
             torch.default_generator.set_state(before)
@@ -77,19 +85,24 @@ class ThreadedTrainer(LocalTrainer):
         for one in done:
             if isinstance(one, Exception):
                 raise one
-        left = [own for _, own, _ in done]
+        left = [own for _, own, _, _ in done]
         fixed = {name: value for name, value in held.items() if not _counts(value)}
-        if any(not torch.equal(own[name], value) for own in left for name, value in fixed.items()):
+        moved = any(not torch.equal(own[name], value) for own in left for name, value in fixed.items())
+        if moved or not all(kept for _, _, kept, _ in done):
             return self._one_by_one(tasks, "the network keeps values between them")
         for name, buffer in self.module.named_buffers():
             if name in held and _counts(buffer):  # what all clients did, as where one follows the other
                 buffer.copy_(held[name] + torch.stack([own[name] - held[name] for own in left]).sum(0))
-        self.spared += sum(seconds for _, _, seconds in done) - elapsed
+        self.spared += sum(seconds for _, _, _, seconds in done) - elapsed
         self.facts["at_a_time"] = self.at_a_time
-        return [trained for trained, _, _ in done]
+        return [trained for trained, _, _, _ in done]
 
     def _share_out(
-        self, pool: ThreadPoolExecutor, tasks: Sequence[Task], held: dict[str, Tensor]
+        self,
+        pool: ThreadPoolExecutor,
+        tasks: Sequence[Task],
+        held: dict[str, Tensor],
+        values: dict[tuple[str, str], Any],
     ) -> list[Any]:
         """`_train_one` of every task, or what it raised: each thread, this one too, takes one after another.
 
@@ -105,7 +118,7 @@ class ThreadedTrainer(LocalTrainer):
                 except IndexError:
                     return
                 try:
-                    found[position] = self._train_one(task, held)
+                    found[position] = self._train_one(task, held, values)
                 except Exception as error:
                     found[position] = error
 
@@ -123,28 +136,80 @@ class ThreadedTrainer(LocalTrainer):
         return super().train_all(tasks)
 
     def _start(self) -> ThreadPoolExecutor:
-        for _ in range(self.at_a_time):
-            own = (copy.deepcopy(self.module), self.settings, self.seed, self.noise_seed)
+        for module in [copy.deepcopy(self.module) for _ in range(self.at_a_time)]:
+            own = (module, self.settings, self.seed, self.noise_seed)
             twin = LocalTrainer(*own, self.precision, self.device)
             twin.seeds_modules, twin.generator = False, self.generator
             self._twins.put(twin)
         return ThreadPoolExecutor(self.at_a_time - 1, thread_name_prefix="client")
 
-    def _train_one(self, task: Task, held: dict[str, Tensor]) -> tuple[Trained, dict[str, Tensor], float]:
-        """What a client trained, the buffers beside that its module ends with, and its seconds. held: their start."""
+    def _train_one(
+        self, task: Task, held: dict[str, Tensor], values: dict[tuple[str, str], Any]
+    ) -> tuple[Trained, dict[str, Tensor], bool, float]:
+        """What a client trained, the buffers beside that its module ends with, and its seconds. held: their start.
+
+        Before the seconds, whether the module had these plain values, and has them still.
+        """
         started = time.thread_time()  # what a client waits for the interpreter is not its own
         twin = self._twins.get()
         try:
             twin.batch_norm = self.batch_norm
+            kept = plain_values(twin.module) == values
             buffers = {n: b for n, b in twin.module.named_buffers() if n in held} if held else {}
             for name, buffer in buffers.items():
                 buffer.copy_(held[name])
             (trained,) = twin.train_all([Task(twin, task.client, task.at, task.buffers)])
             left = {name: buffer.clone() for name, buffer in buffers.items()}
+            kept = kept and plain_values(twin.module) == values
         finally:
             self._twins.put(twin)
-        return trained, left, time.thread_time() - started
+        return trained, left, kept, time.thread_time() - started
 
 
 def _counts(buffer: Tensor) -> bool:
     return not buffer.is_floating_point() and buffer.dtype != torch.bool
+
+
+def plain_values(module: nn.Module) -> dict[tuple[str, str], Any]:
+    """What a network's layers keep beside parameters and buffers, by layer and attribute, to be compared by ==.
+
+    Numbers, texts, arrays, tensors and small containers of them; not the parameters and buffers that other attributes
+    name again. What is anything else, or None, counts as not there.
+    """
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    found = {
+        (name, attribute): _plain(value, known)
+        for name, layer in module.named_modules()
+        for attribute, value in vars(layer).items()
+        if attribute not in REGISTERED
+    }
+    return {place: value for place, value in found.items() if value is not None}
+
+
+def _plain(value: Any, known: set[int], depth: int = 4) -> Any:
+    """A value as one that == compares and nothing changes, or None."""
+    if isinstance(value, float | complex | np.generic):
+        return repr(value)  # by which not-a-number is itself
+    if isinstance(value, bool | int | str | bytes):
+        return value
+    if isinstance(value, torch.Tensor):
+        return None if id(value) in known else _bytes(value)
+    if isinstance(value, np.ndarray):
+        return None if value.dtype.hasobject else (str(value.dtype), value.shape, value.tobytes())
+    if not isinstance(value, Mapping | Set | list | tuple | deque):
+        return None
+    if len(value) > SMALL or not depth:
+        return len(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, known, 0): _plain(item, known, depth - 1) for key, item in value.items()}
+    items = tuple(_plain(item, known, depth - 1) for item in value)
+    return frozenset(items) if isinstance(value, Set) else items
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """A tensor's type, shape and content."""
+    try:
+        values = tensor.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+        return str(tensor.dtype), tuple(tensor.shape), values.view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, NotImplementedError, TypeError):  # a wrapper that outlived its torch.func transform
+        return None

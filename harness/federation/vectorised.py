@@ -18,6 +18,7 @@ from harness.federation.cohort import Cohort
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
 from harness.federation.separation import couples
+from harness.federation.threads import plain_values
 from harness.functional import batch_norms
 from harness.random import torch_generator
 
@@ -154,7 +155,7 @@ class VectorisedTrainer(LocalTrainer):
         """Why clients like this one cannot train together, None: nothing speaks against it."""
         kind = self._kind(client)
         if kind == "random":
-            return "the network draws random numbers in training"
+            return "the network draws random numbers in training, or counts"
         for hook in client.hooks:
             if hook.overrides("gradient") and not hook.vectorises:
                 return f"the gradient of {getattr(hook, 'name', type(hook).__name__)} is not vectorised"
@@ -225,6 +226,8 @@ class VectorisedTrainer(LocalTrainer):
 def nature(module: nn.Module, x: Tensor) -> str:
     """How a network in training treats the records of a batch: `apart`, `coupled`, or `random`. x (1, c, h, w).
 
+    One that counts its calls is random, too: as one program it would count once for all clients.
+
     Asked of the network itself, as third parties' layers may do either; batch normalisation counts in any case, as
     behind a layer that starts at zero it would not show.
     """
@@ -237,12 +240,14 @@ def nature(module: nn.Module, x: Tensor) -> str:
             with masked(dropouts(module), Masks([torch_generator("nature", device=str(x.device))])):
                 return torch.func.functional_call(module, values, (batch,))
 
+        before = plain_values(module)
         once, again, beside = outputs(rows), outputs(rows), outputs(others)
+        counts = plain_values(module) != before
 
     def equal(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
 
-    if not equal(once, again):
+    if counts or not equal(once, again):
         return "random"
     return "apart" if equal(once[0], beside[0]) and not batch_norms(module) else "coupled"
 

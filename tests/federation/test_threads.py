@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from test_vectorised import FEDERATION, LOCAL, PGD, POISONS, STACKS, UsesGenerator, members, training
@@ -13,7 +17,7 @@ import harness
 from harness.contracts.defence import ClientHooks
 from harness.federation import threads
 from harness.federation.local import LocalTrainer, Start
-from harness.federation.threads import ThreadedTrainer
+from harness.federation.threads import ThreadedTrainer, plain_values
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
 from harness.random import torch_generator
 
@@ -28,14 +32,17 @@ class AlwaysThreads(ThreadedTrainer):
 
 
 def both(stage, module, clients, rounds=ROUNDS, kind=AlwaysThreads):
-    """(updates and buffers of every round, the module's buffers after it) from both trainers; the threaded one."""
+    """(updates and buffers of every round, the module's buffers after it) from both trainers; the threaded one.
+
+    Each has a copy of the module.
+    """
     weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
     moved = torch.randn(weights.shape, generator=torch_generator("moved"), dtype=weights.dtype)
-    whole = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, "cpu")
-    found = []
-    for trainer in (LocalTrainer(*arguments), kind(*arguments, at_a_time=3)):
-        own = []
+    arguments = (stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, "cpu")
+    found, given = [], module
+    for made in (LocalTrainer, partial(kind, at_a_time=3)):
+        module, own = copy.deepcopy(given), []
+        trainer = made(module, *arguments)
         for round in range(rounds):
             at = Start(round, weights, moved=moved, multiplier=0.5, rounds=4, clients=5, malicious=2)
             trained = trainer.train_all(trainer.tasks(clients, at, [buffers] * len(clients)))
@@ -43,8 +50,6 @@ def both(stage, module, clients, rounds=ROUNDS, kind=AlwaysThreads):
             load_vector(module, weights)
             load_buffers(module, buffers)
         found.append(own)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(whole[name])
     return *found, trainer
 
 
@@ -115,9 +120,49 @@ class Keeps(nn.Module):
         return x
 
 
+class Counts(nn.Module):
+    """Counts its calls in an attribute, and warms up by them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * min(1.0, 0.2 + self.calls / 200)
+
+
+class Averages(nn.Module):
+    """Follows what goes through it in tensors that are no buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {"mean": torch.zeros(())}
+
+    def forward(self, x):
+        self.seen["mean"].mul_(0.9).add_(0.1 * x.detach().mean())
+        return x - self.seen["mean"]
+
+
+class Shows(nn.Module):
+    """Keeps its output, with the graph behind it, for whoever wants to see it: then it cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shown = None
+
+    def forward(self, x):
+        self.shown = x * self.scale
+        return self.shown
+
+
 ALONE = {
     "dropout": nn.Dropout(0.5),
     "keeps values": Keeps(),
+    "counts": Counts(),
+    "averages": Averages(),
+    "shows": Shows(),
     "cumulative": nn.BatchNorm1d(64, momentum=None),
 }
 
@@ -131,6 +176,100 @@ def test_what_threads_would_change_trains_one_by_one(tmp_path, layer):
     assert torch.equal(torch.get_rng_state(), before)
     assert trainer.facts == {"clients": "sequential"}
     assert trainer.spared == 0
+
+
+class InTurns(ThreadedTrainer):
+    """One round without threads, then always with them."""
+
+    turns = 0
+
+    def _in_threads_next(self):
+        self.turns += 1
+        return self.turns > 1
+
+
+def test_a_network_that_cannot_be_copied_trains_one_by_one(tmp_path):
+    module = nn.Sequential(nn.Flatten(), Shows(), nn.Linear(64, 10))
+    assert same(training(tmp_path), module, floats(members(training(tmp_path))), kind=InTurns).facts == {
+        "clients": "sequential"
+    }
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = 1.0
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_what_a_network_was_given_since_it_was_copied_counts(tmp_path):
+    stage = training(tmp_path)
+    clients, found = floats(members(stage)), []
+    given = nn.Sequential(nn.Flatten(), Scaled(), nn.Linear(64, 10))
+    for made in (LocalTrainer, partial(AlwaysThreads, at_a_time=3)):
+        module = copy.deepcopy(given)
+        weights = flatten(module)
+        trainer = made(module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
+        for scale in (1.0, 0.5):
+            module[1].scale = scale
+            load_vector(module, weights)
+            tasks = trainer.tasks(clients, Start(0, weights), [{}] * len(clients))
+            found.append([update for update, _ in trainer.train_all(tasks)])
+    one, halved, beside, then = found
+    assert all(torch.equal(a, b) for a, b in zip(one, beside, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(halved, then, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, halved, strict=True))
+
+
+class Holds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mean", torch.zeros(2))
+        self.tied = [self.linear.weight, self.mean]  # looked at elsewhere
+        self.nothing, self.action = None, print
+        self.count, self.rate, self.name = 0, math.nan, "holds"
+        self.tensor, self.array = torch.full((2,), math.nan), np.zeros(2)
+        self.log, self.by_class, self.kinds = [], {"a": [0, torch.zeros(1, dtype=torch.bfloat16)]}, {1, 2}
+
+
+CHANGES = {
+    "number": lambda m: setattr(m, "count", 1),
+    "float": lambda m: setattr(m, "rate", 0.5),
+    "text": lambda m: setattr(m, "name", "held"),
+    "new": lambda m: setattr(m, "nothing", False),
+    "tensor": lambda m: m.tensor[0].fill_(1),
+    "type": lambda m: setattr(m, "tensor", m.tensor.double()),
+    "array": lambda m: m.array.fill(1),
+    "list": lambda m: m.log.append("x"),
+    "inside": lambda m: m.by_class["a"][1].fill_(1),
+    "set": lambda m: m.kinds.add(3),
+    "gone": lambda m: delattr(m, "count"),
+    "layer": lambda m: setattr(m.linear, "calls", 1),
+}
+
+
+def test_plain_values_are_those_of_a_copy():
+    module = Holds()
+    values = plain_values(module)
+    assert plain_values(copy.deepcopy(module)) == values
+    with torch.no_grad():
+        module.linear.weight += 1
+        module.mean += 1
+    module.action = len
+    assert plain_values(module.eval()) == values
+    torch.func.vmap(lambda x: setattr(module, "nothing", x) or x)(torch.zeros(3))  # a dead wrapper
+    assert plain_values(module) == values
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_plain_values_show_a_change(change):
+    module = Holds()
+    values = plain_values(module)
+    change(module)
+    assert plain_values(module) != values
 
 
 def test_a_client_s_own_generator_is_its_own(tmp_path):
