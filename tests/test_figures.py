@@ -194,7 +194,9 @@ def test_ranks_leave_out_what_hides_gradients_and_guarantees(tmp_path):
     found = []
     for rule, value in (("a", 0.3), ("b", 0.5), ("masked", 0.9)):
         for block in range(4):
-            one = record(len(found), 0.9, value, aggregator=rule, compressor=f"c{block}", threat="e", attack="pgd")
+            one = record(
+                len(found), 0.9, value, aggregator=rule, compressor=f"c{block}", threat="e", attack="pgd"
+            )
             one["config"]["threat"]["phase"] = "inference"
             one["flags"] = [FLAG] * (rule == "masked")
             one["scores"]["epsilon"] = value
