@@ -3,41 +3,86 @@
 A file is taken as it is at that moment. What it holds is imported under a module name made of its place and its
 content, so that an edited file is another module, two files of one name are two, and worker processes, which
 get the text and not the path, import exactly what was hashed.
+
+Where Python finds modules beside it, a file may import them. They are of its hash, and are sent with it, but keep their
+own names: a process has one module `helper`, and where that is edited, another process is needed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import source_hash, spec_from_file_location, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from harness.errors import PluginError, did_you_mean
+from harness.source_code import code_files, is_outside, outside
 
 PREFIX = "local:"  # of the distribution that such plugins are recorded under: local:my_rule.py
 
 
 @dataclass(frozen=True)
-class LocalFile:
-    """A file as it was when it was read. path: absolute."""
+class Neighbour:
+    """A module that a local file imports, as it was then. path: absolute. mark: its time and size."""
 
+    module: str
     path: Path
     source: bytes
+    mark: tuple[int, int] | None = field(default=None, compare=False)
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file's bytes: what `sha256sum` prints."""
         return hashlib.sha256(self.source).hexdigest()
+
+    @property
+    def changed(self) -> bool:
+        """Whether its file says something else by now; a touched one does not."""
+        return _mark(self.path) != self.mark and _bytes(self.path) != self.source
+
+    def spec(self) -> ModuleSpec | None:
+        """For importing it from this text; data in its folder are read as ever."""
+        folder = [str(self.path.parent)] if self.path.name == "__init__.py" else None
+        loader = _Loader(self.module, str(self.path))
+        loader.text = self.source
+        return spec_from_file_location(
+            self.module, self.path, loader=loader, submodule_search_locations=folder
+        )
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file as it was when it was read. path: absolute. beside: known once it was imported."""
+
+    path: Path
+    source: bytes
+    beside: tuple[Neighbour, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, what `sha256sum` prints; of what it imports beside it too, where there is any.
+
+        Raises PluginError where that is no longer what was imported.
+        """
+        own = hashlib.sha256(self.source).hexdigest()
+        if not self.beside:
+            return own
+        for one in self.beside:
+            if one.changed:
+                raise PluginError(f"{self.path.name}: {_too_late(one)}")
+        parts = [own, *(f"{one.module}\0{one.sha256}" for one in self.beside)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
     def distribution(self) -> str:
@@ -64,7 +109,8 @@ def read(path: str | Path, folder: Path | None = None) -> LocalFile:
     if place.suffix != ".py":
         raise PluginError(f"{path} is not a Python file: its name must end with .py")
     try:
-        return LocalFile(place.resolve(), place.read_bytes())
+        file = LocalFile(place.resolve(), place.read_bytes())
+        return _READ.setdefault(file, file)
     except FileNotFoundError:
         if not place.parent.is_dir():
             raise PluginError(f"{path}: no such file; there is no folder {place.parent}") from None
@@ -75,15 +121,86 @@ def read(path: str | Path, folder: Path | None = None) -> LocalFile:
 
 
 def expect(files: Iterable[LocalFile]) -> None:
-    """Lets these files be imported by their module names in this process."""
-    _FINDER.files.update((file.module, file) for file in files)
+    """Lets these files be imported by their module names in this process, and what they import by theirs."""
+    for file in files:
+        _FINDER.files[file.module] = file
+        _FINDER.beside.update((one.module, one) for one in file.beside if one.path.suffix == ".py")
     if _FINDER not in sys.meta_path:
-        sys.meta_path.append(_FINDER)
+        sys.meta_path.insert(0, _FINDER)  # what was hashed, not what is on the disk by now
 
 
 def import_file(file: LocalFile, shown: str) -> ModuleType:
     """The module of a file, `shown` in messages. Raises PluginError with the line on which importing it failed."""
-    expect([file])
+    known = set(sys.modules)
+    module = _imported(file, shown)
+    if not file.beside:
+        beside = _beside(file, module, set(sys.modules) - known)
+        for one in beside:
+            if _NEIGHBOURS.setdefault(one.module, one) != one or _is_old(one):
+                raise PluginError(f"{shown}: {_too_late(one)}")
+        file.__dict__["beside"] = beside  # no part of what it is equal by
+    return module
+
+
+def _beside(file: LocalFile, module: ModuleType, new: set[str]) -> tuple[Neighbour, ...]:
+    """What a file imports, now or when it is called, that is of no installed package, and what that imports in turn."""
+    found = outside([("", file.source)])
+    named = new.union(_held(module)) - _FINDER.files.keys()  # also by names that were made up as it ran
+    for name in sorted(named):
+        place = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(place, str) and is_outside(name, Path(place)):
+            found |= outside([("", f"import {name}".encode())])
+    files = {one: path.resolve() for name, place in found.items() for one, path in code_files(name, place)}
+    return tuple(Neighbour(one, path, _bytes(path), _mark(path)) for one, path in sorted(files.items()))
+
+
+def _held(module: ModuleType) -> Iterator[str]:
+    """The modules that are among a module's globals, or that these are of."""
+    for value in vars(module).values():
+        with suppress(Exception):  # whatever a file may hold
+            name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+            if isinstance(name, str):
+                yield name
+
+
+def _is_old(one: Neighbour) -> bool:
+    """Whether its bytecode says that Python imported it from another text than its file has now."""
+    spec = getattr(sys.modules.get(one.module), "__spec__", None)
+    if spec is None or type(spec.loader) is not SourceFileLoader or not spec.cached:
+        return False
+    if sys.dont_write_bytecode or not os.access(spec.cached, os.W_OK):
+        return False  # the import left none, and nobody knows
+    head = _bytes(Path(spec.cached))[:16]
+    if any(head[4:8]):
+        return head[8:] != source_hash(one.source)
+    time, size = one.mark or (0, 0)
+    now = (time // 10**9 & 0xFFFFFFFF).to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
+    return head[8:] != now
+
+
+def _too_late(one: Neighbour) -> str:
+    return (
+        f"{one.path.name}, which it imports, changed after this process imported it ({one.path}): start Python, or the "
+        "notebook's kernel, again, so that what runs is what is recorded"
+    )
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        facts = path.stat()
+        return facts.st_mtime_ns, facts.st_size
+    return None
+
+
+def _bytes(path: Path) -> bytes:
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
+
+
+def _imported(file: LocalFile, shown: str) -> ModuleType:
+    if file.module not in _FINDER.files:
+        expect([file])
     try:
         return importlib.import_module(file.module)
     except KeyboardInterrupt:
@@ -104,10 +221,21 @@ def _line(file: LocalFile, error: BaseException) -> str:
 
 
 def _hint(file: LocalFile, error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return (
+            "; what a local plugin reads is not in its hash: keep data in a package, see `harness plugin new`"
+        )
     neighbour = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if not neighbour or not (file.path.parent / f"{neighbour.split('.')[0]}.py").exists():
         return ""
     return "; a local plugin is one file and cannot import its neighbours: make a package with `harness plugin new`"
+
+
+class _Loader(SourceFileLoader):
+    text: bytes
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.text, self.path, "exec", dont_inherit=True)
 
 
 class _Finder(MetaPathFinder, InspectLoader):
@@ -115,8 +243,11 @@ class _Finder(MetaPathFinder, InspectLoader):
 
     def __init__(self) -> None:
         self.files: dict[str, LocalFile] = {}
+        self.beside: dict[str, Neighbour] = {}
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if (neighbour := self.beside.get(fullname)) is not None:
+            return neighbour.spec()
         file = self.files.get(fullname)
         if file is None:
             return None
@@ -134,3 +265,5 @@ class _Finder(MetaPathFinder, InspectLoader):
 
 
 _FINDER = _Finder()
+_READ: dict[LocalFile, LocalFile] = {}  # one object for each
+_NEIGHBOURS: dict[str, Neighbour] = {}  # by module, which a process imports once

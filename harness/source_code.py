@@ -2,38 +2,58 @@
 
 Python imports a module once and never looks at its file again. What files say is what runs only as long as they
 are as they were then, so a package's state (times and sizes, no content) is noted before it is imported.
+
+A plugin's code is its top-level package, whatever else its distribution installs, and modules outside of site-packages
+that these import. What is found depends on files alone: workers must find the same.
 """
 
 from __future__ import annotations
 
+import ast
+import csv
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
+import sysconfig
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from harness.entry_points import BUILTIN, GROUP, normalized
 from harness.errors import HarnessError
 
 BYTECODE = (".pyc", ".pyo")
+ENGINE = ("harness", "harness_plugins")  # in keys by other means; see harness.stage_keys
+CODE = (".py", *EXTENSION_SUFFIXES)
+SITE = {"site-packages", "dist-packages"}
+EDITABLE = ("_editable", "_editable_loader")  # how names of modules end that find an editable install
 
 State = dict[str, tuple[int, int, int]]  # file -> its modification time in ns, size and inode
 
 
 @dataclass
 class _Package:
-    """A top-level package or module. roots: its folders, or its one file."""
+    """A top-level package or module. roots: its folders, or its one file. noted: when, if before it was imported."""
 
     roots: tuple[Path, ...]
     state: State
+    noted: int | None = None
+    others: dict[str, tuple[Path, ...]] | None = None  # what else is its plugins' code; None until asked for
     module: ModuleType | None = None  # what was imported; None until somebody asks for the hash
     digest: str | None = None
     looked: tuple[int, float] | None = None  # how many modules there were, and when
+
+    @property
+    def every_root(self) -> tuple[Path, ...]:
+        return self.roots + tuple(root for roots in (self.others or {}).values() for root in roots)
 
 
 _PACKAGES: dict[str, _Package] = {}
@@ -45,17 +65,20 @@ def remember(module: str) -> None:
     if top in sys.modules and top in _PACKAGES:
         return
     with suppress(Exception):  # what is wrong with the package, importing it will say
+        noted = time.time_ns()
         roots = _roots(importlib.util.find_spec(top))
-        _PACKAGES[top] = _Package(roots, _state(roots))
+        _PACKAGES[top] = _Package(roots, _state(roots), noted)
 
 
 def source_hash(distribution: str, module: str) -> str:
     """sha256 over every file of the top-level package that holds a module, bytecode and hidden files apart.
 
+    Over those of other packages and modules of its distribution too, and of modules outside of site-packages that any
+    of them imports. Not so for the built-in plugins: they import nothing but the engine and libraries.
     Worked out once a process, and the same from then on: it is of the code that runs here. Raises HarnessError where
     that is no longer known, because files changed between the import and the first question.
     """
-    package = _package(module)
+    package = _package(distribution, module)
     if package.digest is None:
         digest = _digest(package)
         _compare(package, distribution)  # after hashing: what was hashed is then what was imported
@@ -68,7 +91,7 @@ def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
 
     age: seconds for which the last look counts, as long as no module was imported since.
     """
-    package = _package(module)
+    package = _package(distribution, module)
     now = len(sys.modules), time.monotonic()
     if package.looked is not None and package.looked[0] == now[0] and now[1] - package.looked[1] < age:
         return
@@ -76,7 +99,7 @@ def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
     package.looked = now
 
 
-def _package(module: str) -> _Package:
+def _package(distribution: str, module: str) -> _Package:
     top = module.partition(".")[0]
     imported = sys.modules.get(top)
     package = _PACKAGES.get(top)
@@ -84,11 +107,187 @@ def _package(module: str) -> _Package:
         roots = _roots(getattr(imported, "__spec__", None), imported)
         package = _PACKAGES[top] = _Package(roots, _state(roots))
     package.module = imported
+    if package.others is None:
+        package.others = {} if distribution == BUILTIN else _others(distribution, top, package.roots)
+        _note_others(package)
     return package
 
 
+def _others(distribution: str, top: str, roots: tuple[Path, ...]) -> dict[str, tuple[Path, ...]]:
+    """The roots of what else decides what a distribution's plugins do, by name."""
+    found: dict[str, tuple[Path, ...]] = {}
+    for name in sorted(_top_level(distribution) - {top, *ENGINE}):
+        with suppress(Exception):
+            if places := _roots(importlib.util.find_spec(name)):
+                found[name] = places
+    own = [root for places in (roots, *found.values()) for root in places]
+    texts = (text for root in own for text in _texts(root, ""))
+    return found | {name: (place,) for name, place in outside(texts, own).items()}
+
+
+def _note_others(package: _Package) -> None:
+    """Adds their state now to that of the package. What changed since that was noted, as if it had been another."""
+    others = package.others or {}
+    state = _state(tuple(root for roots in others.values() for root in roots))
+    # Where plugins are not in the module of their entry point, that one was noted.
+    noted = [p.noted for name in others if (p := _PACKAGES.get(name)) is not None and p.noted is not None]
+    if package.noted is None:
+        state = package.state | state
+    moment = min(noted, default=sys.maxsize) if package.noted is None else package.noted
+    for file in state:
+        with suppress(FileNotFoundError):
+            facts = os.stat(file)
+            if max(facts.st_mtime_ns, facts.st_ctime_ns) > moment:
+                state[file] = (0, 0, 0)
+    package.state = package.state | state
+
+
+def _top_level(distribution: str) -> set[str]:
+    """Names of what a distribution installs that can be imported. An editable one may not say."""
+    try:
+        package = importlib.metadata.distribution(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return set()
+    names = {e.module.partition(".")[0] for e in package.entry_points if e.group == GROUP}
+    names.update((package.read_text("top_level.txt") or "").split())
+    names.update(_recorded(package))
+    # What finds an editable install holds places on this machine.
+    return {n for n in names if not n.startswith("__editable__") and not n.endswith(EDITABLE)}
+
+
+def _recorded(package: importlib.metadata.Distribution) -> Iterator[str]:
+    """Top-level names of the modules that an installer says it has put beside a distribution's metadata."""
+    for row in csv.reader((package.read_text("RECORD") or "").splitlines()):
+        if row and row[0].endswith(CODE):
+            name = row[0].partition("/")[0].partition(".")[0]
+            if name.isidentifier():  # ../../bin/tool.py has none
+                yield name
+
+
+def outside(texts: Iterable[tuple[str, bytes]], own: Sequence[Path] = ()) -> dict[str, Path]:
+    """What Python sources import that is of no installed package, and what that imports in turn.
+
+    texts: (the package that relative imports start from, source). own: places that are left out. Returns name -> file,
+    or folder of a package that has an __init__.py. For what else is left out, see is_outside.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    waiting = [name for package, source in texts for name in _imports(source, package)]
+    while waiting:
+        wanted = waiting.pop()
+        if wanted in seen:
+            continue
+        seen.add(wanted)
+        name, place = _located(wanted)
+        if place is None or name in found or not is_outside(name, place):
+            continue
+        if any(place.is_relative_to(root) for root in own):
+            continue
+        found[name] = place
+        package = name if place.is_dir() else name.rpartition(".")[0]
+        waiting += [other for within, source in _texts(place, package) for other in _imports(source, within)]
+    return found
+
+
+def is_outside(name: str, file: Path) -> bool:
+    """Whether a module is of no installed package, nor of the standard library or the engine.
+
+    Editable installs count as outside, as they are edited; libraries whose versions are in keys don't.
+    """
+    from harness.identity import DISTRIBUTIONS, GENERAL, SPECIAL
+
+    top = name.partition(".")[0]
+    if top in (*ENGINE, "__main__") or DISTRIBUTIONS.get(top, normalized(top)) in {*GENERAL, *SPECIAL}:
+        return False
+    if SITE.intersection(file.parts) or any(file.is_relative_to(folder) for folder in _library_folders()):
+        return False
+    above = file.absolute().parents
+    return not above or top not in _installed_in(above[min(name.count("."), len(above) - 1)])
+
+
+def code_files(name: str, place: Path) -> Iterator[tuple[str, Path]]:
+    """(module, file) of a module, or of all that a package's folder holds."""
+    if not place.is_dir():
+        yield name, place
+        return
+    for relative, file in sorted(_files((place,))):
+        if relative.endswith(CODE):
+            parts = [name, *relative.partition(".")[0].split("/")]
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), Path(file)
+
+
+@cache
+def _installed_in(folder: Path) -> frozenset[str]:
+    """Top-level names that an installer has put into a folder, such as that of `pip install --target`."""
+    packages = importlib.metadata.distributions(path=[str(folder)])
+    return frozenset(name for package in packages for name in _recorded(package))
+
+
+@cache
+def _library_folders() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    return tuple({p for name in names for p in (Path(paths[name]), Path(paths[name]).resolve())})
+
+
+def _located(wanted: str) -> tuple[str, Path | None]:
+    """The module, or the package with an __init__.py, at the front of a dotted name, and its place."""
+    top, *rest = wanted.split(".")
+    name, spec = top, _spec_of(top, None)
+    while spec is not None and not spec.has_location and spec.submodule_search_locations and rest:
+        name = f"{name}.{rest.pop(0)}"  # below a folder without an __init__.py
+        spec = _spec_of(name, list(spec.submodule_search_locations))
+    if spec is None or not spec.has_location or not spec.origin:
+        return name, None
+    place = Path(spec.origin)
+    return name, place.parent if spec.submodule_search_locations else place
+
+
+def _spec_of(name: str, folders: list[str] | None) -> ModuleSpec | None:
+    """Of what is imported under a name, or would be. folders: of the package that it is in."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is not None or not name:
+        return spec
+    with suppress(Exception):
+        return importlib.util.find_spec(name) if folders is None else PathFinder.find_spec(name, folders)
+    return None
+
+
+def _texts(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """(package that relative imports start from, source) of each Python file. name: of the package; "": no matter."""
+    for module, file in code_files(name, place):
+        if file.suffix == ".py":
+            package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+            with suppress(OSError):
+                yield package if name else "", file.read_bytes()
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """Dotted names that a source imports, anywhere in it; of `from a import b` both at once: a.b."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it says what is wrong
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            if not node.level or (package and above):
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = node.args[0].value
+            if called in ("import_module", "__import__") and isinstance(name, str):
+                yield name
+
+
 def _compare(package: _Package, distribution: str) -> None:
-    now = _state(package.roots)
+    now = _state(package.every_root)
     if now == package.state:
         return
     if package.digest is not None and _digest(package) == package.digest:
@@ -119,9 +318,18 @@ def _state(roots: tuple[Path, ...]) -> State:
 
 
 def _digest(package: _Package) -> str:
+    """Of the package alone, or with the names and contents of others."""
+    own = _digest_of(package.roots)
+    if not package.others:
+        return own
+    parts = [own, *(f"{name}\0{_digest_of(roots)}" for name, roots in sorted(package.others.items()))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _digest_of(roots: tuple[Path, ...]) -> str:
     """Of names, relative to their root, and contents."""
     digest = hashlib.sha256()
-    for name, file in sorted(_files(package.roots)):
+    for name, file in sorted(_files(roots)):
         content = b""
         with suppress(OSError), open(file, "rb") as opened:
             content = hashlib.file_digest(opened, "sha256").digest()

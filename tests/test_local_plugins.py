@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
+import sys
+from importlib import resources
 
 import pytest
 
 import harness
+from harness import local_plugins
 from harness.cli import main
 from harness.errors import PluginError, ScenarioError
 from harness.identity import identity_of
@@ -188,6 +192,7 @@ FAULTS = {
     ),
     "neighbour": ("import rules\n", r"rule.py:1: .*'rules'; a local plugin is one file and cannot import its neigh"),
     "raises": ("def f():\n    raise ValueError('no')\nf()\n", r"rule.py:2: ValueError: no"),
+    "file": ("open('no-such-file')\n", r"rule.py:1: FileNotFoundError: .*; what a local plugin reads is not in "),
     "exits": ("import sys\nsys.exit(3)\n", r"rule.py:2: SystemExit: 3"),
     "no hook": ("x = 1\n", r"rule.py: it implements no hook; mark harness_register with @hookimpl"),
     "mistyped hook": (RULE.replace("harness_register", "harness_regster"), r"rule.py: .*hook 'harness_regster'"),
@@ -267,3 +272,139 @@ def test_the_module_of_a_package_is_told_from_others_by_its_folder(write):
         "s.yaml", plugin="src/my_rule/__init__.py", rule="local:my_rule/__init__.py/local-rule"
     )
     assert rule_of(load(path)).name == "local-rule"
+
+
+# what a file imports beside it --------------------------------------------------------------------
+
+HELPER = "harness_test_helper"
+
+
+def forget() -> None:
+    """What a new process does not know."""
+    for name in [n for n in sys.modules if n.startswith((HELPER, "harness_local_"))]:
+        del sys.modules[name]
+    finder = local_plugins._FINDER
+    for known in (local_plugins._NEIGHBOURS, local_plugins._READ, finder.files, finder.beside):
+        known.clear()
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def beside(write, tmp_path, monkeypatch):
+    """beside(imports) -> rule.py, which imports from its folder. Python looks there, as with `python -m harness`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(f"{HELPER}.py", source="FACTOR = 1.0\n")
+    write(f"{HELPER}_between.py", source=f"import {HELPER}\n")
+    write(f"{HELPER}_package/__init__.py", source="")
+    write(f"{HELPER}_package/inner.py", source=f"from . import other\nfrom {HELPER} import FACTOR\n")
+    write(f"{HELPER}_package/other.py", source="x = 1\n")
+    write(f"{HELPER}_folder/inner.py", source="from .other import y\n")
+    write(f"{HELPER}_folder/other.py", source=f"import {HELPER}\ny = {HELPER}.FACTOR\n")
+    write(f"{HELPER}_folder/data.txt", source="not code")
+    forget()
+    yield lambda imports: write("rule.py", source=f"{imports}\n{RULE}")
+    forget()
+
+
+def hash_of(file, *first: str) -> str:
+    """That of a new process, which has imported some modules before."""
+    forget()
+    for module in first:
+        importlib.import_module(module)
+    return Registry().load_file(file).sha256
+
+
+BESIDE = {
+    "at the top": f"import {HELPER}",
+    "from": f"from {HELPER} import FACTOR",
+    "star": f"from {HELPER} import *",
+    "when it is called": f"def f():\n    import {HELPER}",
+    "by another": f"import {HELPER}_between",
+    "of a package": f"import {HELPER}_package.inner",
+    "of a folder": f"from {HELPER}_folder import inner",
+    "by a text": f"import importlib\nhelper = importlib.import_module('{HELPER}')",
+    "by a name made up": f"import importlib\nhelper = importlib.import_module('{HELPER[:9]}' + '{HELPER[9:]}')",
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_a_file_imports_beside_it_is_in_its_hash(case, beside, write):
+    file = beside(BESIDE[case])
+    before = hash_of(file)
+    assert before == hash_of(file, HELPER)  # something else imported it first
+    assert before != hashlib.sha256(file.read_bytes()).hexdigest()
+    write(f"{HELPER}.py", source="FACTOR = 10.0\n")
+    edited = hash_of(file)
+    assert edited not in (before, hash_of(beside("")))
+    write(f"{HELPER}.py", source="FACTOR = 1.0\n")
+    assert hash_of(beside(BESIDE[case])) == before
+    write(f"{HELPER}_folder/data.txt", source="more")
+    assert hash_of(file) == before
+
+
+def test_a_file_may_add_its_folder_itself(beside, write, tmp_path):
+    write("methods/harness_test_helper_far.py", source="FACTOR = 1.0\n")
+    path = str(tmp_path / "methods")
+    file = beside(f"import sys\nsys.path.insert(0, {path!r})\nimport {HELPER}_far\nsys.path.remove({path!r})")
+    before = hash_of(file)
+    write("methods/harness_test_helper_far.py", source="FACTOR = 10.0\n")
+    assert hash_of(file) != before
+
+
+def test_neighbours_are_in_what_keys_are_made_of(beside):
+    own = Registry()
+    file = own.load_file(beside(f"from {HELPER} import FACTOR"))
+    with own.seeing([file]):
+        entry = own.find("aggregator", "local-rule")
+    assert entry.source_hash == file.sha256 != hashlib.sha256(file.source).hexdigest()
+    assert entry.version == file.sha256[:12]
+
+
+def test_libraries_and_the_engine_are_no_neighbours(beside):
+    file = beside("import json, torch, yaml\nimport harness.errors\nfrom harness import nn")
+    assert hash_of(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("case", ["at the top", "when it is called"])
+def test_a_neighbour_edited_after_it_was_imported_asks_for_a_new_process(case, beside, write):
+    path = beside(BESIDE[case])
+    file = Registry().load_file(path)
+    known = file.sha256
+    write(f"{HELPER}.py", source="FACTOR = 10.0\n")
+    with pytest.raises(
+        PluginError, match=rf"{HELPER}.py, which it imports, changed after this process imported it"
+    ):
+        _ = Registry().load_file(path).sha256
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(PluginError, match="start Python, or the notebook's kernel, again"):
+        Registry().load_file(path)
+    write(f"{HELPER}.py", source="FACTOR = 1.0\n")
+    assert file.sha256 == known
+
+
+def test_a_neighbour_edited_since_something_else_imported_it(beside, write, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    importlib.import_module(HELPER)
+    write(f"{HELPER}.py", source="FACTOR = 10.0\n")
+    with pytest.raises(PluginError, match="changed after this process imported it"):
+        Registry().load_file(beside(f"import {HELPER}"))
+
+
+def test_workers_import_the_neighbours_that_were_hashed(beside, write):
+    file = Registry().load_file(beside(f"import {HELPER}_package.inner as inner"))
+    sent = pickle.dumps([file])
+    forget()
+    write(f"{HELPER}.py", source="FACTOR = 10.0\n")
+    local_plugins.expect(pickle.loads(sent))
+    assert importlib.import_module(file.module).inner.FACTOR == 1.0
+    write(f"{HELPER}_package/data.txt", source="as ever")
+    assert resources.files(f"{HELPER}_package").joinpath("data.txt").read_text() == "as ever"
+
+
+def test_a_run_with_a_neighbour_in_worker_processes(beside, write, tmp_path):
+    beside(f"def scaled(x):\n    import {HELPER}\n    return x * {HELPER}.FACTOR").write_text(
+        (tmp_path / "rule.py").read_text().replace("updates[0]", "scaled(updates[0])")
+    )
+    run = harness.run(write.scenario("s.yaml"), device="cpu", jobs=1, store=tmp_path / "runs")
+    (record,) = run.records
+    assert record["status"] == "scored", record["error"]
