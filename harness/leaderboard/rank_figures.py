@@ -138,8 +138,8 @@ def diagram(one: Ranking) -> dict[str, Any]:
 def _scope(one: Ranking) -> str:
     if one.board is None:
         return (
-            "A block is a data set: a method's mean over the configurations on its boards that all these methods share. "
-            "Names stand for methods with the parameters that each scenario gives them."
+            "A block is a data set: a method's mean over the configurations on its boards that all of these methods "
+            "share. Names stand for methods with the parameters that each scenario gives them."
         )
     return (
         f"A block is an attack on training, on {one.board} alone. Its attacks share data and seeds, so they are not "
