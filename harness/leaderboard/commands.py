@@ -80,7 +80,10 @@ def submit(
 
 @leaderboard.command()
 def check(files: Files) -> None:
-    """Check submissions without running anything: form, name, scenario, and one row of a name on a board.
+    """Check submissions without training: form, name, scenario, and scores and guarantees that no run can have written.
+
+    What only a clean run rules out is a mistake in an official file, a note in another. What a changed score inside of
+    its range would show is for `verify`, which runs cells again.
 
     Exit status: 0 all in order, 2 some are not.
 
