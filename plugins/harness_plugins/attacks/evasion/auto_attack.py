@@ -173,12 +173,12 @@ class Square(_Part):
     """The Square attack: random search over square patches of the ball's corners. Queries logits only.
 
     A sample ends at the point of the least margin that the search reached, whether it fools the model or not. Squares
-    shrink by a schedule made for 10,000 queries: scaled to `queries`, as in the paper, or taken as it is, as in
-    AutoAttack.
+    shrink by a schedule made for 10,000 queries, scaled to `queries` as in the paper.
     """
 
     name = "square"
     implementation: ClassVar[str] = "Square"
+    rescaled: ClassVar[bool] = True
     access: ClassVar[str] = "logits"
     reference = Reference(
         title="Square Attack: a query-efficient black-box adversarial attack via random search",
@@ -188,7 +188,6 @@ class Square(_Part):
     queries: int = Field(5000, ge=1, description="queries a sample, at most")
     restarts: int = Field(1, ge=1, description="random starts")
     p_init: float = Field(0.8, gt=0, le=1, description="share of the image in the first squares")
-    rescale: bool = Field(True, description="whether the schedule of sizes is scaled to `queries`")
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         if self.ball == "l2":
@@ -208,8 +207,14 @@ class Square(_Part):
             "n_queries": self.queries,
             "n_restarts": self.restarts,
             "p_init": self.p_init,
-            "resc_schedule": self.rescale,
+            "resc_schedule": self.rescaled,
         }
+
+
+class AutoAttackSquare(Square):
+    """Square as AutoAttack's authors run it: its schedule is not scaled, and of it the first 5,000 queries are seen."""
+
+    rescaled: ClassVar[bool] = False
 
 
 class AutoAttack(EvasionAttack):
@@ -229,7 +234,7 @@ class AutoAttack(EvasionAttack):
     reference = CROCE
     steps: ClassVar[int] = 100
     queries: ClassVar[int] = 5000
-    rescale: ClassVar[bool] = False  # as in the authors' code
+    square: ClassVar[type[Square]] = AutoAttackSquare
     ball: Literal["linf", "l2"] = Field("linf", description="norm of the ball")
     eps: float | None = Field(
         None,
@@ -268,7 +273,7 @@ class AutoAttack(EvasionAttack):
             APGD(loss="ce", steps=self.steps, **of),
             *second,
             FAB(steps=self.steps, **of),
-            Square(queries=self.queries, rescale=self.rescale, **of),
+            self.square(queries=self.queries, **of),
         ]
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
@@ -286,7 +291,7 @@ class StandardFast(AutoAttack):
     name = "autoattack-fast"
     steps: ClassVar[int] = 20
     queries: ClassVar[int] = 500
-    rescale: ClassVar[bool] = True
+    square: ClassVar[type[Square]] = Square
 
 
 PLUGINS = (APGD, APGDCE, FAB, Square, AutoAttack, StandardFast)
