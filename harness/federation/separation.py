@@ -9,6 +9,7 @@ import torch
 
 from harness.errors import NotApplicable
 from harness.evaluation.predict import modes_restored
+from harness.federation.apply import Apply
 from harness.federation.compose import composed_batch, composed_loss
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.vector import buffer_names
@@ -17,7 +18,7 @@ from harness.random import derive, global_generators, make_key, torch_generator
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.contracts.defence import ClientHooks, Defence, Params
+    from harness.contracts.defence import ClientHooks, Defence
 
 RECORDS = 4
 SMALL = 1e-3  # a parameter without a larger element is replaced: it would hide what lies before it
@@ -122,11 +123,7 @@ class _Trial:
         """
         own = (hook.at(0, 1),)
         changed, key = composed_batch(own), make_key("separation", device=self.device)
-
-        def apply(params: Params, x: Tensor) -> Tensor:
-            buffers = {name: b.clone() for name, b in self.module.named_buffers()}
-            return torch.func.functional_call(self.module, {**params, **buffers}, (x,))
-
+        apply = Apply(self.module, {}, {name: b.clone() for name, b in self.module.named_buffers()})
         loss = composed_loss(own, apply)
         with modes_restored(self.module), global_generators(derive("separation"), self.device):
             self.module.eval()

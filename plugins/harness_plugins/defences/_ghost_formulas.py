@@ -7,7 +7,8 @@ what comes out. All of it runs under torch.func.vmap over clients too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,13 +28,32 @@ class NotFinite(Exception):
     """Some record's gradient is not finite."""
 
 
+@dataclass
+class Shown:
+    """What the first batches of a network have shown: whether the formulas hold for it. A refusal is for good."""
+
+    verified: bool = False
+    refused: str | None = None
+    tries: int = 0
+
+    def ask(self) -> None:
+        """Raises Unsupported where the network was refused."""
+        if self.refused is not None:
+            raise Unsupported(self.refused)
+
+    def compared(self, records: int, told: bool) -> None:
+        """A batch was in order. told: every parameter had a gradient to be looked at."""
+        self.tries += 1
+        self.verified = records > 1 and (told or self.tries > TRIES)
+
+
 class Part(NamedTuple):
     """What one parameter adds: squared norms (b,) of its gradients, and its clipped sum given the scale (b,).
 
     The sum has the parameter's order of elements, not always its shape.
     """
 
-    name: Hashable
+    name: str
     squared: Tensor
     sum: Callable[[Tensor], Tensor]
 
@@ -41,8 +61,8 @@ class Part(NamedTuple):
 class Owned(NamedTuple):
     """Names of a layer's parameters; None for one that it lacks, or that is not trained."""
 
-    weight: Hashable | None
-    bias: Hashable | None
+    weight: str | None
+    bias: str | None
 
 
 class Convolution(NamedTuple):
@@ -109,11 +129,8 @@ def convolution(x: Tensor, g: Tensor, owned: Owned, how: Convolution) -> list[Pa
     if owned.weight is not None:
         rows, columns = how.padding
         padded = functional.pad(x, (columns, columns, rows, rows)) if rows or columns else x
-        pixels, size = (
-            padded.shape[2] * padded.shape[3],
-            how.shape[0] * how.shape[1] * how.shape[2] * how.shape[3],
-        )
-        if 2 * pixels**2 <= size:
+        pixels = padded.shape[2] * padded.shape[3]
+        if 2 * pixels**2 <= math.prod(how.shape):
             parts.append(_by_positions(x, padded, g, owned.weight, how))
         elif x.is_cuda:
             parts.append(_by_patches(x, g, owned.weight, how))
@@ -124,7 +141,7 @@ def convolution(x: Tensor, g: Tensor, owned: Owned, how: Convolution) -> list[Pa
     return parts
 
 
-def _by_positions(x: Tensor, padded: Tensor, g: Tensor, name: Hashable, how: Convolution) -> Part:
+def _by_positions(x: Tensor, padded: Tensor, g: Tensor, name: str, how: Convolution) -> Part:
     """Ghost norms: |g_i|^2 = sum over pairs of output positions of <patches> <output gradients>.
 
     Inner products of patches are sums, over the kernel, of inner products of pixels. Positions cancel, so
@@ -155,7 +172,7 @@ def _by_positions(x: Tensor, padded: Tensor, g: Tensor, name: Hashable, how: Con
     return Part(name, squared, summed)
 
 
-def _by_rows(padded: Tensor, g: Tensor, name: Hashable, how: Convolution) -> Part:
+def _by_rows(padded: Tensor, g: Tensor, name: str, how: Convolution) -> Part:
     """Per-sample gradients, a row of the kernel at a time, whose patches are overlapping parts of one matrix.
 
     On a CPU 1.5 to 3 times as fast as copying whole patches.
@@ -179,7 +196,7 @@ def _by_rows(padded: Tensor, g: Tensor, name: Hashable, how: Convolution) -> Par
     return Part(name, squared, summed)
 
 
-def _by_patches(x: Tensor, g: Tensor, name: Hashable, how: Convolution) -> Part:
+def _by_patches(x: Tensor, g: Tensor, name: str, how: Convolution) -> Part:
     """Per-sample gradients: output gradients times patches of the input. One product keeps a GPU busier."""
     from torch.nn import functional
 
@@ -192,6 +209,36 @@ def _channels(values: Tensor) -> Tensor:
     return values.flatten(2).sum(2) if values.ndim > 2 else values
 
 
-def per_sample(name: Hashable, samples: Tensor) -> Part:
+def per_sample(name: str, samples: Tensor) -> Part:
     """From gradients (b, numel), which are at hand once their norms are known."""
     return Part(name, samples.square().sum(1), lambda scale: scale @ samples)
+
+
+def comparisons(
+    parts: list[Part], gradients: Callable[[Tensor], Mapping[str, Tensor]]
+) -> tuple[list[tuple[Tensor, str]], Tensor]:
+    """Sums, and one record's norm, beside autograd's: a layer's option that the formulas do not know shows here.
+
+    gradients: weights (b,) -> name -> of the weighted sum of the losses. No two records have the same weight, as where
+    all have, records that meet in the network do not show. Returns what has to hold, each with what is wrong otherwise,
+    and whether every parameter had a gradient to be looked at.
+    """
+    import torch
+
+    squared = torch.stack([part.squared for part in parts])  # (parameters, b)
+    weights = torch.linspace(0.5, 1.0, squared.shape[1]).to(squared)
+    first = torch.zeros_like(weights)
+    first[0] = 1.0
+    expected, alone = gradients(weights), gradients(first)
+    noise = 1e-5 * squared.sum(0).sqrt()  # (b,): what a gradient may be that is zero but for rounding
+    found = []
+    for part in parts:
+        wanted, own = expected[part.name], alone[part.name].norm()
+        size = (
+            weights * (1e-3 * part.squared.sqrt() + noise)
+        ).sum()  # of what was added up, though little may be left
+        same = (part.sum(weights).reshape(wanted.shape) - wanted).norm() <= size
+        found.append((same, f"the formulas do not give autograd's gradient of {part.name}"))
+        same = (part.squared[0].sqrt() - own).abs() <= 1e-3 * own + noise[0]
+        found.append((same, f"the formulas do not give the norm of autograd's gradient of {part.name}"))
+    return found, (squared.sqrt() > noise).any(1).all()

@@ -18,13 +18,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from harness_plugins.defences._ghost_formulas import (
-    TRIES,
     Convolution,
     NotFinite,
     Owned,
     Part,
+    Shown,
     Unsupported,
     clip_scales,
+    comparisons,
     convolution,
     group_norm,
     linear,
@@ -56,8 +57,7 @@ class StackedGhostClipping:
         values = {name: p.detach() for name, p in params.items()}
         network = (*batch[0].shape[1:], *((name, p.shape) for name, p in values.items()))
         known = self._known.setdefault(network, _Known())
-        if known.refused is not None:
-            raise Unsupported(known.refused)
+        known.ask()
         try:
             return self._clipped_sum(known, loss, values, batch, key, mask)
         except Unsupported as error:
@@ -92,21 +92,16 @@ class StackedGhostClipping:
         if mask is not None:
             scales = scales.where(mask, 0)
         if not known.verified:
-            told = _verify(loss, values, batch, key, parts)
-            known.tries += 1
-            known.verified = records > 1 and (told or known.tries > TRIES)
+            known.compared(records, _verified(loss, values, batch, key, parts))
         sums = {part.name: part.sum(scale) for part, scale in zip(parts, scales, strict=True)}
         return {name: sums[name].reshape(p.shape) for name, p in values.items()}
 
 
 @dataclass
-class _Known:
-    """Of one network: shapes of its layers' outputs without the record, whether sums are autograd's, or what is not."""
+class _Known(Shown):
+    """shapes: of the layers' outputs, without the record; None before the first batch."""
 
     shapes: list[tuple[int, ...]] | None = None
-    verified: bool = False
-    tries: int = 0
-    refused: str | None = None
 
 
 def _check_uses(uses: list[_Use], values: Params, records: int) -> None:
@@ -118,29 +113,17 @@ def _check_uses(uses: list[_Use], values: Params, records: int) -> None:
         raise Unsupported("a layer does not put out one row a record")
 
 
-def _verify(loss: LossFn, values: Params, batch: Batch, key: Tensor, parts: list[Part]) -> bool:
-    """Sums, and one record's norm, against autograd's; no two records have the same weight, see GhostClipping.
-
-    Returns whether every parameter had a gradient to be looked at, at some client.
-    """
-    weights = torch.linspace(0.5, 1.0, len(batch[1])).to(parts[0].squared)
-    first = torch.zeros_like(weights)
-    first[0] = 1.0
+def _verified(loss: LossFn, values: Params, batch: Batch, key: Tensor, parts: list[Part]) -> bool:
+    """Whether every parameter had a gradient at some client. Raises Unsupported where the formulas disagree with it."""
 
     def gradients(weights: Tensor) -> Params:
         return torch.func.grad(lambda values: (weights * loss(values, batch, key)).sum())(values)  # type: ignore[no-any-return]
 
-    expected, alone = gradients(weights), gradients(first)
-    noise = 1e-5 * torch.stack([part.squared for part in parts]).sum(0).sqrt()
-    for part in parts:
-        wanted, own = expected[part.name], alone[part.name]  # type: ignore[index]
-        size = (weights * (1e-3 * part.squared.sqrt() + noise)).sum()
-        close = (part.sum(weights).reshape(wanted.shape) - wanted).norm() <= size
-        look(close, _holds(f"the formulas do not give autograd's gradient of {part.name}"))
-        close = (part.squared[0].sqrt() - own.norm()).abs() <= 1e-3 * own.norm() + noise[0]
-        look(close, _holds(f"the formulas do not give the norm of autograd's gradient of {part.name}"))
+    held, told = comparisons(parts, gradients)
+    for holds, otherwise in held:
+        look(holds, _holds(otherwise))
     seen = [False]
-    look(torch.stack([(part.squared.sqrt() > noise).any() for part in parts]).all(), _noted(seen))
+    look(told, _noted(seen))
     return seen[0]
 
 
