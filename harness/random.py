@@ -1,12 +1,12 @@
 """Seeds and keys: every random number of a run comes from here, the engine's own from no global generator.
 
-Two kinds. `derive(...)` hashes names and numbers into a seed for a torch or NumPy generator: (seed,
-purpose, client, round) always gives the same stream. Keys are int64 scalar tensors for counter-based
-numbers inside training losses: stateless, so they work under vmap and give the same numbers on every
-device. The counter-based numbers are for attacks and coins, never for privacy noise.
+Two kinds. Names and numbers are hashed into the seed of a torch or NumPy generator: (seed, purpose, client,
+round) always gives the same stream. Keys are int64 scalar tensors for counter-based numbers inside training
+losses: stateless, so they work under vmap and give the same numbers on every device. The counter-based numbers
+are for attacks and coins, never for privacy noise.
 
-Simulated noise is reproducible, so a seed's size plays no part there; where noise has to hide something, in a
-deployment, it comes from `secret_generator`.
+Simulated noise is reproducible, and hides nothing from whoever knows the seed; where it has to, in a deployment,
+it comes from `secret_generator`.
 """
 
 from __future__ import annotations
@@ -35,40 +35,64 @@ def _text(parts: Sequence[object]) -> bytes:
 
 
 def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded by `derive(*parts)`."""
+    """A torch generator seeded by any names and numbers; each tuple of parts is an independent stream."""
     import torch
 
-    return torch.Generator(device).manual_seed(derive(*parts))
+    return seeded(torch.Generator(device), *parts)
 
 
-STATE = {"cpu": (24, 5056), "cuda": (0, 16)}  # where the secret words of a generator's state start; its bytes
+TWISTER = (
+    24,
+    624,
+)  # where the words of a CPU generator's state start, in bytes; how many there are, of 32 bits
+
+
+def seeded(generator: torch.Generator, *parts: object) -> torch.Generator:
+    """A given generator, seeded as `torch_generator` seeds its own.
+
+    Of a seed a CPU's Mersenne twister uses 32 bits, so that among the streams of a large simulation some would be
+    the same: here all its 19,937 bits are hashed from the parts. On CUDA, Philox has a key of 64 bits.
+    """
+    import numpy as np
+
+    if generator.device.type != "cpu":
+        return generator.manual_seed(derive(*parts))
+    start, count = TWISTER
+    state = generator.manual_seed(0).get_state()
+    _check_size(state, 5056)
+    words = state.numpy()[start:].view(np.uint64)[:count]
+    words[:] = np.frombuffer(hashlib.shake_256(_text(parts)).digest(4 * count), np.uint32)
+    generator.set_state(state)
+    return generator
 
 
 def secret_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator whose whole state is hashed from parts that hold a secret of 256 bits or more.
+    """`torch_generator` of parts that hold a secret of 256 bits or more, whose noise cannot be searched for.
 
-    `torch_generator` takes a seed, of which the Mersenne twister of a CPU uses 32 bits: noise from it can be
-    searched for. Here all 19,937 bits are filled. On CUDA, Philox has a key of 64 bits and a place in its stream, of
-    which 60 more are drawn. Neither is cryptographically secure: whoever sees enough numbers that nothing hides,
-    about 20,000 bits of the twister's, can work out its state, and with it the other numbers of that generator.
+    On CUDA, beside Philox's key, 60 bits of its place in the stream are drawn. Neither kind is cryptographically
+    secure: whoever sees enough numbers that nothing hides, about 20,000 bits of the twister's, can work out its
+    state, and with it the other numbers of that generator.
     """
     import numpy as np
-    import torch
 
-    digest = hashlib.shake_256(_text(parts))
-    generator = torch.Generator(device)
-    start, size = STATE[generator.device.type]
-    state = generator.manual_seed(0).get_state()
-    if len(state) != size:
-        raise HarnessError(f"the state of PyTorch's generators has {len(state)} bytes, not {size}")
-    words = state.numpy()[start:].view(np.uint64)
+    generator = torch_generator(*parts, device=device)
     if generator.device.type == "cpu":
-        words[:624] = np.frombuffer(digest.digest(4 * 624), np.uint32)
-    else:  # the place is a multiple of 4, far from where it would wrap around
-        words[:] = np.frombuffer(digest.digest(16), np.uint64) >> np.array([0, 4], np.uint64)
-        words[1] <<= np.uint64(2)
+        return generator
+    state = generator.get_state()
+    _check_size(state, 16)
+    words = state.numpy().view(np.uint64)
+    # The place is a multiple of 4, far from where it would wrap around.
+    words[:] = np.frombuffer(hashlib.shake_256(_text(parts)).digest(16), np.uint64) >> np.array(
+        [0, 4], np.uint64
+    )
+    words[1] <<= np.uint64(2)
     generator.set_state(state)
     return generator
+
+
+def _check_size(state: Tensor, size: int) -> None:
+    if len(state) != size:
+        raise HarnessError(f"the state of PyTorch's generators has {len(state)} bytes, not {size}")
 
 
 def numpy_generator(*parts: object) -> np.random.Generator:
@@ -92,12 +116,12 @@ def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
     try:
         with torch.random.fork_rng(cuda):
             # Not torch.manual_seed: it also reseeds, at once or later, devices not restored here.
-            torch.default_generator.manual_seed(seed)
+            seeded(torch.default_generator, "global", seed)
             if cuda:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed([seed % 2**32, seed >> 32])
             yield
     finally:
         random.setstate(python_state)

@@ -37,7 +37,7 @@ _PLAIN = (
     ("a finite number", (int, float)),
     ("true or false", (bool,)),
 )
-_EXCERPT = 120  # characters of a source line that are shown
+_EXCERPT = 70  # characters of a source line that are shown: with indent and dots they fit 80 columns
 
 
 def expected(message: str, example: Any = None) -> str | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from harness import registry
 from harness.contracts.base import Plugin
-from harness.errors import HarnessError, PluginError, did_you_mean
+from harness.errors import HarnessError, PluginError, did_you_mean, nearest
 from harness.local_plugins import LocalFile
 from harness.options import Option
 from harness.scenario_errors import flow
@@ -234,6 +234,8 @@ class Reader(Reporter):
             try:
                 return registry.resolve(axis.kind, spec)
             except PluginError as error:
+                if axis.none and isinstance(spec, str) and nearest(spec, ["none"]) and not error.details:
+                    error = PluginError(f"unknown {axis.kind} {spec!r}; did you mean 'none'?")
                 self.plugin_error(error, spec, path, inner, choices)
         return None
 

@@ -11,6 +11,7 @@ import torch
 from harness.random import (
     bits,
     derive,
+    global_generators,
     make_key,
     numpy_generator,
     secret_generator,
@@ -86,28 +87,45 @@ def test_generators_do_not_touch_the_global_state():
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
-class TestASecretGenerator:
-    def test_has_every_word_of_the_twister_from_the_secret(self):
+class TestTorchGenerators:
+    @pytest.mark.parametrize("make", [torch_generator, secret_generator])
+    def test_every_word_of_the_twister_is_hashed_from_the_parts(self, make):
         words = np.frombuffer(hashlib.shake_256(b"str:noise\0str:secret").digest(4 * 624), np.uint32)
         published = np.random.MT19937()
         published.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
         expected = published.random_raw(2000) & (2**24 - 1)
-        drawn = torch.rand(2000, generator=secret_generator("noise", "secret")).double() * 2**24
+        drawn = torch.rand(2000, generator=make("noise", "secret")).double() * 2**24
         assert drawn.long().tolist() == expected.tolist()
 
-    def test_is_none_of_those_that_a_seed_gives(self):
-        own = torch.randn(50, generator=secret_generator("noise", "secret"))
+    @pytest.mark.parametrize("make", [torch_generator, secret_generator])
+    def test_they_are_none_of_those_that_a_seed_gives(self, make):
+        own = torch.randn(50, generator=make("noise", "secret"))
         low = derive("noise", "secret") % 2**32
         for seed in (0, low, derive("noise", "secret")):
             assert not torch.equal(own, torch.randn(50, generator=torch.Generator().manual_seed(seed)))
 
+    @pytest.mark.parametrize("make", [torch_generator, secret_generator])
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-    def test_streams_repeat_and_differ(self, device):
+    def test_streams_repeat_and_differ(self, device, make):
         def drawn(*parts):
-            return torch.randn(100_000, generator=secret_generator(*parts, device=device), device=device)
+            return torch.randn(100_000, generator=make(*parts, device=device), device=device)
 
         one, other = drawn("secret", 0), drawn("secret", 1)
         assert torch.equal(one, drawn("secret", 0))
         assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.02
         assert abs(one.mean()) < 0.02
         assert abs(one.std() - 1) < 0.02
+
+
+def test_global_generators_are_seeded_whole_and_come_back():
+    seed = derive("a stage")
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    drawn = []
+    for other in (seed, seed, seed ^ 1 << 40):  # the last shares its lower 32 bits
+        with global_generators(other, "cpu"):
+            drawn.append((torch.rand(3).tolist(), np.random.random(3).tolist()))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[2][0]
+    assert drawn[0][1] != drawn[2][1]
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])

@@ -442,6 +442,13 @@ BAD = {
         "defences: [none, dp-sdg]\n",
         ["5:18: unknown defence 'dp-sdg'; did you mean 'dp-sgd'?"],
     ),
+    "nothing, misspelt": (
+        "defences: [None]\ncompressors: [nonee]\n",
+        [
+            "5:12: unknown defence 'None'; did you mean 'none'?",
+            "6:15: unknown compressor 'nonee'; did you mean 'none'?",
+        ],
+    ),
     "unknown plugin with parameters": (
         "defences:\n  - dp-sdg:\n      epsilon: 1\n",
         ["6:5: unknown defence 'dp-sdg'; did you mean 'dp-sgd'?"],
@@ -953,7 +960,7 @@ def test_of_a_long_line_the_part_around_the_mistake_is_shown(seeds, excerpt):
         load_text(BASE + f"seeds: [{', '.join(map(str, seeds))}]\n")
     assert excerpt in str(caught.value)
     _, source, carets = str(caught.value).split("\n")
-    assert len(source) < 140
+    assert len(source) <= 80
     assert source[carets.index("^")] == "x"
     assert ("..." in source[:7], source.endswith("...")) == (seeds[0] != "x", seeds[-1] != "x")
 

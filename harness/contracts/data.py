@@ -218,7 +218,8 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (kept, held out), about `fraction` of the records of each class held out, whole groups only.
 
-    A group counts towards its most frequent class. Both results are sorted; neither is empty.
+    A group counts towards its most frequent class. What rounding to whole groups gives or takes in one class, up to
+    half an average group, the next makes up for, in random order. Both results are sorted; neither is empty.
     Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
     """
     import numpy as np
@@ -233,14 +234,15 @@ def hold_out(
     np.add.at(table, (units, labels), 1)
     stratum = table.argmax(1)
     out = np.zeros(count, dtype=bool)
-    for value in np.unique(stratum):
+    half, wanted = size.mean() / 2, 0.0
+    for value in rng.permutation(np.unique(stratum)):
         members = rng.permutation(np.flatnonzero(stratum == value))
-        wanted, taken = fraction * size[members].sum(), 0
+        wanted = np.clip(wanted, -half, half) + fraction * size[members].sum()
         for member in members:
-            if taken + size[member] / 2 > wanted:
+            if size[member] / 2 > wanted:
                 break
             out[member] = True
-            taken += size[member]
+            wanted -= size[member]
     held = out[units]
     if held.all() or not held.any():
         raise HarnessError(f"cannot hold out {fraction:g} of {count} groups")

@@ -11,7 +11,7 @@ import numpy as np
 from harness.contracts.attack import EvasionAttack, EvasionContext
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.predict import gather, modes_restored, predict
-from harness.random import derive, global_generators
+from harness.random import derive, global_generators, torch_generator
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def attack_batch(
         if num_classes is None:
             with torch.no_grad():
                 num_classes = model(x[:1]).shape[1]
-        generator = torch.Generator(x.device).manual_seed(derive("evasion-context", seed))
+        generator = torch_generator("evasion-context", seed, device=x.device)
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
             found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)

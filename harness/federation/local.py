@@ -34,7 +34,7 @@ from harness.federation.vector import (
 )
 from harness.functional import freeze_batch_norms
 from harness.layer_order import pooled_first
-from harness.random import derive, make_key, split, torch_generator
+from harness.random import derive, make_key, seeded, split, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -245,9 +245,8 @@ def seeded_modules(device: str, *parts: object) -> Any:
     devices: Sequence[str] = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed: it seeds every CUDA device too, which costs half a millisecond where there is none.
-        seed = derive("modules", *parts)
-        torch.default_generator.manual_seed(seed)
+        seeded(torch.default_generator, "modules", *parts)
         for name in devices:
             with torch.cuda.device(name):
-                torch.cuda.manual_seed(seed)
+                torch.cuda.manual_seed(derive("modules", *parts))
         yield

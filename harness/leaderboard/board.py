@@ -19,6 +19,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked, Attack, Outcome
 from harness.leaderboard.columns import COLUMNS, Column, is_part, part_tested, signs
+from harness.leaderboard.ranges import Range
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
 
@@ -202,9 +203,9 @@ def _content(own: tuple[str, str], every: Iterable[tuple[str, str]]) -> str:
 
 
 @lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
-def pooled(scores: tuple[float, ...]) -> Estimate:
+def pooled(scores: tuple[float, ...], within: Range) -> Estimate:
     """Mean and interval over seeds. scores: one of each seed, not NaN; infinities are kept."""
-    mean, low, high = interval(scores)
+    mean, low, high = interval(scores, within=within)
     return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(scores))
 
 
@@ -319,7 +320,7 @@ def _pooled(
     estimates = []
     for row, seeds, there, flags, subset in found:
         by_seed = {number: column.pool(seeds[number]) for number in sorted(seeds)}
-        estimate = pooled(tuple(by_seed.values()))
+        estimate = pooled(tuple(by_seed.values()), row.submission.range_of(name))
         made = Value(
             estimate,
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,20 +11,12 @@ from harness.contracts.privacy import PrivacyAttack
 from harness.entry_points import BUILTIN
 from harness.evaluation.metrics import ATTACK_FIELDS
 from harness.leaderboard.columns import COLUMNS
+from harness.leaderboard.ranges import Range, range_of
 from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Score
     from harness.leaderboard.submission import Submission
-
-AMOUNT = (0.0, math.inf)
-ANYTHING = (-math.inf, math.inf)
-# What a score of a unit can be.
-RANGES = {
-    "share": (0.0, 1.0), "probability": (0.0, 1.0), "s": AMOUNT, "ms": AMOUNT, "B": AMOUNT, "bytes": AMOUNT,
-    "bytes per client": AMOUNT, "MAC": AMOUNT,
-}  # fmt: skip
-SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
 
 
 @dataclass(frozen=True)
@@ -63,13 +54,12 @@ def known_scores() -> dict[str, Known]:
     return found
 
 
-def bounds(name: str, submission: Submission, known: dict[str, Known]) -> tuple[float, float]:
+def bounds(name: str, submission: Submission, known: dict[str, Known]) -> Range:
     """The least and the most that a score can be, by its unit here, else by the file's."""
     unit = known[name].unit if name in known else None
     if unit is None and name in submission.units:
         unit = submission.units[name].unit
-    low, high = RANGES.get(unit or "", ANYTHING)
-    return (-1.0 if name in SIGNED else low), high
+    return range_of(name, unit)
 
 
 def asked(submission: Submission, names: Iterable[str], known: dict[str, Known]) -> set[str]:

@@ -16,7 +16,8 @@ from typing import Any
 from harness.leaderboard.board import Estimate, Row, Value, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
 from harness.leaderboard.columns import BY_KEY, BY_SCORE, COLUMNS, Column
-from harness.leaderboard.submission import Cell
+from harness.leaderboard.ranges import Range
+from harness.leaderboard.submission import Cell, Submission
 
 DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
 CURVE_POINTS = 40
@@ -81,7 +82,7 @@ def compact(
         citations[key] = tables.texts(said), tables.texts(bibtex(plugins))
     methods, entries = citations[key]
     clean = row.clean
-    baseline = _scores(clean, tables) if clean else {}
+    baseline = _scores(clean, row.submission, tables) if clean else {}
     curve = _curve(clean, tables) if clean else []
     return {
         "id": row.id,
@@ -163,7 +164,7 @@ def _cell(
     cell: Cell, row: Row, tables: Tables, baseline: dict[int, Numbers], curve: list[Any]
 ) -> dict[str, Any]:
     """Scores and the curve that are those of the clean cell are left out."""
-    scores, own = _scores(cell, tables), _curve(cell, tables)
+    scores, own = _scores(cell, row.submission, tables), _curve(cell, tables)
     if cell is not row.clean:
         lost: dict[int, Numbers] = dict.fromkeys(baseline, (LOST,)) if cell.status == "scored" else {}
         scores = {name: numbers for name, numbers in (lost | scores).items() if baseline.get(name) != numbers}
@@ -190,7 +191,7 @@ def _lineage(cell: Cell, tables: Tables) -> int:
     return tables.lineage.json([tables.texts(step) for step in steps])
 
 
-def _scores(cell: Cell, tables: Tables) -> dict[int, Numbers]:
+def _scores(cell: Cell, submission: Submission, tables: Tables) -> dict[int, Numbers]:
     """Score -> how to read its numbers, and the numbers."""
     found: dict[int, Numbers] = {}
     seeds = list(cell.seeds.values())
@@ -203,13 +204,13 @@ def _scores(cell: Cell, tables: Tables) -> dict[int, Numbers]:
             numbers = (number(value, column) for value in (values[0], *seeds[0].intervals[name]))
             found[tables.text.add(name)] = (BOOTSTRAP, *numbers)
         else:
-            found[tables.text.add(name)] = _pooled(values, name)
+            found[tables.text.add(name)] = _pooled(values, name, submission.range_of(name))
     return found
 
 
 @lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
-def _pooled(values: tuple[float, ...], name: str) -> Numbers:
-    return _numbers(pooled(values), BY_SCORE.get(name))
+def _pooled(values: tuple[float, ...], name: str, within: Range) -> Numbers:
+    return _numbers(pooled(values, within), BY_SCORE.get(name))
 
 
 def _numbers(estimate: Estimate, column: Column | None) -> Numbers:

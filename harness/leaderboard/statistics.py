@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import HarnessError
+from harness.leaderboard.ranges import ANYTHING, Range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,13 +42,14 @@ class PairedDifference(NamedTuple):
     pairs: int
 
 
-def interval(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
+def interval(values: npt.ArrayLike, confidence: float = 0.95, within: Range = ANYTHING) -> Interval:
     """Student's t interval for the mean of n independent values (n,), one a seed.
 
     mean +- t(1 - (1 - confidence) / 2; n - 1) s / sqrt(n), with s the sample deviation (divisor n - 1); Student
-    (1908), The probable error of a mean, Biometrika 6. It assumes values that are about normal over seeds, is not
-    cut off at a score's range, and has width zero where all values are equal. With one value, or an infinite one
-    (a PSNR, an epsilon), low = high = NaN; `too_few` says when to distrust the rest.
+    (1908), The probable error of a mean, Biometrika 6. It assumes values that are about normal over seeds, and has
+    width zero where all values are equal. within: what a value can be; the interval is cut off there, which leaves
+    out no mean that is possible. With one value, or an infinite one (a PSNR, an epsilon), low = high = NaN; `too_few`
+    says when to distrust the rest.
 
     Raises HarnessError without values, for NaN, and for a confidence outside (0, 1).
     """
@@ -68,7 +70,7 @@ def interval(values: npt.ArrayLike, confidence: float = 0.95) -> Interval:
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(array) - 1, quantile) * array.std(ddof=1) / math.sqrt(len(array)))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, min(mean, max(mean - half, within[0])), max(mean, min(mean + half, within[1])))
 
 
 def too_few(seeds: int) -> str | None:

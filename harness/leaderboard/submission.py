@@ -27,6 +27,7 @@ from pydantic import (
 
 from harness.errors import HarnessError
 from harness.files import replacing
+from harness.leaderboard.ranges import Range, range_of
 
 SCHEMA = 1
 MAX_BYTES = 32 * 1024 * 1024
@@ -305,6 +306,10 @@ class Submission(_Part):
         if self.official == bool(self.unofficial_because):
             raise ValueError("official submissions have no reason to be unofficial, the others do")
         return self
+
+    def range_of(self, name: str) -> Range:
+        """The least and the most that a score can be, by its unit in this file."""
+        return range_of(name, self.units[name].unit if name in self.units else None)
 
 
 def read(path: Path) -> Submission:

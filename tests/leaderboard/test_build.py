@@ -889,7 +889,7 @@ def test_the_readme_shows_values_intervals_and_the_best(tmp_path):
     put(tmp_path, worse)
     build(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| none | mean | none | lab | 80.0<br>[55.2, 104.8] | 30.0<br>[5.2, 54.8] |" in text
+    assert "| none | mean | none | lab | 80.0<br>[55.2, 100.0] | 30.0<br>[5.2, 54.8] |" in text
     assert "**2.0**<br>[2.0, 2.0]" in text
     assert "**3.0**" not in text
 
@@ -928,4 +928,4 @@ def test_the_terminal_and_the_board_write_a_number_alike():
             ]
             (row,) = pool(records)
             shown_here = accuracy.show(row.values["accuracy"].mean)
-            assert shown_here == BY_KEY["accuracy"].show(pooled(tuple(scores)).mean)
+            assert shown_here == BY_KEY["accuracy"].show(pooled(tuple(scores), (0.0, 1.0)).mean)

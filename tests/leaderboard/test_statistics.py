@@ -58,6 +58,15 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say(n):
     assert_rate((found[:, 1] <= 0.8) & (found[:, 2] >= 0.8), 0.95)
 
 
+def test_an_interval_ends_where_a_score_does():
+    whole = statistics.interval([0.9, 1.0, 0.8])
+    assert whole.high > 1
+    assert statistics.interval([0.9, 1.0, 0.8], within=(0.0, 1.0)) == (whole.mean, whole.low, 1.0)
+    assert statistics.interval([0.0, 0.0, 0.0], within=(0.0, 1.0)) == (0.0, 0.0, 0.0)
+    # A value outside what it can be is a file's fault, and its mean still lies in its interval.
+    assert statistics.interval([1.2, 1.2], within=(0.0, 1.0)) == (1.2, 1.2, 1.2)
+
+
 def test_what_has_no_spread_has_no_interval():
     mean, low, high = statistics.interval([0.4])
     assert mean == 0.4

@@ -1,0 +1,22 @@
+"""What a score of a unit can be."""
+
+from __future__ import annotations
+
+import math
+
+Range = tuple[float, float]
+
+ANYTHING: Range = (-math.inf, math.inf)
+_SHARE: Range = (0.0, 1.0)
+_AMOUNT: Range = (0.0, math.inf)
+_BY_UNIT = {
+    "share": _SHARE, "probability": _SHARE, "s": _AMOUNT, "ms": _AMOUNT, "B": _AMOUNT, "bytes": _AMOUNT,
+    "bytes per client": _AMOUNT, "MAC": _AMOUNT,
+}  # fmt: skip
+_SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
+
+
+def range_of(name: str, unit: str | None) -> Range:
+    """The least and the most that a score can be."""
+    low, high = _BY_UNIT.get(unit or "", ANYTHING)
+    return (-1.0 if name in _SIGNED else low), high
