@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.contracts.aggregator import PreAggregator
@@ -351,6 +351,16 @@ def _check_compression(cell: Cell) -> None:
         if compressor.comes_last:
             raise NotApplicable(
                 f"{compressor.name} must come last: it leaves no weights in float32 for {following.name}"
+            )
+    for compressor, rule in product(cell.model_compressors, cell.aggregators):
+        if rule.remembers_clients and compressor.fine_tuning_rounds:
+            raise NotApplicable(
+                f"{compressor.name} fine-tunes, for which rules begin anew: {rule.name} would have forgotten what it "
+                "has learned of clients"
+            )
+        if rule.perturbs_weights and not compressor.differentiable:
+            raise NotApplicable(
+                f"{rule.name} deploys copies with other weights, and those of {compressor.name} are no parameters"
             )
 
 

@@ -110,8 +110,14 @@ class Runner:
     def _whole(self, done: set[str]) -> set[str]:
         """Those of these stages that need not be computed again: where something new needs a stage, its files are read.
 
-        A file that is damaged counts as one that is missing.
+        A file that is damaged counts as one that is missing, to all stages whose file it is.
         """
+        while (whole := self._healed(done)) != done:
+            done = self.store.finished(whole)
+        return done
+
+    def _healed(self, done: set[str]) -> set[str]:
+        """These stages without those that something new needs and whose files are damaged, which are removed."""
         to_come = [key for plan in self.plan.cells for key in plan.stages.values() if key not in done]
         seen = set(to_come)
         while to_come:

@@ -194,11 +194,14 @@ class Store(Artifacts):
         return result if there else None
 
     def heal(self, key: str) -> bool:
-        """Whether the artifacts of a finished stage hold what their names say; those that do not are removed.
+        """Whether a stage is finished and its artifacts hold what their names say; those that do not are removed.
 
-        Its result then does not count, and the stage is computed again. Reads every file.
+        Its result then does not count, nor does that of any other stage with the same artifact. Reads every file.
         """
-        names = [artifact_name(digest) for digest in (self.stage_result(key) or {}).get("artifacts", ())]
+        result = self.stage_result(key)
+        if result is None:
+            return False
+        names = [artifact_name(digest) for digest in result.get("artifacts", ())]
         whole = True
         for name in names:
             try:

@@ -20,7 +20,7 @@ from harness.errors import HarnessError, StoreError
 from harness.export import export
 from harness.store import Store
 
-SCENARIO = small.SCENARIO + "aggregators: [mean, median]\n"
+SCENARIO = small.SCENARIO.replace("clients: 2", "clients: 3") + "aggregators: [mean, median]\n"
 
 
 @pytest.fixture
@@ -163,6 +163,24 @@ def test_a_run_makes_a_damaged_artifact_again(made):
     assert again.executed["train"] == 1
     with Store.reading(store) as opened:
         assert opened.load_tensors(damaged.stem)
+
+
+@pytest.mark.parametrize("new", ["both", "one"])
+def test_trainings_that_came_to_the_same_weights_share_a_damaged_artifact(made, new):
+    """The second of them may be needed by nothing new: its record is there, and is not written from what is gone."""
+    file, store = made
+    twins = SCENARIO.replace("[mean, median]", "[mean, [clipping: {tau: 1000000.0}, mean]]")
+    file.write_text(twins)
+    harness.run(file, device="cpu", jobs=0, store=store.parent / "twins")
+    (damaged,) = (store.parent / "twins").rglob("*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    file.write_text(twins + "threats: [{name: none}, {name: e, attacks: [fgsm]}]\n")
+    select = None if new == "both" else "aggregator=mean"
+    again = harness.run(file, device="cpu", jobs=0, store=store.parent / "twins", select=select)
+    assert (again.scored, again.failed) == ((4, 0) if new == "both" else (2, 0))
+    file.write_text(twins + "seeds: [0]\n")
+    again = harness.run(file, device="cpu", jobs=0, store=store.parent / "twins")
+    assert (again.scored, again.failed) == (2, 0)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ MERGED = -1  # the client id of a row that several clients share
 class AggregationContext:
     """What the server knows in a round.
 
-    round: from 0; rounds: how many there will be, 0 where nobody knows. f: Byzantine clients to tolerate among
-    these rows. weights: (n,), sum 1. client_ids: whose row it is; MERGED for a row made of several clients.
+    round: from 0, fine-tuning counted on; rounds: how many there will be, 0 where nobody knows. f: Byzantine clients
+    to tolerate among these rows. weights: (n,), sum 1. client_ids: whose row it is; MERGED for one of several clients.
     layout: parameter name -> slice of d, in the network's order. generator: on the updates' device.
     global_weights (d,): what the clients started from; a rule that declares `sets_weights` may aim at weights by
     returning aim - global_weights (the default server optimiser, fedavg with lr 1, then arrives there).
-    state: this rule's own dictionary, kept between rounds.
+    state: this rule's own dictionary, kept between rounds; empty in the first, and in the first of fine-tuning.
     logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
     root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
     dataset would honestly send this round. noise: for mechanism noise, seeded by stage and round, so that no two
@@ -78,7 +78,10 @@ class Aggregator(Plugin):
     without a usable update; `follows_clients`, that it needs to know whose row a row is: it is refused behind a
     pre-aggregator that `merges_clients`; `trusts`, the numbers of clients that it takes for honest, who must take
     part in every round: it is refused where one is malicious; `sets_weights`, that it returns aim - global_weights:
-    it is refused with another server optimiser than fedavg with lr 1, which would not arrive at the aim.
+    it is refused with another server optimiser than fedavg with lr 1, which would not arrive at the aim;
+    `remembers_clients`, that what it has learned of clients decides later rounds: it is refused before a compressor
+    that fine-tunes, for which rules begin anew; `perturbs_weights`, that what `inference` deploys changes the
+    parameters: it is refused with a compressor whose network has no gradients, as its weights are no parameters.
     """
 
     kind: ClassVar[str] = "aggregator"
@@ -87,6 +90,8 @@ class Aggregator(Plugin):
     accepts_empty: ClassVar[bool] = False  # updates are (0, d) then
     follows_clients: ClassVar[bool] = False
     sets_weights: ClassVar[bool] = False
+    remembers_clients: ClassVar[bool] = False
+    perturbs_weights: ClassVar[bool] = False
     trusts: ClassVar[tuple[int, ...]] = ()
 
     @property

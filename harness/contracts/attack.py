@@ -202,13 +202,14 @@ class PoisoningAttack(ClientHooks, Attack):
 class ByzantineContext:
     """What the attackers know. Enforced: what the threat does not grant is None.
 
-    m: malicious clients this round. round: from 0. own (m, d): what they would honestly send. ids: the clients
-    whose updates `honest` holds, row by row. aggregator: the server's chain of rules, run on a fresh copy of
-    its real state: aggregator(updates (n, d)) -> (d,), the n - m honest rows first, then the m crafted
+    m: malicious clients this round. round: from 0, fine-tuning counted on. own (m, d): what they would honestly
+    send. ids: the clients whose updates `honest` holds, row by row. aggregator: the server's chain of rules, run on
+    a fresh copy of its real state: aggregator(updates (n, d)) -> (d,), what `honest` holds first, then the m crafted
     ones; only for an omniscient threat. It draws other coins than the server then will, the same ones in every
     call of a round: the rule is known, its secret coins are not. state: the attackers' own memory between rounds.
     moved (d,): how the global weights moved in the last round, w_t - w_(t-1), which clients' hooks are told too;
-    None in the first. sees_others: whether `honest` holds the updates of other clients; else it is `own`.
+    None in the first. sees_others: whether `honest` holds the updates of other clients; else it is `own`, which the
+    aggregator then leaves out.
     """
 
     m: int

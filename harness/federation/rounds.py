@@ -154,11 +154,11 @@ class Federation:
 
         updates, client_buffers: of the clients `opened.trained`, as the server receives them.
         """
-        start, ids, rounds = opened.start, opened.ids, len(self._schedule)
+        start, ids = opened.start, opened.ids
         if self.watch is not None:
             self.watch(start, updates)
         if opened.byzantine:
-            self._craft(start, ids, opened.byzantine, updates, self._buffers, rounds)
+            self._craft(start, ids, opened.byzantine, updates, self._buffers)
         rows = (
             torch.stack([updates[i] for i in ids]) if ids else start.weights.new_empty(0, len(start.weights))
         )
@@ -168,7 +168,7 @@ class Federation:
         if len(usable) < len(ids):
             facts["dropped"] = len(ids) - len(usable)
             self.outcome.dropped += len(ids) - len(usable)
-        update = self._aggregate(start, rows, finite, ids, self._buffers, rounds, self._chain_state, facts)
+        update = self._aggregate(start, rows, finite, ids, self._buffers, self._chain_state, facts)
         if "kept" in facts or len(usable) < len(ids):
             self.outcome.detection = self.outcome.detection or Detection()
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
@@ -234,7 +234,6 @@ class Federation:
         finite: Tensor,
         ids: list[int],
         buffers: dict[str, Tensor],
-        rounds: int,
         states: list[dict[str, Any]],
         facts: dict[str, Any] | None = None,
         trial: bool = False,
@@ -258,14 +257,14 @@ class Federation:
                     facts["kept"] = chosen_ids
 
         context = AggregationContext(
-            round=start.round,
+            round=start.done + start.round,
             f=tolerated(len(ids), self.rules.tolerance),
             weights=self._weights(ids, rows),
             client_ids=ids,
             layout=self.layout,
             generator=torch_generator(self.seed, "aggregator", start.round, *purpose, device=self.device),
             global_weights=weights,
-            rounds=rounds,
+            rounds=start.rounds,
             input_shape=self.rules.input_shape,
             logits=self._logits(buffers),
             root_update=None if self.rules.root is None else lambda: self._root_update(start, buffers),
@@ -349,10 +348,10 @@ class Federation:
         byzantine: list[int],
         updates: dict[int, Tensor],
         buffers: dict[str, Tensor],
-        rounds: int,
     ) -> None:
         """Replace the malicious clients' updates by crafted ones; what the threat does not grant is withheld."""
-        rules, weights, round = self.rules, start.weights, start.round
+        rules, weights = self.rules, start.weights
+        round = start.done + start.round  # of the whole training
         attack = rules.byzantine
         assert attack is not None
         honest_ids = [i for i in ids if i not in byzantine]
@@ -362,18 +361,20 @@ class Federation:
 
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
+            if not honest_ids:  # what the attack saw was its own, which is not sent
+                rows = rows[-len(byzantine) :]
             order = [*honest_ids, *byzantine]
             if len(rows) < len(order):  # without the updates that are not finite, which the server gets too
                 lost = [i for i in honest_ids if i not in context.ids]
                 order = [*context.ids, *lost, *byzantine]
                 known, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
                 rows = torch.cat([known, torch.stack([updates[i] for i in lost]), sent])
-            return self._aggregate(start, rows, rows_finite(rows), order, buffers, rounds, states, trial=True)
+            return self._aggregate(start, rows, rows_finite(rows), order, buffers, states, trial=True)
 
         context = ByzantineContext(
             m=len(byzantine),
             round=round,
-            generator=torch_generator(self.seed, "byzantine", round, device=self.device),
+            generator=torch_generator(self.seed, "byzantine", start.round, device=self.device),
             own=own,
             n=len(ids),
             f=tolerated(len(ids), rules.tolerance),

@@ -41,7 +41,6 @@ class RemoteAttackers(Federation):
         byzantine: list[int],
         updates: dict[int, Tensor],
         buffers: dict[str, Tensor],
-        rounds: int,
     ) -> None:
         assert self.ask is not None
         knowledge = self.rules.knowledge
@@ -51,7 +50,6 @@ class RemoteAttackers(Federation):
             "ids": ids,
             "byzantine": byzantine,
             "updates": known,
-            "rounds": rounds,
             "chain": self._chain_state if knowledge == "omniscient" else None,
             "memory": self._attack_state,
         }
@@ -71,7 +69,7 @@ class RemoteAttackers(Federation):
         if channel["chain"] is not None:
             self._chain_state = channel["chain"]
         self._attack_state = channel["memory"]
-        super()._craft(start, channel["ids"], byzantine, updates, buffers, channel["rounds"])
+        super()._craft(start, channel["ids"], byzantine, updates, buffers)
         answer = {"updates": {i: updates[i] for i in byzantine}, "memory": self._attack_state}
         return RecordDict({messages.CONFIG: ConfigRecord({"channel": messages.to_bytes(answer)})})
 

@@ -477,9 +477,9 @@ def test_square_finds_what_a_twin_without_gradients_hides():
     attack = harness.create(
         "attack",
         "multi-attack",
-        attacks=[{"pgd": {"eps": 0.2, "random_start": False}}, {"square": {"eps": 0.2, "queries": 100}}],
+        attacks=[{"pgd": {"eps": 0.2, "random_start": False}}, {"square": {"eps": 0.2, "queries": 300}}],
     )
-    alone, _ = _evade(harness.create("attack", "square", eps=0.2, queries=100), model, x, y, batch_size=24)
+    alone, _ = _evade(harness.create("attack", "square", eps=0.2, queries=300), model, x, y, batch_size=24)
     assert (alone.argmax(1) == y.numpy()).mean() < 0.2
     found, _ = _evade(attack, model, x, y, source=Flat().eval(), asked=model, batch_size=24)
     assert (found.argmax(1) == y.numpy()).mean() < 0.2

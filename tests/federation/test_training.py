@@ -521,3 +521,52 @@ def test_rows_that_hold_several_clients_single_out_nobody(chain, judged):
     found = federation(network(), members, aggregators=rules, tolerance=0.2, malicious=(3, 7))
     run_together([Run(found, [list(range(10))] * 2, lambda _: 1.0, lambda _: {}, lambda *_: None)])
     assert (found.outcome.detection is not None) is judged
+
+
+class Listener(Aggregator):
+    """Keeps the round that it is told, and what it is given."""
+
+    name = "test-listener"
+
+    def aggregate(self, updates, context):
+        HEARD.append((context.round, context.rounds, list(context.client_ids), updates.clone()))
+        return updates.mean(0)
+
+
+class Tries(ByzantineAttack):
+    """Tries the rule on what it would send."""
+
+    name = "test-tries"
+
+    def craft(self, honest, context):
+        crafted = honest.new_full((context.m, honest.shape[1]), float(context.round))
+        context.aggregator(torch.cat([honest, crafted]))
+        return crafted
+
+
+HEARD: list = []
+
+
+def test_rules_and_attackers_hear_of_rounds_of_the_whole_training():
+    """Fine-tuning goes on where the training was: a bound that grows over rounds does not begin anew."""
+    HEARD.clear()
+    federated = federation(network(), clients([8, 8]), aggregators=(Listener(),), done=5)
+    run(federated, rounds=2)
+    assert [entry[:2] for entry in HEARD] == [(5, 7), (6, 7)]
+    HEARD.clear()
+    attacked = {"byzantine": Tries(), "knowledge": "omniscient", "malicious": (1,), "done": 5}
+    run(federation(network(), clients([8, 8, 8]), aggregators=(Listener(),), **attacked))
+    (_, _, ids, trial), (_, _, real_ids, real) = HEARD
+    assert ids == [0, 2, 1]
+    assert real_ids == [0, 1, 2]
+    assert (trial[-1] == 5).all()
+    torch.testing.assert_close(real[1], trial[2], rtol=0, atol=0)
+
+
+def test_the_trial_of_a_round_of_attackers_alone_holds_no_honest_row():
+    HEARD.clear()
+    attacked = {"byzantine": Tries(), "knowledge": "omniscient", "malicious": (0, 1), "done": 3}
+    run(federation(network(), clients([8, 8, 8]), aggregators=(Listener(),), **attacked), ids=[0, 1])
+    (_, _, trial_ids, trial), (_, _, real_ids, real) = HEARD
+    assert trial_ids == real_ids == [0, 1]
+    torch.testing.assert_close(trial, real, rtol=0, atol=0)

@@ -188,7 +188,7 @@ schema: 1
 name: trades
 dataset: digits
 model: {mlp: {hidden: [32]}}
-federation: {clients: 2, rounds: 6, local: {epochs: 2, batch_size: 32, optimizer: {sgd: {lr: 0.3}}}}
+federation: {clients: 2, rounds: 12, local: {epochs: 2, batch_size: 32, optimizer: {sgd: {lr: 0.3}}}}
 defences: [none, trades: {eps: 0.1, steps: 3}, [label-smoothing, dp-sgd: {epsilon: 8}]]
 threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [pgd: {steps: 10}]}]
 """

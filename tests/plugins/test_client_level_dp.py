@@ -15,6 +15,7 @@ from torch import nn
 
 import harness
 from harness.api import (
+    MERGED,
     Aggregator,
     Defence,
     NotApplicable,
@@ -158,6 +159,14 @@ def test_the_sum_of_clipped_rows_over_the_expected_clients(expected, c):
     found = fedavg(rows, expected, c=c)
     torch.testing.assert_close(found, clipped_sum(rows, c) / expected, rtol=1e-11, atol=1e-14)
     assert torch.equal(rows, before)
+
+
+def test_the_mean_of_buckets_is_not_divided_by_the_clients_once_more():
+    rows = updates(6)
+    buckets = rows.view(3, 2, -1).mean(1)
+    context = server(buckets).with_rows(torch.full((3,), 1 / 3, dtype=rows.dtype), [MERGED] * 3)
+    found = fedavg(buckets, 6, c=100.0, context=context)
+    torch.testing.assert_close(found, rows.mean(0), rtol=1e-11, atol=1e-14)
 
 
 def test_one_client_moves_the_sum_by_at_most_the_clip_norm():

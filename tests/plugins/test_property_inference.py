@@ -11,22 +11,25 @@ model: logistic
 federation: {clients: 4, rounds: 2, local: {batch_size: 32, optimizer: {sgd: {lr: 0.5}}}}
 """
 FEW = "threshold: 0.31, records: 32, targets: 30, simulated: 100"
+MANY = FEW.replace("targets: 30", "targets: 90")
 
 
-def scores(tmp_path, threats, defences="[none]"):
-    text = f"{HEAD}defences: {defences}\nthreats: [{{name: server, attacks: [{threats}]}}]\n"
+def scores(tmp_path, threats, defences="[none]", seeds="[0]"):
+    text = f"{HEAD}defences: {defences}\nthreats: [{{name: server, attacks: [{threats}]}}]\nseeds: {seeds}\n"
     run = harness.run(load_text(text, tmp_path / "p.yaml"), device="cpu", jobs=0, store=tmp_path / "s")
     assert run.failed == 0, [r["error"] for r in run.records]
     return [r["scores"] for r in run.records], run
 
 
 def test_an_undefended_update_gives_the_property_away_and_noise_hides_it(tmp_path):
-    (open_, hidden), _ = scores(
-        tmp_path, f"property-inference: {{{FEW}}}", "[none, gradient-noise: {scale: 100.0}]"
+    _, run = scores(
+        tmp_path, f"property-inference: {{{MANY}}}", "[none, gradient-noise: {scale: 100.0}]", "[0, 1, 2, 3]"
     )
-    assert open_["property_auc"] > 0.8
-    assert open_["property_accuracy"] > 0.7
-    assert 0.2 < hidden["property_auc"] < 0.8
+    mean = run.to_pandas().groupby("defence")[["property_auc", "property_accuracy"]].mean()
+    hidden, open_ = (row for _, row in mean.sort_index().iterrows())  # gradient-noise, none
+    assert open_["property_auc"] > 0.6  # a standard error over four seeds of 90 targets is about 0.03
+    assert open_["property_accuracy"] > 0.55
+    assert abs(hidden["property_auc"] - 0.5) < 0.1
 
 
 def test_a_class_is_a_property_too(tmp_path):

@@ -25,7 +25,8 @@ class CRFL(Aggregator):
     not computed: what is scored is the accuracy.
 
     It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out; cells with another one
-    are not applicable. f is not used.
+    are not applicable, nor are those with int8 networks that compute in integers, to which noise cannot be added. f is
+    not used.
 
     updates (n, d) -> (d,). Needs the global weights, else PluginError. Costs O(n d); a prediction `copies`
     forward passes (the paper takes 1,000). Noise comes from the context's generator.
@@ -33,6 +34,7 @@ class CRFL(Aggregator):
 
     name: ClassVar[str] = "crfl"
     sets_weights: ClassVar[bool] = True
+    perturbs_weights: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="CRFL: Certifiably Robust Federated Learning against Backdoor Attacks",
         authors="Xie, Chen, Chen, Li",
@@ -88,6 +90,8 @@ def _vote_class() -> type[nn.Module]:
         def forward(self, x: Tensor) -> Tensor:
             generator = torch_generator("crfl", "vote")
             parameters: dict[str, Any] = dict(self.model.named_parameters())
+            if not parameters:
+                raise PluginError("crfl adds noise to parameters, and this network has none")
             probabilities: Tensor | None = None
             votes: Tensor | None = None
             for _ in range(self.copies):

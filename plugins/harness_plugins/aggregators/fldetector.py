@@ -34,6 +34,7 @@ class FLDetector(Aggregator):
 
     name: ClassVar[str] = "fldetector"
     follows_clients: ClassVar[bool] = True
+    remembers_clients: ClassVar[bool] = True
     requires: ClassVar[tuple[str, ...]] = ("sklearn.cluster",)
     reference: ClassVar[Reference | None] = Reference(
         title="FLDetector: Defending Federated Learning Against Model Poisoning Attacks via Detecting Malicious "

@@ -11,6 +11,8 @@ from harness_plugins.aggregators._cosines import cosines, gram_matrix
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROUNDING = 1e-12  # of a cosine in float64: updates that differ by less are alike
+
 
 class FoolsGold(Aggregator):
     """Weighs each client down by how much its past updates, summed, resemble another's (Algorithm 1).
@@ -21,7 +23,8 @@ class FoolsGold(Aggregator):
     lowered to 0.99. The result is (1/n) sum_i a_i x_i: the paper adds sum_i a_i x_i to the weights, and the
     division by n makes it a step along the mean, as all rules here. All coordinates count alike: the optional
     weighing by importance of features is not included. f and the weights are not used. Sybils that are all
-    alike get weight 0; where every client gets 0 the result is zero.
+    alike get weight 0; where every client gets 0 the result is zero. What it knows of clients would be lost in
+    fine-tuning: cells with a compressor that does are not applicable.
 
     updates (n, d) -> (d,). Raises PluginError where a row is made of several clients. Costs O(n^2 d). Keeps one
     sum (d,) per client. Reports the weights.
@@ -29,6 +32,7 @@ class FoolsGold(Aggregator):
 
     name: ClassVar[str] = "foolsgold"
     follows_clients: ClassVar[bool] = True
+    remembers_clients: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="The Limitations of Federated Learning in Sybil Settings",
         authors="Fung, Yoon, Beschastnikh",
@@ -62,6 +66,7 @@ class FoolsGold(Aggregator):
         # Row i, column j: honest clients are pardoned where j resembles somebody more than i does.
         pardon = torch.where(most[None, :] > most[:, None], most[:, None] / most[None, :], 1.0)
         a = (1 - (others * pardon).fill_diagonal_(0).amax(1)).clamp(0, 1)
+        a = a.where(a > ROUNDING, 0.0)
         if n == 0 or float(a.max()) == 0:
             return torch.zeros(n, dtype=torch.float64)
         a = a / a.max()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from harness.api import (
+    MERGED,
     AggregationContext,
     Aggregator,
     Defence,
@@ -185,7 +186,9 @@ class NoisyMean(Aggregator):
         equal = context.with_rows(context.weights.new_full((n,), 1 / n), context.client_ids)
         equal.state = context.state.setdefault("rule", {})
         result = self.rule.aggregate(clipped, equal)
-        if self.rule.sum_only:
+        if (
+            self.rule.sum_only and MERGED not in context.client_ids
+        ):  # rows of several clients are means already
             result = result * (n / self.expected)
         return result + noise / self.expected
 
