@@ -365,7 +365,8 @@ threats: [{name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm, pgd: {steps:
     fgsm, few, many = (r["scores"]["robust_accuracy"] for r in records)
     clean = records[0]["scores"]["accuracy"]
     assert many <= few + 0.01
-    assert many <= fgsm <= clean
+    assert many <= fgsm + 0.02  # on so small a network one step is nearly the best there is
+    assert fgsm <= clean
     assert fgsm < clean - 0.05
 
 

@@ -146,10 +146,10 @@ class Board:
         notes = []
         if self.superseded:
             notes.append("superseded by a newer version of this scenario; the two are never compared")
-        if len({s.scenario.hash for s in self.reference}) > 1:
-            notes.append("submissions ran different contents of a scenario of this name and version")
-        if len({s.scenario.fingerprint for s in self.submissions}) > 1:
-            notes.append("submissions used different contents of the data set")
+        if self.content:
+            notes.append(
+                "there are other contents of a scenario of this name and version; the two are never compared"
+            )
         notes += sorted({text for s in self.reference if (text := _part_tested(s)) is not None})
         if not any(s.official for s in self.submissions):
             notes.append("no submission is official")
@@ -173,16 +173,16 @@ def counts(found: Sequence[Board]) -> dict[str, int]:
     }
 
 
-def boards(submissions: Iterable[Submission], apart: bool = False) -> list[Board]:
+def boards(submissions: Iterable[Submission]) -> list[Board]:
     """By name, the newest version first; rows pooled, the best ones marked.
 
-    apart: a board holds one content of the scenario and of the data, where there are several of one version.
+    A board holds one content of the scenario and of the data: what differs in more than methods is not compared.
     """
     groups: dict[tuple[str, int], dict[tuple[str, str], list[Submission]]] = {}
     for submission in submissions:
         facts = submission.scenario
         group = groups.setdefault((facts.name, facts.version), {})
-        group.setdefault((facts.hash, facts.fingerprint) if apart else ("", ""), []).append(submission)
+        group.setdefault((facts.hash, facts.fingerprint), []).append(submission)
     newest = {name: max(v for n, v in groups if n == name) for name, _ in groups}
     found = []
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))

@@ -140,7 +140,7 @@ def recommend(
     for key in objectives:
         if key not in BY_KEY:
             raise HarnessError(f"--objective {key}: {did_you_mean(key, BY_KEY)}")
-    found = boards(submissions, apart=True)
+    found = boards(submissions)
     known = {column.key for board in found for column in board.columns}
     for key in [*objectives, *(limit.column.key for limit in limits)]:
         if key not in known:
