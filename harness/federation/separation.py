@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.contracts.defence import ClientHooks, Defence
 
 RECORDS = 4
+LARGEST_GAIN = 1e3  # of answers: beyond it rounding would be seen
 SMALL = 1e-3  # a parameter without a larger element is replaced: it would hide what lies before it
 
 
@@ -116,27 +117,40 @@ class _Trial:
         return moved, not _close(output, torch.stack(beside), rtol=1e-4, atol=1e-5)
 
     def meet(self, hook: ClientHooks) -> bool:
-        """Whether the loss that a hook makes of a record is another one than of it alone.
+        """Whether the batch or the losses that a hook makes of records are others than of each record alone.
 
-        The network is in eval mode: it has been tried itself. The tolerance is that of attacks inside of a loss, whose
-        signs may fall otherwise by rounding.
+        The network is in eval mode: it has been tried itself. Untrained ones answer all records nearly alike, so that
+        little would show where they meet: answers are moved and scaled, each by the same numbers, until they differ.
+        The losses' tolerance is that of attacks inside of a loss, whose signs may fall otherwise by rounding.
         """
         own = (hook.at(0, 1),)
         changed, key = composed_batch(own), make_key("separation", device=self.device)
         apply = Apply(self.module, {}, {name: b.clone() for name, b in self.module.named_buffers()})
-        loss = composed_loss(own, apply)
         with modes_restored(self.module), global_generators(derive("separation"), self.device):
             self.module.eval()
             with torch.no_grad():
-                classes = apply(self.parameters, self.rows).shape[1]
-            labels = torch.arange(RECORDS, device=self.rows.device) % classes
+                answers = apply(self.parameters, self.rows)
+                middle = answers.mean(0)
+                gain = (1 / (answers - middle).std().clamp(min=1 / LARGEST_GAIN)).clamp(min=1.0)
+            labels = torch.arange(RECORDS, device=self.rows.device) % answers.shape[1]
 
-            def losses(part: slice) -> Tensor:
-                return loss(self.parameters, changed((self.rows[part], labels[part]), key), key).detach()
+            def spread(params: dict[str, Tensor], x: Tensor) -> Tensor:
+                return (apply(params, x) - middle) * gain
 
-            whole, single = losses(slice(None)), torch.cat([losses(slice(i, i + 1)) for i in range(RECORDS)])
-        return not _close(whole, single, rtol=1e-2, atol=1e-3)
+            loss = composed_loss(own, spread)
+
+            def made(part: slice) -> tuple[tuple[Tensor, Tensor], Tensor]:
+                batch = changed((self.rows[part], labels[part]), key)
+                return batch, loss(self.parameters, batch, key).detach()
+
+            whole, losses = made(slice(None))
+            alone = [made(slice(i, i + 1)) for i in range(RECORDS)]
+        batches = [torch.cat(parts) for parts in zip(*(batch for batch, _ in alone), strict=True)]
+        return not (
+            all(_close(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(whole, batches, strict=True))
+            and _close(losses, torch.cat([own for _, own in alone]), rtol=1e-2, atol=1e-3)
+        )
 
 
 def _close(a: Tensor, b: Tensor, rtol: float = 0.0, atol: float = 0.0) -> bool:
-    return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)

@@ -159,6 +159,42 @@ def test_hooks_that_do_not_say_that_they_couple_records_are_tried(part):
     check_separation((own, CLIENT), network(nn.Linear(16, 16)), SHAPE)
 
 
+MIXES = ("batch", lambda self, x, y, key: (x.flip(0) * 0.5 + x * 0.5, y))
+RANKS = ("batch", lambda self, x, y, key: (x, y[torch.argsort(x.flatten(1).sum(1)).argsort()]))
+FLATTENS = weighted(lambda losses: 1 + 0.3 * (losses - losses.mean()).tanh())
+
+
+@pytest.mark.parametrize("part", [*LIES, MIXES, RANKS, FLATTENS])
+@pytest.mark.parametrize("name", ["lenet5", "small-cnn", "resnet9", "mlp"])
+def test_they_are_found_on_networks_that_have_learned_nothing(name, part):
+    """Initial weights answer all records nearly alike."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = harness.create("model", name).build((1, 28, 28), 10)
+        with pytest.raises(NotApplicable, match="what third-party makes of a record depends on the others"):
+            check_separation((hook(part), RECORD), net, (1, 28, 28))
+
+
+@pytest.mark.parametrize("name", ["lenet5", "small-cnn", "resnet9", "mlp"])
+@pytest.mark.parametrize(
+    "defence",
+    [
+        "label-smoothing",
+        "trades",
+        "mart",
+        "adversarial-training",
+        "bit-depth",
+        "jpeg-compression",
+        "median-smoothing",
+    ],
+)
+def test_built_in_hooks_that_keep_records_apart_pass_on_them(name, defence):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = harness.create("model", name).build((1, 28, 28), 10)
+        check_separation((harness.create("defence", defence), RECORD), net, (1, 28, 28))
+
+
 def test_hooks_that_keep_records_apart_pass():
     def noisy(self, x, y, key):
         draws = torch.func.vmap(lambda own, image: uniform(own, image.shape, 0, 0.1))(record_keys(key, x), x)

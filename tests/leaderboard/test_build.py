@@ -407,9 +407,21 @@ def test_rows_of_one_configuration_by_two_submissions_stay_apart():
     assert len({row.id for row in found.rows}) == 2
 
 
-def test_a_board_notes_other_data_and_other_contents():
-    other = small("other", scenario={"hash": HEX[::-1], "fingerprint": HEX})
-    assert len(board_of(small("lab"), other).notes) == 2
+@pytest.mark.parametrize("differs", ["hash", "fingerprint"])
+def test_other_contents_and_other_data_are_boards_of_their_own(differs):
+    lab, own = small("lab"), small("own")
+    other = small("other", scenario={differs: "ab" * 32})
+    for submission, accuracy in ((other, 1.0), (own, 0.3)):
+        for seed in submission["cells"][0]["seeds"].values():
+            seed["scores"]["accuracy"] = accuracy
+    one, two = boards([parse(submission, "test") for submission in (lab, other, own)])
+    assert {one.label, two.label} != {one.name}
+    assert len({one.label, two.label}) == 2
+    assert sorted(s.name for s in (*one.submissions, *two.submissions)) == ["lab", "other", "own"]
+    (mixed,) = (board for board in (one, two) if len(board.submissions) == 2)
+    assert any(row.values["accuracy"].best for row in mixed.rows)  # whatever was reached elsewhere
+    for board in (one, two):
+        assert any("never compared" in note for note in board.notes)
 
 
 def test_a_diverged_submission_does_not_set_the_standard():
