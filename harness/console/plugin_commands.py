@@ -37,15 +37,14 @@ def new(
     """
     from harness.console.output import count_of
     from harness.plugin_kit.names import names_of
-    from harness.plugin_kit.scaffold import KINDS, next_commands, scaffold
-    from harness.registry import registry
+    from harness.plugin_kit.scaffold import KINDS, address, next_commands, scaffold
 
     folder = scaffold(kind, name, out)
     names = names_of(name)
     typer.echo(f"wrote {folder}: {count_of(sum(p.is_file() for p in folder.rglob('*')), 'file')}")
-    if names.name in registry().names(KINDS[kind]):
+    if (own := address(kind, names)) != names.name:
         typer.echo(
-            f"note: there is {KINDS[kind]} {names.name!r} already; scenarios will have to say {names.name}/{names.name}"
+            f"note: there is {KINDS[kind]} {names.name!r} already; scenarios have to say {own}, as this one does"
         )
     typer.echo("next:")
     for command in next_commands(folder, kind, names):

@@ -65,6 +65,7 @@ def render(kind: str, names: Names) -> Iterator[tuple[PurePosixPath, str]]:
         "article": "An" if kind[0] in "aeiou" else "A",
         "harness_kind": KINDS[kind],
         "name": names.name,
+        "address": address(kind, names),
         "module": names.module,
         "cls": names.cls,
         "api": API_VERSION,
@@ -86,13 +87,20 @@ def render(kind: str, names: Names) -> Iterator[tuple[PurePosixPath, str]]:
     yield PurePosixPath(".gitignore"), of("package/gitignore.j2")
 
 
+def address(kind: str, names: Names) -> str:
+    """What a scenario will call the plugin: its name, behind its package's where there is one of that name already."""
+    from harness.registry import registry
+
+    return f"{names.name}/{names.name}" if names.name in registry().names(KINDS[kind]) else names.name
+
+
 def next_commands(folder: Path, kind: str, names: Names) -> list[str]:
     """What to type from where the package was made."""
     return [
         f"cd {shlex.quote(str(folder))}",
         'python -m pip install -e ".[dev]"',
         f"harness list {KINDS[kind]}",
-        f"harness plugin check {names.name}",
+        f"harness plugin check {address(kind, names)}",
         "python -m pytest",
         "harness run scenario.yaml",
     ]
