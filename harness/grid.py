@@ -18,6 +18,7 @@ from harness.contracts.compressor import Compressor, ModelCompressor, UpdateComp
 from harness.contracts.defence import Defence, StackContext, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
+from harness.federation.chain import check_chain
 from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
 from harness.naming import Naming
 from harness.options import FedAvg
@@ -344,6 +345,7 @@ def _check_chain(cell: Cell) -> None:
 
 
 def _check_compression(cell: Cell) -> None:
+    check_chain(cell.update_compressors)
     for compressor in cell.model_compressors:
         if compressor.data_access == "public":
             _check_public(compressor.name, cell)

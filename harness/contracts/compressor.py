@@ -135,9 +135,8 @@ class Payload:
 class Exchanged:
     """What the messages of a round came to, one entry a client.
 
-    updates: the server's view of each, (d,). sent: bytes of the message that carries the update, which the next
-    compressor of a chain replaces by its own. before: bytes that the client sent until then, in the middle of the
-    round, which stay whatever follows. answered: bytes that it received beside the model.
+    updates: the server's view of each, (d,). sent: bytes of the message that carries the update. before: bytes that
+    the client sent until then, in the middle of the round. answered: bytes that it received beside the model.
     """
 
     updates: list[Tensor]
@@ -164,11 +163,26 @@ class UpdateCompressionContext:
 
 
 class UpdateCompressor(Compressor):
-    """Makes an update (d,) cheaper to send."""
+    """Makes an update (d,) cheaper to send.
+
+    In a chain each link encodes the numbers that the payload before it passes on, in place of them; all else of that
+    payload, positions for instance, travels as it is. The server decodes from the last link to the first. What is
+    said of d is then said of these numbers, and where they are no longer the update's coordinates, in their order,
+    the context has neither layout nor shapes.
+
+    passed_on: the payload's float tensors that the next link encodes, joined into one vector; () where nothing may
+    follow. `decode` gets them back in their shapes, as float32, changed by what followed. Such a compressor has the
+    `exchange` that is here. places_stay: they are the d coordinates in their order. remembers: what it keeps between
+    rounds is about coordinates, error feedback above all, so it may only follow links whose places stay; of a chain
+    one may, as two would each send again what was lost.
+    """
 
     acts_on: ClassVar[str] = "update"
     summable: ClassVar[bool] = False  # payloads can be added up, so that the server need not see each
     couples_clients: ClassVar[bool] = False  # what is decoded of one client depends on the others' updates
+    passed_on: ClassVar[tuple[str, ...]] = ()
+    places_stay: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
@@ -177,6 +191,15 @@ class UpdateCompressor(Compressor):
     @abstractmethod
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         """The server's view of the update, (d,)."""
+
+    def add_lost(self, lost: Tensor, state: dict[str, Any]) -> None:
+        """After `encode`, where links follow: lost (d,) is what `decode` gives minus what the server made of it.
+
+        A compressor with error feedback adds it to what it keeps (Basu et al. 2019, Qsparse-local-SGD: the memory is
+        the difference to what all links together send). Where one `remembers`, the server's view is multiplied by the
+        factor that leaves the least, which the client sends too: a quantiser's errors can be larger than what it
+        quantises, and grew from round to round if they were fed back as they are.
+        """
 
     def exchange(
         self,

@@ -1,13 +1,16 @@
-"""What lies between clients and the server: compressors, and the bytes of every message."""
+"""What lies between clients and the server: chains of compressors, and the bytes of every message."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.compressor import UpdateCompressionContext, UpdateCompressor
+import torch
+
+from harness.contracts.compressor import Exchanged, Payload, UpdateCompressionContext, UpdateCompressor
 from harness.errors import PluginError
+from harness.federation.chain import check_chain
 from harness.federation.vector import trainable
 from harness.random import torch_generator
 
@@ -34,6 +37,7 @@ class Wire:
         outcome: Outcome,
         local_buffers: bool = False,
     ) -> None:
+        check_chain(compressors)
         self._compressors = compressors
         self._seed = seed
         self._local_buffers = local_buffers
@@ -52,26 +56,84 @@ class Wire:
         extra = 0 if self._local_buffers else sum(b.numel() for b in buffers.values())
         ids, rows = list(updates), list(updates.values())
         size = rows[0].numel()
-        sent = [4 * size] * len(ids)  # by the last message, of which the last link decides
-        before = answered = 0
-        for link, compressor in enumerate(self._compressors):
-            states = [self._state.setdefault((i, link), {}) for i in ids]
-            server = self._state.setdefault((SERVER, link), {})
-            contexts = [partial(self._context, round, i, link) for i in ids]
-            made = compressor.exchange(rows, states, server, contexts)
-            rows, sent = made.updates, made.sent
-            before += sum(made.before)
-            answered += sum(made.answered)
-            wrong = next((row for row in rows if row.shape != (size,)), None)
-            if len(rows) != len(ids) or wrong is not None:
-                shape = "other rows" if wrong is None else tuple(wrong.shape)
-                raise PluginError(f"{compressor.name} decoded {shape}, not {len(ids)} of ({size},)")
+        made = self._through(0, round, ids, rows)
         self._outcome.messages += len(ids)
-        self._outcome.uplink_bytes += before + sum(sent) + len(ids) * extra * 4
-        self._outcome.downlink_bytes += answered + len(ids) * (size + extra) * 4
-        return dict(zip(ids, rows, strict=True))
+        self._outcome.uplink_bytes += sum(made.before) + sum(made.sent) + len(ids) * extra * 4
+        self._outcome.downlink_bytes += sum(made.answered) + len(ids) * (size + extra) * 4
+        return dict(zip(ids, made.updates, strict=True))
+
+    def _through(self, link: int, round: int, ids: list[int], rows: list[Tensor]) -> Exchanged:
+        """Vectors, one a client, through the chain from this link on, and what the server makes of them."""
+        if link == len(self._compressors):
+            return Exchanged(rows, [4 * row.numel() for row in rows], [0] * len(rows), [0] * len(rows))
+        compressor = self._compressors[link]
+        states = [self._state.setdefault((i, link), {}) for i in ids]
+        contexts = [partial(self._context, round, i, link) for i in ids]
+        if link == len(self._compressors) - 1:
+            server = self._state.setdefault((SERVER, link), {})
+            made = compressor.exchange(rows, states, server, contexts)
+        else:
+            made = self._followed(link, round, ids, rows, states, contexts)
+        if len(made.updates) != len(rows):
+            raise PluginError(f"{compressor.name} decoded {len(made.updates)} updates, not {len(rows)}")
+        for row, found in zip(rows, made.updates, strict=True):
+            if found.shape != row.shape:
+                raise PluginError(f"{compressor.name} decoded {tuple(found.shape)}, not {tuple(row.shape)}")
+        return made
+
+    def _followed(
+        self,
+        link: int,
+        round: int,
+        ids: list[int],
+        rows: list[Tensor],
+        states: list[dict[str, Any]],
+        contexts: Sequence[Callable[[], UpdateCompressionContext]],
+    ) -> Exchanged:
+        """A link that others follow: these encode the numbers that it passes on."""
+        codec = self._compressors[link]
+        payloads = [codec.encode(row, s, at()) for row, s, at in zip(rows, states, contexts, strict=True)]
+        # What has another form than usual, such as an update that is not finite, goes as it is.
+        numbers = {p: passed for p, payload in enumerate(payloads) if (passed := _passed_on(codec, payload))}
+        vectors = [torch.cat([t.flatten().float() for t in passed.values()]) for passed in numbers.values()]
+        inner = self._through(link + 1, round, [ids[p] for p in numbers], vectors)
+        sent, before, answered = [p.nbytes for p in payloads], [0] * len(rows), [0] * len(rows)
+        arrived = list(payloads)
+        for place, (p, passed) in enumerate(numbers.items()):
+            parts = inner.updates[place].split([t.numel() for t in passed.values()])
+            back = {name: part.view_as(passed[name]) for name, part in zip(passed, parts, strict=True)}
+            arrived[p] = Payload({**payloads[p].tensors, **back}, payloads[p].facts)
+            sent[p] += inner.sent[place] - Payload(passed).nbytes
+            before[p], answered[p] = inner.before[place], inner.answered[place]
+        received = [codec.decode(payload, at()) for payload, at in zip(arrived, contexts, strict=True)]
+        for p in numbers if codec.remembers else ():
+            meant = codec.decode(payloads[p], contexts[p]())
+            scale, lost = _least_lost(meant, received[p])
+            received[p] = scale * received[p]
+            sent[p] += 4
+            if bool(lost.isfinite().all()):
+                codec.add_lost(lost, states[p])
+        return Exchanged(received, sent, before, answered)
 
     def _context(self, round: int, client: int, link: int) -> UpdateCompressionContext:
         own = torch_generator(self._seed, "compressor", link, client, round, device=self._device)
         shared = torch_generator(self._seed, "shared compressor", link, round, device=self._device)
-        return UpdateCompressionContext(round, client, own, shared, self._layout, self._shapes)
+        known = all(codec.places_stay for codec in self._compressors[:link])
+        places = (self._layout, self._shapes) if known else ({}, {})
+        return UpdateCompressionContext(round, client, own, shared, *places)
+
+
+def _passed_on(codec: UpdateCompressor, payload: Payload) -> dict[str, Tensor]:
+    return {name: payload.tensors[name] for name in codec.passed_on if name in payload.tensors}
+
+
+def _least_lost(meant: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
+    """The a (float32) for which |meant - a received| is least, and meant - a received (d,).
+
+    It is at most |meant|, whatever follows, so that error feedback contracts. For an unbiased quantiser of relative
+    variance beta the expected square is at most beta / (1 + beta) |meant|^2, which is what Basu et al. get with
+    1 / (1 + beta) for a.
+    """
+    length = received.double().square().sum()
+    a = (meant.double() @ received.double() / length).float() if length else received.new_ones(())
+    return a, meant - a * received

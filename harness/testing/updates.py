@@ -165,3 +165,65 @@ def unusual_updates(subject: Subject) -> None:
             found.shape == row.shape and bool(found.isfinite().all()),
             f"{codec.name} breaks in round {number + 1}",
         )
+
+
+@check(FAMILY)
+def links_of_a_chain(subject: Subject) -> None:
+    """What it declares for chains is true: what it remembers between rounds, and which numbers others may encode."""
+    import torch
+
+    from harness.testing.toy import toy, updates
+
+    after(subject, decoded_well_formed)
+    codec, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    name, world = codec.name, toy(setting)
+    rows = updates(world, 3, seed=11)
+
+    def later(state: dict[str, Any]) -> Any:
+        """What the server makes of the second update."""
+        payload = codec.encode(rows[1], state, _context(world, setting))
+        return codec.decode(payload, _context(world, setting)).clone()
+
+    states: list[dict[str, Any]] = [{}, {}, {}]
+    payload = codec.encode(rows[0], states[0], _context(world, setting))
+    codec.encode(rows[0], states[1], _context(world, setting))
+    if codec.passed_on and codec.remembers:
+        codec.add_lost(10 * rows[2], states[1])
+    plain, added, fresh = map(later, states)
+    require(
+        codec.remembers or same(plain, fresh),
+        f"{name} decodes another update after a round than without one: declare `remembers = True`, so that it does "
+        "not follow links that pass on other numbers in every round",
+    )
+    if not codec.passed_on:
+        return
+    require(
+        type(codec).exchange is UpdateCompressor.exchange,
+        f"{name} has `passed_on` and an `exchange` of its own, which is not called where links follow",
+    )
+    missing = [part for part in codec.passed_on if part not in payload.tensors]
+    require(not missing, f"{name} passes on {missing}, which its payload does not have")
+    passed = {part: payload.tensors[part] for part in codec.passed_on}
+    count = sum(t.numel() for t in passed.values())
+    require(
+        all(t.is_floating_point() for t in passed.values()) and count > 0,
+        f"{name} passes on tensors that are not floats, or nothing: another link cannot encode them",
+    )
+    require(
+        not codec.places_stay or count == len(rows[0]),
+        f"{name} declares `places_stay` and passes on {count} numbers of {len(rows[0])} coordinates",
+    )
+    halves = {part: t.to(torch.float32) / 2 for part, t in passed.items()}
+    other = codec.decode(
+        Payload({**payload.tensors, **halves}, dict(payload.facts)), _context(world, setting)
+    )
+    ordinary = codec.decode(payload, _context(world, setting))
+    require(
+        other.shape == rows[0].shape and bool(other.isfinite().all()) and not same(other, ordinary),
+        f"{name} does not decode the numbers that it passed on, where following links have changed them",
+    )
+    require(
+        not codec.remembers or not same(added, plain),
+        f"{name} remembers and passes on numbers, and `add_lost` changes nothing of what it sends next: what following "
+        "links lose would never be sent",
+    )

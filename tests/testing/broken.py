@@ -571,6 +571,52 @@ class Sample(sound.Signs):
         return payload.tensors["first"].new_zeros(payload.facts["d"]) + payload.tensors["first"]
 
 
+@fault("links_of_a_chain", "declare `remembers = True`")
+class Hoards(sound.Signs):
+    """Sends what it left out the next time, and does not say so."""
+
+    def encode(self, update, state, context):
+        carried = update + state.get("rest", 0)
+        payload = super().encode(carried, state, context)
+        state["rest"] = carried - self.decode(payload, context)
+        return payload
+
+
+@fault("links_of_a_chain", "passes on ['values'], which its payload does not have")
+class Promises(sound.Signs):
+    """Passes on what it does not send."""
+
+    passed_on = ("values",)
+
+
+@fault("links_of_a_chain", "passes on 1 numbers of")
+class Misplaces(sound.Signs):
+    """Takes its scale for the update."""
+
+    passed_on = ("scale",)
+    places_stay = True
+
+
+@fault("links_of_a_chain", "what following links lose would never be sent")
+class Forgets(Hoards):
+    """Remembers what it lost itself, and not what others lose of it."""
+
+    passed_on = ("scale",)
+    remembers = True
+
+
+@fault("links_of_a_chain", "does not decode the numbers that it passed on")
+class Deaf(sound.Signs):
+    """Sends its scale twice, and decodes the one that nobody else encodes."""
+
+    passed_on = ("copy",)
+
+    def encode(self, update, state, context):
+        payload = super().encode(update, state, context)
+        payload.tensors["copy"] = payload.tensors["scale"].clone()
+        return payload
+
+
 # data and models --------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,12 @@ def keep_residual(carried: Tensor, sent: Tensor, state: dict[str, Any], wanted: 
         state["residual"] = carried - sent.to(carried)
 
 
+def add_to_residual(lost: Tensor, state: dict[str, Any]) -> None:
+    """What following links lost is kept too. An update that is not finite has left no residual in its first round."""
+    if "residual" in state:
+        state["residual"] = state["residual"] + lost.to(state["residual"])
+
+
 def pack(values: Tensor, width: int) -> Tensor:
     """values (d,) in [0, 2^width), width 1, 2, 4 or 8 -> uint8, 8 / width of them to a byte, the first lowest."""
     import torch

@@ -19,9 +19,9 @@ class CountSketch(UpdateCompressor):
     unbiased, with a variance of about |u|^2 / cells for a coordinate; several, with `keep` below 1, are for updates
     in which few coordinates are large: the server keeps the k = max(1, round(keep d)) estimates of largest
     magnitude and takes the others for zero. Hashes and signs are fresh for each round and the same for all clients,
-    drawn from a seed that both sides know, so sketches of one round can be added. There is no error feedback: what
-    collides would come back larger. FetchSGD (Rothchild et al. 2020), which keeps momentum and error at the
-    server, is another method.
+    drawn from a seed that both sides know, so sketches of one round can be added. A following link encodes the
+    table. There is no error feedback: what collides would come back larger. FetchSGD (Rothchild et al. 2020), which
+    keeps momentum and error at the server, is another method.
 
     update (d,) float; 4 rows round(ratio d / rows) bytes. No state. Cost: O(rows d).
     """
@@ -32,6 +32,8 @@ class CountSketch(UpdateCompressor):
         title="Finding Frequent Items in Data Streams", authors="Charikar, Chen, Farach-Colton",
         venue="ICALP", year=2002, url="https://doi.org/10.1007/3-540-45465-9_59",
     )  # fmt: skip
+
+    passed_on: ClassVar[tuple[str, ...]] = ("table",)
 
     ratio: float = Field(0.25, gt=0, le=1, description="numbers sent, as a share of d")
     rows: int = Field(1, ge=1, description="rows of the table, of which estimates take the median")

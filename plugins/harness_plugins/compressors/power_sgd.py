@@ -32,14 +32,16 @@ class PowerSGD(UpdateCompressor):
 
     The decoded updates of a round share P, so one client's message alone says little, and robust rules see all
     updates in one subspace of rank r a layer. Without the other clients (`encode`) the mean is the client's own.
-    An update that is not finite is sent as such and takes no part in P. Bytes: r (n + m) floats up, those of M Q
-    whatever compressor follows; n r and m r down, P and Q. State: the residual at the clients, Q at the server.
+    An update that is not finite is sent as such and takes no part in P. Bytes: r (n + m) floats up; n r and m r down,
+    P and Q. No compressor can follow, as clients and server answer each other. State: the residual at the clients, Q
+    at the server.
     Cost: O(d r).
     """
 
     name: ClassVar[str] = "powersgd"
     summable: ClassVar[bool] = True
     couples_clients: ClassVar[bool] = True  # through P
+    remembers: ClassVar[bool] = True  # Q belongs to the layers, with error feedback or without
     requires: ClassVar[tuple[str, ...]] = ("torch",)
     reference: ClassVar[Reference | None] = Reference(
         title="PowerSGD: Practical Low-Rank Gradient Compression for Distributed Optimization",

@@ -143,6 +143,10 @@ class SignSGD(UpdateCompressor):
     error_feedback: bool = Field(True, description="add what was not sent to the client's next update")
     scaled: bool = Field(True, description="send the mean magnitude too; false: signs alone")
 
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        return self.error_feedback
+
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
@@ -172,6 +176,9 @@ class HalfUpdate(UpdateCompressor):
         authors="Micikevicius, Narang, Alben, Diamos, Elsen, Garcia, Ginsburg, Houston, Kuchaiev, Venkatesh, Wu",
         venue="ICLR", year=2018, url="https://arxiv.org/abs/1710.03740",
     )  # fmt: skip
+
+    passed_on: ClassVar[tuple[str, ...]] = ("values",)
+    places_stay: ClassVar[bool] = True
 
     dtype: Literal["float16", "bfloat16"] = Field("float16", description="number format on the wire")
 

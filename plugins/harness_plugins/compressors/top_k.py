@@ -12,6 +12,7 @@ from harness.api import (
     UpdateCompressionContext,
     UpdateCompressor,
 )
+from harness_plugins.compressors._updates import add_to_residual
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +42,15 @@ class TopK(UpdateCompressor):
     8 k bytes against 4 d. `decode` returns (d,) float32. An update that is not finite is sent as such,
     for the server to see and drop, and leaves the residual as it was.
     Raises PluginError for an update that is not (d,) with d >= 1, or another d than the residual's.
+
+    A following link encodes the values, and what it loses of them stays in e too (Basu et al. 2019,
+    Qsparse-local-SGD): sent_t is then what the server makes of both links' message.
     Cost: O(d) time, d floats of memory per client.
     """
 
     name: ClassVar[str] = "top-k"
     requires: ClassVar[tuple[str, ...]] = ("torch",)
+    passed_on: ClassVar[tuple[str, ...]] = ("values",)
     reference: ClassVar[Reference | None] = Reference(
         title="Sparsified SGD with Memory",
         authors="Sebastian U. Stich, Jean-Baptiste Cordonnier, Martin Jaggi",
@@ -56,6 +61,10 @@ class TopK(UpdateCompressor):
 
     ratio: float = Field(0.01, gt=0, le=1, description="share k/d of the coordinates sent, in (0, 1]")
     error_feedback: bool = Field(True, description="add what was not sent to the client's next update")
+
+    @property
+    def remembers(self) -> bool:  # type: ignore[override]
+        return self.error_feedback
 
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         import torch
@@ -90,6 +99,9 @@ class TopK(UpdateCompressor):
         if int(positions.min()) < 0 or int(positions.max()) >= d:
             raise PluginError(f"top-k: positions must lie in [0, {d})")
         return torch.zeros(d, dtype=values.dtype, device=values.device).index_copy_(0, positions, values)
+
+    def add_lost(self, lost: Tensor, state: dict[str, Any]) -> None:
+        add_to_residual(lost, state)
 
 
 PLUGINS = (TopK,)
