@@ -191,7 +191,8 @@ class Federation(Part):
     buffers: Literal["average", "local"] = Field(
         "average",
         description="BatchNorm's and other statistics: averaged in every round, or kept by each client between its "
-        "rounds (FedBN); the released model has their average in either case, under local from one message at the end",
+        "rounds (FedBN); the released model has their average in either case, under local that of all clients that "
+        "took part, from one message of each at the end; until then only evaluations on val see it",
     )
 
 

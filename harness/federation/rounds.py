@@ -123,6 +123,7 @@ class Federation:
         self._multiplier = multiplier
         self._global = flatten(self.module)
         self._buffers = float_buffers(self.module, self.trainer.buffer_names)
+        self._kept_buffers: dict[int, dict[str, Tensor]] = {}  # by client, where they stay local
         self._server = Server(self.rules.server)
 
     def open(self, round: int) -> Opened:
@@ -176,9 +177,8 @@ class Federation:
         self._moved = self._global - before
         # What attackers trained while they looked at their own updates is nothing that they would send.
         senders = [i for i in usable if i not in opened.byzantine]
-        self._buffers = self._merge_buffers(client_buffers, senders, self._buffers)
         write(list(self.trainer.parameters.values()), self._global)
-        load_buffers(self.module, self._buffers)
+        load_buffers(self.module, self._settle_buffers(client_buffers, senders))
         return facts
 
     def updates(
@@ -300,7 +300,10 @@ class Federation:
         return update
 
     def _logits(self, buffers: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """(weights (d,), x) -> (b, k) in eval mode, on the global buffers; the module is left as it was."""
+        """(weights (d,), x) -> (b, k) in eval mode, on the global buffers; the module is left as it was.
+
+        Where buffers stay local, these are the initial ones, as the server has no others.
+        """
 
         @torch.no_grad()
         def logits(weights: Tensor, x: Tensor) -> Tensor:
@@ -322,6 +325,19 @@ class Federation:
             load_buffers(self.module, buffers)
             self._root = (start.round, self.trainer.train(self.rules.root, start))
         return self._root[1].clone()
+
+    def _settle_buffers(self, values: dict[int, dict[str, Tensor]], senders: list[int]) -> dict[str, Tensor]:
+        """The module's buffers after a round; `_buffers`, which clients start from, follow where they are averaged.
+
+        Where they stay local, the server has none until the end: then every client that has taken part sends those
+        of the last round in which its update counted. Until then the module has the average as it would be if this
+        round were the last, to be evaluated, and nobody starts from it.
+        """
+        if self.rules.buffers == "local":
+            self._kept_buffers |= {i: values[i] for i in senders if i in values}
+            return self._merge_buffers(self._kept_buffers, sorted(self._kept_buffers), self._buffers)
+        self._buffers = self._merge_buffers(values, senders, self._buffers)
+        return self._buffers
 
     def _merge_buffers(
         self, values: dict[int, dict[str, Tensor]], ids: list[int], before: dict[str, Tensor]

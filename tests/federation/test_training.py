@@ -169,6 +169,78 @@ def test_local_buffers_stay_with_the_client():
     torch.testing.assert_close(module[1].running_mean, mean)
 
 
+def statistics(client, start):
+    """The running means of a client that has seen its records once, from these."""
+    module = network(norm=True)
+    module[1].running_mean.copy_(start)
+    module.train()(client.images.float() / 255)
+    return module[1].running_mean.clone()
+
+
+def test_local_buffers_are_averaged_once_over_all_who_took_part():
+    """Clients 1, 3, then twice 1, 2: the release has 3's too, and 2 starts from nobody's; 0 never takes part."""
+    members = clients([8, 16, 24, 32], steps=1, batch=64)
+    module = network(norm=True)
+    local = LocalTraining(batch_size=64, optimizer=SGD(lr=0.0001))
+    federated = federation(module, members, local, buffers="local")
+    seen = []
+
+    def evaluate(round):
+        seen.append(module[1].running_mean.clone())
+        return {}
+
+    run_together([Run(federated, [[1, 3], [1, 2], [1, 2]], lambda r: 1.0, evaluate, lambda *_: None)])
+    kept = {i: members[i].buffers["1.running_mean"] for i in (1, 2, 3)}
+    assert members[0].buffers is None
+    weights = {1: 16 / 72, 2: 24 / 72, 3: 32 / 72}
+    torch.testing.assert_close(module[1].running_mean, sum(weights[i] * kept[i] for i in kept))
+    twice = statistics(members[2], statistics(members[2], 0))
+    torch.testing.assert_close(
+        kept[2], twice, rtol=1e-2, atol=1e-4
+    )  # from zero, which is where statistics begin
+    torch.testing.assert_close(kept[3], statistics(members[3], 0), rtol=1e-2, atol=1e-4)
+    # Evaluations in between: of those known until then.
+    first = [statistics(members[i], 0) for i in (1, 3)]
+    torch.testing.assert_close(seen[0], (16 * first[0] + 32 * first[1]) / 48, rtol=1e-2, atol=1e-4)
+    assert torch.equal(seen[-1], module[1].running_mean)
+
+
+def test_averaged_buffers_are_the_last_round_s_and_what_the_next_starts_from():
+    members = clients([8, 16, 24, 32], steps=1, batch=64)
+    module = network(norm=True)
+    local = LocalTraining(batch_size=64, optimizer=SGD(lr=0.0001))
+    schedule = [[1, 3], [1, 2]]
+    run_together([Run(federation(module, members, local), schedule, lambda r: 1.0, None, lambda *_: None)])
+    first = [statistics(members[i], 0) for i in (1, 3)]
+    mean = (16 * first[0] + 32 * first[1]) / 48
+    expected = (16 * statistics(members[1], mean) + 24 * statistics(members[2], mean)) / 40
+    torch.testing.assert_close(module[1].running_mean, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_local_buffers_of_attackers_and_dropped_clients_stay_out():
+    members = clients([8, 8, 8], steps=1, batch=64)
+    module = network(norm=True)
+    rules = {"byzantine": Attacker(), "knowledge": "own", "malicious": (0,), "tolerance": 0.3}
+    federated = federation(module, members, buffers="local", **rules)
+    run(federated, rounds=2)
+    assert members[0].buffers is not None  # it trained, to see what it would have sent
+    honest = [members[i].buffers["1.running_mean"] for i in (1, 2)]
+    torch.testing.assert_close(module[1].running_mean, (honest[0] + honest[1]) / 2)
+    nobody = federation(network(norm=True), clients([8, 8], steps=1), buffers="local")
+    nobody.begin([[0, 1], [0, 1]], lambda r: 1.0)
+    for bad in (False, True):
+        opened = nobody.open(int(bad))
+        updates, buffers = nobody.updates(opened.start, opened.ids, [], opened.buffers)
+        if bad:
+            updates[0][0] = math.nan
+            buffers[0]["1.running_mean"].fill_(math.nan)
+        else:
+            before = buffers[0]["1.running_mean"].clone()
+        nobody.close(opened, updates, buffers)
+    mean = (before + nobody.clients[1].buffers["1.running_mean"]) / 2  # of the last round in which it counted
+    torch.testing.assert_close(nobody.module[1].running_mean, mean)
+
+
 @pytest.mark.parametrize(("rule", "floats"), [("average", 2 * 4), ("local", 0)])
 def test_buffers_that_stay_with_the_client_cost_nothing_to_send(rule, floats):
     module = network(norm=True)

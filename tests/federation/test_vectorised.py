@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from harness.evaluation.predict import to_pixels
 from harness.federation import calibration, cohort, local, vectorised
 from harness.federation.batches import batches, stacked_batches
 from harness.federation.local import Client, LocalTrainer, Start
+from harness.federation.together import run_together
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
 from harness.federation.vectorised import VectorisedTrainer, nature
 from harness.grid import cells
@@ -208,6 +210,28 @@ def test_batch_normalisation_keeps_each_client_s_statistics(tmp_path):
     one, together, _ = both(stage, module, clients)
     means = [found[i][1]["conv1.1.running_mean"] for found in (one, together) for i in (0, 1)]
     assert not torch.allclose(means[0], means[1])
+
+
+def test_local_buffers_are_released_as_of_clients_one_after_another(tmp_path):
+    """Of all who took part in any round, the same both ways, where another half takes part in every one."""
+    found = []
+    for way in ("sequential", "vectorised"):
+        stage = training(tmp_path, model="{resnet9: {width: 2, norm: batch}}", partition="iid")
+        federation = stage.spec.federation.model_copy(update={"buffers": "local", "participation": 0.4})
+        compute = Compute.model_validate({"clients": way})
+        stage.spec = replace(stage.spec, federation=federation, compute=compute)
+        module = stage.initial_module()
+        ready = stage.set_up(module)
+        run_together([ready.run(lambda *_: None)])
+        clients = [c for c in ready.federation.clients if c.buffers is not None]
+        last = set(ready.schedule[-1])
+        assert len(clients) > len(last)
+        name = "conv1.1.running_mean"
+        kept = torch.stack([c.buffers[name] for c in clients])
+        weights = torch.tensor([float(c.size) for c in clients])
+        torch.testing.assert_close(module.state_dict()[name], weights @ kept / weights.sum())
+        found.append(module.state_dict()[name])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_batch_normalisation_under_a_gradient_hook_trains_alone(tmp_path):

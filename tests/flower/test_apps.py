@@ -73,6 +73,11 @@ CASES = {
     "two clients a round": {"participation": 0.4},
     "a model with buffers": {"model": "{resnet9: {width: 4}}", "defence": "none"},
     "buffers that stay local": {"model": "{resnet9: {width: 4, norm: batch}}", "buffers": "local"},
+    "buffers that stay local, with another half of the clients in every round": {
+        "model": "{resnet9: {width: 4, norm: batch}}",
+        "buffers": "local",
+        "participation": 0.5,
+    },
     "buffers that are averaged": {"model": "{resnet9: {width: 4, norm: batch}}"},
     "dp-sgd and fedadam": {"defence": "dp-sgd: {epsilon: 8}", "server": "{fedadam: {lr: 0.01}}"},
     "server noise": {"defence": "dp-fedavg: {epsilon: 8}", "participation": 0.8},
