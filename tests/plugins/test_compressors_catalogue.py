@@ -10,7 +10,6 @@ from test_compressors import CLASSES, SHAPE, compressor, context, images, residu
 from torch import nn
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.nn import functional
-from torch.nn.utils.stateless import functional_call
 
 import harness
 from harness.api import MetricContext, PluginError
@@ -522,32 +521,108 @@ def test_a_shared_weight_is_compressed_wherever_it_is_used(name, parameters, val
         assert not any(key.startswith("b.") for key in made.state)
 
 
-def test_centroids_move_by_the_mean_of_their_weights_gradients():
-    seen = {}
+def trained_codebooks(steps, make, *, zeros=0):
+    """A clustered network's centroids before and after steps of an optimiser, those of a plain loop, and sizes.
 
-    def fine_tune(module, rounds, *hooks):
-        parameters = dict(module.named_parameters())
-        names = [name for name in parameters if name.endswith("original")]
-        x, y = images(30), torch.arange(30) % CLASSES
-        loss = functional.cross_entropy(module(x), y)
-        seen["centroids"] = torch.autograd.grad(loss, [parameters[n] for n in names], retain_graph=True)
-        plain = linear_network()
-        dense = {"1.weight": module[1].weight.detach(), "3.weight": module[3].weight.detach()}
-        leaves = {k: v.clone().requires_grad_() for k, v in dense.items()}
-        loss = functional.cross_entropy(functional_call(plain, leaves, (x,)), y)
-        seen["weights"] = torch.autograd.grad(loss, list(leaves.values()))
-        seen["books"] = [module[i].parametrizations.weight[0] for i in (1, 3)]
-        return disturb(module, rounds)
+    The plain loop adds up nothing: it steps centroids, as parameters, along the mean of their weights' gradients.
+    """
+    from harness_plugins.compressors._layers import Codebook, with_weights
 
-    made = compressor("weight-clustering", clusters=8, fine_tune_rounds=1).compress(
-        linear_network(), context(fine_tune=fine_tune)
-    )
-    for got, gradient, book in zip(seen["centroids"], seen["weights"], seen["books"], strict=True):
-        indices = book.indices.flatten()
-        sums = torch.zeros(8).index_add_(0, indices, gradient.flatten())
-        counts = torch.bincount(indices, minlength=8).clamp_min(1)
-        torch.testing.assert_close(book.centroids(got), sums / counts, rtol=1e-4, atol=1e-6)
-    assert len(made.module[1].weight.unique()) <= 8  # after the training too
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(40, 50, generator=generator)
+    weight.view(-1)[:zeros] = 0
+    target = torch.randn(40, 50, generator=generator)
+    first, indices = clustered(weight, 8)
+    counts = torch.bincount(indices.flatten(), minlength=8)
+    layer = nn.Linear(50, 40, bias=False)
+    codebook = Codebook(indices, first, with_zero=bool(zeros))
+    module = nn.Sequential(layer)
+    with with_weights(module, {"0": codebook}, baked=True):
+        assert torch.equal(layer.weight, first[indices])
+        optimizer = make(list(module.parameters()))
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (layer.weight - target).pow(3).sum().backward()
+            optimizer.step()
+        found = codebook.centroids(layer.parametrizations.weight.original).detach()
+    plain = first.clone().requires_grad_()
+    optimizer = make([plain])
+    for _ in range(steps):
+        values = plain.detach()[indices].requires_grad_()
+        (values - target).pow(3).sum().backward()
+        sums = torch.zeros(8).index_add_(0, indices.flatten(), values.grad.flatten())
+        plain.grad = sums / counts
+        if zeros:
+            plain.grad[0] = 0
+        optimizer.step()
+    return first, found, plain.detach(), layer.weight.detach()
+
+
+@pytest.mark.parametrize("zeros", [0, 300])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, 1e-4, momentum=0.9),
+        lambda p: torch.optim.SGD(p, 1e-4, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, 1e-3),
+        lambda p: torch.optim.NAdam(p, 1e-3),
+    ],
+    ids=["sgd", "weight decay", "adam", "nadam"],
+)
+def test_centroids_step_along_the_mean_gradient_as_weights_do(make, zeros):
+    first, found, plain, weight = trained_codebooks(5, make, zeros=zeros)
+    torch.testing.assert_close(found - first, plain - first, rtol=2e-3, atol=1e-7)
+    assert len(weight.unique()) <= 8
+    if zeros:
+        assert found[0] == 0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.NAdam])
+def test_a_centroid_of_many_weights_moves_by_the_step_of_one(optimizer):
+    first, found, _, _ = trained_codebooks(1, lambda p: optimizer(p, 1e-3))
+    weight = nn.Parameter(torch.ones(1))
+    weight.grad = torch.ones(1)
+    optimizer([weight], 1e-3).step()
+    step = float(1 - weight.detach())
+    torch.testing.assert_close((found - first).abs(), torch.full((8,), step), rtol=1e-3, atol=1e-7)
+
+
+def test_noise_on_a_gradient_is_averaged_over_a_centroid_s_weights():
+    """As dp-sgd adds it: what reaches a centroid falls with the root of its weights."""
+    from harness_plugins.compressors._layers import Codebook
+
+    indices = torch.tensor([0, 1]).repeat_interleave(torch.tensor([10_000, 100]))
+    book = Codebook(indices, torch.tensor([0.5, -0.5]))
+    start = book.right_inverse(torch.zeros(len(indices)))
+    generator = torch.Generator().manual_seed(0)
+    noisy = [
+        book.centroids(start + torch.randn(len(indices), generator=generator)) - book.first
+        for _ in range(200)
+    ]
+    torch.testing.assert_close(torch.stack(noisy).std(0), torch.tensor([0.01, 0.1]), rtol=0.2, atol=0)
+
+
+def test_clusters_train_under_every_optimiser_of_a_federation(tmp_path):
+    """Vectorised too, and with gradients of single records."""
+    from harness.scenario import load_text
+
+    for optimizer, compute, defence in (
+        ("adam: {lr: 0.003}", "sequential", "none"),
+        ("nadam: {lr: 0.003}", "vectorised", "none"),
+        ("sgd: {lr: 0.1}", "vectorised", "dp-sgd: {epsilon: 50}"),
+    ):
+        text = (
+            DIGITS.replace("sgd: {lr: 0.03, momentum: 0.9}", optimizer)
+            + (f"defences: [{defence}]\ncompute: {{clients: {compute}}}\n")
+            + "compressors: [weight-clustering: {clusters: 3}, weight-clustering: {clusters: 3, fine_tune_rounds: 4}]\n"
+        )
+        result = harness.run(
+            load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs"
+        )
+        assert result.failed == 0, [r["error"] for r in result.records]
+        before, after = (r["scores"]["accuracy"] for r in result.records)
+        if defence == "none":  # what noise leaves of three clusters is anybody's guess
+            assert after >= before + 0.1, (optimizer, before, after)
 
 
 def test_the_distillation_loss_is_the_paper_s():

@@ -70,27 +70,35 @@ class Codebook(nn.Module):
     """Trains the centroids of a clustered weight: element i of it is centroids[indices[i]].
 
     With `with_zero` the first of them is zero, and does not train.
-    What trains is centroids sqrt(n), n (k,) the weights of each: a step of size lr then moves a centroid by lr
-    times the mean of its weights' gradients, as far as it moves a weight, and not by their sum.
+    What trains is a whole weight, of which each centroid is the mean over its elements. Each element then has the
+    mean of its centroid's gradients for its own, so that the centroid moves as far as a weight does under any
+    optimiser: by lr times that mean under SGD, by about lr under Adam, which the centroids themselves, in whatever
+    units, could do for one of the two alone. Norms and noise of gradients, as in dp-sgd, are a whole weight's too.
     """
 
     def __init__(self, indices: Tensor, centroids: Tensor, with_zero: bool = False) -> None:
         super().__init__()
         self.with_zero = with_zero
         self.register_buffer("indices", indices.long().clone(), persistent=False)
+        self.register_buffer("first", centroids.detach().clone(), persistent=False)
         counts = torch.bincount(indices.flatten(), minlength=len(centroids)).clamp_min(1)
-        self.register_buffer("scale", counts.to(centroids).sqrt()[int(with_zero) :], persistent=False)
-        self._first = centroids[int(with_zero) :]
+        self.register_buffer("counts", counts.to(centroids), persistent=False)
 
     def centroids(self, trained: Tensor) -> Tensor:
-        values = trained / self.scale
-        return torch.cat([values.new_zeros(1), values]) if self.with_zero else values
+        # Sums of how far elements have moved, as thousands of values themselves would lose digits.
+        moved = (trained - self.first[self.indices]).flatten()
+        # Of all ways to add them up the one that gives the same sum every time on a GPU.
+        sums = moved.new_zeros(len(self.first)).index_put((self.indices.flatten(),), moved, accumulate=True)
+        means = sums / self.counts
+        if self.with_zero:
+            means = torch.cat([means.new_zeros(1), means[1:]])
+        return self.first + means
 
     def forward(self, trained: Tensor) -> Tensor:
         return self.centroids(trained)[self.indices]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        return self._first.detach() * self.scale
+        return self.first[self.indices].clone()
 
 
 class FakeRounding(nn.Module):

@@ -35,9 +35,10 @@ class WeightClustering(ModelCompressor):
     k-means on a layer's weights, centroids first spread evenly from the least to the greatest. Where some weights
     are exactly zero, as after pruning, one of the values is zero, theirs for good, and the others are found among
     the remaining weights: Han et al. cluster what pruning has left. Then, over `fine_tune_rounds` of the same
-    federation, training of the centroids: the gradients of a centroid's weights are added up (section 3) and the
-    learning rate divided by their number, so that centroids move as far as weights do (the paper uses a smaller
-    rate for all alike). Huffman coding, their last step, is not used. Layers with no more weights than clusters
+    federation, training of the centroids: the gradients of a centroid's weights are averaged, so that centroids move
+    as far as weights do under any optimiser, by the learning rate times that mean under SGD (section 3 adds the
+    gradients up and trains at a smaller rate). Clients send a whole weight's update, whose mean over a centroid's
+    weights is what counts. Huffman coding, their last step, is not used. Layers with no more weights than clusters
     stay as they are. Bytes are saved on disk; in memory the weights are float again.
 
     The file holds for each such layer `weight.codebook` (float32) and `weight.indices` (1, 2, 4 or 8 bits
