@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,7 @@ class Training:
         d = sum(part.stop - part.start for part in layout(self.initial_module()).values())
         images, classes = self.data.train.images, self.data.num_classes
         settings = self.spec.federation
-        taking_part = sorted({i for ids in self._schedule(settings.clients, settings.rounds) for i in ids})
+        taking_part = sorted(self._taking_part(settings.clients, settings.rounds))
         return plant(variant.canaries, variant.name, self.spec.seed, taking_part, d, images, classes)
 
     @property
@@ -135,6 +135,20 @@ class Training:
         """How many take part, canaries that are clients included."""
         own = self.planting
         return self.spec.federation.clients + (len(own.clients) if own is not None else 0)
+
+    def members(self, fine_tuning: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
+        """Positions, sorted, of the records that the released model was trained on.
+
+        They are those of the clients that some round draws, of this training or of a compressor's fine_tuning (its
+        `purpose` and `rounds`): of what a client holds that no round draws a release can tell nothing. A record of
+        a client that trains is a member even where batches left it out by chance, be it Poisson sampling's coins or
+        local steps that make no epoch: what a mechanism is run on, and protects, is the client's data set.
+        """
+        drawn = self._taking_part(self.clients, self.spec.federation.rounds)
+        for part in fine_tuning:
+            drawn |= self._taking_part(self.clients, part["rounds"], part["purpose"])
+        own = [positions for i, positions in enumerate(self.pool.clients) if i in drawn]
+        return np.sort(np.concatenate(own)) if own else np.empty(0, dtype=np.int64)
 
     def initial_module(self) -> nn.Module:
         """The architecture with its initial weights, the same for every cell of a seed."""
@@ -263,6 +277,10 @@ class Training:
         return participants(
             clients, settings.participation, rounds, self.seed, purpose, always, settings.sampling
         )
+
+    def _taking_part(self, clients: int, rounds: int, purpose: str = "train") -> set[int]:
+        """Who of so many clients takes part in some round."""
+        return {i for ids in self._schedule(clients, rounds, purpose) for i in ids}
 
     def sampling(self, size: int, batch_size: int | None = None) -> Sampling:
         """How a client with `size` records draws batches; batch_size: None for the scenario's."""

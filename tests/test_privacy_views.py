@@ -110,7 +110,7 @@ class Shadows(PrivacyAttack):
 
     def run(self, view, context):
         n = len(view.members[1])
-        SEEN["names"] = list(view.variants)
+        SEEN["names"], SEEN["shadows"] = list(view.variants), view
         return Membership(np.arange(2 * n, dtype=float), np.repeat([True, False], n))
 
 
@@ -452,6 +452,89 @@ def test_a_variant_without_a_share_has_the_target_s_members(tmp_path):
     everyone = training(tmp_path, TrainingVariant("all", keep=1.0))
     assert len(everyone.pool.members) == len(target.data.train)
     assert len(everyone.pool.non_members) == 0
+
+
+FEW = BASE.replace("clients: 3, rounds: 2", "clients: 10, participation: 0.1, rounds: 3")
+
+
+def bytes_of(images) -> list[bytes]:
+    return [(x * 255).round().to(torch.uint8).numpy().tobytes() for x in images]
+
+
+def trained_on(own: Training, rounds=None, purpose="train") -> set[int]:
+    """The records of the clients in the schedule that a training follows."""
+    ready = own.set_up(own.initial_module(), rounds=rounds, purpose=purpose)
+    drawn = {i for ids in ready.schedule for i in ids}
+    assert 0 < len(drawn) < 10  # or there is nothing to tell apart
+    return {int(position) for i in drawn for position in own.pool.clients[i]}
+
+
+def test_members_are_of_clients_that_take_part_and_so_are_shadow_masks(tmp_path):
+    """Else most "members" are records that no training has seen, and what leaks is hidden among them."""
+    (record,) = scored("threats: [{name: a, attacks: [test-looks]}]", tmp_path, FEW)
+    view, target = SEEN[""], training(tmp_path, base=FEW)
+    places = {x.numpy().tobytes(): i for i, x in enumerate(target.data.train.images)}
+    assert len(places) == len(target.data.train)
+    members, others = ([places[x] for x in bytes_of(side[0])] for side in (view.members, view.non_members))
+    seen = trained_on(target)
+    assert set(members) <= seen
+    assert len(members) == min(len(seen), len(target.pool.non_members)) == record["attack"]["members"]
+    assert set(others) <= set(target.pool.non_members.tolist())
+    assert record["attack"]["never_trained_on"] == len(target.pool.members) - len(seen) > 0
+    for variant in VARIANTS:
+        seen = trained_on(training(tmp_path, variant, FEW))
+        expected = [position in seen for position in (*members, *others)]
+        assert view.variants[variant.name].mask.tolist() == expected, variant.name
+    assert not (view.variants["half"].mask & view.variants["other-half"].mask).any()
+
+
+def test_with_all_clients_every_record_of_the_pool_is_a_member(tmp_path):
+    (record,) = scored("threats: [{name: a, attacks: [test-looks]}]", tmp_path)
+    assert "never_trained_on" not in record["attack"]
+    for variant in (None, *VARIANTS):
+        own = training(tmp_path, variant)
+        assert np.array_equal(own.members(), np.sort(own.pool.members))
+
+
+def test_whom_fine_tuning_draws_are_members_too(tmp_path):
+    text = """
+compressors: [structured-pruning: {ratio: 0.5, fine_tune_rounds: 2}]
+threats: [{name: a, attacks: [test-shadows: {count: 1}]}]
+"""
+    (record,) = scored(text, tmp_path, FEW)
+    (tuned,) = record["compression"]["fine_tuning"]
+    later = {"rounds": 2, "purpose": tuned["purpose"]}
+    target, view = training(tmp_path, base=FEW), SEEN["shadows"]
+    first, more = trained_on(target), trained_on(target, **later)
+    assert more - first
+    places = {x.numpy().tobytes(): i for i, x in enumerate(target.data.train.images)}
+    members, others = ([places[x] for x in bytes_of(side[0])] for side in (view.members, view.non_members))
+    assert set(members) <= first | more
+    assert set(members) & (more - first)
+    assert record["attack"]["never_trained_on"] == len(target.pool.members) - len(first | more)
+    shadow = training(tmp_path, TrainingVariant("view-shadow-0", 0.5), FEW)
+    seen = trained_on(shadow) | trained_on(shadow, **later)
+    mask = view.variants["view-shadow-0"].mask
+    assert mask.tolist() == [position in seen for position in members + others]
+
+
+def test_leakage_is_not_hidden_by_clients_that_never_train(tmp_path):
+    """One client of ten learns noise by heart: its records are told from others, and no others are asked about."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 800), ("val", 20), ("test", 20)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 3, (count, 1))
+    np.savez(tmp_path / "noise.npz", **arrays)
+    base = FEW.replace("dataset: digits", "dataset: {npz: {path: noise.npz}}").replace(
+        "rounds: 3", "rounds: 1"
+    )
+    base = base.replace("hidden: [8]", "hidden: [256]").replace("steps: 2", "epochs: 60")
+    base = base.replace("subset: 50", "subset: 20")
+    (record,) = scored("threats: [{name: m, attacks: [loss-threshold]}]", tmp_path, base)
+    assert record["attack"]["members"] == record["attack"]["non_members"] == 48
+    assert record["attack"]["never_trained_on"] == 432
+    assert record["scores"]["mia_auc"] > 0.9
 
 
 def test_groups_travel_with_membership_scores(tmp_path):

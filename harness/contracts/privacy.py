@@ -134,7 +134,8 @@ class Planted:
 @dataclass(frozen=True)
 class VariantView:
     """Another training's released model: logits like the target's; mask over members then non-members: True
-    where it was trained on; rounds and canaries where the variant has some; guarantee: of that training.
+    where it was trained on, at a client that takes part in some of its rounds; rounds and canaries where the variant
+    has some; guarantee: of that training.
     """
 
     logits: Logits
@@ -151,7 +152,8 @@ class PrivacyView:
     logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
     module: the released network, where the threat grants white-box or server.
     members / non_members: (images, labels), drawn alike from the training pool, by group where there are groups;
-    empty for attacks that do without. population: the adversary's own records, the validation split.
+    empty for attacks that do without. Members are what clients hold that take part in some round, all of it, also
+    where batches leave some out by chance. population: the adversary's own records, the validation split.
     observed: what an attack with an `observation` asked for, where the threat grants server.
     apply: (weights (d,), images) -> logits, differentiable, in eval mode: the network with other weights (server).
     """

@@ -66,7 +66,10 @@ def load(dataset: Dataset, root: Path, device: str, fingerprint: str = "") -> De
 
 @dataclass(frozen=True)
 class Pool:
-    """Positions in the training split. clients: each one's records. non_members: never trained on."""
+    """Positions in the training split. clients: each one's records. members: all that clients hold.
+
+    non_members: held by nobody. Of the members, whose clients train is for `Training.members` to say.
+    """
 
     clients: list[np.ndarray]
     members: np.ndarray

@@ -52,7 +52,12 @@ def compress(
             )
             prepared = trained.prepared
             fine_tuned.append(
-                {"rounds": rounds, "history": trained.outcome.history, **training_facts(trained)}
+                {
+                    "purpose": purpose,
+                    "rounds": rounds,
+                    "history": trained.outcome.history,
+                    **training_facts(trained),
+                }
             )
             return module
 

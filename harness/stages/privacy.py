@@ -78,6 +78,8 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         "family": attack.family, "access": spec.threat.knowledge,
         "members": len(members), "non_members": len(non_members),
     }  # fmt: skip
+    if attack.needs_non_members and scene.never_trained_on:
+        description["never_trained_on"] = scene.never_trained_on
     if isinstance(found, dict):
         unknown = set(found) - set(attack.scores)
         if unknown:
@@ -129,13 +131,26 @@ class _Scene:
     # data ---------------------------------------------------------------------------------------
 
     def sides(self, attack: PrivacyAttack) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of members and non-members; none for an attack that does without."""
+        """Positions of members and non-members; none for an attack that does without.
+
+        Records of clients that no round draws are on neither side: counted as members they would hide what leaks.
+        """
         if not attack.needs_non_members:
             empty = np.empty(0, dtype=np.int64)
             return empty, empty
         pool, groups = self.training.pool, self.training.data.train.groups
         rng = numpy_generator(self.spec.model.train.seed, "membership")
-        return draw_members(pool.members, pool.non_members, groups, self.spec.threat.subset, rng)
+        return draw_members(self.members, pool.non_members, groups, self.spec.threat.subset, rng)
+
+    @cached_property
+    def members(self) -> np.ndarray:
+        """Positions of the records that the released model was trained on."""
+        return self.training.members(self.scoring.fine_tuning)
+
+    @property
+    def never_trained_on(self) -> int:
+        """How many records lie at clients that no round draws."""
+        return len(self.training.pool.members) - len(self.members)
 
     def records(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         images, labels = self.training.data.train.take(positions)
@@ -201,7 +216,7 @@ class _Scene:
         guarantee = self.scoring.settled(source)
         return VariantView(
             logits=self.logits(released.module, released.device),
-            mask=np.isin(tested, other.pool.members),
+            mask=np.isin(tested, other.members(compressed[0]["fine_tuning"] if compressed else ())),
             rounds=self._rounds(other, result) if server else (),
             canaries=_planted(other, result, guarantee),
             guarantee=guarantee,

@@ -50,8 +50,8 @@ class Scoring:
         source = compressed or self.base
         self.guarantee = self.settled(source)
         self.facts = dict(self.base["training"])
-        if compressed:
-            self.facts["train_seconds"] += sum(f["train_seconds"] for f in compressed["fine_tuning"])
+        self.fine_tuning: list[dict[str, Any]] = compressed["fine_tuning"] if compressed else []
+        self.facts["train_seconds"] += sum(part["train_seconds"] for part in self.fine_tuning)
 
     def settled(self, source: dict[str, Any]) -> Guarantee | None:
         """The guarantee of a training, or of its compression, after all that this plan does with protected data."""

@@ -28,8 +28,8 @@ LIMIT = 1e6
 def shadow_variants(count: int) -> list[TrainingVariant]:
     """The trainings shadow-0 to shadow-{count - 1}: each odd one has the records that the one before leaves out.
 
-    So every record is in exactly half of them. The names are the same for every attack and every count, so
-    attacks share the trainings. count: even.
+    So every record is in exactly half of them, and trained on in so many where all clients take part. The names are
+    the same for every attack and every count, so attacks share the trainings. count: even.
     """
     variants = []
     for i in range(0, count, 2):
@@ -142,7 +142,8 @@ class ShadowAttack(PrivacyAttack):
         if without:
             raise PluginError(
                 f"{self.name}: {without} of {len(counts)} records have no {side}-model "
-                f"among the {len(where)} shadow models"
+                f"among the {len(where)} shadow models; use more of them (where few clients take part, few of "
+                "their records are trained on)"
             )
         return counts
 
