@@ -258,6 +258,14 @@ class Defence(ClientHooks, Plugin):
         """
         return None
 
+    @property
+    def radius_limit(self) -> float:
+        """The largest L2 radius that `certify` can state of any record, however sure the model; inf: there is no limit.
+
+        Scores at larger radii are left out: that nothing can be certified there is not that nothing is robust.
+        """
+        return float("inf")
+
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
         """What the trainings whose `prepare` results are listed guarantee together."""
         return None

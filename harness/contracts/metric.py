@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -31,12 +32,14 @@ class Score:
 class Certificate:
     """What is proven of a model on some test records: labels, predicted (n,) int64, -1 for abstained; radii (n,).
 
-    radii: L2 in [0, 1] pixels, within which the prediction cannot change.
+    radii: L2 in [0, 1] pixels, within which the prediction cannot change. limit: the largest radius that the defence
+    can state at all (`Defence.radius_limit`); inf: there is no limit.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     radii: np.ndarray
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)

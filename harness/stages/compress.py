@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -109,7 +110,10 @@ Certify = Callable[["Tensor", torch.Generator], "tuple[Tensor, Tensor] | None"]
 
 @dataclass
 class Released:
-    """A model as it is deployed. certify: the defences' certificate for a batch of pixels, if they give one."""
+    """A model as it is deployed. certify: the defences' certificate for a batch of pixels, if they give one.
+
+    radius_limit: the largest radius that it can state.
+    """
 
     module: nn.Module
     state: dict[str, Tensor]
@@ -118,6 +122,7 @@ class Released:
     device: str
     stochastic: bool
     certify: Certify | None
+    radius_limit: float
 
 
 @torch.no_grad()
@@ -144,9 +149,10 @@ def load_released(
     device = released.device or training.device
     deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
     certify: Certify | None = None
+    radius_limit = math.inf
     for part in deploy:
         if isinstance(part, Defence) and type(part).certify is not Defence.certify:
-            certify = partial(part.certify, released.module)
+            certify, radius_limit = partial(part.certify, released.module), part.radius_limit
         elif type(part).inference not in (Defence.inference, Aggregator.inference):
             certify = None  # it was for the model without this part
         released.module = deployed(part, released.module)
@@ -160,6 +166,7 @@ def load_released(
         device=device,
         stochastic=any(defence.stochastic for defence in spec.train.defences),
         certify=certify,
+        radius_limit=radius_limit,
     )
 
 

@@ -87,7 +87,12 @@ class Scoring:
                     return None
                 predicted.append(found[0].cpu().numpy())
                 radii.append(found[1].double().cpu().numpy())
-        return Certificate(part.labels.cpu().numpy(), np.concatenate(predicted), np.concatenate(radii))
+        limit, found_radii = self.released.radius_limit, np.concatenate(radii)
+        if not found_radii.max() <= limit * (1 + 1e-6):
+            raise PluginError(
+                f"a defence certifies a radius of {found_radii.max():g}, and its radius_limit is {limit:g}"
+            )
+        return Certificate(part.labels.cpu().numpy(), np.concatenate(predicted), found_radii, limit)
 
     def context(self, **known: Any) -> MetricContext:
         data = self.training.data

@@ -232,7 +232,7 @@ def deployed_model_answers(subject: Subject) -> None:
 
 @check("defence", when=lambda plugin: overrides(plugin, Defence, "certify"))
 def certificate_well_formed(subject: Subject) -> None:
-    """Certificates are labels (b,), -1 for abstained, with radii (b,) that are not negative."""
+    """Certificates are labels (b,), -1 for abstained, with radii (b,) from 0 to the limit that is stated."""
     from harness.testing.toy import generator, toy
 
     setting = Setting(scene=subject.outcome().setting.scene)
@@ -248,6 +248,12 @@ def certificate_well_formed(subject: Subject) -> None:
     require(
         bool((radii >= 0).all()) and bool((labels >= -1).all()) and bool((labels < 3).all()),
         f"{subject.name} certifies negative radii or labels outside [-1, classes)",
+    )
+    limit = subject.plugin.radius_limit
+    require(
+        limit >= 0 and float(radii.max()) <= limit * (1 + 1e-6),
+        f"{subject.name} certifies a radius of {float(radii.max()):g} and says that {limit:g} is its limit: "
+        "let `radius_limit` be the largest radius that `certify` can state, or leave it out",
     )
 
 

@@ -69,7 +69,7 @@ def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
         },
         guarantee=Guarantee(unit="record", epsilon=3.0, delta=1e-5, accountant="rdp", group_epsilon=9.0),
         uncompressed_logits=shifted,
-        certificate=Certificate(labels[:90], np.where(np.arange(90) % 9, labels[:90], -1), rng.random(90)),
+        certificate=Certificate(labels[:90], np.where(np.arange(90) % 9, labels[:90], -1), rng.random(90), 1.5),
     )  # fmt: skip
 
 

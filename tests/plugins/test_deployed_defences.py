@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from scipy.stats import norm
 from torch import nn
 
 import harness
-from harness.api import Certificate, MetricContext, PluginError, make_key
+from harness.api import Certificate, Defence, MetricContext, PluginError, hookimpl, make_key
 from harness.evaluation.expectation import Expectation
+from harness.registry import registry
 from harness.scenario import load_text
 
 
@@ -177,6 +179,42 @@ def test_certified_accuracy_counts_right_predictions_by_radius():
     }  # fmt: skip
 
 
+def test_radii_that_cannot_be_certified_are_left_out_and_not_zero():
+    labels = np.array([0, 1, 2, 0])
+    found = Certificate(labels, labels, np.array([0.1, 0.3, 0.5, 0.62]), limit=0.62)
+    assert score("certified-accuracy", certificate=found) == {
+        "certified_accuracy": 1.0, "certified_accuracy_0.25": 0.75, "certified_accuracy_0.5": 0.5,
+        "mean_certified_radius": pytest.approx(1.52 / 4), "certified_radius_limit": 0.62,
+    }  # fmt: skip
+    exact = replace(found, radii=np.array([0.1, 0.3, 0.5, 0.5]), limit=0.5)
+    assert score("certified-accuracy", certificate=exact)["certified_accuracy_0.5"] == 0.5
+    nothing = Certificate(labels, np.full(4, -1), np.zeros(4), limit=0.0)
+    assert score("certified-accuracy", certificate=nothing) == {"certified_radius_limit": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [({}, 0.6158), ({"n": 100_000}, 0.9529), ({"sigma": 1.0}, 2.4633), ({"n": 9, "n0": 1}, 0.0)],
+)
+def test_the_limit_is_the_radius_of_unanimous_votes(settings, limit):
+    """sigma Phi^-1(alpha^(1/n)), which the certificate of a constant network reaches and none exceeds."""
+    defence = create("randomized-smoothing", **settings)
+    assert defence.radius_limit == pytest.approx(limit, abs=1e-4)
+    share = defence.alpha ** (1 / defence.n)
+    assert defence.radius_limit == pytest.approx(max(0.0, defence.sigma * norm.ppf(share)), rel=1e-6)
+    if defence.n <= 1000:
+
+        def constant(x):
+            return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+
+        _, radii = defence.certify(constant, torch.rand(2, 1, 4, 4), torch.Generator().manual_seed(0))
+        assert radii.tolist() == [defence.radius_limit] * 2
+
+
+def test_a_defence_states_no_limit_unless_it_says_so():
+    assert create("bit-depth").radius_limit == math.inf
+
+
 def test_agreement():
     before, after = np.eye(3)[[0, 1, 2, 2]], np.eye(3)[[0, 1, 1, 2]]
     assert score("agreement", logits=after, uncompressed_logits=before) == {"agreement": 0.75}
@@ -199,6 +237,47 @@ metrics: [accuracy, certified-accuracy]
     result = harness.run(load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
     assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
     assert ["certified_accuracy" in r["scores"] for r in result.records] == [False, True]
+    scores = result.records[1]["scores"]  # of 100 votes no radius above 0.38 can be stated
+    assert scores["certified_radius_limit"] == pytest.approx(0.25 * norm.ppf(0.001 ** (1 / 100)))
+    assert [f"certified_accuracy_{r}" in scores for r in ("0.25", "0.5", "1")] == [True, False, False]
+
+
+class Boasts(Defence):
+    """Certifies more than it says it can."""
+
+    name = "test-boasts"
+
+    def certify(self, model, x, generator):
+        return torch.zeros(len(x), dtype=torch.int64), torch.full((len(x),), 0.6)
+
+    @property
+    def radius_limit(self):
+        return 0.5
+
+
+def test_a_radius_beyond_the_limit_is_an_error_that_is_told(tmp_path):
+    class Module:
+        @staticmethod
+        @hookimpl
+        def harness_register(register):
+            register(Boasts)
+
+    if Boasts.name not in registry().names("defence"):
+        registry().add(Module(), "boasts", "boast-tests")
+    text = """
+schema: 1
+name: boasts
+dataset: digits
+model: {mlp: {hidden: [8]}}
+federation: {clients: 2, rounds: 1, local: {steps: 1, batch_size: 32}}
+defences: [test-boasts]
+metrics: [accuracy, certified-accuracy]
+"""
+    (record,) = harness.run(
+        load_text(text, tmp_path / "t.yaml"), device="cpu", jobs=0, store=tmp_path / "runs"
+    ).records
+    assert record["status"] == "failed"
+    assert "certifies a radius of 0.6, and its radius_limit is 0.5" in record["error"]["message"]
 
 
 def test_through_the_engine(tmp_path):

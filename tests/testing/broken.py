@@ -839,6 +839,20 @@ class Unwritable(sound.Jitter):
         return {"sizes": np.array(context.sizes)}
 
 
+@fault("certificate_well_formed", "certifies a radius of 0.6 and says that 0.5 is its limit")
+class Boasting(sound.Jitter):
+    """Certifies more than it says that it can."""
+
+    def certify(self, model, x, generator):
+        import torch
+
+        return torch.zeros(len(x), dtype=torch.int64), torch.full((len(x),), 0.6)
+
+    @property
+    def radius_limit(self):
+        return 0.5
+
+
 @fault("composes", "fails: RuntimeError")
 class Lonely(sound.Jitter):
     """A loss that asks for a value, which vmap has not."""

@@ -37,6 +37,10 @@ class CertifiedAccuracy(Metric):
     """Share of test samples predicted right with a certified L2 radius of at least r, and the mean radius.
 
     r in [0, 1] pixels, over the samples that were certified; a wrong or withheld prediction counts as radius 0.
+    A defence may be unable to state a radius beyond some limit, however robust its model is: smoothing by n votes at
+    level alpha stops at sigma Phi^-1(alpha^(1/n)). `certified_radius_limit` is that limit, shares at a larger r are
+    left out, not zero, and the mean radius cannot exceed it: compare it between equal limits alone, and with the
+    literature at the literature's n = 100,000.
     """
 
     name = "certified-accuracy"
@@ -56,6 +60,9 @@ class CertifiedAccuracy(Metric):
         "mean_certified_radius": Score(
             "higher", "[0, 1] pixels", "mean certified L2 radius, 0 where not right"
         ),
+        "certified_radius_limit": Score(
+            "none", "[0, 1] pixels", "largest L2 radius that can be certified, however robust the model"
+        ),
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
@@ -66,11 +73,15 @@ class CertifiedAccuracy(Metric):
             raise PluginError("certified-accuracy needs a certificate of some test samples")
         radii = np.where(found.predicted == found.labels, found.radii, 0.0)
         right = found.predicted == found.labels
-        at = {f"certified_accuracy_{r:g}": float((right & (radii >= r)).mean()) for r in RADII}
+        limit = {} if np.isinf(found.limit) else {"certified_radius_limit": float(found.limit)}
+        if found.limit <= 0:  # too few votes for any certificate
+            return limit
+        reached = [r for r in RADII if r <= found.limit]
         return {
             "certified_accuracy": float(right.mean()),
-            **at,
+            **{f"certified_accuracy_{r:g}": float((right & (radii >= r)).mean()) for r in reached},
             "mean_certified_radius": float(radii.mean()),
+            **limit,
         }
 
 
