@@ -21,7 +21,7 @@ MEASURED = frozenset(
 # Of how clients were trained: what was learned on the way, and which of the ways, whose numbers are the same but for
 # rounding, was taken.
 BOOKKEEPING = frozenset(
-    {"clients", "chunk", "trainings", "alone", "out_of_memory", "at_a_time", "calibration"}
+    {"clients", "chunk", "trainings", "alone", "out_of_memory", "at_a_time", "calibration", "ways"}
 )
 # Of a record's provenance and of a stage's result itself, not deeper: a configuration has an engine too.
 ENVIRONMENT = ("engine", "engines", "python", "platform", "device", "recorded")

@@ -458,7 +458,10 @@ def train_together(trainings: Sequence[Training], reports: Sequence[Report]) -> 
         return [_alone(*pair) for pair in zip(trainings, reports, strict=True)]
     run_together([ready.run(report) for ready, report in zip(readies, reports, strict=True)])
     for ready in readies:
-        ready.federation.trainer.facts = trainer.facts | {"trainings": len(readies)}
+        own = ready.federation.trainer
+        ways = {"ways": own.ways} if own.ways else {}  # of its own clients' hooks
+        shared = {name: fact for name, fact in trainer.facts.items() if name != "ways"}
+        own.facts = shared | ways | {"trainings": len(readies)}
     return [ready.trained() for ready in readies]
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from harness.cli import main
+from harness.comparable import comparable_record
 from harness.console.chain import find_record
 from harness.errors import HarnessError
 from harness.store import Store
@@ -70,7 +71,11 @@ def test_audit_names_claims_beside_bounds(ran, capsys):
     shown = capsys.readouterr().out
     assert "small-audit" in shown
     assert "claims nothing" in shown
-    assert "consistent" in shown
+    assert "consistent*" in shown
+    assert (
+        "* per-record gradients: ghost clipping in the scored training, one by one (vmap) in the audited one; "
+        "the audit says nothing of ghost clipping"
+    ) in " ".join(shown.split())
     assert "static-int8" not in shown  # it comes after the training that is audited
     assert shown.count("qsgd") == 2
     with Store(store) as opened:
@@ -83,8 +88,43 @@ def test_audit_names_claims_beside_bounds(ran, capsys):
         assert record["units"]["epsilon_audited"]["direction"] == "lower"
         if record["guarantee"] is None:
             assert bound > 1
+            assert "execution" not in record["attack"]["audit"]
         else:
+            way = {"scored": ["ghost clipping"], "audited": ["one by one (vmap)"]}
+            assert record["attack"]["audit"]["execution"] == {"ways": {"per-record gradients": way}}
+            assert comparable_record(record)["attack"]["audit"]["execution"] == {}
             assert record["attack"]["audit"]["guarantee"]["epsilon"] <= 2
+
+
+def test_trainings_of_one_program_tell_their_own_ways(tmp_path, capsys):
+    """The audited training trains beside the scored one, and its per-record gradients are not the scored one's."""
+    path = tmp_path / "small.yaml"
+    text = TEXT.replace("[none, dp-sgd: {epsilon: 2}]", "[dp-sgd: {epsilon: 2}]")
+    text = text.replace("[none, static-int8, qsgd]", "[none]").replace("rounds: 3", "rounds: 1")
+    path.write_text(text + "compute: {clients: vectorised, trainings: 4}\n")
+    assert main(["audit", str(path), "--store", str(tmp_path / "runs"), "--jobs", "0", "-q"]) == 0
+    assert "the audit says nothing of ghost clipping" in " ".join(capsys.readouterr().out.split())
+    with Store(tmp_path / "runs") as opened:
+        (record,) = opened.records("small-audit")
+    assert record["training"]["execution"]["trainings"] == 2
+    way = {"scored": ["ghost clipping"], "audited": ["one by one (vmap)"]}
+    assert record["attack"]["audit"]["execution"]["ways"] == {"per-record gradients": way}
+
+
+def test_an_audit_of_the_code_that_is_scored_needs_no_note(tmp_path, capsys):
+    path = tmp_path / "same.yaml"
+    text = TEXT.replace("[none, dp-sgd: {epsilon: 2}]", "[dp-sgd: {epsilon: 2, per_sample: vmap}]")
+    path.write_text(text.replace("[none, static-int8, qsgd]", "[none]"))
+    assert main(["audit", str(path), "--store", str(tmp_path / "runs"), "--jobs", "0", "-q"]) == 0
+    shown = capsys.readouterr().out
+    assert "consistent" in shown
+    assert "*" not in shown
+    with Store(tmp_path / "runs") as opened:
+        (record,) = opened.records("small-audit")
+    way = ["one by one (vmap)"]
+    ways = record["attack"]["audit"]["execution"]["ways"]
+    assert ways == {"per-record gradients": {"scored": way, "audited": way}}
+    assert record["training"]["execution"]["ways"] == {"per-record gradients": way}
 
 
 def test_audit_refuses_what_is_no_audit(ran, capsys):

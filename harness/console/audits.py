@@ -74,6 +74,7 @@ def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
         verdict, style = _verdict(record, found)
         facts = found["facts"]
         guesses = f"{facts['correct']}/{facts['guesses']}" if "guesses" in facts else "–"
+        verdict += "*" * bool(_unaudited(found))
         labels = [Text(short[str(record["cell"].get(axis))]) for axis in varying]
         table.add_row(
             *labels, _claim(found["guarantee"]), f"{found['epsilon']:.2f}", guesses, Text(verdict, style)
@@ -83,6 +84,8 @@ def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
     console.print(
         Text(f"each bound holds with confidence {confidence:g}; § for a client, else for a record", "dim")
     )
+    for note in dict.fromkeys(note for record in scored for note in _unaudited(record["attack"]["audit"])):
+        console.print(Text(f"* {note}", "dim"), overflow="fold")
     for label, name in short.items():
         if label != name:
             console.print(Text(f"{name}: {label}", style="dim"), overflow="fold")
@@ -95,6 +98,16 @@ def _claim(guarantee: dict[str, Any] | None) -> str:
     if not guarantee["holds"]:
         return "broken"
     return f"{guarantee['epsilon']:.2f}" + "§" * (guarantee["unit"] == "client")
+
+
+def _unaudited(found: dict[str, Any]) -> list[str]:
+    """What the scored training did and the audited one did not, in words."""
+    return [
+        f"{name}: {' and '.join(ways['scored'])} in the scored training, {' and '.join(ways['audited'])} in the "
+        f"audited one; the audit says nothing of {' and '.join(missing)}"
+        for name, ways in found.get("execution", {}).get("ways", {}).items()
+        if (missing := [way for way in ways["scored"] if way not in ways["audited"]])
+    ]
 
 
 def _verdict(record: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]:

@@ -115,6 +115,9 @@ class Local:
     scalar tensor, and `mask` may say which records of the batch are real: a hook that declares `vectorises`
     reads its client's numbers by `own`, draws noise by `normal`, and leaves records outside the mask out where
     it uses `loss` itself. `gradient` leaves them out already.
+
+    report(name, value): how the hook does its work where it has a choice, both short texts; the record lists the values
+    that there were. An audit shows where its own training took another way than the one that is scored.
     """
 
     loss: LossFn
@@ -130,6 +133,7 @@ class Local:
     moved: Tensor | None = None
     layout: dict[str, slice] = field(default_factory=dict)
     mask: Tensor | None = None  # (b,) bool; None: all records are real
+    report: Callable[[str, str], None] = lambda name, value: None
 
     def own(self, number: Callable[[int], float]) -> float | Tensor:
         """number(client) for this client; a scalar tensor where vectorised clients differ in it.

@@ -171,6 +171,7 @@ class Cohort:
                 moved=None if self.moved is None else self._own(self.moved, step.who),
                 layout=self.trainer.layout,
                 mask=step.mask,
+                report=self._report,
             )
             view.cohort, view.who, view.each = self, step.who, prepared.each
             sizes = [min(self.trainer.settings.batch_size, c.size) for c in self.clients]
@@ -178,6 +179,11 @@ class Cohort:
             return view
 
         return composed_gradient(self.hooks, self.prepared, loss, local, step.mask)(params, batch, step.keys)
+
+    def _report(self, name: str, value: str) -> None:
+        """What a hook says of its work: of that in each training whose clients are here."""
+        for trainer in {id(task.trainer): task.trainer for task in self.tasks}.values():
+            trainer.report(name, value)
 
     def _own(self, rows: Tensor, who: Tensor) -> Tensor:
         """Of one row (d,) a training, that of a client's; under vmap over `who`."""

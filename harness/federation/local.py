@@ -125,6 +125,7 @@ class LocalTrainer:
         self.buffer_names = buffer_names(module)
         self.seeds_modules = True  # what layers draw, from torch's global generator, has the client's seed
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
+        self.ways: dict[str, list[str]] = {}  # what hooks say of their work
         self.spared = 0.0  # seconds that clients would have taken longer one after another
         self._logits = self.in_precision(Apply(module))
 
@@ -189,6 +190,13 @@ class LocalTrainer:
             parameter.grad = None
         return self.finish(client, hooks, joined(parameters).sub_(at.weights), noise, at)
 
+    def report(self, name: str, value: str) -> None:
+        """How a hook does its work, kept once for the record."""
+        values = self.ways.setdefault(name, [])
+        if value not in values:
+            values.append(value)
+            self.facts["ways"] = self.ways
+
     def mask_generator(self, client: int, round: int) -> torch.Generator:
         """What a client's dropout draws from."""
         return torch_generator("dropout", self.seed, client, round, device=self.device)
@@ -234,6 +242,7 @@ class LocalTrainer:
                 start=at.weights,
                 moved=at.moved,
                 layout=self.layout,
+                report=self.report,
             )
 
         return composed_gradient(hooks, client.prepared, composed_loss(hooks, self._logits), local)

@@ -140,6 +140,7 @@ class ThreadedTrainer(LocalTrainer):
             own = (module, self.settings, self.seed, self.noise_seed)
             twin = LocalTrainer(*own, self.precision, self.device)
             twin.seeds_modules, twin.generator = False, self.generator
+            twin.report = self.report  # type: ignore[method-assign]
             self._twins.put(twin)
         return ThreadPoolExecutor(self.at_a_time - 1, thread_name_prefix="client")
 

@@ -100,6 +100,8 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         known = scoring.context(audit=found)
         claim = None if found.guarantee is None else found.guarantee.model_dump()
         description["audit"] = {**asdict(replace(found, guarantee=None)), "guarantee": claim}
+        if ways := scene.ways():
+            description["audit"]["execution"] = {"ways": ways}
         flags = [VIOLATION] if found.violated else []
     else:
         raise PluginError(f"{attack.name} returned {type(found).__name__}, which nobody can score")
@@ -221,6 +223,24 @@ class _Scene:
             canaries=_planted(other, result, guarantee),
             guarantee=guarantee,
         )
+
+    def ways(self) -> dict[str, dict[str, list[str]]]:
+        """How hooks worked, of what they report: name -> `scored` and `audited` values, of the other trainings.
+
+        What is audited is another training than the one that is scored, and may have run other code.
+        """
+        keys = [own[0] for own in self.spec.variant_needs]
+        scored, *audited = (
+            result["training"]["execution"].get("ways", {})
+            for result in (self.scoring.base, *map(self.scoring.result, keys))
+        )
+        return {
+            name: {
+                "scored": sorted(scored.get(name, ())),
+                "audited": sorted({value for own in audited for value in own.get(name, ())}),
+            }
+            for name in sorted({name for own in (scored, *audited) for name in own})
+        }
 
     def _rounds(self, training: Training, result: dict[str, Any]) -> tuple[RecordedRound, ...]:
         kept = result.get("recorded") or []

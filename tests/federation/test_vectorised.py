@@ -139,6 +139,7 @@ def test_every_stack_trains_as_one_program(tmp_path, defences):
     assert len({client.size for client in clients}) == 5  # ragged
     assert len({client.steps for client in clients}) > 1
     facts = same(stage, clients=clients)
+    assert list(facts.pop("ways", {})) == ["per-record gradients"] * ("dp-sgd" in str(defences))
     assert facts == {"clients": "vectorised", "chunk": 5, "alone": []}
 
 
@@ -493,7 +494,11 @@ def test_a_whole_run_scores_the_same_and_says_how_clients_trained(tmp_path, defe
     assert together["training"]["execution"]["clients"] == "vectorised"
     assert together["training"]["execution"]["chunk"] == 3
     assert one["training"]["execution"] == default["training"]["execution"]
-    assert one["training"]["execution"] == {"clients": "sequential", "channels_last": True}
+    assert one["training"]["execution"] == {
+        "clients": "sequential",
+        "channels_last": True,
+        **({"ways": {"per-record gradients": ["ghost clipping"]}} if defences != "none" else {}),
+    }
     assert "channels_last" not in together["training"]["execution"]
     hashes = {record["scenario"]["hash"] for record in found.values()}
     assert len(hashes) == 4

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from harness.api import Batch, GradientFn, LossFn, Params
 
+WAY, GHOST, ONE_BY_ONE = "per-record gradients", "ghost clipping", "one by one (vmap)"  # told in the record
 CHUNK_ELEMENTS = 1 << 27  # per-sample gradients held at once: 512 MiB in float32
 
 
@@ -49,7 +50,8 @@ class DPSGD(Defence):
 
     Raises PluginError where delta is not below one over the number of training records, or epsilon cannot be
     reached. Not applicable to BatchNorm, or beside a defence that couples records or replaces the gradient.
-    Cost per step: 1.6 of undefended training with ghost clipping, 3.5 with a gradient per sample, whose
+    The record says under `training.execution.ways` whether per-record gradients were taken by ghost clipping or one by
+    one. Cost per step: 1.6 of undefended training with ghost clipping, 3.5 with a gradient per sample, whose
     memory is b d. Sources: Abadi et al. (2016), algorithm 1; McMahan et al.
     (2018), section 2, for per-layer clipping; Bu et al. (2023), AUTO-S with gamma = 0.01, for automatic clipping.
     """
@@ -242,6 +244,7 @@ class DPSGD(Defence):
         """Sum of the clipped per-sample gradients. The path is chosen at the first batch."""
 
         def vmapped(params: Params, batch: Batch, key: Tensor) -> Params:
+            local.report(WAY, ONE_BY_ONE)
             return vmapped_sum(local.loss, params, batch, key, self.max_grad_norm, self.clipping, local.mask)
 
         if self.per_sample == "vmap":
@@ -253,7 +256,9 @@ class DPSGD(Defence):
             nonlocal supported
             if supported:
                 try:
-                    return attempt(params, batch, key)
+                    sums = attempt(params, batch, key)
+                    local.report(WAY, GHOST)
+                    return sums
                 except NotFinite:
                     return vmapped(params, batch, key)
                 except Unsupported as error:

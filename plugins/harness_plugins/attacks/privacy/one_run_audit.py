@@ -40,8 +40,11 @@ class OneRunAudit(PrivacyAttack):
     those whose neighbours replace data the coin decides their sign. It is a lower bound: a correct training
     may be well below its claim, and only a bound above the claim says something, that the claim is false (at this
     confidence). It has no power against batches that are shuffled where Poisson sampling is claimed, nor against
-    noise used twice. Source: Steinke, Nasr and Jagielski (2023), theorem 5.2 and appendix D; section 6 for the
-    canaries.
+    noise used twice. A canary's loss reads the parameters themselves and passes no layer, so `dp-sgd` takes its
+    gradients one by one in the audited training, where its default is ghost clipping: noise, sampling and accounting
+    are audited, the formulas of ghost clipping are not. Where the audited training so worked in another way than the
+    scored one, the audit's `execution` and the table of `harness audit` say so. Source: Steinke, Nasr and Jagielski
+    (2023), theorem 5.2 and appendix D; section 6 for the canaries.
 
     One further training, as long as the target's, with about m / 2 more records at one client, or m / 2 more clients.
     Raises PluginError where nothing was planted.
