@@ -15,13 +15,14 @@ from harness.contracts.aggregator import PreAggregator
 from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
-from harness.contracts.defence import Defence, StackContext, hiding
+from harness.contracts.defence import Defence, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.federation.chain import check_chain
 from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
 from harness.naming import Naming
 from harness.options import FedAvg
+from harness.stacks import check_nothing_dropped, check_stack
 
 if TYPE_CHECKING:
     from torch import nn
@@ -250,8 +251,7 @@ def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None
 
 
 def _check_training(cell: Cell, module: nn.Module | None) -> None:
-    for position, defence in enumerate(cell.defences):
-        defence.check(StackContext(cell.defences, position, module))
+    check_stack(cell.defences, module)
     _check_view(cell)
     _check_chain(cell)
     _check_attackers(cell)
@@ -349,6 +349,8 @@ def _check_compression(cell: Cell) -> None:
     for compressor in cell.model_compressors:
         if compressor.data_access == "public":
             _check_public(compressor.name, cell)
+        hooks = compressor.fine_tuning_hooks
+        check_nothing_dropped(cell.defences, [(f"{compressor.name}'s fine-tuning", hooks)])
     for compressor, following in pairwise(cell.model_compressors):
         if compressor.comes_last:
             raise NotApplicable(

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
-from harness.contracts.defence import ClientHooks, PrepareContext, Sampling, StackContext
+from harness.contracts.defence import ClientHooks, PrepareContext, Sampling
 from harness.errors import PluginError
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.batches import steps_per_round
@@ -33,6 +33,7 @@ from harness.federation.together import Run, run_together
 from harness.federation.vector import layout
 from harness.federation.vectorised import VectorisedTrainer
 from harness.random import derive, numpy_generator, torch_generator
+from harness.stacks import check_stack
 
 if TYPE_CHECKING:
     from harness.contracts.defence import Guarantee
@@ -169,8 +170,7 @@ class Training:
 
     def check(self, module: nn.Module, hooks: tuple[ClientHooks, ...] = ()) -> None:
         """Raises NotApplicable where a defence cannot train this network, or not with these hooks before it."""
-        for position, defence in enumerate(self.spec.defences):
-            defence.check(StackContext(self.spec.defences, position, module))
+        check_stack(self.spec.defences, module, hooks)
         check_separation(self.spec.defences, module, self.data.input_shape, hooks)
 
     def run(

@@ -15,7 +15,7 @@ FACTS = {
     "attack": ("family", "access", "knowledge", "norm", "default_eps", "needs_non_members"),
     "aggregator": ("pre", "data_access", "sum_only"),
     "compressor": ("acts_on", "data_access", "fine_tuning_rounds", "summable"),
-    "defence": ("protects", "server_view", "couples_samples", "replaces_gradient"),
+    "defence": ("protects", "server_view", "couples_samples", "replaces_loss", "replaces_gradient"),
     "metric": ("needs",),
 }
 BOUNDS = (

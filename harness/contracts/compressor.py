@@ -54,9 +54,11 @@ class Surroundings:
 class FineTune(Protocol):
     """fine_tune(module, rounds, hooks): the same federation, defences and attackers train `module` in place.
 
-    It may have other parameters than the network it comes from. hooks come before the defences at every
-    client; where a defence protects records they must say `couples_samples = False`. What the rounds cost in privacy
-    is accounted. Raises NotApplicable where a defence cannot train this network, or not with these hooks.
+    It may have other parameters than the network it comes from. Weights of convolution and linear layers that an
+    earlier compressor has pruned do not stay zero by themselves: a compressor that trains on holds them there.
+    hooks come before the defences at every client; where a defence protects records they must say
+    `couples_samples = False`. What the rounds cost in privacy is accounted. Raises NotApplicable where a defence cannot
+    train this network, or not with these hooks.
     """
 
     def __call__(self, module: nn.Module, rounds: int, *hooks: ClientHooks) -> nn.Module: ...
@@ -98,6 +100,14 @@ class ModelCompressor(Compressor):
     def fine_tuning_rounds(self) -> int:
         """Federated rounds asked of `context.fine_tune`, for estimates; 0: none."""
         return 0
+
+    @property
+    def fine_tuning_hooks(self) -> tuple[str, ...]:
+        """Names of the client hooks that it gives `context.fine_tune`, such as `loss`, for planning.
+
+        A defence that replaces the loss or gradient of such a hook is not applicable with this compressor.
+        """
+        return ()
 
     @abstractmethod
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:

@@ -181,6 +181,10 @@ class ClientHooks:
     vectorises: ClassVar[bool] = False
     # True: a record's loss may depend on other records of the batch, so that it may not be filled up.
     couples_samples: ClassVar[bool] = True
+    # True: `loss` ignores the loss it is given, or `gradient` starts from `local.loss` and ignores `local.gradient`.
+    # What stands before it and made that loss or gradient would have no effect, so such a stack is not applicable.
+    replaces_loss: ClassVar[bool] = False
+    replaces_gradient: ClassVar[bool] = False
 
     def overrides(self, name: str) -> bool:
         """Whether a hook is more than the default, which changes nothing."""
@@ -215,9 +219,6 @@ class Defence(ClientHooks, Plugin):
     neighbours: ClassVar[str] = "add-remove"  # of that guarantee; or replace
     server_view: ClassVar[str] = "updates"  # what the server sees of a round's updates: each, or their `sum`
     couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
-    replaces_gradient: ClassVar[bool] = (
-        False  # True: `gradient` starts from the loss and ignores `local.gradient`
-    )
 
     def cost(self) -> float:
         """Local training time as a multiple of undefended training, for estimates."""

@@ -14,6 +14,7 @@ from harness.federation.compose import composed_batch, composed_loss
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.vector import buffer_names
 from harness.random import derive, global_generators, make_key, torch_generator
+from harness.stacks import hook_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,19 +61,15 @@ def check_separation(
             )
         for hook in filter(couples, hooks):
             raise NotApplicable(
-                f"{_name(hook)} does not say that it keeps the records of a batch "
+                f"{hook_name(hook)} does not say that it keeps the records of a batch "
                 f"apart (couples_samples = False), so {guard.name} cannot bound one's part"
             )
         for hook in (*hooks, *defences):
             if (hook.overrides("batch") or hook.overrides("loss")) and not couples(hook) and trial.meet(hook):
                 raise NotApplicable(
-                    f"{guard.name} needs records kept apart, but what {_name(hook)} makes of a record depends on the "
-                    "others of its batch, though it says couples_samples = False"
+                    f"{guard.name} needs records kept apart, but what {hook_name(hook)} makes of a record depends on "
+                    "the others of its batch, though it says couples_samples = False"
                 )
-
-
-def _name(hook: ClientHooks) -> str:
-    return str(getattr(hook, "name", type(hook).__name__))
 
 
 class _Trial:

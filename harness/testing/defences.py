@@ -208,6 +208,57 @@ def empty_batch(subject: Subject) -> None:
     )
 
 
+class _OtherLoss(ClientHooks):
+    """Stands before a defence: its loss is another one, by more than a constant or a factor alone."""
+
+    def loss(self, loss: Any, logits: Any) -> Any:
+        return lambda params, batch, key: 3 * loss(params, batch, key) + 0.5
+
+
+class _OtherGradient(ClientHooks):
+    """Stands before a defence: its gradient is another one, in sign too."""
+
+    def gradient(self, local: Any) -> Any:
+        def gradient(params: Any, batch: Any, key: Any) -> Any:
+            return {name: 1 - 2 * g for name, g in local.gradient(params, batch, key).items()}
+
+        return gradient
+
+
+@check("defence", when=lambda plugin: overrides(plugin, Defence, "loss", "gradient")
+       or plugin.replaces_loss or plugin.replaces_gradient)  # fmt: skip
+def replacement_declared(subject: Subject) -> None:
+    """It builds on the loss and the gradient of what stands before it, or says that it replaces them, and does."""
+    for what, other in (("loss", _OtherLoss()), ("gradient", _OtherGradient())):
+        declared = getattr(subject.plugin, f"replaces_{what}")
+        dropped = subject.plugin.overrides(what) and same(
+            _composed(subject, what), _composed(subject, what, other)
+        )
+        require(
+            declared or not dropped,
+            f"the {what} of {subject.name} is the same whatever {what} stands before it, and replaces_{what} is False: "
+            "another defence would be dropped without a word. Build on what is given, or declare "
+            f"replaces_{what} = True",
+        )
+        require(
+            dropped or not declared,
+            f"{subject.name} declares replaces_{what} = True, but its {what} depends on the one before it, or is no "
+            "other: stacks that work would be refused",
+        )
+
+
+def _composed(subject: Subject, what: str, *before: ClientHooks) -> Any:
+    """A defence's loss, or gradient, on a batch, behind these hooks."""
+    from harness.testing.local import begin
+    from harness.testing.toy import toy
+
+    setting = Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    training = begin((*before, subject.plugin), world, setting)
+    made = getattr(training, what)(training.params, (world.images[:8], world.labels[:8]), training.key(5))
+    return snapshot({name: g.detach() for name, g in made.items()} if what == "gradient" else made.detach())
+
+
 @check("defence")
 def deployed_model_answers(subject: Subject) -> None:
     """The model as deployed gives logits; where it answers at random it says `stochastic`."""

@@ -16,13 +16,13 @@ from harness.contracts.defence import (
     Local,
     PrepareContext,
     Sampling,
-    StackContext,
     UpdateContext,
 )
 from harness.federation.apply import Apply
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
 from harness.federation.vector import flatten, layout, trainable
 from harness.random import make_key
+from harness.stacks import check_stack
 from harness.testing.core import Setting
 from harness.testing.toy import Toy, generator
 
@@ -118,7 +118,6 @@ def begin(hooks: Sequence[ClientHooks], world: Toy, setting: Setting, alone: boo
     defences = tuple(hook for hook in hooks if isinstance(hook, Defence))
     for defence in defences:
         module = defence.model(module)
-    for position, defence in enumerate(defences):
-        defence.check(StackContext(defences, position, module))
+    check_stack(defences, module)
     prepared = [hook.prepare(federation()) if isinstance(hook, Defence) else {} for hook in hooks]
     return Training(module.train(), tuple(hooks), prepared, setting, alone)

@@ -37,8 +37,8 @@ class Distillation(ModelCompressor):
     and batches of 64, no defence taking part; that breaks a guarantee where the split is protected.
 
     facts: teacher_parameters, student_parameters. Raises PluginError where the student is not the smaller
-    one, NotApplicable where a defence cannot train it. Cost: `rounds` rounds of training, or passes over the
-    split, with one more forward pass of the teacher a step.
+    one, NotApplicable where a defence cannot train it, or replaces the loss towards the teacher. Cost: `rounds` rounds
+    of training, or passes over the split, with one more forward pass of the teacher a step.
     """
 
     name: ClassVar[str] = "distillation"
@@ -63,6 +63,10 @@ class Distillation(ModelCompressor):
     @property
     def fine_tuning_rounds(self) -> int:
         return self.rounds if self.data == "clients" else 0
+
+    @property
+    def fine_tuning_hooks(self) -> tuple[str, ...]:
+        return ("loss",) if self.data == "clients" else ()
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         check_finite(model, self.name)
@@ -110,6 +114,7 @@ class TowardsTeacher(ClientHooks):
     """The distillation loss at a client, in place of the loss so far. The teacher is in eval mode: record by record."""
 
     couples_samples: ClassVar[bool] = False
+    replaces_loss: ClassVar[bool] = True
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
         self.teacher, self.temperature, self.weight = teacher, temperature, weight

@@ -49,9 +49,10 @@ class FreeAdversarialTraining(Defence):
     goes over from step to step and from batch to batch, by position (algorithm 1). The number of steps stays
     what the federation says, so an epoch looks at one batch in `replays`, as the paper's N / m epochs do.
 
-    x in [0, 1]; x + delta is clipped to it. delta starts at zero in each local training. Replaces the gradient of
-    the stack before it by its own, of the loss so far. A record's loss depends on those that stood in its place
-    before, so no guarantee for single records holds. Cost: that of undefended training.
+    x in [0, 1]; x + delta is clipped to it. delta starts at zero in each local training. Takes the stack's
+    loss and a gradient of its own: not applicable behind a defence that changes the gradient. A record's loss
+    depends on those that stood in its place before, so no guarantee for single records holds. Cost: that of undefended
+    training.
     """
 
     name = "free-adversarial-training"
@@ -107,8 +108,9 @@ class AdversarialWeightPerturbation(Defence):
     (equations 7 to 10, one step, as the paper uses). Parameters of one dimension (biases, normalisation) do
     not move. v depends on all records of the batch, so no guarantee for single records holds.
 
-    Takes the loss so far and makes its own examples of it: not for a stack with adversarial-training. Raises
-    PluginError for an attack without a functional form. Cost: 2 + the attack's gradient evaluations.
+    Takes the stack's loss and makes its own examples of it: not applicable with adversarial-training, or behind a
+    defence that changes the gradient. Raises PluginError for an attack without a functional form. Cost: 2
+    + the attack's gradient evaluations.
     """
 
     name = "adversarial-weight-perturbation"

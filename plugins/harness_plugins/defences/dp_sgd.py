@@ -49,7 +49,8 @@ class DPSGD(Defence):
     same weights keeps each client's sigma and adds to what was spent.
 
     Raises PluginError where delta is not below one over the number of training records, or epsilon cannot be
-    reached. Not applicable to BatchNorm, or beside a defence that couples records or replaces the gradient.
+    reached. Not applicable to BatchNorm, beside a defence that couples records, behind one that changes the
+    gradient, or before one that replaces it.
     The record says under `training.execution.ways` whether per-record gradients were taken by ghost clipping or one by
     one. Cost per step: 1.6 of undefended training with ghost clipping, 3.5 with a gradient per sample, whose
     memory is b d. Sources: Abadi et al. (2016), algorithm 1; McMahan et al.
@@ -118,13 +119,6 @@ class DPSGD(Defence):
                 raise NotApplicable(
                     f"{other.name} couples the records of a batch, so dp-sgd cannot bound one's part"
                 )
-            if position < context.position and type(other).gradient is not Defence.gradient:
-                raise NotApplicable(
-                    f"dp-sgd starts from per-sample losses and would drop {other.name}'s gradients: "
-                    f"put {other.name} after dp-sgd"
-                )
-            if position > context.position and other.replaces_gradient:
-                raise NotApplicable(f"{other.name} after dp-sgd would replace its noisy gradient")
             if position > context.position and type(other).sampling is not Defence.sampling:
                 raise NotApplicable(f"{other.name} after dp-sgd would replace its Poisson sampling")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Defence, Field, Reference
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class LabelSmoothing(Defence):
     """Cross-entropy towards (1 - s) one-hot(y) + s / k for k classes, instead of the one-hot label.
 
-    Takes the place of the base loss: in a stack it stands first. A record's loss depends on that record
-    alone. No cost.
+    Takes the place of the loss so far: not applicable behind a defence with a loss of its own. A record's
+    loss depends on that record alone. No cost.
     """
 
     name = "label-smoothing"
@@ -25,6 +25,7 @@ class LabelSmoothing(Defence):
         authors="Szegedy, Vanhoucke, Ioffe, Shlens, Wojna", venue="CVPR", year=2016,
         url="https://arxiv.org/abs/1512.00567",
     )  # fmt: skip
+    replaces_loss: ClassVar[bool] = True
 
     smoothing: float = Field(0.1, ge=0, lt=1, description="share s of the label given to all classes alike")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import (
     Defence,
@@ -115,8 +115,9 @@ class MART(PairLoss):
     """Boosted cross-entropy on x' plus a divergence that weighs what is misclassified.
 
     BCE(p(x'), y) = -log p_y(x') - log(1 - max_{k != y} p_k(x')), plus beta KL(p(x) || p(x')) (1 - p_y(x)),
-    with x' by PGD on cross-entropy (equations 9 to 11). Takes the place of the loss so far. Batch normalisation has the
-    batch's statistics while x' is made, where the authors' code takes the running ones.
+    with x' by PGD on cross-entropy (equations 9 to 11). Takes the place of the loss so far: not applicable behind a
+    defence with a loss of its own. Batch normalisation has the batch's statistics while x' is made, where the authors'
+    code takes the running ones.
     """
 
     name = "mart"
@@ -125,6 +126,7 @@ class MART(PairLoss):
         authors="Wang, Zou, Yi, Bailey, Ma, Gu", venue="ICLR", year=2020,
         url="https://openreview.net/forum?id=rklOg6EFwS",
     )  # fmt: skip
+    replaces_loss: ClassVar[bool] = True
 
     beta: float = Field(5.0, ge=0, description="weight of the divergence (lambda)")
 

@@ -1,0 +1,60 @@
+"""Which stacks of defences make sense: each one's own conditions, and that none drops what stands before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from harness.contracts.defence import StackContext
+from harness.errors import NotApplicable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.contracts.defence import ClientHooks, Defence
+
+HOOKS = ("batch", "loss", "gradient", "update")
+
+
+def check_stack(
+    defences: Sequence[Defence], module: nn.Module | None = None, before: Sequence[ClientHooks] = ()
+) -> None:
+    """Raises NotApplicable, with the reason. module: the network; before: hooks that run ahead of the defences'."""
+    for position, defence in enumerate(defences):
+        defence.check(StackContext(tuple(defences), position, module))
+    check_nothing_dropped(defences, [(hook_name(hook), brought(hook)) for hook in before])
+
+
+def check_nothing_dropped(
+    defences: Sequence[Defence], before: Iterable[tuple[str, Sequence[str]]] = ()
+) -> None:
+    """Raises NotApplicable where a defence ignores the loss or the gradient that something before it made.
+
+    The row would carry the name of what had no effect. before: who runs ahead of the defences, and the hooks it brings.
+    """
+    # Who brought a loss or a gradient, and whether it may as well stand behind one that starts afresh.
+    earlier: dict[str, list[tuple[str, bool]]] = {"loss": [], "gradient": []}
+    for who, hooks in before:
+        for hook in earlier.keys() & set(hooks):
+            earlier[hook].append((who, False))
+    for defence in defences:
+        replaces = {"loss": defence.replaces_loss, "gradient": defence.replaces_gradient}
+        for hook, others in earlier.items():
+            if replaces[hook] and others:
+                other, movable = others[0]
+                advice = f": put {other} after {defence.name}" if movable else ""
+                raise NotApplicable(
+                    f"{defence.name} takes no account of the {hook} before it and would drop that of {other}{advice}"
+                )
+            if defence.overrides(hook):
+                others.append((defence.name, not replaces[hook]))
+
+
+def brought(hook: ClientHooks) -> tuple[str, ...]:
+    """The names of the hooks that are more than the default."""
+    return tuple(filter(hook.overrides, HOOKS))
+
+
+def hook_name(hook: ClientHooks) -> str:
+    """A plugin's name, or that of the class."""
+    return str(getattr(hook, "name", type(hook).__name__))
