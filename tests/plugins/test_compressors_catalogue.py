@@ -462,6 +462,82 @@ def test_what_pruning_has_removed_stays_removed(share, clusters, rounds):
         assert shares[0] == shares[1]
 
 
+TRAINING_ON = [
+    ("qat-int8", {}), ("magnitude-pruning", {"ratio": 0.2, "fine_tune_rounds": 1}),
+    ("random-pruning", {"ratio": 0.2, "fine_tune_rounds": 1, "steps": 2}),
+    ("weight-clustering", {"clusters": 30, "fine_tune_rounds": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "parameters"), TRAINING_ON)
+def test_what_pruning_has_removed_does_not_grow_back_in_a_later_training(name, parameters):
+    """In small layers too, and though the training moves every number, those behind the masks included."""
+    pruned = (
+        compressor("magnitude-pruning", ratio=0.9, scope="layer").compress(mixed(False), context()).module
+    )
+    seen = {}
+
+    def fine_tune(module, rounds, *hooks):
+        disturb(module, rounds)
+        seen.update({n: module.get_submodule(n).weight.detach().clone() for n in ("0", "2", "4")})
+        return module
+
+    made = compressor(name, **parameters).compress(pruned, context(fine_tune=fine_tune)).module
+    for layer, trained in seen.items():
+        weight = made.get_submodule(layer).weight
+        after = weight().dequantize() if callable(weight) else weight
+        gone = pruned.get_submodule(layer).weight == 0
+        assert gone.float().mean() > 0.85
+        assert not trained[gone].any(), "the training sees what will be deployed"
+        assert not after[gone].any()
+        assert (
+            after[~gone] - pruned.get_submodule(layer).weight[~gone]
+        ).abs().max() > 0.01  # the others train
+        if name != "random-pruning":
+            assert after[~gone].bool().float().mean() > 0.7
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "random"])
+def test_channels_pruned_after_weights_leave_a_network_as_sparse(importance):
+    pruned = compressor("magnitude-pruning", ratio=0.9).compress(residual(), context()).module
+    settings = {"ratio": 0.5, "importance": importance, "steps": 2}
+
+    def nonzero(**parameters):
+        method = compressor("structured-pruning", **settings, **parameters)
+        seen = []
+
+        def fine_tune(module, rounds, *hooks):
+            convolutions = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+            seen.append((convolutions, [m.weight == 0 for m in convolutions]))
+            return disturb(module, rounds)
+
+        made = method.compress(pruned, context(fine_tune=fine_tune)).module
+        assert not any(hasattr(m, "parametrizations") for m in made.modules())
+        layers, zeros = seen[-1]
+        for layer, zero in zip(layers, zeros, strict=True):
+            assert torch.equal(layer.weight == 0, zero)
+        return sum(int(zero.sum()) for zero in zeros) / sum(zero.numel() for zero in zeros)
+
+    assert nonzero(fine_tune_rounds=1) > 0.5
+
+
+def test_networks_without_zeros_train_as_they_are():
+    """Their parameters keep their names and identity, so that nothing of what was published changes."""
+    from harness_plugins.compressors._layers import zeros_held
+
+    model = linear_network()
+    before = dict(model.named_parameters())
+    with zeros_held(model):
+        assert {name: id(p) for name, p in model.named_parameters()} == {n: id(p) for n, p in before.items()}
+    layer = shared(False)
+    with zeros_held(layer):  # only where it has zeros, a shared weight cannot be held
+        assert not hasattr(layer.a, "parametrizations")
+    with torch.no_grad():
+        layer.a.weight[0] = 0
+    with pytest.raises(PluginError, match="share a weight"), zeros_held(layer):
+        pass
+
+
 def test_layers_without_zeros_are_clustered_as_a_whole():
     weight = linear_network()[1].weight.detach()
     assert weight.all()
@@ -709,6 +785,32 @@ def test_a_pruned_network_is_clustered_in_the_federation_and_stays_sparse(tmp_pa
         pruned["nonzero_share"], abs=0.01
     )  # biases may move from zero
     assert both["accuracy"] > pruned["accuracy"] - 0.1
+
+
+def test_a_pruned_network_trains_on_in_the_federation_and_stays_sparse(tmp_path):
+    """With noise on every parameter too, of every step (dp-sgd) and of the rounds' means (dp-fedavg)."""
+    from harness.scenario import load_text
+
+    pruning = "{magnitude-pruning: {ratio: 0.9}}"
+    after = [
+        "{qat-int8: {fine_tune_rounds: 1}}",
+        "{random-pruning: {ratio: 0.5, fine_tune_rounds: 1}}",
+        "{structured-pruning: {ratio: 0.5, fine_tune_rounds: 0}}",
+        "{structured-pruning: {ratio: 0.5, fine_tune_rounds: 2}}",
+    ]
+    text = DIGITS.replace("[accuracy]", "[accuracy, nonzero-share]").replace("rounds: 8", "rounds: 2") + (
+        "defences: [none, soteria, dp-sgd: {noise_multiplier: 0.5}, dp-fedavg: {noise_multiplier: 0.1}]\n"
+        f"compressors: [[{pruning}], {', '.join(f'[{pruning}, {other}]' for other in after)}]\n"
+    )
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    assert {r["status"] for r in result.records} == {"scored"}, [r["error"] for r in result.records]
+    shares = [r["scores"]["nonzero_share"] for r in result.records]
+    for start in range(0, len(shares), 5):
+        pruned, quantised, twice, cut, trained = shares[start : start + 5]
+        assert pruned < 0.15
+        assert quantised <= pruned + 0.005  # rounding makes further zeros; biases may move from zero
+        assert twice < 0.75 * pruned
+        assert trained == pytest.approx(cut, abs=0.02)
 
 
 def test_a_student_that_a_defence_cannot_train_fails_its_cell_with_the_reason(tmp_path):

@@ -52,6 +52,34 @@ def with_weights(
             parametrize.remove_parametrizations(layers[name], "weight", leave_parametrized=baked)
 
 
+def zero_masks(module: nn.Module) -> dict[str, nn.Module]:
+    """Name -> mask of the weights that are not zero, for convolution and linear layers in which some are, as after
+    pruning.
+    """
+    weights = {name: layer.weight.detach() for name, layer in weight_layers(module).items()}  # type: ignore[operator]
+    return {name: Mask(weight != 0) for name, weight in weights.items() if bool((weight == 0).any())}
+
+
+@contextmanager
+def zeros_held(module: nn.Module, functions: Mapping[str, nn.Module] | None = None) -> Iterator[nn.Module]:
+    """In place: weights of convolution and linear layers that are zero stay zero, whatever trains inside.
+
+    functions: what weights are trained through beside, see `with_weights`; afterwards each layer has w again. A
+    network without zeros, as any that nobody pruned, trains as it is. Raises PluginError where layers share a weight
+    that has zeros.
+    """
+    masks = zero_masks(module)
+    chained = dict(functions or {})
+    for name, mask in masks.items():
+        chained[name] = nn.Sequential(mask, chained[name]) if name in chained else mask
+    with with_weights(module, chained, baked=False):
+        yield module
+    with torch.no_grad():  # behind the mask they may have moved, by a defence's noise or by momentum
+        for name, mask in masks.items():
+            weight: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
+            weight.copy_(mask(weight))
+
+
 class Mask(nn.Module):
     """w -> w where kept, else zero. kept: bool, like w."""
 

@@ -29,7 +29,8 @@ class LowRank(ModelCompressor):
     convolution with U S^1/2 and the bias: halves of equal size, which train alike (the output-channel scheme
     of Zhang et al. 2015, section 2.1, without its non-linear correction, and of Denton et al. 2014 for linear
     layers). r is the least that keeps `energy` of the sum of squared singular values. A layer where that
-    would not save weights, or that is grouped or transposed, stays as it is.
+    would not save weights, or that is grouped or transposed, stays as it is. Weights that are zero then, as a layer's
+    that was pruned before and not factorised, stay zero in training; the factors of a pruned layer are dense.
 
     facts: layers_factorised, and ranks, name -> r. Raises PluginError where nothing would be saved or a
     weight is not finite. Cost: one decomposition a layer, then the fine-tuning.
@@ -53,6 +54,8 @@ class LowRank(ModelCompressor):
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         import torch
+
+        from harness_plugins.compressors._layers import zeros_held
 
         check_finite(model, self.name)
         module = copy.deepcopy(model).eval()
@@ -78,7 +81,8 @@ class LowRank(ModelCompressor):
         if not ranks:
             raise PluginError(f"{self.name}: keeping {self.energy:g} of the energy saves weights in no layer")
         if self.fine_tune_rounds:
-            module = context.fine_tune(module, self.fine_tune_rounds).eval()
+            with zeros_held(module):
+                module = context.fine_tune(module, self.fine_tune_rounds).eval()
         facts = {"layers_factorised": len(ranks), "ranks": ranks}
         return CompressedModel(module, file_tensors(module), facts=facts)
 

@@ -23,7 +23,8 @@ class QATInt8(StaticInt8):
     section 3). Input ranges are the least and the
     greatest value on the calibration images, before the training, where the paper follows a running mean; batch
     normalisation is folded only afterwards. The result is then calibrated and converted as static-int8 does
-    it, file and facts included. A record's loss depends on that record alone.
+    it, file and facts included. Weights that are zero, as after pruning, stay zero. A record's
+    loss depends on that record alone.
     """
 
     name: ClassVar[str] = "qat-int8"
@@ -36,14 +37,14 @@ class QATInt8(StaticInt8):
         return self.fine_tune_rounds
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
-        from harness_plugins.compressors._layers import weight_layers, with_weights
+        from harness_plugins.compressors._layers import weight_layers, zeros_held
 
         module = copy.deepcopy(model).eval()
         layers = weight_layers(module)
         ranges = _input_ranges(module, layers, self._draw(context))
         functions = {name: weight_rounding(layers[name], self.granularity) for name in ranges}
         rounded = {name: layers[name] for name in ranges}
-        with with_weights(module, functions, baked=False), _rounded_inputs(rounded, ranges):
+        with zeros_held(module, functions), _rounded_inputs(rounded, ranges):
             context.fine_tune(module, self.fine_tune_rounds)
         return super().compress(module.eval(), context)
 

@@ -47,7 +47,8 @@ class StructuredPruning(ModelCompressor):
     from `ratio`.
 
     After pruning, `fine_tune_rounds` rounds of the same federation train the small network. With `steps` > 1
-    the ratio is reached in as many equal steps, each followed by these rounds.
+    the ratio is reached in as many equal steps, each followed by these rounds. Weights that are zero, as after
+    unstructured pruning, stay zero.
 
     facts: channels_removed and parameters_removed, shares in [0, 1] (channels over all convolution and
     linear layers but the output's), and a warning where the first differs from `ratio` by more than 25 % of
@@ -88,6 +89,8 @@ class StructuredPruning(ModelCompressor):
         return self.steps * self.fine_tune_rounds
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
+        from harness_plugins.compressors._layers import zeros_held
+
         if self.steps > 1 and not self.fine_tune_rounds:
             raise PluginError(
                 f"structured-pruning: {self.steps} steps without fine_tune_rounds are the same as one"
@@ -101,7 +104,8 @@ class StructuredPruning(ModelCompressor):
             _prune(module, pruner, importance)
             _check_runs(module, context.input_shape, context.num_classes)
             if self.fine_tune_rounds:
-                module = context.fine_tune(module, self.fine_tune_rounds).eval()
+                with zeros_held(module):
+                    module = context.fine_tune(module, self.fine_tune_rounds).eval()
         total = sum(n for name, n in channels.items() if name not in outputs)
         left = sum(n for name, n in _channels(module).items() if name not in outputs)
         if left == total:

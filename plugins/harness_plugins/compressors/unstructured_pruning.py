@@ -27,7 +27,7 @@ class Pruning(ModelCompressor):
     """Zeroes weights of convolution and linear layers, in one step or in several with training between.
 
     After step t of `steps` the share 1 - (1 - ratio)^(t / steps) is zero, so every step takes the same share of
-    what is left. What is zero stays zero, in training too: masks hold it there.
+    what is left. What is zero stays zero, what was so before included, in training too: masks hold it there.
     """
 
     requires: ClassVar[tuple[str, ...]] = ("torch",)
@@ -60,10 +60,11 @@ class Pruning(ModelCompressor):
             raise PluginError(f"{self.name}: the network has no convolution or linear weights of floats")
         check_finite(module, self.name)
         kept = {name: torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in layers.items()}
+        before = {name: layer.weight.detach() != 0 for name, layer in layers.items()}
         for step in range(1, self.steps + 1):
             share = 1 - (1 - self.ratio) ** (step / self.steps)
             kept = self._masks(weight_layers(module), kept, share, context.generator)
-            masks = {name: Mask(mask) for name, mask in kept.items()}
+            masks = {name: Mask(mask & before[name]) for name, mask in kept.items()}
             with with_weights(module, masks, baked=True):
                 if self.fine_tune_rounds:
                     context.fine_tune(module, self.fine_tune_rounds)

@@ -65,7 +65,7 @@ class WeightClustering(ModelCompressor):
         return self.fine_tune_rounds
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
-        from harness_plugins.compressors._layers import Codebook, weight_layers, with_weights
+        from harness_plugins.compressors._layers import Codebook, weight_layers, with_weights, zero_masks
 
         check_finite(model, self.name)
         module = copy.deepcopy(model).eval()
@@ -84,7 +84,8 @@ class WeightClustering(ModelCompressor):
         if not codebooks:
             raise PluginError(f"{self.name}: no layer has more than {self.clusters} weights")
         values: dict[str, Tensor] = {}
-        with with_weights(module, codebooks, baked=True):
+        # Of what pruning has left of layers that are too small for clusters, nothing may grow back either.
+        with with_weights(module, zero_masks(module) | codebooks, baked=True):
             if self.fine_tune_rounds:
                 context.fine_tune(module, self.fine_tune_rounds)
             for name in codebooks:

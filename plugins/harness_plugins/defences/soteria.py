@@ -56,7 +56,7 @@ class Soteria(Defence):
                     f"soteria reads the records to choose features, which {other.name} does not account for"
                 )
         if context.module is not None:
-            last_linear(context.module)
+            trained_weight(context.module, last_linear(context.module))
 
     def gradient(self, local: Local) -> GradientFn:
         import torch
@@ -67,10 +67,11 @@ class Soteria(Defence):
             raise PluginError("soteria needs the client's own network, which vectorised clients do not have")
         inner, module = local.gradient, local.module
         layer = last_linear(module)
+        name = trained_weight(module, layer)
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
             grads = inner(params, batch, key)
-            weight = grads[f"{layer}.weight"]
+            weight = grads[name]
             hidden = round(self.ratio * weight.shape[1])
             if not hidden or not len(batch[1]):
                 return grads
@@ -78,9 +79,23 @@ class Soteria(Defence):
             kept = torch.ones(weight.shape[1], dtype=weight.dtype, device=weight.device)
             kept[chosen] = 0
             # Not a product: 0 times an overflown gradient would not be 0.
-            return grads | {f"{layer}.weight": weight.where(kept.bool(), torch.zeros_like(weight))}
+            return grads | {name: weight.where(kept.bool(), torch.zeros_like(weight))}
 
         return gradient
+
+
+def trained_weight(module: nn.Module, layer: str) -> str:
+    """The parameter (k, m) that a linear layer's weight is trained as, with one column a feature.
+
+    While a compressor trains on, that may be one that is masked or rounded. Raises NotApplicable where it is another.
+    """
+    own = dict(module.named_parameters())
+    for name in (f"{layer}.weight", f"{layer}.parametrizations.weight.original"):
+        if name in own and own[name].ndim == 2:
+            return name
+    raise NotApplicable(
+        f"soteria hides features in the gradient of {layer}.weight, which is not trained itself here"
+    )
 
 
 def scores(module: nn.Module, layer: str, params: Params, x: Tensor) -> Tensor:
