@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from harness.contracts.compressor import (
@@ -13,6 +14,7 @@ from harness.contracts.compressor import (
     Surroundings,
 )
 from harness.contracts.defence import ClientHooks
+from harness.stacks import brought
 from harness.testing.core import (
     FAMILIES,
     CheckFailed,
@@ -21,28 +23,29 @@ from harness.testing.core import (
     Subject,
     Trial,
     check,
+    overrides,
     require,
 )
 
 FAMILY = "model compressor"
 
 
-def _trial(compressor: ModelCompressor, setting: Setting) -> Trial:
+def _trial(compressor: ModelCompressor, setting: Setting, world: Any = None) -> Trial:
     from harness.testing.local import begin
     from harness.testing.toy import CLASSES, generator, toy
 
-    world = toy(setting)
+    world = toy(setting) if world is None else world
     module = world.net
     images, labels = world.images.clone(), world.labels.clone()
     rounds: list[int] = []
+    brings: set[str] = set()
 
     def data() -> Any:
         return images, labels
 
     def fine_tune(module: Any, count: int, *hooks: ClientHooks) -> Any:
-        from dataclasses import replace
-
         rounds.append(count)
+        brings.update(name for hook in hooks for name in brought(hook))
         training = begin(hooks, replace(world, module=module), setting)
         training.steps(images, labels, 3)
         module.load_state_dict(training.module.state_dict())
@@ -76,6 +79,7 @@ def _trial(compressor: ModelCompressor, setting: Setting) -> Trial:
             "facts": found.facts,
             "compressed": lambda: found,
             "rounds": rounds,
+            "hooks": sorted(brings),
         }
 
     return Trial(inputs, call)
@@ -186,4 +190,45 @@ def fine_tuning_counted(subject: Subject) -> None:
     require(
         asked <= declared,
         f"{subject.name} asks for {asked} rounds of training and declares fine_tuning_rounds = {declared}",
+    )
+
+
+@check(FAMILY)
+def fine_tuning_hooks_declared(subject: Subject) -> None:
+    """What its hooks do in the federation's training is declared, so that stacks that drop it are refused in time."""
+    brings, declared = subject.outcome().output["hooks"], sorted(subject.plugin.fine_tuning_hooks)
+    require(
+        brings == declared,
+        f"{subject.name} gives `fine_tune` hooks for {brings} and declares fine_tuning_hooks = {declared}: a defence "
+        "that replaces the loss or the gradient would drop theirs without a word",
+    )
+
+
+@check(FAMILY, when=lambda plugin: overrides(plugin, ModelCompressor, "fine_tuning_rounds"))
+def zeros_stay(subject: Subject) -> None:
+    """Weights that an earlier compressor pruned are zero after its training too, where the network keeps its shape."""
+    import torch
+    from torch import nn
+
+    from harness.testing.toy import toy
+
+    setting = Setting(scene=subject.outcome().setting.scene)
+    if not subject.plugin.fine_tuning_rounds:
+        return
+    pruned = toy(setting).net
+    with torch.no_grad():
+        for layer in pruned.modules():
+            if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+                layer.weight.view(-1)[::2] = 0
+    before = {name: p.detach().clone() for name, p in pruned.named_parameters()}
+    world = replace(toy(setting), module=pruned)
+    found = _trial(subject.plugin, setting, world).call()["compressed"]().module
+    after = {name: p.detach() for name, p in found.named_parameters()}
+    if {name: p.shape for name, p in after.items()} != {name: p.shape for name, p in before.items()}:
+        return  # another network: which of its weights were pruned is not to be seen from here
+    grown = [name for name, p in before.items() if p.ndim > 1 and bool(((p == 0) & (after[name] != 0)).any())]
+    require(
+        not grown,
+        f"{subject.name} trains weights that were pruned before it: {', '.join(grown)} has other values where it had "
+        "zeros. Hold them, with torch.nn.utils.parametrize for instance, or the row claims a sparsity that is gone",
     )

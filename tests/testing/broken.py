@@ -505,6 +505,40 @@ class Crowded(sound.Rounded):
         return replace(found, facts={"first": next(iter(state.values()))})
 
 
+@fault(
+    "fine_tuning_hooks_declared", "gives `fine_tune` hooks for ['loss'] and declares fine_tuning_hooks = []"
+)
+class Unannounced(sound.Tuned):
+    """Trains on a loss of its own, and does not say so."""
+
+    @property
+    def fine_tuning_hooks(self):
+        return ()
+
+
+@fault(
+    "fine_tuning_hooks_declared", "gives `fine_tune` hooks for [] and declares fine_tuning_hooks = ['loss']"
+)
+class Announced(sound.Tuned):
+    """Says that it trains on a loss of its own, and does not."""
+
+    def trained(self, model, context):
+        import copy
+
+        return context.fine_tune(copy.deepcopy(model), 1)
+
+
+@fault(
+    "zeros_stay",
+    "trains weights that were pruned before it: conv1.weight, conv2.weight, fc1.weight, fc2.weight",
+)
+class Regrows(sound.Tuned):
+    """Lets what was pruned grow again."""
+
+    def compress(self, model, context):
+        return sound.Rounded.compress(self, self.trained(model, context), context)
+
+
 @fault("bytes_counted", "in `facts`, which are not counted")
 class Smuggler(sound.Signs):
     """Sends the update as plain facts, which cost nothing."""
@@ -774,6 +808,8 @@ class Clamps(sound.Jitter):
 class MeanOfNone(sound.Jitter):
     """A mean over the batch, undefined for an empty one."""
 
+    replaces_gradient = True
+
     def gradient(self, local):
         import torch
 
@@ -783,6 +819,47 @@ class MeanOfNone(sound.Jitter):
             return {name: g / len(batch[1]) for name, g in zip(params, sums, strict=True)}
 
         return gradient
+
+
+@fault("replacement_declared", "the loss of broken-forgetsloss is the same whatever loss stands before it")
+class ForgetsLoss(sound.Jitter):
+    """A loss of its own, whatever was there before."""
+
+    def loss(self, loss, logits):
+        from torch.nn import functional
+
+        return lambda params, batch, key: functional.cross_entropy(
+            logits(params, batch[0]), batch[1], reduction="none"
+        )
+
+
+@fault(
+    "replacement_declared",
+    "the gradient of broken-forgetsgradient is the same whatever gradient stands before it",
+)
+class ForgetsGradient(sound.Jitter):
+    """A gradient from the loss, whatever was there before."""
+
+    def gradient(self, local):
+        from harness.api import mean_gradient
+
+        return mean_gradient(local.loss)
+
+
+@fault("replacement_declared", "declares replaces_loss = True, but its loss depends on the one before it")
+class SaysItForgets(sound.Jitter):
+    """Builds on the loss before it and says that it does not."""
+
+    replaces_loss = True
+
+
+@fault(
+    "replacement_declared", "declares replaces_gradient = True, but its gradient depends on the one before it"
+)
+class HasNoGradient(sound.Jitter):
+    """Says that it replaces the gradient and has none."""
+
+    replaces_gradient = True
 
 
 @fault("deployed_model_answers", "answers at random")

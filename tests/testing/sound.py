@@ -9,6 +9,7 @@ from harness.api import (
     Audit,
     ByzantineAttack,
     ClientData,
+    ClientHooks,
     CompressedModel,
     Dataset,
     Defence,
@@ -193,6 +194,43 @@ class Rounded(ModelCompressor):
 
     def restore(self, model, state, surroundings):
         return self.load(model, state)
+
+
+class Twice(ClientHooks):
+    """Trains on twice the loss."""
+
+    couples_samples = False
+
+    def loss(self, loss, logits):
+        return lambda params, batch, key: 2 * loss(params, batch, key)
+
+
+class Tuned(Rounded):
+    """Weights rounded to one decimal place after a round of training on twice the loss; zeros stay zero."""
+
+    name = "sound-tuned"
+
+    @property
+    def fine_tuning_rounds(self):
+        return 1
+
+    @property
+    def fine_tuning_hooks(self):
+        return ("loss",)
+
+    def trained(self, model, context):
+        import copy
+
+        return context.fine_tune(copy.deepcopy(model), 1, Twice())
+
+    def compress(self, model, context):
+        import torch
+
+        module = self.trained(model, context)
+        with torch.no_grad():
+            for before, after in zip(model.parameters(), module.parameters(), strict=True):
+                after[before == 0] = 0
+        return super().compress(module, context)
 
 
 class Signs(UpdateCompressor):
