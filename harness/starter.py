@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, PluginError, did_you_mean
@@ -15,6 +16,9 @@ from harness.files import replacing
 from harness.registry import registry
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
+
+if TYPE_CHECKING:
+    from harness.contracts.data import Splits
 
 TEMPLATE = "starter.yaml.jinja"
 THREATS = ("evasion", "byzantine", "backdoor", "privacy")
@@ -35,18 +39,15 @@ class Answers:
     name: str = ""
 
 
-def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
+def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits: Splits | None = None) -> str:
     """Write the scenario once it is valid and its data can be read; returns its text.
 
-    Raises HarnessError for a bad answer, and where the file is there already, unless `force` says to replace it.
+    splits: the data, where they are loaded already. Raises HarnessError for a bad answer, and as `check_target` does.
     """
-    if file.exists() and not force:
-        raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
-    if file.suffix not in (".yaml", ".yml"):
-        raise HarnessError(f"{file}: a scenario's file ends in .yaml")
+    check_target(file, force=force)
     text = compose(answers, file)
     scenario = load_text(text, file)
-    check_fit(scenario, check_data(scenario, text), text)
+    check_fit(scenario, check_data(scenario, text) if splits is None else splits, text)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:
@@ -56,16 +57,19 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False) -> str:
     return text
 
 
+def check_target(file: Path, *, force: bool = False) -> None:
+    """Raises HarnessError where the file is none for a scenario, or there already and `force` does not replace it."""
+    if file.exists() and not force:
+        raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
+    if file.suffix not in (".yaml", ".yml"):
+        raise HarnessError(f"{file}: a scenario's file ends in .yaml")
+
+
 def compose(answers: Answers, file: Path) -> str:
     """The scenario's text. file: where it will be, for relative paths. Raises HarnessError."""
     from jinja2 import Environment, StrictUndefined
 
-    unknown = [threat for threat in answers.threats if threat not in THREATS]
-    if unknown:
-        raise HarnessError(f"unknown threat {unknown[0]!r}; {did_you_mean(unknown[0], THREATS)}")
-    if answers.model:
-        registry().find("model", answers.model)
-    kind, data = _data(answers.data, file)
+    kind, data = _checked(answers, file)
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["wrapped"] = lambda text: f"{{{text}}}"
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
@@ -82,6 +86,23 @@ def compose(answers: Answers, file: Path) -> str:
         device_bytes=answers.device_bytes,
         seeds=list(range(answers.seeds)),
     )
+
+
+def _checked(answers: Answers, file: Path) -> tuple[str, str]:
+    """As `_data`. Raises HarnessError with everything that no scenario could be made of."""
+    wrong = [f"unknown threat {t!r}; {did_you_mean(t, THREATS)}" for t in answers.threats if t not in THREATS]
+    try:
+        if answers.model:
+            registry().find("model", answers.model)
+    except HarnessError as error:
+        wrong.insert(0, str(error))
+    try:
+        found = _data(answers.data, file)
+    except HarnessError as error:
+        wrong.insert(0, str(error))
+    if wrong:
+        raise HarnessError("; ".join(wrong))
+    return found
 
 
 def _template() -> str:
@@ -101,7 +122,7 @@ def _data(given: str, file: Path) -> tuple[str, str]:
             raise HarnessError(f"{error}; and there is no file or folder {given}") from None
         return "named", given
     if not path.exists():
-        raise HarnessError(f"--data {given}: there is no such file or folder")
+        raise HarnessError(f"there is no file or folder {given}")
     return _kind(path), _written(path, file)
 
 
@@ -110,7 +131,7 @@ def _kind(path: Path) -> str:
         suffix = path.suffix.lower().lstrip(".")
         if suffix not in ("npz", "parquet"):
             raise HarnessError(
-                f"--data {path}: a file is .npz or .parquet; a folder holds a folder for each class"
+                f"{path}: a file of data is .npz or .parquet; a folder holds a folder for each class"
             )
         return suffix
     return "parquet" if any(path.rglob("*.parquet")) else "folder"

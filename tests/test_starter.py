@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from harness.cli import main
+from harness.console.starter_commands import QUESTIONS
 from harness.errors import HarnessError
+from harness.federation.counts import malicious_count
 from harness.grid import cells
 from harness.scenario import load, load_text
 from harness.starter import THREATS, Answers, compose, write_scenario
@@ -57,7 +59,7 @@ def test_the_data_is_found_by_what_it_is(tmp_path, monkeypatch):
     ("answers", "words"),
     [
         (Answers(data="digist"), "did you mean 'digits'"),
-        (Answers(data="nowhere.npz"), "no such file"),
+        (Answers(data="nowhere.npz"), "no file or folder"),
         (Answers(model="small-cn"), "did you mean 'small-cnn'"),
         (Answers(threats=("evason",)), "did you mean 'evasion'"),
     ],
@@ -91,19 +93,111 @@ def test_the_command_is_scripted_and_never_overwrites(tmp_path, capsys):
     assert main(["validate", file]) == 0
 
 
-def test_questions_are_asked_on_a_terminal(tmp_path, monkeypatch):
+# questions ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """terminal(answers) gives them, by the beginning of the question, and returns what was asked, in order."""
     import sys
 
-    asked = []
+    def answers(given):
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        asked, left = [], {start: list(texts) for start, texts in given.items()}
 
-    def answered(question, default, type):
-        asked.append(question)
-        return 7 if question == "Clients" else default
+        def prompt(question, default, type):
+            asked.append(question.split(":")[0])
+            texts = next((texts for start, texts in left.items() if question.startswith(start)), [])
+            text = texts.pop(0) if texts else default
+            if isinstance(text, BaseException):
+                raise text
+            return text
 
-    monkeypatch.setattr("typer.prompt", answered)
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setattr("typer.prompt", prompt)
+        return asked
+
+    return answers
+
+
+def test_questions_are_asked_on_a_terminal(tmp_path, terminal):
+    asked = terminal({"Clients": ["7"]})
     assert main(["init", str(tmp_path / "asked.yaml"), "--rounds", "3"]) == 0
     assert len(asked) == 7  # all but what was given
     scenario = load(tmp_path / "asked.yaml")
     assert (scenario.federation.clients, scenario.federation.rounds) == (7, 3)
+
+
+def test_a_bad_answer_is_refused_when_it_is_given_and_asked_for_again(tmp_path, terminal, capsys):
+    (tmp_path / "bad.npz").write_bytes(b"not an archive")
+    wrong = {
+        "Data": ["nonsense.npz", str(tmp_path / "bad.npz")],
+        "Model": ["/some/path", "small-cn"],
+        "Clients": ["many", "1", "5000"],
+        "Rounds": ["0", "2.5"],
+        "Privacy": ["-1", "nan", "inf", "much"],
+        "Threats": ["-3", "evason"],
+        "Room": ["-1"],
+        "Seeds": ["0"],
+    }
+    asked = terminal(wrong)
+    file = tmp_path / "asked.yaml"
+    assert main(["init", str(file), "--name", "mine"]) == 0
+    assert len(asked) == len(wrong) + sum(map(len, wrong.values()))
+    assert asked == sorted(asked, key=[q.split(":")[0] for q in QUESTIONS.values()].index)  # none comes back
+    said = capsys.readouterr().out
+    for reason in (
+        "there is no file or folder nonsense.npz",
+        "not a readable",
+        "unknown model '/some/path'",
+        "did you mean 'small-cnn'?",
+        "a whole number of at least 2, not 'many'",
+        "  5000 clients cannot share",
+        "a whole number of at least 1, not '2.5'",
+        "at least 0, such as 8, not 'nan'",
+        "unknown threat '-3'",
+        "did you mean 'evasion'?",
+    ):
+        assert reason in said
+    assert f"{file}:" not in said  # no place in a file that is not there
+    assert load(file).name == "mine"
+
+
+def test_an_option_that_no_answer_can_mend_is_refused_before_anything_is_asked(tmp_path, terminal, capsys):
+    asked = terminal({})
+    assert main(["init", str(tmp_path / "x.yaml"), "--threats", "evason"]) == 2
+    assert "--threats evason: unknown threat 'evason'; did you mean 'evasion'?" in capsys.readouterr().err
+    assert not asked
+
+
+def test_ctrl_c_at_a_question_ends_as_elsewhere(tmp_path, terminal, capsys):
+    import typer
+
+    terminal({"Rounds": [typer.Abort()]})
+    assert main(["init", str(tmp_path / "x.yaml")]) == 130
+    assert "interrupted: nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_terminal_it_takes_data_or_yes(tmp_path, capsys):
+    file = tmp_path / "x.yaml"
+    assert main(["init", str(file), "--epsilon", "2"]) == 2
+    assert "give --data, or --yes" in capsys.readouterr().err
+    assert not file.exists()
+    assert main(["init", str(file), "--data", "digits"]) == 0
+    assert main(["init", str(file), "--yes", "--force"]) == 0
+
+
+def test_every_bad_option_is_named(tmp_path, capsys):
+    options = ["--data", "nonsense.npz", "--model", "small-cn", "--threats", "evason,-3", "--yes"]
+    assert main(["init", str(tmp_path / "x.yaml"), *options]) == 2
+    said = capsys.readouterr().err
+    for word in ("nonsense.npz", "'small-cn'", "'evason'", "'-3'"):
+        assert word in said
+
+
+@pytest.mark.parametrize("clients", [2, 3, 4, 5])
+def test_few_clients_have_a_malicious_one_too(clients, tmp_path):
+    write_scenario(Answers(clients=clients), tmp_path / "x.yaml")
+    threats = {t.name: t for t in load(tmp_path / "x.yaml").threats}
+    assert malicious_count(clients, threats["byzantine"].malicious) == 1

@@ -5,13 +5,27 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from harness.starter_draft import Draft
 
 Text = Optional[str]  # noqa: UP045
 Whole = Optional[int]  # noqa: UP045
 Number = Optional[float]  # noqa: UP045
+
+QUESTIONS = {
+    "data": "Data: a name, an .npz or .parquet file, or a folder of images",
+    "model": "Model",
+    "clients": "Clients",
+    "rounds": "Rounds",
+    "epsilon": "Privacy budget epsilon of each record (0: none)",
+    "threats": "Threats: all, none, or some of evasion,byzantine,backdoor,privacy",
+    "device_bytes": "Room for the model on the device in bytes (0: any)",
+    "seeds": "Seeds",
+}
 
 
 def init(
@@ -43,44 +57,69 @@ def init(
 ) -> None:
     """Write a commented scenario from a few answers, asked on a terminal, or given as options.
 
-    The scenario is valid and its data can be read, or nothing is written.
+    The scenario is valid and its data can be read, or nothing is written. Where nothing can be asked, as in a script,
+    --data or --yes is needed.
 
     Example: harness init mine.yaml --data xrays.npz --epsilon 4 --threats evasion,privacy --yes
     """
     from harness.errors import HarnessError
-    from harness.starter import Answers, known, parse_threats, write_scenario
+    from harness.starter import Answers, check_target, write_scenario
+    from harness.starter_draft import read_answer
 
-    if file.exists() and not force:
-        raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
-    asking = not yes and sys.stdin.isatty() and sys.stdout.isatty()
-
-    def answer(given: Any, question: str, default: Any) -> Any:
-        if given is not None or not asking:
-            return default if given is None else given
-        return typer.prompt(question, default=default, type=type(default))
-
-    fresh = Answers()
-    if asking:
-        typer.echo(f"data sets: {', '.join(known('dataset'))}; models: {', '.join(known('model'))}")
-    answers = Answers(
-        data=answer(data, "Data: a name, an .npz or .parquet file, or a folder of images", fresh.data),
-        model=_model(answer(model, "Model", "auto")),
-        clients=answer(clients, "Clients", fresh.clients),
-        rounds=answer(rounds, "Rounds", fresh.rounds),
-        epsilon=answer(epsilon, "Privacy budget epsilon of each record (0: none)", fresh.epsilon),
-        threats=parse_threats(
-            answer(threats, "Threats: all, none, or some of evasion,byzantine,backdoor,privacy", "all")
-        ),
-        device_bytes=answer(
-            device_bytes, "Room for the model on the device in bytes (0: any)", fresh.device_bytes
-        ),
-        seeds=answer(seeds, "Seeds", fresh.seeds),
-        name=name or "",
-    )
-    write_scenario(answers, file, force=force)
+    check_target(file, force=force)
+    options = {
+        "data": data, "model": model, "clients": clients, "rounds": rounds, "epsilon": epsilon,
+        "threats": threats, "device_bytes": device_bytes, "seeds": seeds,
+    }  # fmt: skip
+    given = {field: value for field, value in options.items() if value is not None}
+    splits = None
+    if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if not yes and data is None:
+            raise HarnessError(
+                "there is no terminal to ask on: give --data, or --yes for the defaults, which are on digits"
+            )
+        answers = Answers(
+            **{field: read_answer(field, str(value)) for field, value in given.items()}, name=name or ""
+        )
+    else:
+        draft = _asked(file, name or "", given)
+        answers, splits = draft.answers, draft.splits
+    write_scenario(answers, file, force=force, splits=splits)
     typed = shlex.quote(str(file))
     typer.echo(f"wrote {file}; next: harness plan {typed}, then harness run {typed}")
 
 
-def _model(text: str) -> str:
-    return "" if text == "auto" else text
+def _asked(file: Path, name: str, given: dict[str, Any]) -> Draft:
+    """What was given, then an answer to each question that is left."""
+    from harness.errors import HarnessError
+    from harness.starter import Answers, known
+    from harness.starter_draft import Draft
+
+    draft, fresh = Draft(file, name), Answers()
+    for field, value in given.items():
+        try:
+            draft.take(field, value)
+        except HarnessError as error:  # before anything is asked: no answer would help
+            raise HarnessError(f"--{field.replace('_', '-')} {value}: {error}") from None
+    typer.echo(f"data sets: {', '.join(known('dataset'))}; models: {', '.join(known('model'))}")
+    proposed = {"model": "auto", "threats": "all", "epsilon": f"{fresh.epsilon:g}"}
+    try:
+        for field, question in QUESTIONS.items():
+            if field not in given:
+                _ask(draft, field, question, proposed.get(field, str(getattr(fresh, field))))
+    except typer.Abort:  # Ctrl-C ends with 130, as it does in every other command
+        typer.echo("\ninterrupted: nothing was written", err=True)
+        raise typer.Exit(130) from None
+    return draft
+
+
+def _ask(draft: Draft, field: str, question: str, default: str) -> None:
+    """Until the answer can be used."""
+    from harness.errors import HarnessError
+
+    while True:
+        text = typer.prompt(question, default=default, type=str)
+        try:
+            return draft.take(field, text)
+        except HarnessError as error:
+            typer.echo(f"  {error}")
