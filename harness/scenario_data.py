@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,16 @@ from harness.random import numpy_generator
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
+from harness.sweeps import variants
 from harness.yaml_loader import Document, Location, parse
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from harness.contracts.data import Splits
     from harness.scenario_models import Scenario
+
+DRAWING = 1.0  # seconds after which no other seed's partition is drawn
 
 
 def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> None:
@@ -75,26 +81,45 @@ def _error(
         return ScenarioError("; ".join(message for _, message in found))
     reporter = Reporter(document)
     for place, message in found:
-        reporter.report(place, message)
+        reporter.report(_of_defence(place, reporter), message)
     return ScenarioError(render(reporter.problems, str(scenario.path or "<scenario>"), document.lines))
 
 
+def _of_defence(place: Location, reporter: Reporter) -> Location:
+    """Where a defence's parameter stands, by (defences, stack, position, parameter); other places as they are.
+
+    Sweeps make several stacks of one item, and a stack of one may stand without a list.
+    """
+    if place[:1] != ("defences",):
+        return place
+    _, stack, position, parameter = place
+    items = reporter.document.data["defences"]
+    expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, ("defences", i)))
+    item, value, choices = list(expanded)[int(stack)]
+    listed = isinstance(value, list)
+    named = value[position] if listed else value
+    steps = (*([position] if listed else []), *([next(iter(named))] if isinstance(named, dict) else []))
+    return reporter.trace(("defences", item), (*steps, parameter), choices)
+
+
 def misfits(scenario: Scenario, splits: Splits) -> Found:
-    """(location, what is wrong) of each."""
+    """(location, what is wrong) of each; of a defence (defences, stack, position, parameter), sweeps expanded."""
+    import numpy as np
+
     labels, clients = splits.train.labels, scenario.federation.clients
-    records = len(labels)
-    if scenario.holdout:
-        rng = numpy_generator(scenario.seeds[0], "holdout")
-        try:
-            records = len(hold_out(labels, splits.train.groups, scenario.holdout, rng)[0])
-        except HarnessError as error:
-            yield ("holdout",), str(error)
+    members = _members(scenario, splits, scenario.seeds[0])
+    if isinstance(members, HarnessError):
+        yield ("holdout",), str(members)
+        members = np.arange(len(labels))
+    records = len(members)
     if clients > records:
         kept = f", of which {records} are trained on" if records < len(labels) else ""
         yield (
             ("federation", "clients"),
             f"{clients} clients cannot share the {len(labels)} training records{kept}: at most {records}",
         )
+    else:
+        yield from _undrawable(scenario, splits)
     channels = splits.input_shape[0]
     for name in ("mean", "std"):
         value = getattr(scenario.normalization, name, None)
@@ -103,12 +128,53 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
                 ("normalization", name),
                 f"normalization.{name} has {len(value)} values, the images {channels} channels; one number serves all",
             )
-    for stack in scenario.defences:
-        for defence in stack:
+    yield from _deltas(scenario, records)
+
+
+def _members(scenario: Scenario, splits: Splits, seed: int) -> np.ndarray | HarnessError:
+    """Positions that are trained on with a seed, or why there are none."""
+    import numpy as np
+
+    train = splits.train
+    if not scenario.holdout:
+        return np.arange(len(train.labels))
+    try:
+        return hold_out(train.labels, train.groups, scenario.holdout, numpy_generator(seed, "holdout"))[0]
+    except HarnessError as error:
+        return error
+
+
+def _undrawable(scenario: Scenario, splits: Splits) -> Found:
+    """The first seed that has no partition: drawn as a training would, which then could not begin.
+
+    On large data not for every seed: what one of them shows, the others mostly do too, and a run says it in any case.
+    """
+    train, federation = splits.train, scenario.federation
+    end = time.monotonic() + DRAWING
+    for seed in scenario.seeds:
+        members = _members(scenario, splits, seed)
+        if isinstance(members, HarnessError):
+            continue  # told of the first seed, and in a run
+        groups = None if train.groups is None else train.groups[members]
+        rng = numpy_generator(seed, "partition")
+        try:
+            federation.partition.partition(train.labels[members], groups, federation.clients, rng)
+        except HarnessError as error:
+            yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}"
+            return
+        except Exception:
+            return  # a plugin's bug: a run keeps its traceback in the records of the cells
+        if time.monotonic() > end:
+            return
+
+
+def _deltas(scenario: Scenario, records: int) -> Found:
+    for i, stack in enumerate(scenario.defences):
+        for j, defence in enumerate(stack):
             delta = getattr(defence, "delta", None)
             if defence.protects == "record" and isinstance(delta, float) and delta >= 1 / records:
                 yield (
-                    ("defences",),
+                    ("defences", i, j, "delta"),
                     f"{defence.name}: delta {delta:g} must be below 1 / {records} = {1 / records:.3g}, one over the "
                     "number of training records",
                 )

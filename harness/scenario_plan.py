@@ -11,9 +11,10 @@ from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, ScenarioError, StoreError, describe_error, with_file
 from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
+from harness.identity import digest
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry
-from harness.scenario_data import unusable
+from harness.scenario_data import check_fit, unusable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 def not_applicable(loaded: Sequence[Scenario]) -> dict[str, Counter[str]]:
     """Scenario -> why some of its cells make no sense, and how many, the most frequent reason first.
 
-    Raises ScenarioError for scenarios that cannot be planned.
+    loaded: scenarios that fit their data. Raises ScenarioError for those that cannot be planned.
     """
-    planned, _, skipped = plan_scenarios(loaded, "cpu", None, ())
+    planned, _, skipped = plan_scenarios(loaded, "cpu", None, (), fitting=True)
     if skipped:
         raise ScenarioError(_named(skipped))
     found: dict[str, Counter[str]] = {}
@@ -50,10 +51,13 @@ def plan_scenarios(
     store: Store | None,
     expressions: Sequence[str],
     part: Shard | None = None,
+    *,
+    fitting: bool = False,
 ) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
     """The plan of all cells, each scenario's metrics, and (scenario, reason) of those that cannot be planned.
 
     store: keeps facts of the data. expressions: `axis=glob`, cells that fit all of them. part: the cells of one shard.
+    fitting: they are known to fit their data.
     Raises HarnessError where two scenarios have one name, where some cannot be planned and a shard is asked for, and,
     as ScenarioError, where none can.
     """
@@ -65,7 +69,7 @@ def plan_scenarios(
     for scenario in loaded:
         where = str(scenario.path or scenario.name)
         try:
-            known = data_facts(scenario, store)
+            known = data_facts(scenario, store, fit=not fitting)
             modules[id(scenario)] = meta_module(scenario, known)
             facts[id(scenario)] = known
         except StoreError:  # the other scenarios would meet it too
@@ -134,25 +138,28 @@ def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
     return tuple(entry.plugin.create() for entry in entries if entry.distribution == BUILTIN)  # type: ignore[misc]
 
 
-def data_facts(scenario: Scenario, store: Store | None) -> DataFacts:
+def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) -> DataFacts:
     """What planning needs of the dataset; loaded once per content, then kept in the store.
 
-    Raises ScenarioError where the data cannot be used.
+    fit: also check that the scenario fits its data; the store keeps that it does. Raises ScenarioError where the data
+    cannot be used, or where that check finds something.
     """
     try:
-        return _facts(scenario, store)
+        mark = scenario.dataset.fingerprint(scenario.root)
+        key = dataset_key(scenario.dataset, scenario.root, mark)
+        name, fits = f"dataset {key}", f"fits {digest([key, scenario.hash()])}"
+        known = store.fact(name) if store is not None else None
+        fit = fit and not (store is not None and store.fact(fits))
+        splits = None if known and not fit else load_splits(scenario.dataset, scenario.root, mark)
     except StoreError:
         raise
     except HarnessError as error:
         raise unusable(scenario, error) from error
-
-
-def _facts(scenario: Scenario, store: Store | None) -> DataFacts:
-    mark = scenario.dataset.fingerprint(scenario.root)
-    name = f"dataset {dataset_key(scenario.dataset, scenario.root, mark)}"
-    known = store.fact(name) if store is not None else None
-    if known is None:
-        splits = load_splits(scenario.dataset, scenario.root, mark)
+    if splits is not None and fit:
+        check_fit(scenario, splits)
+        if store is not None:
+            store.put_fact(fits, True)
+    if splits is not None and known is None:
         known = {
             "num_classes": splits.num_classes,
             "input_shape": list(splits.input_shape),
@@ -162,6 +169,7 @@ def _facts(scenario: Scenario, store: Store | None) -> DataFacts:
         }
         if store is not None:
             store.put_fact(name, known)
+    assert known is not None  # the store's, or just made
     return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})
 
 

@@ -13,6 +13,7 @@ from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
 from harness.starter import Answers, write_scenario
+from harness.store import Store
 
 BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
 
@@ -28,19 +29,79 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             ["5:23: normalization.mean has 2", "5:40: normalization.std has 2"],
         ),
         (
+            "federation: {clients: 500, partition: {dirichlet: {alpha: 0.5}}}\n",
+            ["5:28: no partition can be drawn with seed 0: dirichlet: in 1000 draws some client of 500"],
+        ),
+        (
+            "federation:\n  clients: 5\n  partition: by-group\n",
+            ["7:14: no partition can be drawn with seed 0: by-group needs a dataset with groups"],
+        ),
+        (
             "defences: [none, dp-sgd: {epsilon: 8, delta: 0.01}]\n",
-            ["5:11: dp-sgd: delta 0.01 must be below 1 / "],
+            ["5:46: dp-sgd: delta 0.01 must be below 1 / "],
+        ),
+        (
+            "defences:\n  - none\n  - dp-sgd:\n      epsilon: {sweep: [4, 8]}\n      delta: 0.5\n",
+            ["9:14: dp-sgd: delta 0.5 must be below 1 / "],
+        ),
+        (
+            "defences:\n  - none\n  - [label-smoothing, dp-sgd: {epsilon: 8, delta: {sweep: [1e-5, 0.5, 0.1]}}]\n",
+            ["7:66: dp-sgd: delta 0.5 must be below 1 / ", "7:71: dp-sgd: delta 0.1 must be below 1 / "],
         ),
     ],
 )
-def test_validate_names_the_place(text, places, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_the_place_is_named_before_anything_runs(command, text, places, tmp_path, capsys):
     file = tmp_path / "x.yaml"
     file.write_text(BASE + text)
-    assert main(["validate", str(file)]) == 2
+    store = [] if command == "validate" else ["--store", str(tmp_path / "runs"), "--device", "cpu"]
+    assert main([command, str(file), *store]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(file))]
     assert len(lines) == len(places)
     for line, place in zip(lines, places, strict=True):
         assert line.startswith(f"{file}:{place}")
+
+
+def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
+    from harness_plugins.partitioners.iid import Iid
+
+    scenario = load_text(BASE + "seeds: [3, 1, 2]\n")
+    splits, drawn = check_data(scenario), []
+
+    def partition(self, labels, groups, clients, rng):
+        drawn.append(rng)
+        if len(drawn) == 2:
+            raise error
+        return []
+
+    monkeypatch.setattr(Iid, "partition", partition)
+    error: Exception = PluginError("not today")
+    with pytest.raises(ScenarioError, match="^no partition can be drawn with seed 1: not today$"):
+        check_fit(scenario, splits)
+    drawn.clear()
+    error = ZeroDivisionError()
+    check_fit(scenario, splits)
+    drawn[:] = [None, None]
+    monkeypatch.setattr("harness.scenario_data.DRAWING", -1.0)  # too slow for a second seed
+    check_fit(scenario, splits)
+    assert len(drawn) == 3
+
+
+def test_a_plan_draws_once_for_what_fits(tmp_path, monkeypatch):
+    from harness_plugins.partitioners.iid import Iid
+
+    drawn, real = [], Iid.partition
+    monkeypatch.setattr(Iid, "partition", lambda *given: drawn.append(1) or real(*given))
+    (tmp_path / "x.yaml").write_text(BASE)
+    Store(tmp_path / "runs").close()  # a plan keeps what it learns where there is a store
+    for _ in range(2):
+        plan(tmp_path / "x.yaml", device="cpu", store=tmp_path / "runs")
+    assert len(drawn) == 1
+    (tmp_path / "x.yaml").write_text(BASE + "federation: {clients: 7}\n")
+    plan(tmp_path / "x.yaml", device="cpu", store=tmp_path / "runs")
+    assert len(drawn) == 2
+    assert main(["validate", str(tmp_path / "x.yaml")]) == 0
+    assert len(drawn) == 3
 
 
 def test_what_fits_is_fine(tmp_path):
