@@ -16,6 +16,7 @@ from harness.files import replacing
 from harness.registry import registry
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
+from harness.starter_images import Numbered, is_grey, numbered
 
 if TYPE_CHECKING:
     from harness.contracts.data import Splits
@@ -47,7 +48,11 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits:
     check_target(file, force=force)
     text = compose(answers, file)
     scenario = load_text(text, file)
-    check_fit(scenario, check_data(scenario, text) if splits is None else splits, text)
+    splits = check_data(scenario, text) if splits is None else splits
+    if "channels" in type(scenario.dataset).model_fields and is_grey(splits):
+        text = compose(answers, file, grey=True)
+        scenario = load_text(text, file)
+    check_fit(scenario, splits, text)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:
@@ -65,8 +70,11 @@ def check_target(file: Path, *, force: bool = False) -> None:
         raise HarnessError(f"{file}: a scenario's file ends in .yaml")
 
 
-def compose(answers: Answers, file: Path) -> str:
-    """The scenario's text. file: where it will be, for relative paths. Raises HarnessError."""
+def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
+    """The scenario's text. file: where it will be, for relative paths. grey: its images have no colour.
+
+    Raises HarnessError.
+    """
     from jinja2 import Environment, StrictUndefined
 
     kind, data = _checked(answers, file)
@@ -78,6 +86,8 @@ def compose(answers: Answers, file: Path) -> str:
         file=file.name,
         kind=kind,
         data=data,
+        grey=grey,
+        numbered=patients(answers),
         model=answers.model,
         clients=answers.clients,
         rounds=answers.rounds,
@@ -105,6 +115,12 @@ def _checked(answers: Answers, file: Path) -> tuple[str, str]:
     return found
 
 
+def patients(answers: Answers) -> Numbered | None:
+    """What in the file names of a folder of images may name patients."""
+    folder = _path(answers.data)
+    return numbered(folder) if folder.is_dir() else None
+
+
 def _template() -> str:
     module = registry().manager.get_plugin(f"{BUILTIN}:builtin")
     if module is None:
@@ -114,7 +130,7 @@ def _template() -> str:
 
 def _data(given: str, file: Path) -> tuple[str, str]:
     """(`named`, name), or the kind of files and their path as the scenario should write it."""
-    path = Path(os.path.expandvars(given)).expanduser()
+    path = _path(given)
     if not path.exists() and not {"/", "\\", "."} & set(given):
         try:
             registry().find("dataset", given)
@@ -124,6 +140,10 @@ def _data(given: str, file: Path) -> tuple[str, str]:
     if not path.exists():
         raise HarnessError(f"there is no file or folder {given}")
     return _kind(path), _written(path, file)
+
+
+def _path(given: str) -> Path:
+    return Path(os.path.expandvars(given)).expanduser()
 
 
 def _kind(path: Path) -> str:

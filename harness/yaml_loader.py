@@ -246,4 +246,6 @@ def _syntax_problem(error: yaml.YAMLError, text: str, lines: list[str]) -> Probl
     line = lines[mark.line] if mark.line < len(lines) else ""
     if re.search(r"[:,\[]\s*\$\{", line):
         message += '; put text that holds ${...} in quotes, e.g. "${HARNESS_DATA}/x.npz"'
+    if "unknown escape character" in reason:
+        message += "; in double quotes a backslash begins an escape: use single quotes, e.g. '(\\d+)'"
     return Problem(Mark(mark.line + 1, mark.column + 1, ""), message)

@@ -120,6 +120,12 @@ def test_aliases_repeat_a_value_and_keep_its_place():
         ("a: [1, 2\nb: 3\n", (2, 2), "not valid YAML: "),
         ("a: 'open\n", (2, 1), "not valid YAML: "),
         ("a:\n\t- 1\n", (2, 1), "not valid YAML: "),
+        (
+            'a: "x(\\d+)"\n',
+            (1, 8),
+            "not valid YAML: found unknown escape character 'd' (while scanning a double-quoted scalar); "
+            "in double quotes a backslash begins an escape: use single quotes, e.g. '(\\d+)'",
+        ),
         ("a: \x07\n", (1, 4), "not valid YAML: the character U+0007 is not allowed"),
         ("d: {path: ${HOME}/x}\n", (1, 12), "put text that holds ${...} in quotes"),
     ],

@@ -76,7 +76,7 @@ def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
 
     monkeypatch.setattr(Iid, "partition", partition)
     error: Exception = PluginError("not today")
-    with pytest.raises(ScenarioError, match="^no partition can be drawn with seed 1: not today$"):
+    with pytest.raises(ScenarioError, match=r"^no partition can be drawn with seed 1: not today$"):
         check_fit(scenario, splits)
     drawn.clear()
     error = ZeroDivisionError()

@@ -93,6 +93,74 @@ def test_the_command_is_scripted_and_never_overwrites(tmp_path, capsys):
     assert main(["validate", file]) == 0
 
 
+# images -------------------------------------------------------------------------------------------
+
+
+def _folder(base, names, pixels=None):
+    """Two classes of images by name; pixels: (h, w) or (h, w, 3), by default grey ones."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names):
+        (base / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shade = rng.integers(0, 255, (28, 28), dtype=np.uint8) if pixels is None else pixels
+        Image.fromarray(shade).save(base / "ab"[i % 2] / name)
+    return base
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "numbers"),
+    [
+        ([f"person{i // 3}_bacteria_{i}.png" for i in range(30)], r"person(\d+)_", 10),
+        ([f"IM-{i // 2:04}-{i % 2:04}.png" for i in range(30)], "IM-(\\d+)-", 15),
+        ([f"{i // 2}_{i % 2}.jpg" for i in range(30)], r"/(\d+)_", 15),
+        ([f"chest.{i}.v{i // 2} a.png" for i in range(30)], r"v(\d+) ", 15),
+    ],
+)
+def test_numbers_that_images_share_may_be_patients(names, pattern, numbers, tmp_path, capsys):
+    _folder(tmp_path / "images", names)
+    file = tmp_path / "x.yaml"
+    assert main(["init", str(file), "--data", str(tmp_path / "images"), "--clients", "2"]) == 0
+    said = f"the file names hold {numbers} numbers in 30 images"
+    assert f"{said}: if these are patients, add groups: '{pattern}'" in capsys.readouterr().out
+    text = file.read_text()
+    assert f"# `groups: '{pattern}'`" in text
+    grouped = load_text(text.replace("size: 28", f"size: 28, groups: '{pattern}'"), file).dataset.load(
+        tmp_path
+    )
+    assert sum(len(set(split.groups)) for split in (grouped.train, grouped.val, grouped.test)) == numbers
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{i}.png" for i in range(30)],  # a number each
+        [f"image_{i}_small.png" for i in range(30)],
+        [f"visit1_{i}.png" for i in range(30)],  # the same in all
+        [f"class{i % 2}_{i}.png" for i in range(30)],  # of the folder
+        [f"person{i // 3}_{i}.png" if i else "other.png" for i in range(30)],
+        ["one.png", *(f"person{i // 3}_{i}.png" for i in range(30))],
+    ],
+)
+def test_other_numbers_are_not(names, tmp_path, capsys):
+    _folder(tmp_path / "images", names)
+    write_scenario(Answers(data=str(tmp_path / "images"), clients=2), tmp_path / "x.yaml")
+    assert "Add e.g. `groups: 'person(\\d+)_'`, in single quotes" in (tmp_path / "x.yaml").read_text()
+
+
+def test_grey_images_have_one_channel(tmp_path):
+    coloured = np.random.default_rng(0).integers(0, 255, (28, 28, 3), dtype=np.uint8)
+    names = [f"{i}.png" for i in range(30)]
+    for kind, pixels, channels in (
+        ("grey", None, 1),
+        ("grey-as-rgb", coloured[:, :, :1].repeat(3, axis=2), 1),
+        ("colour", coloured, 3),
+    ):
+        folder = _folder(tmp_path / kind, names, pixels)
+        write_scenario(Answers(data=str(folder), clients=2), tmp_path / f"{kind}.yaml")
+        scenario = load(tmp_path / f"{kind}.yaml")
+        assert scenario.dataset.channels == channels
+        assert scenario.dataset.load(tmp_path).input_shape == (channels, 28, 28)
+
+
 # questions ----------------------------------------------------------------------------------------
 
 

@@ -63,7 +63,7 @@ def init(
     Example: harness init mine.yaml --data xrays.npz --epsilon 4 --threats evasion,privacy --yes
     """
     from harness.errors import HarnessError
-    from harness.starter import Answers, check_target, write_scenario
+    from harness.starter import Answers, check_target, patients, write_scenario
     from harness.starter_draft import read_answer
 
     check_target(file, force=force)
@@ -85,6 +85,11 @@ def init(
         draft = _asked(file, name or "", given)
         answers, splits = draft.answers, draft.splits
     write_scenario(answers, file, force=force, splits=splits)
+    if shared := patients(answers):
+        typer.echo(
+            f"the file names hold {shared.numbers} numbers in {shared.images} images: if these are patients, add "
+            f"groups: '{shared.pattern}' to the dataset, so that no patient is in two splits"
+        )
     typed = shlex.quote(str(file))
     typer.echo(f"wrote {file}; next: harness plan {typed}, then harness run {typed}")
 
