@@ -37,6 +37,7 @@ _PLAIN = (
     ("a finite number", (int, float)),
     ("true or false", (bool,)),
 )
+_SHARE = re.compile(r"malicious|participation|byzantine_tolerance|holdout|(?:.*_)?(?:fraction|share|ratio)")
 _EXCERPT = 70  # characters of a source line that are shown: with indent and dots they fit 80 columns
 
 
@@ -82,6 +83,23 @@ def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
         for phrase in phrases
     )
     return "; remove the quotes" if good else ""
+
+
+def other_unit(name: str, phrases: Iterable[str], value: Any) -> str:
+    """`; did you mean ...?` for a number that is too large, but not in the unit people write elsewhere.
+
+    A radius in 255ths, a share in percent. name: of the parameter.
+    """
+    limit = next(
+        (float(m[1]) for p in phrases if (m := re.fullmatch(r"(?:at most|less than) (\S+)", p))), None
+    )
+    if limit is None or limit > 1 or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    if name == "eps" and 1 < value <= 255:
+        return f"; did you mean {value:g}/255?"
+    if _SHARE.fullmatch(name) and value == int(value) and 1 < value < 100 * limit:
+        return f"; did you mean {value / 100:g}?"
+    return ""
 
 
 def shown(value: Any, text: str, phrase: str = "") -> str:

@@ -36,6 +36,11 @@ class Reader(Reporter):
             return None  # names of what could not be loaded would all be reported as unknown
         with registry.registry().seeing(files):
             value, good = self.model(Scenario, self.document.data, ())
+        unread = {
+            problem.mark for problem in self.document.problems
+        }  # nothing else can be said of what stands there
+        known = set(self.document.problems)
+        self.problems = [p for p in self.problems if p in known or p.mark not in unread]
         return value.model_copy(update={"files": files}) if good and not self.problems else None
 
     def local_plugins(self) -> tuple[LocalFile, ...]:
@@ -137,7 +142,20 @@ class Reader(Reporter):
             return _adapter(cls, name).validate_python(raw), True
         except ValidationError as error:
             self.validation(error, raw, path, example=example)
-            return None, False
+            return self.right_items(_adapter(cls, name), raw, path), False
+
+    def right_items(self, adapter: TypeAdapter[Any], raw: Any, path: Location) -> tuple[Any, ...] | None:
+        """Of a list that has mistakes the rest, which may break rules of its own; None for anything else."""
+        found: list[Any] = []
+        for i, item in enumerate(raw if isinstance(raw, list) else ()):
+            try:
+                value = adapter.validate_python([item])
+            except ValidationError:
+                continue
+            if isinstance(value, tuple):
+                self.origins[(*path, len(found))] = (*path, i)
+                found += value
+        return tuple(found) or None
 
     def wrong(self, path: Location, raw: Any, phrase: str) -> tuple[None, bool]:
         name = next((part for part in reversed(path) if isinstance(part, str)), "this")

@@ -111,7 +111,13 @@ class Threat(Part):
                 ("malicious",),
                 "a training threat needs malicious, the share of clients, e.g. `malicious: 0.2`",
             )
-        if phase is None:
+        if phase is None:  # the attacks or the phase are mistakes themselves: what fits no phase is one too
+            levels = sorted(set().union(*KNOWLEDGE.values()))
+            if knowledge is not None and knowledge not in levels:
+                yield (
+                    ("knowledge",),
+                    f"knowledge is one of {', '.join(levels)}, by the phase, not {knowledge!r}",
+                )
             return
         if phase != "training" and malicious:
             yield ("malicious",), f"malicious clients act in training; this threat is of phase {phase}"

@@ -19,6 +19,7 @@ from harness.api import Split, Splits
 from harness.errors import HarnessError, ScenarioError
 from harness.options import SGD, Adam, Constant, Cosine, FedAdagrad, FedAdam, FedAvg, FedYogi, Linear, Step
 from harness.scenario import Federation, Scenario, check_data, load, load_many, load_text
+from harness.scenario_errors import other_unit
 from harness.yaml_loader import parse
 from harness_plugins.models.linear import Mlp
 
@@ -149,6 +150,68 @@ def test_depth_is_bounded_in_the_text_and_through_aliases():
     assert "nested deeper" in parse("a: " + "[" * 300 + "]" * 300).problems[0].message
     lines = ["a0: &a0 [" * 1 + "1]"] + [f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 60)]
     assert "nested deeper" in parse("\n".join(lines)).problems[0].message
+
+
+AT_ONCE = """\
+threats:
+  - {name: a, knowledge: graybox, budget: {norm: linf, eps: 2/0}, attacks: [pgd]}
+  - {name: b, malicious: 20, attacks: [alie]}
+  - {name: c, knowledge: graybox, attacks: [pgdd]}
+  - {name: d, malicious: 200, attacks: [alie]}
+federation: {participation: 50, byzantine_tolerance: 20, local: {optimizer: {sgd: {momentum: 9}}}}
+seeds: [0, 1, x, 1]
+"""
+
+
+def test_many_mistakes_are_named_at_once_and_each_once():
+    found = [mistake.split(": ", 1) for mistake in mistakes(BASE + AT_ONCE)]
+    first = BASE.count("\n")
+    told = [(int(place.split(":")[0]) - first, text) for place, text in found]
+    levels = "knowledge is one of black-box, omniscient, own, server, updates, white-box, by the phase, not 'graybox'"
+    assert told == [
+        (2, "knowledge of a threat of phase inference is 'black-box' or 'white-box', not 'graybox'"),
+        (2, "2/0 divides by zero"),
+        (3, "malicious must be at most 1, not 20; did you mean 0.2?"),
+        (4, levels),
+        (4, "unknown attack 'pgdd'; did you mean 'pgd'?"),
+        (5, "malicious must be at most 1, not 200"),
+        (6, "participation must be at most 1, not 50; did you mean 0.5?"),
+        (6, "byzantine_tolerance must be less than 0.5, not 20; did you mean 0.2?"),
+        (6, "momentum must be less than 1, not 9"),
+        (7, "each of seeds must be a whole number such as 3, not x"),
+        (7, "the seed 1 is repeated"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase", "value", "hint"),
+    [
+        ("eps", "at most 1", 8, "8/255"),
+        ("eps", "at most 1", 0.5, ""),
+        ("eps", "at most 1", 300, ""),
+        ("eps", "at most 10", 20, ""),
+        ("eps", "at least 0", 8, ""),
+        ("eps", "at most 1", "8", ""),
+        ("malicious", "at most 1", 20, "0.2"),
+        ("malicious", "at most 1", 20.0, "0.2"),
+        ("malicious", "at most 1", 1.5, ""),
+        ("malicious", "at most 1", True, ""),
+        ("val_fraction", "less than 1", 10, "0.1"),
+        ("byzantine_tolerance", "less than 0.5", 60, ""),
+        ("momentum", "less than 1", 9, ""),
+    ],
+)
+def test_a_number_in_another_unit_is_recognised(name, phrase, value, hint):
+    assert other_unit(name, [phrase], value) == (f"; did you mean {hint}?" if hint else "")
+
+
+def test_the_radius_of_an_attack_within_a_defence_is_hinted_at_too(tmp_path, capsys):
+    from harness.cli import main
+
+    file = tmp_path / "x.yaml"
+    file.write_text(BASE + "defences: [adversarial-training: {attack: {pgd: {eps: 8}}}]\n")
+    assert main(["validate", "--no-data", str(file)]) == 2
+    assert "did you mean 8/255?" in capsys.readouterr().err
 
 
 # what a scenario becomes --------------------------------------------------------------------------
