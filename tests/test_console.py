@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.api import Aggregator, EvasionAttack, Field, Metric, Score
 from harness.console.describe import describe, example, parameter, summary, type_name
 from harness.console.estimate import Estimate
-from harness.console.output import duration, plain, short_labels, shorten, without_parameters
+from harness.console.output import duration, leave, plain, short_labels, shorten, without_parameters
 from harness.console.pages import reflowed, usage
 from harness.console.pooling import QUANTITIES, Row, Value, best, family, pool
 from harness.console.progress import LiveObserver, LogObserver, Observer, make_observer
@@ -659,3 +659,24 @@ def test_an_error_that_nobody_meant_is_shown_with_its_place(tmp_path, monkeypatc
     assert reason({"error": described}).endswith("is not in list (raises.py:2)")
     assert place_of(describe_error(PluginError("krum needs n > 2f + 2"))) is None
     assert place_of({"type": "WorkerLost", "message": "exited with 3", "traceback": ""}) is None
+
+
+def test_a_lost_worker_is_said_to_be_worth_another_try(capsys):
+    from types import SimpleNamespace
+
+    def ended(*kinds, interrupted=False):
+        records = [{"status": "failed", "error": {"type": kind, "message": "it ended"}} for kind in kinds]
+        return SimpleNamespace(
+            records=[*records, {"status": "scored"}, {"status": "scored", "error": None}], scored=2, not_applicable=0,
+            failed=len(kinds), skipped=[], problems=[], interrupted=interrupted,
+        )  # fmt: skip
+
+    assert leave(ended("WorkerLost", "ValueError", "WorkerLost")) == 1
+    assert (
+        "2 cells failed as a worker process was lost; run the same command again" in capsys.readouterr().err
+    )
+    assert leave(ended("WorkerLost", interrupted=True)) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert leave(ended("ValueError")) == 1
+    assert leave(ended()) == 0
+    assert not capsys.readouterr().err

@@ -53,6 +53,13 @@ def leave(result: Any, bad: bool = False, part: bool = False) -> int:
     if result.interrupted:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    lost = sum((record.get("error") or {}).get("type") == "WorkerLost" for record in result.records)
+    if lost:
+        print(
+            f"{count_of(lost, 'cell')} failed as a worker process was lost; run the same command again to try again "
+            "(with fewer --jobs if memory was short)",
+            file=sys.stderr,
+        )
     nothing = not part and result.not_applicable and not result.scored and not result.failed
     if nothing:
         print("nothing was scored: no cell is applicable; the reasons are in the results", file=sys.stderr)
