@@ -1,11 +1,14 @@
 """`harness explain` and `harness audit`, as people call them."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from harness.cli import main
 from harness.comparable import comparable_record
+from harness.console.audits import render_audits
 from harness.console.chain import find_record
 from harness.errors import HarnessError
 from harness.store import Store
@@ -136,7 +139,6 @@ def test_audit_refuses_what_is_no_audit(ran, capsys):
 
 
 def test_a_refuted_guarantee_is_said_aloud(capsys, ran):
-    from harness.console.audits import render_audits
     from harness.console.output import make_console
     from harness.console.pooling import pool
     from harness.console.tables import render_leaderboard
@@ -156,3 +158,49 @@ def test_a_refuted_guarantee_is_said_aloud(capsys, ran):
     assert "3.50!" in shown
     assert "!: an audit refutes the guarantee" in shown
     assert pool([record])[0].values["audited"].violated
+
+
+def audited(unit="record", **cell):
+    """A record of an audit whose guarantee is neither refuted nor broken."""
+    guarantee = {"epsilon": 8.0, "holds": True, "unit": unit}
+    found = {
+        "guarantee": guarantee,
+        "epsilon": 1.5,
+        "facts": {"correct": 9, "guesses": 10},
+        "confidence": 0.95,
+    }
+    axes = {"defence": "none", "aggregator": "mean", "compressor": "none", "seed": 0}
+    return {"status": "scored", "flags": [], "cell": axes | cell, "attack": {"audit": found}}
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120])
+def test_the_verdict_of_an_audit_is_whole_on_every_console(width):
+    records = [
+        audited(defence=f"dp-sgd(epsilon={epsilon},max_grad_norm=1.0)", aggregator=rule, compressor=how)
+        for epsilon in (1, 8)
+        for rule in ("krum", "nnm + trimmed-mean")
+        for how in ("qsgd(bits=8)", "top-k(ratio=0.1)")
+    ]
+    records[0]["attack"]["audit"]["guarantee"] = None
+    records[1]["flags"] = ["audit-violation"]
+    records[2]["attack"]["audit"]["guarantee"]["holds"] = False
+    console = Console(file=io.StringIO(), width=width)
+    assert render_audits(records, console) == 1
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    # What folds is read downwards: the last column without the others, and without the spaces.
+    head = next(line for line in lines if "ver" in line)
+    start = head.index("ver")
+    last = "".join(line[start:] for line in lines if len(line) > start).replace(" ", "")
+    for verdict in ("claimsnothing", "refuted:suspectabuginthedefence", "brokenbeforetheaudit", "consistent"):
+        assert verdict in last
+    if width >= 80:
+        text = " ".join(" ".join(lines).split())
+        assert all(word in text for word in ("claims nothing", "consistent", "krum", "trimmed-mean", "8.00"))
+
+
+def test_the_sign_of_clients_is_explained_where_an_audit_shows_it():
+    for unit, told in (("record", False), ("client", True)):
+        console = Console(file=io.StringIO(), width=80)
+        render_audits([audited(unit)], console)
+        assert ("§" in console.file.getvalue()) is told

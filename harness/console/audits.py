@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.console.output import short_labels
+from harness.console.output import packed, short_labels
 from harness.contracts.compressor import UpdateCompressor
 from harness.contracts.privacy import VIOLATION, PrivacyAttack
 from harness.errors import HarnessError
@@ -18,7 +18,10 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.scenario import Scenario
 
-WIDEST = 34
+WIDEST = 34  # of one axis' label
+NARROWEST = 12  # of the configuration column
+VERDICT = 18  # of the verdict, which is the point: its column has this much, and wraps between words
+GAP = 2  # between columns
 
 
 def audit_name(scenario: str) -> str:
@@ -61,29 +64,40 @@ def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
         for axis in ("defence", "aggregator", "compressor", "seed")
         if axis == "defence" or len({str(r["cell"].get(axis)) for r in scored}) > 1
     ]
-    short = short_labels([str(r["cell"].get(axis)) for r in scored for axis in varying], WIDEST)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for axis in varying:
-        longest = max(len(short[str(r["cell"].get(axis))]) for r in scored)
-        table.add_column(axis, overflow="fold", min_width=min(longest, 24))
-    for name in ("guaran-\nteed ε", "audited\nε ≥", "right\nguesses"):
+    numbers = ("guaran-\nteed ε", "audited\nε ≥", "right\nguesses")
+    taken = sum(GAP + max(map(len, name.split("\n"))) for name in numbers) + GAP + VERDICT
+    room = max(NARROWEST, console.width - taken)
+    labels = [[str(r["cell"].get(axis)) for axis in varying] for r in scored]
+    short = short_labels([label for row in labels for label in row], min(WIDEST, room - len("/ ")))
+    header, *names = (
+        packed([row[0], *(f" / {part}" for part in row[1:])], room)
+        for row in (varying, *([short[label] for label in row] for row in labels))
+    )
+    table = Table(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), show_edge=False, pad_edge=False)
+    # What folds here does so on consoles of less than 60 columns alone: nothing is cropped on those either.
+    table.add_column("\n".join(header), overflow="fold")
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
-    for record in scored:
+    for record, lines in zip(scored, names, strict=True):
         found = record["attack"]["audit"]
         verdict, style = _verdict(record, found)
         facts = found["facts"]
         guesses = f"{facts['correct']}/{facts['guesses']}" if "guesses" in facts else "–"
         verdict += "*" * bool(_unaudited(found))
-        labels = [Text(short[str(record["cell"].get(axis))]) for axis in varying]
+        said = packed([f" {word}" for word in verdict.split()], VERDICT)
         table.add_row(
-            *labels, _claim(found["guarantee"]), f"{found['epsilon']:.2f}", guesses, Text(verdict, style)
+            Text("\n".join(lines)),
+            _claim(found["guarantee"]),
+            f"{found['epsilon']:.2f}",
+            guesses,
+            Text("\n".join(said), style),
         )
     console.print(table)
-    confidence = scored[0]["attack"]["audit"]["confidence"]
-    console.print(
-        Text(f"each bound holds with confidence {confidence:g}; § for a client, else for a record", "dim")
-    )
+    legend = f"each bound holds with confidence {scored[0]['attack']['audit']['confidence']:g}"
+    if any("§" in _claim(record["attack"]["audit"]["guarantee"]) for record in scored):
+        legend += "; § for a client, else for a record"
+    console.print(Text(legend, "dim"))
     for note in dict.fromkeys(note for record in scored for note in _unaudited(record["attack"]["audit"])):
         console.print(Text(f"* {note}", "dim"), overflow="fold")
     for label, name in short.items():
