@@ -130,6 +130,12 @@ def test_exit_status(engine, here, result, status):
     assert harness("run", "a.yaml") == status
 
 
+def test_ctrl_c_is_said_by_commands_that_do_not_sum_up(engine, here, capsys):
+    engine.result = KeyboardInterrupt()
+    assert harness("run", "a.yaml") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_no_applicable_cell_is_said(engine, here, capsys):
     engine.result = Result(scored=0, not_applicable=3)
     assert harness("run", "a.yaml") == 1

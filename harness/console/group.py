@@ -31,6 +31,14 @@ class HarnessGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         return [*self.commands, *plugin_commands(frozenset(self.commands))]
 
+    def invoke(self, ctx: Any) -> Any:
+        """Ctrl-C is said: Typer itself ends with 130 and no word, and a command that says more does not raise it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             hint = did_you_mean(args[0], self.list_commands(ctx), all_below=24)

@@ -19,12 +19,13 @@ import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
 from harness.executors import Event, reporter
+from harness.executors.interrupts import interrupts_wait
 from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 from harness.local_plugins import LocalFile, expect
 from harness.registry import registry
@@ -41,7 +42,22 @@ def warm_up(modules: Sequence[str]) -> None:
     os.environ[PRELOAD] = ",".join(modules)
     multiprocessing.set_forkserver_preload(["harness.executors.preload"])
     with _same_imports():
+        _ensure_server()
+
+
+def _ensure_server() -> None:
+    """Starts the server where none runs, out of reach of Ctrl-C until it ignores that itself: see `preload`.
+
+    Python's tracker of shared resources comes first: it starts so too, and would lift the block for the server.
+    """
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # a new process has the mask of its parent
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class LocalExecutor:
@@ -97,19 +113,26 @@ class LocalExecutor:
                 worker.process.kill()
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-        self._workers.clear()
+        with interrupts_wait():  # whoever removes the store next must find that no worker is left
+            for worker in self._workers:
+                worker.process.kill()
+            for worker in self._workers:
+                worker.process.join()
+                worker.pipe.close()
+            self._workers.clear()
 
     def _start(self, device: str) -> _Worker:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self._store), device, self._files)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
+        # Interrupted half-way, a worker would begin that nobody knows of, and that nobody ends.
+        with interrupts_wait():
+            return self._started(process, ours, theirs, device)
+
+    def _started(self, process: Any, ours: Any, theirs: Any, device: str) -> _Worker:
         try:
             with _without_main(), _same_imports():
+                _ensure_server()
                 process.start()
         except (EOFError, OSError) as error:  # the server that starts them has ended, or the system refuses
             reason = str(error) or "the process that starts them has ended"
@@ -252,10 +275,16 @@ def _leave_to_runner(number: int) -> None:
 
 
 def _log_output(store: Path) -> None:
-    """What libraries print goes to a file of the store, not into the progress display."""
+    """What libraries print goes to a file of the store, not into the progress display.
+
+    Where the store is gone, so is the run, and nobody reads what a worker that is about to end has to say.
+    """
     logs = store / "logs"
-    logs.mkdir(exist_ok=True)
-    file = os.open(logs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        logs.mkdir(exist_ok=True)
+        file = os.open(logs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except FileNotFoundError:
+        file = os.open(os.devnull, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
