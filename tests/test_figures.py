@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from harness import cli
 from harness.console.drawing import series_style
-from harness.console.figures import SHARED, draw_heatmap, draw_pareto, draw_ranks
+from harness.console.figures import SHARED, Front, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
 from harness.evaluation.masking import FLAG
 from harness.grid import cells
+from harness.leaderboard.comparisons import Omnibus
 from harness.scenario import load
 from harness.store import Store
 
@@ -37,7 +40,7 @@ def trade_off():
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
 def test_the_front_holds_what_nothing_else_beats(tmp_path, ending):
     out = tmp_path / f"pareto.{ending}"
-    assert draw_pareto(trade_off(), out, "t", "accuracy", "robust") == 2
+    assert draw_pareto(trade_off(), out, "t", "accuracy", "robust").count == 2
     assert out.stat().st_size > 1000
     if ending == "svg":
         text = out.read_text()
@@ -49,9 +52,9 @@ def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):
     records = trade_off()
     masked = record(10, 0.9, defence="d"), record(11, 0.9, 0.9, defence="d", threat="e", attack="pgd")
     out = tmp_path / "x.svg"
-    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust") == 1
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").count == 1
     masked[1]["flags"] = [FLAG]
-    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust") == 2
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").count == 2
     assert ">d<" not in out.read_text()
 
 
@@ -64,13 +67,30 @@ def test_guarantees_for_records_and_for_clients_have_fronts_of_their_own(tmp_pat
             | {"guarantee": {"epsilon": epsilon, "unit": unit, "holds": True}}
             for number, (accuracy, epsilon, unit) in enumerate(rows)
         ]
-        return draw_pareto(records, out, "t", "epsilon", "accuracy")
+        return draw_pareto(records, out, "t", "epsilon", "accuracy").count
 
     assert fronts((0.80, 5.0, "client"), (0.81, 4.0, "record")) == 2
     assert all(f">epsilon for a {unit}<" in out.read_text() for unit in ("client", "record"))
     assert fronts((0.80, 5.0, "client"), (0.81, 4.0, "record"), (0.79, 6.0, "client")) == 2
     assert fronts((0.80, 5.0, "record"), (0.81, 4.0, "record")) == 1
     assert "epsilon for" not in out.read_text()
+
+
+def test_what_a_front_leaves_out_is_counted_with_its_reason(tmp_path):
+    claim = {"epsilon": 1.0, "holds": True, "unit": "record"}
+    claims = {"a": claim, "b": claim | {"epsilon": 2.0}, "c": None, "d": None, "e": claim | {"holds": False},
+              "f": claim | {"epsilon": None}}  # fmt: skip
+    records = [
+        record(i, 0.5 + i / 10, defence=name) | {"guarantee": g} for i, (name, g) in enumerate(claims.items())
+    ]
+    front = draw_pareto(records, tmp_path / "x.svg", "t", "epsilon", "accuracy")
+    assert front.said == (
+        "2 on the front; not drawn: 2 without a guarantee, 1 with a broken guarantee, 1 with an infinite epsilon"
+    )
+    assert draw_pareto(records[:2], tmp_path / "x.svg", "t", "epsilon", "accuracy").said == "2 on the front"
+    alone = record(9, 0.9, defence="g")
+    front = draw_pareto([*trade_off(), alone], tmp_path / "x.svg", "t", "accuracy", "robust")
+    assert front.said.endswith("not drawn: 1 without robust")
 
 
 def test_what_has_no_front_says_so(tmp_path):
@@ -170,9 +190,10 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
                 score = value + 0.001 * block + off
                 found.append(record(len(found), score, aggregator=rule, compressor=f"c{block}", seed=seed))
     out = tmp_path / "ranks.svg"
-    blocks, p = draw_ranks(found, out, "t", "aggregator", "accuracy")
-    assert blocks == 12  # seeds are no blocks
-    assert p < 0.001
+    test = draw_ranks(found, out, "t", "aggregator", "accuracy")
+    assert test.blocks == 12  # seeds are no blocks
+    assert test.p < 0.001
+    assert test.test == "friedman"
     text = out.read_text()
     assert "bars join what Nemenyi's test" in text
     assert "best  1.00" in text
@@ -188,6 +209,25 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     alike = [one for one in found if one["cell"]["compressor"] in ("c0", "c1")]
     draw_ranks(alike, out, "t", "aggregator", "accuracy")
     assert "the order may be chance" in out.read_text()
+
+
+def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "s.yaml"
+    path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\naggregators: [mean, krum]\n")
+    ids = {str(cell.axes["aggregator"]): cell.id for cell in cells(load(path))}
+    found = [
+        record(0, value + block / 100, aggregator=rule, compressor=f"c{block}") | {"id": ids[rule]}
+        for block in range(8)
+        for rule, value in (("mean", 0.3), ("krum", 0.6))
+    ]
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: found)
+    out = tmp_path / "ranks.svg"
+    arguments = ["--figure", "ranks", "--by", "aggregator", "--y", "accuracy", "--out", str(out)]
+    assert cli.main(["plot", str(path), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "8 blocks, Wilcoxon p = 0.0078" in said  # 2 / 2^8: every difference has one sign
+    assert "Friedman" not in said
+    assert "Wilcoxon p = 0.0078" in out.read_text()
 
 
 def test_ranks_leave_out_what_hides_gradients_and_guarantees(tmp_path):
@@ -240,9 +280,12 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
     drawn = []
     (cell,) = cells(load("s.yaml"))
     monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: [{"id": cell.id}])
-    monkeypatch.setattr("harness.console.figures.draw_pareto", lambda _, out, *__: drawn.append(out) or 1)
     monkeypatch.setattr(
-        "harness.console.figures.draw_ranks", lambda _, out, *__: drawn.append(out) or (1, 0.5)
+        "harness.console.figures.draw_pareto", lambda _, out, *__: drawn.append(out) or Front(1, Counter())
+    )
+    monkeypatch.setattr(
+        "harness.console.figures.draw_ranks",
+        lambda _, out, *__: drawn.append(out) or Omnibus(1.0, 0.5, "friedman", 1, 0),
     )
     said = {"pareto": "1 on the front", "ranks": f"1 block, Friedman p = 0.5; {SHARED}"}
     for kind, told in said.items():

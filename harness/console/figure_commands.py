@@ -86,12 +86,12 @@ def plot(
         command = shlex.join(["harness", "run", scenario, "--store", str(store)])
         raise HarnessError(f"the store {store} holds no cell of {loaded.name}; run it first: {command}")
     if kind == "pareto":
-        told = f"{draw_pareto(found, out, loaded.name, x, y)} on the front"
+        told = draw_pareto(found, out, loaded.name, x, y).said
     elif kind == "heatmap":
         told = count_of(draw_heatmap(found, out, loaded.name), "panel")
     elif kind == "ranks":
-        blocks, p = draw_ranks(found, out, loaded.name, by, y)
-        told = f"{count_of(blocks, 'block')}, Friedman p = {p:.2g}; {SHARED}"
+        test = draw_ranks(found, out, loaded.name, by, y)
+        told = f"{count_of(test.blocks, 'block')}, {test.test.capitalize()} p = {test.p:.2g}; {SHARED}"
     else:
         from harness.console.curves import curves, draw_curves
 

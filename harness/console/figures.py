@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.console.drawing import COLOURS, figure, series_style
 from harness.console.output import shorten, told_apart
@@ -15,6 +15,9 @@ from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, p
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 from harness.evaluation.masking import FLAG as MASKED
+
+if TYPE_CHECKING:
+    from harness.leaderboard.comparisons import Omnibus
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
@@ -47,16 +50,34 @@ def check_kind(kind: str, **options: str | None) -> None:
 # Pareto ---------------------------------------------------------------------------------------------
 
 
-def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
-    """One point a configuration, those that no other one beats in both joined; returns how many are on the front.
+class Front(NamedTuple):
+    """Configurations on a front, and why others are not drawn: reason -> how many."""
 
-    Values that are not fair, such as those of suspected gradient masking, are left out. An epsilon for records is not
-    compared with one for clients: each have a front of their own. Raises HarnessError.
+    count: int
+    left_out: Counter[str]
+
+    @property
+    def said(self) -> str:
+        """`3 on the front; not drawn: 2 without a guarantee`."""
+        told = [f"{count} {why}" for why, count in self.left_out.most_common()]
+        return f"{self.count} on the front" + (f"; not drawn: {', '.join(told)}" if told else "")
+
+
+def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Front:
+    """One point a configuration, those that no other one beats in both joined.
+
+    Values that are not fair, such as those of suspected gradient masking, are left out and counted. An epsilon for
+    records is not compared with one for clients: each have a front of their own. Raises HarnessError.
     """
     from harness.leaderboard.comparisons import pareto_front
 
     across, up = quantity(x), quantity(y)
-    rows = [row for row in pool([dict(r) for r in records]) if {x, y} <= row.values.keys()]
+    every = pool([dict(r) for r in records])
+    reasons = (
+        next(filter(None, (_why_not(row.values.get(q.key), q) for q in (across, up))), "") for row in every
+    )
+    left_out = Counter(filter(None, reasons))
+    rows = [row for row in every if {x, y} <= row.values.keys()]
     if len(rows) < 2:
         raise HarnessError(f"fewer than two configurations have both {x} and {y}; run more of the scenario")
     points = [[_number(row.values[q.key]) for q in (across, up)] for row in rows]
@@ -102,7 +123,23 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> int:
         axes.grid(alpha=0.25, linewidth=0.5)
         drawn.legend(loc="outside lower center", ncols=2, frameon=False)
         drawn.suptitle(f"{title}: filled on the Pareto front", fontsize=9)
-    return int(front.sum())
+    return Front(int(front.sum()), left_out)
+
+
+def _why_not(value: Value | None, of: Quantity) -> str:
+    """Why a configuration with this value has no point; empty where it has one."""
+    if value is None:
+        return f"without {of.key}"
+    if value.text in ("none", "broken"):
+        return "without a guarantee" if value.text == "none" else "with a broken guarantee"
+    if not math.isfinite(value.mean):
+        return f"with an infinite {of.key}"
+    why = {
+        value.violated: "refuted by an audit",
+        value.masked: "suspected of gradient masking",
+        value.incomplete: "lacking attacks or seeds",
+    }
+    return why.get(True, "")
 
 
 def _number(value: Value) -> float:
@@ -177,12 +214,13 @@ def _mean(values: Iterable[float]) -> float:
 # critical differences -------------------------------------------------------------------------------
 
 
-def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tuple[int, float]:
+def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Omnibus:
     """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
 
     A block is everything else: the other axes, threat and attack, averaged over seeds. Blocks of one scenario share
     data and seeds, so p comes out too small: the figure describes the scenario. After Demsar, "Statistical comparisons
-    of classifiers over multiple data sets" (JMLR 2006). Returns the blocks used and the test's p. Raises HarnessError.
+    of classifiers over multiple data sets" (JMLR 2006). Returns the test and its
+    blocks. Raises HarnessError.
     """
     import numpy as np
 
@@ -235,7 +273,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> tu
         axes.set_title(
             f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}\n{SHARED}", fontsize=7
         )
-    return len(kept), float(one.test.p)
+    return one.test
 
 
 def _claim(ranking: Any) -> str:
