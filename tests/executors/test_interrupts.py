@@ -14,9 +14,14 @@ from harness.executors.local import LocalExecutor, _log_output
 
 def test_a_signal_comes_when_the_block_has_ended():
     done = []
-    with pytest.raises(KeyboardInterrupt), interrupts_wait():
-        signal.raise_signal(signal.SIGINT)
-        done.append("the rest")
+
+    def work() -> None:
+        with interrupts_wait():
+            signal.raise_signal(signal.SIGINT)
+            done.append("the rest")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["the rest"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with interrupts_wait():
