@@ -99,5 +99,5 @@ def _said(exclusion: Exclusion, total: int) -> str:
         text += f", {exclusion.unknown} of them without a value that can be compared"
     text += f"; without it {exclusion.would_fit} would fit"
     if exclusion.best is not None:
-        text += f"; the best here is {exclusion.best:.4g} ({column.title.lower()})"
+        text += f"; the best here is {column.with_unit(exclusion.best)} ({column.title.lower()})"
     return text

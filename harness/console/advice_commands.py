@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 from harness.console.options import AsJson
+from harness.leaderboard.columns import BY_KEY
 
 Number = Optional[float]  # noqa: UP045
+AREAS = ("mia",)
 SHARES = ("accuracy", "robust", "byzantine", "backdoor")
 
 
@@ -42,7 +44,12 @@ def recommend(
     ] = None,
     objective: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(metavar="COLUMN", help="What matters, the most important first; repeat for more."),
+        typer.Option(
+            metavar="COLUMN",
+            help="What matters, the most important first; repeat for more. Columns: "
+            + ", ".join(BY_KEY)
+            + ".",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to show of each board.")] = 10,
     as_json: AsJson = False,
@@ -58,7 +65,6 @@ def recommend(
     from harness.console.advice import as_values, render_advice
     from harness.console.output import make_console, print_json
     from harness.errors import HarnessError
-    from harness.leaderboard.columns import BY_KEY
     from harness.leaderboard.recommend import Limit, submissions_of
     from harness.leaderboard.recommend import recommend as choose
 
@@ -81,6 +87,11 @@ def recommend(
             raise HarnessError(f"{option} must be a number, not nan")
         if key in SHARES and bound > 1:
             raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
+        if key in AREAS and bound > 1:
+            raise HarnessError(
+                f"{option} is an area under a ROC curve, from 0 to 1 with 0.5 for chance, not {bound:g}"
+                + f": write {bound / 100:g} for {bound:g} %" * (bound <= 100)
+            )
         limits.append(Limit(option, BY_KEY[key], bound, protects if key == "epsilon" else None))
     if protects is not None and max_epsilon is None:
         raise HarnessError(f"--protects {protects} says whose epsilon counts: give --max-epsilon too")

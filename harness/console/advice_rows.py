@@ -22,6 +22,7 @@ MARK = 2  # a star, or none, before a name
 INDENT = 4  # of what is said beneath a name
 WORDS = 18  # width of the columns that hold words
 AHEAD = "first row ahead by"
+MEAN_ALONE = "met by the mean; the interval over seeds reaches beyond"
 
 Stack = list[str]  # the plugins of one axis
 
@@ -80,7 +81,9 @@ def _labels(advice: Advice, shown: Sequence[Suggestion]) -> tuple[tuple[str, ...
 def _legend(advice: Advice, shown: Sequence[Suggestion], verdict: str) -> list[str]:
     lines = [f"limits in every row: {verdict}"] if verdict else []
     if any(_lead(s, advice) for s in shown):
-        lines.append(f"ahead: in {advice.objectives[0].title.lower()}, over the seeds that both have")
+        column = advice.objectives[0]
+        points = ", in percentage points" * (column.unit == "%")
+        lines.append(f"ahead: in {column.title.lower()}{points}, over the seeds that both have")
     return lines
 
 
@@ -201,7 +204,7 @@ def _interval(column: Column, low: float | None, high: float | None) -> str:
 def _verdict(suggestion: Suggestion, advice: Advice) -> str:
     if not advice.limits:
         return ""
-    return {True: "met", False: "met by the mean alone", None: "too few seeds to be sure"}[suggestion.sure]
+    return {True: "met", False: MEAN_ALONE, None: "too few seeds to be sure"}[suggestion.sure]
 
 
 def _lead(suggestion: Suggestion, advice: Advice) -> list[str]:
@@ -211,7 +214,7 @@ def _lead(suggestion: Suggestion, advice: Advice) -> list[str]:
         return []
     column = advice.objectives[0]
     mean, low, high = lead[:3] if column.better == "higher" else (0 - lead.mean, 0 - lead.high, 0 - lead.low)
-    size = " ".join(filter(None, (column.show(mean), _interval(column, low, high))))
+    size = " ".join(filter(None, (column.with_unit(mean), _interval(column, low, high))))
     if suggestion.level is None:
         return [f"{size},", " not testable"]
     if suggestion.level:

@@ -151,7 +151,8 @@ class Board:
                 "there are other contents of a scenario of this name and version; the two are never compared"
             )
         notes += sorted({text for s in self.reference if (text := _part_tested(s)) is not None})
-        if not any(s.official for s in self.submissions):
+        submitted = [s for s in self.submissions if not s.looked_at]
+        if submitted and not any(s.official for s in submitted):
             notes.append("no submission is official")
         return notes
 

@@ -94,6 +94,10 @@ class Column:
         """In the column's unit, with its digits."""
         return written(value * self.scale, self.digits)
 
+    def with_unit(self, value: float) -> str:
+        """The same for a sentence: `91.0 %`."""
+        return f"{self.show(value)} {self.unit}".rstrip()
+
 
 COLUMNS = (
     Column("accuracy", "Clean accuracy", "%", "accuracy", "clean", "higher", EVERY,

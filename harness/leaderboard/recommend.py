@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.console.arguments import ENDINGS, stored_records
 from harness.console.audits import audit_name
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
@@ -95,8 +96,12 @@ class Advice:
 def submissions_of(path: Path) -> list[Submission]:
     """What a submission's file holds, or every scenario of a store. Raises HarnessError."""
     if not path.is_dir():
+        if path.suffix in ENDINGS:
+            raise HarnessError(
+                f"{path} is a scenario, which says what to run and not what came of it; give the store that it was run "
+                "into, e.g. harness recommend runs"
+            )
         return [read(path)]
-    from harness.console.arguments import stored_records
     from harness.store import is_store
 
     if not is_store(path):
@@ -139,7 +144,8 @@ def recommend(
     """
     for key in objectives:
         if key not in BY_KEY:
-            raise HarnessError(f"--objective {key}: {did_you_mean(key, BY_KEY)}")
+            hint = did_you_mean(key, BY_KEY, all_below=len(BY_KEY))
+            raise HarnessError(f"--objective {key}: no such column; {hint}")
     found = boards(submissions)
     known = {column.key for board in found for column in board.columns}
     for key in [*objectives, *(limit.column.key for limit in limits)]:

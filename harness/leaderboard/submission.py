@@ -30,6 +30,7 @@ from harness.files import replacing
 from harness.leaderboard.ranges import Range, range_of
 
 SCHEMA = 1
+LOOKED_AT = "it is a store, looked at without its scenario's file"  # and nobody submitted it
 MAX_BYTES = 32 * 1024 * 1024
 MAX_CELLS = 20_000
 MAX_DEPTH = 20  # of a cell's configuration
@@ -306,6 +307,11 @@ class Submission(_Part):
         if self.official == bool(self.unofficial_because):
             raise ValueError("official submissions have no reason to be unofficial, the others do")
         return self
+
+    @property
+    def looked_at(self) -> bool:
+        """Whether it is what a store holds, made to be looked at: nobody submitted it."""
+        return LOOKED_AT in self.unofficial_because
 
     def range_of(self, name: str) -> Range:
         """The least and the most that a score can be, by its unit in this file."""

@@ -12,7 +12,7 @@ from harness.errors import HarnessError, PluginError
 from harness.grid import Cell, cells
 from harness.leaderboard.official import Record, disagreements, missing_cells, unpublished
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, shorten, unportable, without_folders
-from harness.leaderboard.submission import SCHEMA, Environment, Submission, parse
+from harness.leaderboard.submission import LOOKED_AT, SCHEMA, Environment, Submission, parse
 from harness.registry import registry
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _looked_at(records: Sequence[Record], name: str) -> Submission:
         "name": name,
         "created": first["provenance"]["recorded"],
         "official": False,
-        "unofficial_because": ["it is a store, looked at without its scenario's file"],
+        "unofficial_because": [LOOKED_AT],
         "scenario": {
             **{key: first["scenario"][key] for key in ("name", "version", "hash")},
             "dataset": line(str(first["config"].get("dataset", ""))),

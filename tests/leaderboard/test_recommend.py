@@ -286,14 +286,30 @@ def test_the_command(tmp_path, capsys):
     assert main(["recommend", str(file), "--min-accuracy", "0.8"]) == 0
     out = capsys.readouterr().out
     assert "2 of 4 configurations fit" in out
-    assert "limits: met by the mean alone; first row ahead by" in " ".join(out.split())
+    said = "limits: met by the mean; the interval over seeds reaches beyond; first row ahead by 9.0 % ["
+    assert said in " ".join(out.split())
+    assert "ahead: in clean accuracy, in percentage points, over the seeds that both have" in out
     assert main(["recommend", str(file), "--min-accuracy", "0.99"]) == 1
     out, err = capsys.readouterr()
     assert "none of 4 configurations fits --min-accuracy 0.99" in out
-    assert "--min-accuracy 0.99 excludes 4 of 4; without it 4 would fit; the best here is 0.91" in " ".join(
-        out.split()
+    assert (
+        "--min-accuracy 0.99 excludes 4 of 4; without it 4 would fit; the best here is 91.0 % (clean accuracy)"
+        in " ".join(out.split())
     )
     assert "nothing fits" in err
+    assert main(["recommend", str(file), "--max-bytes", "10", "--objective", "size"]) == 1
+    assert "the best here is 1.0 kB (size)" in " ".join(capsys.readouterr().out.split())
+    assert main(["recommend", str(file), "--objective", "size"]) == 0
+    assert "3.0 kB, not testable" in capsys.readouterr().out
+    assert main(["recommend", str(file), "--max-mia", "55"]) == 2
+    assert "from 0 to 1 with 0.5 for chance, not 55: write 0.55 for 55 %" in capsys.readouterr().err
+    assert main(["recommend", str(file), "--objective", "nonsense"]) == 2
+    err = capsys.readouterr().err
+    assert "--objective nonsense: no such column; valid: accuracy, agreement, audited" in err
+    assert all(key in err for key in BY_KEY)
+    assert main(["recommend", "--help"]) == 0
+    help = capsys.readouterr().out
+    assert all(key in help for key in BY_KEY)
     assert main(["recommend", str(file), "--min-accuracy", "80"]) == 2
     assert "write 0.8 for 80 %" in capsys.readouterr().err
     for option in ("--max-epsilon", "--min-accuracy"):
@@ -305,6 +321,7 @@ def test_a_store_is_looked_at_without_its_scenario(ran):
     (submission,) = submissions_of(ran.store)
     (advice,) = recommend([submission], [limit("epsilon", 2.5)], ("accuracy",))
     assert advice.suggestions
+    assert not any("official" in note for note in advice.notes)  # nobody submitted it
     for suggestion in advice.suggestions:
         assert suggestion.row.axes[0].startswith("dp-sgd")
         assert suggestion.row.values["epsilon"].mean <= 2.5
@@ -313,6 +330,8 @@ def test_a_store_is_looked_at_without_its_scenario(ran):
 def test_what_is_neither_a_store_nor_a_submission(tmp_path):
     with pytest.raises(HarnessError, match="neither a submission nor a store"):
         submissions_of(tmp_path)
+    with pytest.raises(HarnessError, match=r"hosp\.yaml is a scenario.*give the store that it was run into"):
+        submissions_of(tmp_path / "hosp.yaml")
 
 
 EIGHT = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size", "uplink")
@@ -447,4 +466,4 @@ def test_the_lead_in_what_should_be_low_is_how_much_lower():
     advice, names = advise(objectives=("size", "accuracy"))
     assert names[0] == "fast"
     line = next(line for line in drawn(advice, 120).splitlines() if "good" in line)
-    assert " 3.0, not testable" in line  # kilobytes: 4.0 less 1.0
+    assert " 3.0 kB, not testable" in line  # kilobytes: 4.0 less 1.0
