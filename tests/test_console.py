@@ -323,6 +323,33 @@ def test_marks_are_explained_where_they_are_used():
     assert "failed ×1: ValueError: boom" in text
 
 
+def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patient_with_most_images():
+    def told(*guarantees):
+        text = drawn(
+            [record(defence=f"d{i}", guarantee=given) for i, given in enumerate(guarantees)], width=200
+        )
+        return [line for line in text.splitlines() if "delta" in line or "largest group" in line]
+
+    record_level = {"epsilon": 8.0, "delta": 1e-5, "unit": "record", "holds": True}
+    grouped = record_level | {"group_epsilon": 103410.2, "largest_group": 18}
+    assert told(None, record_level | {"holds": False}) == []
+    assert told(None, record_level) == ["epsilon: for one record; at delta 1e-05"]
+    line, patient = told(grouped, grouped | {"delta": 2e-4, "group_epsilon": 40.0})
+    assert line == "epsilon: for one record; at delta 1e-05 to 0.0002"
+    assert (
+        patient == "for the largest group, 18 records (such as the patient with most images): epsilon 103410"
+    )
+    assert told(grouped, grouped | {"group_epsilon": math.inf})[1].endswith("images): no finite epsilon")
+    (line,) = told(record_level, record_level | {"unit": "client"})
+    assert line == "epsilon §: for a client with all its data; without it, for one record; at delta 1e-05"
+    # Where the column does not fit, neither is it explained.
+    narrow = drawn(
+        [record(defence="d" * 30, guarantee=record_level, scores={"robust_accuracy": 0.5})], width=30
+    )
+    assert "not shown for lack of width" in narrow
+    assert "delta" not in narrow
+
+
 def test_scores_of_a_part_of_the_test_set_say_so():
     whole = record("e", "pgd", scores={"robust_accuracy": 0.3}, test_samples=1000) | {
         "attack": {"samples": 1000}

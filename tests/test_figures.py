@@ -40,7 +40,7 @@ def trade_off():
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
 def test_the_front_holds_what_nothing_else_beats(tmp_path, ending):
     out = tmp_path / f"pareto.{ending}"
-    assert draw_pareto(trade_off(), out, "t", "accuracy", "robust").count == 2
+    assert draw_pareto(trade_off(), out, "t", "accuracy", "robust").points == 2
     assert out.stat().st_size > 1000
     if ending == "svg":
         text = out.read_text()
@@ -52,9 +52,9 @@ def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):
     records = trade_off()
     masked = record(10, 0.9, defence="d"), record(11, 0.9, 0.9, defence="d", threat="e", attack="pgd")
     out = tmp_path / "x.svg"
-    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").count == 1
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").points == 1
     masked[1]["flags"] = [FLAG]
-    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").count == 2
+    assert draw_pareto([*records, *masked], out, "t", "accuracy", "robust").points == 2
     assert ">d<" not in out.read_text()
 
 
@@ -67,7 +67,7 @@ def test_guarantees_for_records_and_for_clients_have_fronts_of_their_own(tmp_pat
             | {"guarantee": {"epsilon": epsilon, "unit": unit, "holds": True}}
             for number, (accuracy, epsilon, unit) in enumerate(rows)
         ]
-        return draw_pareto(records, out, "t", "epsilon", "accuracy").count
+        return draw_pareto(records, out, "t", "epsilon", "accuracy").points
 
     assert fronts((0.80, 5.0, "client"), (0.81, 4.0, "record")) == 2
     assert all(f">epsilon for a {unit}<" in out.read_text() for unit in ("client", "record"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.console import Console
 from harness.cli import main
 from harness.comparable import comparable_record
 from harness.console.audits import render_audits
-from harness.console.chain import find_record
+from harness.console.chain import find_record, render_chain
 from harness.errors import HarnessError
 from harness.store import Store
 
@@ -44,16 +45,39 @@ def test_explain_prints_the_chain(ran, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "breaks" in shown
     assert "guaranteed: nothing, broken by: static-int8 reads the validation split" in shown
+    assert "if the validation records are the server's own" in shown
+    assert "declare `unprotected: [val]`" in shown
+    assert f"without what breaks it: epsilon {broken['guarantee']['epsilon']:.4g}" in shown
     assert main(["explain", kept["id"], "--store", str(store)]) == 0
     shown = capsys.readouterr().out
     assert "creates" in shown
     assert "breaks" not in shown
+    assert "unprotected" not in shown
     assert f"guaranteed: epsilon {kept['guarantee']['epsilon']:.4g}" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert main(["explain", kept["id"], "--store", str(store), "--json"]) == 0
     page = json.loads(capsys.readouterr().out)
     assert page["lineage"][0]["stage"] == "data"
     assert page["guarantee"]["holds"]
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_explain_tells_what_a_whole_patient_is_left_with_broken_or_not(ran, holds):
+    _, store = ran
+    with Store(store) as opened:
+        record = next(
+            r for r in opened.records("small") if r["guarantee"] and r["guarantee"]["holds"] is holds
+        )
+    for epsilon, said in ((103410.2, "epsilon 103410"), (math.inf, "no finite epsilon")):
+        record["guarantee"] |= {"group_epsilon": epsilon, "largest_group": 18}
+        console = Console(file=io.StringIO(), width=200)
+        render_chain(record, console)
+        line = f"for the largest group, 18 records (such as the patient with most images): {said}"
+        assert line in console.file.getvalue()
+    record["guarantee"]["broken_by"] = ["top-k lets one client's update change what others send"]
+    console = Console(file=io.StringIO(), width=200)
+    render_chain(record, console)
+    assert "unprotected: [val]" not in console.file.getvalue()  # it would not help
 
 
 def test_explain_says_which_cells_there_are(ran, capsys, tmp_path):

@@ -10,7 +10,7 @@ from rich.text import Text
 from harness.console.advice_rows import columns_of, render_rows
 from harness.console.output import count_of
 from harness.leaderboard.board import Row, Value
-from harness.leaderboard.columns import SIGNS, Column
+from harness.leaderboard.columns import MARKS, SIGNS, Column
 from harness.leaderboard.recommend import Advice, Exclusion, Suggestion
 
 
@@ -30,6 +30,7 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
             + (f"; {len(shown)} shown" if len(shown) < len(advice.suggestions) else ""),
         )
         signs = {sign for s in shown for column in columns_of(advice) for sign in _signs(s.row, column)}
+        signs.discard(MARKS["clients"])  # said with delta beneath the rows
         for sign in (sign for sign in SIGNS if sign in signs):
             console.print(f"{sign} {SIGNS[sign]}")
     for exclusion in advice.exclusions:
@@ -78,6 +79,7 @@ def _suggestion(suggestion: Suggestion, advice: Advice) -> dict[str, Any]:
     return {
         "submission": row.submission.name,
         **dict(zip(("defence", "aggregator", "compressor"), row.axes, strict=True)),
+        "guarantee": None if row.claim is None else row.claim.model_dump(),
         "pareto": suggestion.front,
         "limits_met_by_intervals": suggestion.sure,
         "lead_of_first": None if suggestion.behind is None else suggestion.behind._asdict(),

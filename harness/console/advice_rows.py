@@ -10,6 +10,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from harness.console import guarantees
 from harness.console.output import packed, short_labels
 from harness.console.pooling import AXES
 from harness.console.tables import NARROWEST, render_key, varying_axes
@@ -84,6 +85,9 @@ def _legend(advice: Advice, shown: Sequence[Suggestion], verdict: str) -> list[s
         column = advice.objectives[0]
         points = ", in percentage points" * (column.unit == "%")
         lines.append(f"ahead: in {column.title.lower()}{points}, over the seeds that both have")
+    if any(column.key == "epsilon" for column in columns_of(advice)):
+        claims = (s.row.claim for s in shown)
+        lines += guarantees.said(claim.model_dump() for claim in claims if claim is not None)
     return lines
 
 

@@ -10,10 +10,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.console.guarantees import largest_group
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
+from harness.privacy.lineage import PROTECTED_VAL
 
 STYLES = {"creates": "green", "breaks": "bold red", "no guarantee": "dim"}
+
+
+OWN_VAL = (
+    "if the validation records are the server's own and none of the clients', declare `unprotected: [val]` in the "
+    "scenario: reading them then breaks nothing"
+)
 
 
 def find_record(records: Sequence[dict[str, Any]], cell: str) -> dict[str, Any]:
@@ -54,19 +62,27 @@ def _verdict(record: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("guaranteed: nothing", "bold"))
     elif not guarantee["holds"]:
         lines.append((f"guaranteed: nothing, broken by: {'; '.join(guarantee['broken_by'])}", "bold red"))
+        if any(PROTECTED_VAL in why for why in guarantee["broken_by"]):
+            lines.append((OWN_VAL, ""))
+        lines.append((f"without what breaks it: {_bound(guarantee)}", ""))
+        lines += _group(guarantee)
     else:
-        unit, grouped = guarantee["unit"], guarantee.get("group_epsilon")
-        lines.append(
-            (f"guaranteed: epsilon {guarantee['epsilon']:.4g} at delta {guarantee['delta']:.3g} for a {unit}, "
-             f"{guarantee['accountant']} accountant", "bold green")
-        )  # fmt: skip
-        if grouped is not None:
-            lines.append(
-                (f"for the largest group, {guarantee['largest_group']} records: epsilon {grouped:.4g}", "")
-            )
+        lines.append((f"guaranteed: {_bound(guarantee)}", "bold green"))
+        lines += _group(guarantee)
     audit = (record["attack"] or {}).get("audit")
     if audit is not None:
         line = f"audited: epsilon of at least {audit['epsilon']:.3g}, at confidence {audit['confidence']:g}"
         violated = VIOLATION in record["flags"]
         lines.append((line + ": the guarantee is refuted" * violated, "bold red" if violated else ""))
     return lines
+
+
+def _bound(guarantee: dict[str, Any]) -> str:
+    return (
+        f"epsilon {guarantee['epsilon']:.4g} at delta {guarantee['delta']:.3g} for a {guarantee['unit']}, "
+        f"{guarantee['accountant']} accountant"
+    )
+
+
+def _group(guarantee: dict[str, Any]) -> list[tuple[str, str]]:
+    return [] if guarantee.get("largest_group") is None else [(largest_group([guarantee]), "")]

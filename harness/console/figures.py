@@ -53,14 +53,14 @@ def check_kind(kind: str, **options: str | None) -> None:
 class Front(NamedTuple):
     """Configurations on a front, and why others are not drawn: reason -> how many."""
 
-    count: int
+    points: int
     left_out: Counter[str]
 
     @property
     def said(self) -> str:
         """`3 on the front; not drawn: 2 without a guarantee`."""
         told = [f"{count} {why}" for why, count in self.left_out.most_common()]
-        return f"{self.count} on the front" + (f"; not drawn: {', '.join(told)}" if told else "")
+        return f"{self.points} on the front" + (f"; not drawn: {', '.join(told)}" if told else "")
 
 
 def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Front:

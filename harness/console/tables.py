@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.console import guarantees
 from harness.console.output import count_of, duration, packed, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
@@ -77,6 +78,9 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
     for line in _legend(rows, quantities, dropped, len(seeds), any(winners[q.key] for q in quantities)):
         console.print(Text(line, style="dim"))
+    if any(q.key == "epsilon" for q in quantities):
+        for line in guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored"):
+            console.print(Text(line, style="dim"))
     if (part := _part_tested(records)) is not None:
         console.print(Text(part, style="dim"))
     render_key(AXES, rows[0].axes, varying, names, console)
@@ -158,8 +162,6 @@ def _legend(
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):
         lines.append("‡: gradient masking suspected, so probably too high; not compared")
-    if any(value.clients for value in shown):
-        lines.append("§: for a client with all its data; without it, for one record")
     if any(value.subset for value in shown):
         lines.append("¶: on fewer test records than the clean accuracy: the threat's subset")
     if any(value.violated for value in shown):

@@ -30,5 +30,6 @@ def interrupts_wait() -> Iterator[None]:
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
-        for number, frame in seen.items():
-            held[signal.Signals(number)](number, frame)
+        for number, handler in held.items():
+            if number in seen:
+                handler(number, seen[number])

@@ -17,6 +17,7 @@ from harness.leaderboard.board import Estimate, Row, Value, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
 from harness.leaderboard.columns import BY_KEY, BY_SCORE, COLUMNS, Column
 from harness.leaderboard.ranges import Range
+from harness.leaderboard.side_by_side import GUARANTEED
 from harness.leaderboard.submission import Cell, Submission
 
 DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
@@ -200,7 +201,10 @@ def _scores(cell: Cell, submission: Submission, tables: Tables) -> dict[int, Num
         if not values:
             continue
         column = BY_SCORE.get(name)
-        if len(seeds) == 1 and name in seeds[0].intervals:
+        if name in GUARANTEED:  # a guarantee is what its worst seed gets: it has no mean, and no interval
+            kind = CONSTANT if len(values) > 1 and math.isfinite(max(values)) else BARE
+            found[tables.text.add(name)] = (kind, number(max(values), column))
+        elif len(seeds) == 1 and name in seeds[0].intervals:
             numbers = (number(value, column) for value in (values[0], *seeds[0].intervals[name]))
             found[tables.text.add(name)] = (BOOTSTRAP, *numbers)
         else:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Defence, Guarantee
     from harness.stage_specs import TrainSpec
 
+PROTECTED_VAL = "the validation split, which is protected"
 CREATES, KEEPS, ACCOUNTED, BREAKS, NOTHING = "creates", "keeps", "accounted", "breaks", "no guarantee"
 
 
@@ -172,7 +173,7 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
     for rule in parts.aggregators:
         access = _known(rule.name, rule.data_access)
         if access != "none" and parts.val_protected:
-            why = f"{rule.name} takes root data from the validation split, which is protected"
+            why = f"{rule.name} takes root data from {PROTECTED_VAL}"
             yield Step("aggregation", rule.label(), "private", BREAKS, why)
         elif central and not rule.sum_only:
             why = f"{rule.name} is no uniform mean of clipped updates, which is what the server's noise is made for"
@@ -193,7 +194,7 @@ def _compression(parts: Parts) -> Iterator[Step]:
         access = _known(compressor.name, compressor.data_access)
         label = compressor.label()
         if access != "none" and parts.val_protected:
-            why = f"{compressor.name} reads the validation split, which is protected, without accounting"
+            why = f"{compressor.name} reads {PROTECTED_VAL}, without accounting"
             yield Step("compression", label, "private", BREAKS, why)
         elif compressor.fine_tuning_rounds:
             why = "fine-tunes in the same federation with the same mechanism; its steps are part of epsilon"

@@ -34,6 +34,7 @@ from harness.leaderboard.escaping import link, markdown, script, script_json, te
 from harness.leaderboard.markdown import ROWS, shown
 from harness.leaderboard.page import SCRIPTS
 from harness.leaderboard.page_data import data
+from harness.leaderboard.page_rows import CONSTANT, INTERVAL
 from harness.leaderboard.page_rows import number as page_number
 from harness.leaderboard.submission import Plugin, Submission, parse
 
@@ -566,6 +567,20 @@ def test_the_page_repeats_no_score_of_the_clean_cell_and_loses_none():
             assert scores.keys() == expected.keys()
             for name, numbers in expected.items():
                 assert scores[name] == pytest.approx(sum(numbers) / len(numbers), rel=6e-4), name
+
+
+def test_a_guarantee_in_the_page_is_that_of_its_worst_seed_without_an_interval():
+    axes = ("dp-sgd", "mean", "none", "none", "none")
+    scores = {"epsilon": [7.9956, 7.9996, 8.0035], "delta": [1e-5, 1e-5, 2e-5], "accuracy": [0.7, 0.8, 0.9]}
+    made = parse(
+        synthetic.plain("base", [synthetic.cell(axes, "clean", scores, guarantee=claim(8.0035))]), "test"
+    )
+    packed = data(boards([made]))
+    flat, text = packed["rows"][0]["c"][0]["s"], packed["tables"]["text"]
+    numbers = {name: flat[flat.index(text.index(name)) + 1 :] for name in scores}
+    assert numbers["epsilon"][:2] == [CONSTANT, 8.0035]
+    assert numbers["delta"][:2] == [CONSTANT, 2e-5]
+    assert numbers["accuracy"][0] == INTERVAL
 
 
 # text from strangers ------------------------------------------------------------------------------

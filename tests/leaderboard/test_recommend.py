@@ -113,6 +113,28 @@ def test_whose_epsilon_on_the_command_line(tmp_path, capsys):
     assert "give --max-epsilon too" in capsys.readouterr().err
 
 
+def test_whose_epsilon_it_is_and_at_which_delta_is_said_beneath_the_rows(tmp_path, capsys):
+    made = guarantees()
+    for one in made["cells"]:
+        if one["defence"] == "record":
+            one["guarantee"] |= {"delta": 1e-4, "group_epsilon": 103410.0, "largest_group": 18}
+    put(tmp_path, made)
+    (file,) = (tmp_path / "records").iterdir()
+    assert main(["recommend", str(file), "--max-epsilon", "6"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        out.count("§: for a client with all its data; without it, for one record; at delta 1e-05 to 0.0001")
+        == 1
+    )
+    assert "§ for a client" not in out  # once is enough
+    assert "for the largest group, 18 records (such as the patient with most images): epsilon 103410" in out
+    assert main(["recommend", str(file), "--max-epsilon", "6", "--protects", "client", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["suggestions"][0]["guarantee"]["delta"] == 1e-5
+    assert main(["recommend", str(file), "--objective", "accuracy"]) == 0
+    assert "delta" not in capsys.readouterr().out
+
+
 def test_an_attack_below_chance_is_no_merit():
     made = board()
     aucs = {"good": 0.5, "fast": 0.42, "weak": 0.3, "private": 0.7}

@@ -51,7 +51,7 @@ function openCard(id) {
   children.push(h("h3", {}, "Guarantee"), claim ? facts([
     ["epsilon", claim.epsilon === null ? "∞" : general(claim.epsilon)], ["delta", general(claim.delta)], ["holds", claim.holds ? "yes" : "no"],
     ["for", `one ${claim.unit}, ${claim.neighbours}`], ["against", claim.against], ["by", claim.by], ["accountant", claim.accountant],
-    ["group", claim.group_epsilon === null ? "" : `${general(claim.group_epsilon)} for ${claim.largest_group} records`],
+    ["largest group", claim.largest_group === null ? "" : `${claim.group_epsilon === null ? "no finite epsilon" : `epsilon ${general(claim.group_epsilon)}`} for all ${claim.largest_group} records of one group together, such as the patient with most images`],
     ["noise", claim.simulated ? "from seeds: the method is measured, no release is protected" : "not from seeds"],
     ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, "None: the updates carry no accounted noise."));
   const chain = row.source.c.find((cell) => cell.l !== undefined && (!claim || DATA.tables.guarantee[cell.g] === claim));

@@ -1,0 +1,48 @@
+"""What the epsilons of a table promise and to whom, in sentences for its legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CLIENTS = "§: for a client with all its data; without it, for one record"
+
+
+def said(guarantees: Iterable[Mapping[str, Any] | None]) -> list[str]:
+    """For whom, at which delta, and what is left for whoever has most records. Empty where nothing is guaranteed.
+
+    guarantees: of records or submissions; those that are broken promise nothing and are left out.
+    """
+    holding = [given for given in guarantees if given is not None and given.get("holds", True)]
+    if not holding:
+        return []
+    clients = any(given.get("unit") == "client" for given in holding)
+    line = f"epsilon {CLIENTS}" if clients else "epsilon: for one record"
+    deltas = sorted({float(given["delta"]) for given in holding if given.get("delta") is not None})
+    if deltas:
+        ends = [f"{delta:.3g}" for delta in (deltas[0], deltas[-1])]
+        line += f"; at delta {' to '.join(dict.fromkeys(ends))}"
+    grouped = [given for given in holding if given.get("largest_group") is not None]
+    return [line, largest_group(grouped)] if grouped else [line]
+
+
+def largest_group(guarantees: Iterable[Mapping[str, Any]]) -> str:
+    """What all records of one group are promised together, such as a patient's images: the worst of these."""
+    worst = max(guarantees, key=_of_group)
+    epsilon = _of_group(worst)
+    count = worst["largest_group"]
+    many = "1 record" if count == 1 else f"{count} records"
+    bound = "no finite epsilon" if math.isinf(epsilon) else f"epsilon {_plainly(epsilon)}"
+    return f"for the largest group, {many} (such as the patient with most images): {bound}"
+
+
+def _of_group(guarantee: Mapping[str, Any]) -> float:
+    """Submissions keep no infinite numbers: a group without one has no bound."""
+    epsilon = guarantee.get("group_epsilon")
+    return math.inf if epsilon is None else float(epsilon)
+
+
+def _plainly(epsilon: float) -> str:
+    """`103410`, not 1.034e+05: that it is no protection must be seen at once."""
+    return f"{epsilon:.0f}" if epsilon >= 1000 else f"{epsilon:.4g}"
