@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -261,7 +262,20 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for n in cell.memo.of(_round_sizes, cell.scenario):
         f = tolerated(n, cell.scenario.tolerance)
         for rule in cell.aggregators:
-            n, f = rule.check(n, f)
+            try:
+                n, f = rule.check(n, f)
+            except PluginError as error:
+                if getattr(rule, "f", None) is None and re.search(r"\bf\b", str(error)):
+                    raise PluginError(f"{error}; {_tolerance_of(cell.scenario)}") from error
+                raise
+
+
+def _tolerance_of(scenario: Scenario) -> str:
+    """Where f comes from: it holds in cells without an attack too, so that cells can be compared."""
+    told = f"f is the share federation.byzantine_tolerance of the clients, here {scenario.tolerance:g}"
+    if scenario.federation.byzantine_tolerance is not None:
+        return told
+    return f"{told}: by default the largest `malicious` of the threats"
 
 
 def _round_sizes(scenario: Scenario) -> list[int]:

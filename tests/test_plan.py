@@ -162,6 +162,22 @@ def test_a_rule_whose_conditions_fail_is_not_applicable_before_any_training(tmp_
     assert "krum" in krum["reason"]
 
 
+def test_a_rule_with_too_few_clients_says_where_its_f_comes_from(tmp_path):
+    """One threat of half the clients decides f of every cell, also of those without an attack."""
+    threats = "threats: [{name: none}, {name: b, malicious: 0.5, attacks: [sign-flip]}]"
+    text = f"aggregators: [[nnm, mean], [nnm: {{f: 3}}, mean]]\n{threats}"
+    cells = described(text, tmp_path)["scenarios"][0]["cells"]
+    told, own = (
+        {cell["reason"] for cell in cells if cell["axes"]["aggregator"] == rule}
+        for rule in ("nnm + mean", "nnm(f=3) + mean")
+    )
+    assert told == {
+        "nnm needs n > 2f updates: n = 4, f = 2; f is the share federation.byzantine_tolerance of the clients, "
+        "here 0.5: by default the largest `malicious` of the threats"
+    }
+    assert own == {"nnm needs n > 2f updates: n = 4, f = 3"}  # the scenario says so itself
+
+
 def test_a_rule_that_follows_clients_is_not_put_behind_one_that_merges_them(tmp_path):
     merged = "[bucketing, foolsgold], [bucketing, nnm, fldetector], [bucketing, monna: {trusted: 0}]"
     fine = "[bucketing, monna], [nnm, foolsgold], fldetector"

@@ -486,3 +486,8 @@ threats: [{name: none}]
     run = harness.run(load_text(text, tmp_path / "c.yaml"), device="cpu", jobs=0, store=tmp_path / "s")
     assert [record["status"] for record in run.records] == ["scored", "not-applicable"]
     assert "krum needs n > 2f + 2" in run.records[1]["reason"]
+    # Where f comes from is said, as nothing in the list of rules does.
+    assert (
+        "f is the share federation.byzantine_tolerance of the clients, here 0.2" in run.records[1]["reason"]
+    )
+    assert "by default" not in run.records[1]["reason"]
