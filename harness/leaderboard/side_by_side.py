@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import HarnessError, did_you_mean
-from harness.leaderboard.columns import BY_SCORE
+from harness.leaderboard.columns import BY_SCORE, Column
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.statistics import PairedDifference, paired_difference, too_few
 from harness.leaderboard.submission import Cell, Submission
@@ -36,6 +36,27 @@ class Pair:
     second: float
     difference: PairedDifference
     whose: str = ""
+
+    @property
+    def column(self) -> Column | None:
+        """The board's column of this score, which says how it is written; None: it has none."""
+        return BY_SCORE.get(self.score)
+
+    def written(self, value: float) -> str:
+        """As on the board: `none` where a side guarantees nothing."""
+        if self.score == "epsilon" and math.isnan(value):
+            return "none"
+        return number(value) if self.column is None or math.isnan(value) else self.column.show(value)
+
+    def scaled(self, difference: float) -> str:
+        """In the unit of the values, with four digits: it may be smaller than they are written."""
+        return number(difference * (1 if self.column is None else self.column.scale))
+
+    @property
+    def heading(self) -> str:
+        unit = self.unit if self.column is None else self.column.unit
+        arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[self.direction]
+        return self.score + f" [{unit}]" * bool(unit) + arrow + f" ({self.whose})" * bool(self.whose)
 
     @property
     def better(self) -> Literal["first", "second"] | None:
@@ -121,15 +142,20 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
         for header in ("A", "B", "A - B", "95 % interval"):
             table.add_column(header, justify="right", no_wrap=True)
         for pair in (pair for pair in pairs if pair.row == row):
-            arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[pair.direction]
             style = {"first": "green", "second": "red", None: ""}[pair.better]
             table.add_row(
-                Text(pair.score + arrow + f" ({pair.whose})" * bool(pair.whose)),
-                *map(Text, (number(pair.first), number(pair.second), number(pair.difference.mean))),
-                Text(_interval(pair.difference), style=style),
+                Text(pair.heading),
+                *map(
+                    Text,
+                    (pair.written(pair.first), pair.written(pair.second), pair.scaled(pair.difference.mean)),
+                ),
+                Text(_interval(pair), style=style),
             )
         console.print(table)
-    fewest = min((pair.difference.pairs for pair in pairs), default=0)
+    # What only one side guarantees has nothing to be compared with, which says nothing of the seeds.
+    fewest = min(
+        (pair.difference.pairs for pair in pairs if not math.isnan(pair.first + pair.second)), default=0
+    )
     console.print(Text(f"A - B: over shared seeds, at least {fewest}; green: A is better, red: B is better"))
     if len(pairs) > 1:
         console.print(
@@ -147,10 +173,9 @@ def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4g}"
 
 
-def _interval(difference: PairedDifference) -> str:
-    if math.isnan(difference.low):
-        return "-"
-    return f"[{number(difference.low)}, {number(difference.high)}]"
+def _interval(pair: Pair) -> str:
+    low, high = pair.difference.low, pair.difference.high
+    return "-" if math.isnan(low) else f"[{pair.scaled(low)}, {pair.scaled(high)}]"
 
 
 def _asked(submissions: Sequence[Submission], scores: Iterable[str]) -> list[str]:
@@ -178,7 +203,11 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
         for score in scores:
             a, b = (by_seed(cell, score) for cell in (first, second))
             same = (first.axes[:3], second.axes[:3], score, *map(str, (a, b)))
-            if not a or not b or same in said:
+            unprotected = score == "epsilon" and any(
+                not own and cell.status == "scored" and cell.guarantee is None
+                for own, cell in ((a, first), (b, second))
+            )
+            if not ((a and b) or ((a or b) and unprotected)) or same in said:
                 continue
             said.add(same)
             unit = about.units.get(score)
@@ -189,8 +218,8 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
                     score,
                     unit.unit if unit else "",
                     unit.direction if unit and not whose else "none",
-                    fmean(a.values()),
-                    fmean(b.values()),
+                    fmean(a.values()) if a else math.nan,
+                    fmean(b.values()) if b else math.nan,
                     paired_difference(_counted(a, score), _counted(b, score)),  # type: ignore[arg-type]
                     whose,
                 )

@@ -339,13 +339,14 @@ def test_compare_prints_a_table(call, tmp_path):
     status, out, _ = call("compare", a, b)
     assert status == 0
     lines = [line.split() for line in out.splitlines()]
-    assert ["accuracy", "↑", "0.8", "0.6", "0.2", f"[{LOW:.4g},", f"{HIGH:.4g}]"] in lines
-    assert ["accuracy", "↑", "0.375", "0.75", "-0.5", "-"] in lines
+    bounds = [f"[{100 * LOW:.4g},", f"{100 * HIGH:.4g}]"]
+    assert ["accuracy", "[%]", "↑", "80.0", "60.0", "20", *bounds] in lines
+    assert ["accuracy", "[%]", "↑", "37.5", "75.0", "-50", "-"] in lines
     assert "train_seconds" not in out
     assert "at least 1" in out
     assert "one seed: " in out
     status, out, _ = call("compare", a, b, "--score", "train_seconds")
-    assert ["train_seconds", "↓", "2", "2", "0", "[-2.484,", "2.484]"] in [
+    assert ["train_seconds", "[s]", "↓", "2.0", "2.0", "0", "[-2.484,", "2.484]"] in [
         line.split() for line in out.splitlines()
     ]
     assert "accuracy" not in out
@@ -374,6 +375,29 @@ def test_two_rows_of_one_file(call, tmp_path):
         status, _, err = call("compare", path, row)
         assert status == 2
         assert f"error: {row!r} is a row: two rows are needed" in err
+
+
+def test_a_row_that_guarantees_nothing_stands_beside_one_that_does(call, tmp_path):
+    def row(name, attack, scores, **fields):
+        axes = (name, "mean", "none", "t" if attack != "none" else "none", attack)
+        own = {"accuracy": [0.8] * 3, "serialized_bytes": [206_700.0 if name == "none" else 54_360.0] * 3}
+        return synthetic.cell(axes, "clean" if attack == "none" else "evasion", own | scores, **fields)
+
+    spent = {"epsilon": [8.0] * 3, "delta": [1e-5] * 3}
+    cells = [row("none", attack, {}) for attack in ("none", "pgd")]
+    cells += [row("dp-sgd", attack, spent, guarantee=synthetic.claim(8.0)) for attack in ("none", "pgd")]
+    path = save(tmp_path, parse(synthetic.plain("x", cells), "x"))
+    status, out, _ = call("compare", path, "none", "dp-sgd")
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines.count(["epsilon", "↓", "none", "8.00", "-", "-"]) == 1
+    assert ["serialized_bytes", "[kB]", "↓", "206.7", "54.4", "152.3", "-"] in [
+        [*line[:6], "-"] for line in lines
+    ]
+    assert "at least 3" in out  # what has no other side does not count
+    assert "delta" not in out
+    status, out, _ = call("compare", path, "dp-sgd", "none")
+    assert ["epsilon", "↓", "8.00", "none", "-", "-"] in [line.split() for line in out.splitlines()]
 
 
 def test_different_boards_are_not_compared(call, tmp_path):
