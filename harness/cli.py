@@ -135,7 +135,7 @@ def run(
         print_json(run_values(result))
     else:
         console = make_console()
-        render_leaderboard(result.records, console)
+        render_leaderboard(result.records, console, planned=result.planned)
         computed, cached = sum(result.executed.values()), sum(result.cached.values())
         console.print(
             f"{count_of(computed, 'stage')} computed, {cached} taken from {result.store}", soft_wrap=True

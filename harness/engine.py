@@ -47,6 +47,7 @@ class RunResult:
     stopped: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (scenario file, reason)
     problems: list[str] = field(default_factory=list)  # observers that raised
+    planned: int = 0  # cells of the plan: more than there are records of, where the run ended before
 
     def __post_init__(self) -> None:
         self._folder = (
@@ -159,6 +160,7 @@ def run(
             cached=tally.cached,
             interrupted=tally.interrupted,
             stopped=tally.stopped,
+            planned=len(planned.cells),
             skipped=skipped,
             problems=observers.problems,
         )

@@ -63,6 +63,7 @@ class Result:
     scored: int = 1
     failed: int = 0
     not_applicable: int = 0
+    planned: int = 1
 
 
 @pytest.fixture
@@ -197,6 +198,16 @@ def test_interrupted_runs_say_how_to_go_on(engine, here, capsys):
     engine.result = Result(interrupted=True)
     harness("run", "a.yaml")
     assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_counts_against_what_was_planned(engine, here, capsys):
+    engine.result = Result(records=[], interrupted=True, planned=64)
+    assert harness("run", "a.yaml") == 130
+    assert "0 of 64 cells scored\n" in capsys.readouterr().out
+    failed = {**RECORD, "status": "failed", "error": {"type": "ValueError", "message": "boom"}}
+    engine.result = Result(records=[RECORD, failed], interrupted=True, planned=64)
+    assert harness("run", "a.yaml") == 130
+    assert "1 of 64 cells scored, 1 failed\n" in capsys.readouterr().out
 
 
 def test_dry_run_is_plan(engine, here, capsys):

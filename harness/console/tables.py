@@ -27,14 +27,17 @@ REASONS = 3  # of each outcome
 PLANNED_REASONS = 20
 
 
-def render_leaderboard(records: Sequence[dict[str, Any]], console: Console) -> None:
-    """One table a scenario, one row a configuration, pooled over seeds; then what failed and why."""
+def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, planned: int = 0) -> None:
+    """One table a scenario, one row a configuration, pooled over seeds; then what failed and why.
+
+    planned: how many cells there would be records of, had the run not ended before.
+    """
     scenarios: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         scenarios.setdefault(str(record["scenario"]["name"]), []).append(record)
     for name, own in scenarios.items():
         _scenario(name, own, console)
-    _outcomes(records, console)
+    _outcomes(records, console, planned)
 
 
 def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) -> None:
@@ -174,12 +177,16 @@ def _legend(
     return lines
 
 
-def _outcomes(records: Sequence[dict[str, Any]], console: Console) -> None:
+def _outcomes(records: Sequence[dict[str, Any]], console: Console, planned: int) -> None:
     counts = Counter(record["status"] for record in records)
     parts = [
         f"{counts[s]} {s.replace('-', ' ')}" for s in ("scored", "failed", "not-applicable") if counts[s]
     ]
-    console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
+    if planned > len(records):
+        others = [part for part in parts if not part.endswith(" scored")]
+        console.print(Text(", ".join([f"{counts['scored']} of {count_of(planned, 'cell')} scored", *others])))
+    else:
+        console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
     if (lost := _lost_updates(records)) is not None:
         console.print(Text(lost, style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
