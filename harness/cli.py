@@ -14,6 +14,7 @@ from harness.console.advice_commands import recommend
 from harness.console.export_commands import export as export_group
 from harness.console.figure_commands import picture, plot
 from harness.console.group import HarnessGroup
+from harness.console.machine import expect_value
 from harness.console.options import (
     Address,
     Artifacts,
@@ -191,7 +192,8 @@ def validate(
     """Check scenarios without running them; every mistake is named with file, line and column.
 
     Combinations that make no sense are no mistake: they are told, and `harness run` leaves them out. With --no-data
-    they are not looked for.
+    they are not looked for. With --json mistakes are a value too: `error` as text, and `problems`, each with `file`,
+    `line`, `column` and `message`. Exit status: 0 all in order, 2 some are not.
 
     Example: harness validate scenarios/*.yaml --no-data
     """
@@ -356,16 +358,16 @@ def main(arguments: list[str] | None = None) -> int:
     """The entry point: returns the exit status. Bad input is said in plain text, without a traceback."""
     # What imports make stays: looking for garbage among it as often as Python does took a quarter of the start.
     gc.set_threshold(50_000, 20, 50)
+    expect_value(False)
     try:
         with ended_like_ctrl_c():
             app(arguments, prog_name="harness")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except ScenarioError as error:
-        print(error, file=sys.stderr)  # each line begins with file:line:column, which editors can follow
-        return 2
     except HarnessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from harness.console.output import print_error
+
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

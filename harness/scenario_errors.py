@@ -135,6 +135,25 @@ def render(problems: Iterable[Problem], name: str, lines: list[str]) -> str:
     return "\n".join(blocks)
 
 
+def mistakes(text: str) -> list[dict[str, Any]]:
+    """What `render` and others who name a file made of findings, as values again: file, line, column, message.
+
+    From the text, as errors of several files are joined in it. None for what a line does not say.
+    """
+    found = []
+    for line in text.splitlines():
+        if line.startswith("    "):  # the source, and carets below it
+            continue
+        if placed := re.match(r"(.+?):(\d+):(\d+): (.*)", line):
+            file, row, column, message = placed.groups()
+            found.append({"file": file, "line": int(row), "column": int(column), "message": message})
+        elif named := re.match(r"(\S.*?\.ya?ml): (.*)", line):
+            found.append({"file": named[1], "line": None, "column": None, "message": named[2]})
+        else:
+            found.append({"file": None, "line": None, "column": None, "message": line})
+    return found
+
+
 def _excerpt(source: str, start: int, length: int) -> str:
     """A source line and carets below it; of a long line the part around the first caret."""
     left = max(0, min(start - _EXCERPT // 3, len(source) - _EXCERPT))

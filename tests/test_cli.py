@@ -328,6 +328,42 @@ def test_scenario_mistakes_begin_with_their_place(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "a.yaml:1:2: unknown key\n"
 
 
+@pytest.mark.parametrize("command", ["validate", "plan", "run"])
+def test_mistakes_are_values_too_where_json_was_asked_for(here, capsys, command):
+    (here / "a.yaml").write_text("schema: 1\nname: a\ndatset: digits\nmodel: logistic\n")
+    (here / "b.yaml").write_text("schema: 1\nname: [\n")
+    assert harness(command, "a.yaml", "b.yaml", "--json") == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["error"] == err.rstrip("\n")
+    first = next(p for p in found["problems"] if "datset" in p["message"])
+    assert (first["file"], first["line"], first["column"]) == ("a.yaml", 3, 1)
+    assert {p["file"] for p in found["problems"]} == {"a.yaml", "b.yaml"}
+    assert all(
+        p["line"] for p in found["problems"]
+    )  # no line of source, and no caret, was taken for a mistake
+    assert harness(command, "a.yaml") == 2
+    assert capsys.readouterr().out == ""
+    assert harness(command, "gone.yaml", "--json") == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert (problem["file"], problem["line"]) == ("gone.yaml", None)
+    assert problem["message"].startswith("no such file")
+
+
+def test_a_value_that_was_printed_is_not_followed_by_another(engine, here, capsys, monkeypatch):
+    def fails(*_):
+        raise HarnessError("the disk is full")
+
+    monkeypatch.setattr("harness.export.export", fails)
+    assert harness("run", "a.yaml", "--json", "--export", "x.csv") == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["scored"] == 1
+    assert "error: the disk is full" in err
+    engine.result = HarnessError("no room")
+    assert harness("run", "a.yaml", "--json") == 2
+    assert json.loads(capsys.readouterr().out) == {"error": "no room", "problems": []}
+
+
 def test_schema_to_stdout_and_file(here, capsys):
     assert harness("schema") == 0
     printed = json.loads(capsys.readouterr().out)

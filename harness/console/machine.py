@@ -10,6 +10,18 @@ from typing import TextIO
 import typer
 
 _own: list[TextIO] = []  # standard output as it was, the latest last
+_wanted = False  # whether the command that runs, or ran last, was asked for JSON, and has not printed it
+
+
+def value_is_due() -> bool:
+    """Whether a command was asked for one JSON value and has ended without it."""
+    return _wanted
+
+
+def expect_value(due: bool) -> None:
+    """What `value_is_due` says from here on."""
+    global _wanted
+    _wanted = due
 
 
 def own_output() -> TextIO:
@@ -34,4 +46,5 @@ def for_machines(context: typer.Context, wanted: bool) -> bool:
         stack = contextlib.ExitStack()
         stack.enter_context(prints_on_stderr())
         context.call_on_close(stack.close)
+        expect_value(True)
     return wanted

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.console.machine import own_output
-from harness.errors import with_file
+from harness.console.machine import expect_value, own_output, value_is_due
+from harness.errors import HarnessError, ScenarioError, with_file
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -29,6 +29,18 @@ def print_json(value: Any) -> None:
     output = own_output()
     output.write(json.dumps(plain(value), indent=2, ensure_ascii=True, default=str) + "\n")
     output.flush()
+    expect_value(False)
+
+
+def print_error(error: HarnessError) -> None:
+    """On stderr in words; where a command owes its reader a JSON value, as that too, with the place of each mistake."""
+    scenario = isinstance(error, ScenarioError)
+    # Each line of a scenario's mistakes begins with file:line:column, which editors can follow.
+    print(error if scenario else f"error: {error}", file=sys.stderr)
+    if value_is_due():
+        from harness.scenario_errors import mistakes
+
+        print_json({"error": str(error), "problems": mistakes(str(error)) if scenario else []})
 
 
 def run_values(result: Any) -> Any:
