@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from harness.evaluation.masking import FLAG
+from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.masking import FLAG as MASKED
 
 # Times and sizes that differ from run to run, and where something ran, wherever they stand in a result or record.
 MEASURED = frozenset(
@@ -25,21 +26,26 @@ BOOKKEEPING = frozenset(
 )
 # Of a record's provenance and of a stage's result itself, not deeper: a configuration has an engine too.
 ENVIRONMENT = ("engine", "engines", "python", "platform", "device", "recorded")
+# What follows from predictions that older stores scored without saying it: its absence is no other result.
+LATER = ("constant",)
 
 
 def comparable_result(result: Mapping[str, Any], measured: Collection[str]) -> Any:
     """A stage's result without what was measured. measured: names of such scores."""
-    kept = _without({k: v for k, v in result.items() if k not in ENVIRONMENT}, MEASURED)
+    kept = _without({k: v for k, v in result.items() if k not in (*ENVIRONMENT, *LATER)}, MEASURED)
     if "scores" in kept:
         kept["scores"] = {name: value for name, value in kept["scores"].items() if name not in measured}
     return kept
 
 
 def comparable_record(record: Mapping[str, Any]) -> Any:
-    """A record without what was measured, the machine it was made on, and what depends on other cells' records."""
+    """A record without what was measured, the machine it was made on, and what depends on other cells' records.
+
+    Nor does it count whether a record is old enough to lack the flag of constant predictions.
+    """
     kept = comparable_result(record, measured_scores([record]))
     kept["provenance"] = {k: v for k, v in kept["provenance"].items() if k not in ENVIRONMENT}
-    kept["flags"] = [flag for flag in record["flags"] if flag != FLAG]
+    kept["flags"] = [flag for flag in record["flags"] if flag not in (MASKED, CONSTANT)]
     return kept
 
 

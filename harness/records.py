@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.dropped import FLAG as DROPPED
 from harness.evaluation.dropped import dropped
 from harness.identity import digest
@@ -64,6 +65,9 @@ def scored(
     }
     if dropped(record).matters:
         record["flags"].append(DROPPED)
+    # Of this cell's own released model, whatever attacks it. Stages in older stores do not say.
+    if clean.get("constant", False):
+        record["flags"].append(CONSTANT)
     return record
 
 

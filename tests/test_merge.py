@@ -256,6 +256,18 @@ threats:
     assert flags == [["gradient-masking-suspected"]] * 2
 
 
+def test_a_store_that_is_older_than_a_flag_contradicts_nothing(stores, tmp_path):
+    stores(a="all", b="all")
+    with Store(tmp_path / "a") as store:
+        rows = [row for row in store.stage_rows() if row.kind == "clean"]
+        older = [{name: value for name, value in row.result.items() if name != "constant"} for row in rows]
+        assert older != [row.result for row in rows]
+        store.adopt([row._replace(result=result) for row, result in zip(rows, older, strict=True)], [], {})
+    altered(tmp_path / "b", "median", lambda r: r["flags"].append("constant-predictions"))
+    report = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
+    assert (report.conflicts, report.overlapping) == ([], 8)
+
+
 def test_bad_input_is_said(stores, tmp_path):
     stores(a="mean")
     (tmp_path / "empty").mkdir()

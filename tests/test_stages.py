@@ -28,6 +28,7 @@ from harness.api import (
     hookimpl,
 )
 from harness.console.pooling import pool
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.evasion import evade
 from harness.evaluation.masking import FLAG
 from harness.evaluation.predict import predict
@@ -134,6 +135,25 @@ class Centred(Model):
         return Net()
 
 
+class Stuck(Model):
+    """Predicts class 3, far too sure to learn anything else."""
+
+    name = "test-stuck"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
+
+            def forward(self, x):
+                certain = torch.zeros(num_classes, device=x.device)
+                certain[3] = 1e4
+                return self.fc(x.flatten(1)) * 1e-3 + certain
+
+        return Net()
+
+
 class Population(PrivacyAttack):
     """Works in place on all that its view holds."""
 
@@ -236,6 +256,7 @@ class _Module:
         register(Corner)
         register(Zeroes)
         register(Centred)
+        register(Stuck)
         register(Population)
         register(Lost)
 
@@ -516,6 +537,46 @@ def test_backdoors_are_learned_and_scored_on_other_classes(tmp_path):
     assert record["scores"]["attack_success_rate"] > 0.5
     assert record["scores"]["accuracy"] > 0.6
     assert len(record["training"]["malicious"]) == 2
+
+
+EVERY_FAMILY = """
+threats:
+  - {name: none}
+  - {name: e, budget: {norm: linf, eps: 0.1}, attacks: [fgsm]}
+  - {name: b, malicious: 0.5, attacks: [badnets: {target: 3}]}
+  - {name: z, malicious: 0.25, attacks: [gaussian]}
+  - {name: p, attacks: [loss-threshold]}
+"""
+
+
+def test_a_model_that_predicts_one_class_is_flagged_in_all_its_cells(tmp_path):
+    scenario = load_text(
+        BASE.replace("{mlp: {hidden: [16]}}", "test-stuck") + EVERY_FAMILY, tmp_path / "x.yaml"
+    )
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert result.failed == 0, [r["error"] for r in result.records if r["error"]]
+    assert [r["flags"] for r in result.records] == [[CONSTANT]] * 5
+    _, evasion, backdoor, *_ = result.records
+    assert evasion["scores"]["robust_accuracy"] == evasion["scores"]["accuracy"]  # nothing was defended
+    assert backdoor["scores"]["attack_success_rate"] == 1  # and no trigger was learned
+    assert "constant-predictions" not in {f for r in run(EVERY_FAMILY, tmp_path).records for f in r["flags"]}
+
+
+def test_a_stage_that_does_not_say_is_not_flagged(tmp_path):
+    """Stores that are older than the fact are read, and their stages used."""
+    scenario = load_text(BASE.replace("{mlp: {hidden: [16]}}", "test-stuck"), tmp_path / "x.yaml")
+    harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    with Store(tmp_path / "runs") as store:
+        (row,) = [row for row in store.stage_rows() if row.kind == "clean"]
+        older = {name: value for name, value in row.result.items() if name != "constant"}
+        store.adopt([row._replace(result=older)], [], {})
+    again = load_text(
+        BASE.replace("{mlp: {hidden: [16]}}", "test-stuck").replace("name: small", "name: other"),
+        tmp_path / "x.yaml",
+    )
+    result = harness.run(again, device="cpu", jobs=0, store=tmp_path / "runs")
+    assert sum(result.executed.values()) == 0
+    assert [r["flags"] for r in result.records] == [[]]
 
 
 def test_fine_tuning_under_dp_is_accounted(tmp_path):

@@ -13,6 +13,7 @@ from harness.contracts.defence import Guarantee
 from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
+from harness.evaluation.constant import constant
 from harness.evaluation.evasion import evade, right
 from harness.evaluation.expectation import Expectation
 from harness.evaluation.masking import ITSELF, TRANSFER, TWIN
@@ -143,9 +144,10 @@ def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str,
         original = replace(spec.model, compressors=())
         module = load_released(scoring.training, original, store, scoring.base, None).module
         before = scoring.predict(test.images, module.to(scoring.device))
+    labels, logits = test.labels.cpu().numpy(), scoring.predict(test.images)
     context = scoring.context(
-        labels=test.labels.cpu().numpy(),
-        logits=scoring.predict(test.images),
+        labels=labels,
+        logits=logits,
         uncompressed_logits=before,
         certificate=scoring.certificate(),
         module=scoring.released.module,
@@ -158,6 +160,7 @@ def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str,
         "guarantee": None if scoring.guarantee is None else scoring.guarantee.model_dump(),
         "lineage": [asdict(step) for step in lineage(scoring.guarantee, scoring.parts)],
         "samples": len(test),
+        "constant": constant(logits, labels),
     }
 
 

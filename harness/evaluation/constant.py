@@ -1,0 +1,23 @@
+"""Models that predict one class for everything: no attack can change such an answer, and none needs to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Of the records of a released model that does so. Robust accuracy is then the clean one and a backdoor's success all or
+# nothing, whatever was defended: neither says anything of the method.
+FLAG = "constant-predictions"
+
+
+def constant(logits: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether test records of several classes are all predicted as one. logits (n, k), labels (n,).
+
+    A row with a NaN predicts no class, as in `evasion.right`: a model that has diverged is not constant.
+    """
+    predicted = logits.argmax(1)
+    several = (labels != labels[0]).any()
+    answered = (logits == logits).all()  # not so of a NaN alone
+    return bool(several and answered and (predicted == predicted[0]).all())
