@@ -217,6 +217,7 @@ def test_best_needs_a_difference():
     assert best(rows(Value(90.0), Value(99.0, incomplete=True)), accuracy) == {0}
     assert best(rows(Value(90.0), Value(99.0, masked=True)), accuracy) == {0}
     assert best(rows(Value(90.0), Value(99.0, violated=True)), accuracy) == {0}
+    assert best(rows(Value(90.0), Value(99.0, constant=True)), accuracy) == {0}
     assert best(rows(Value(90.0, masked=True), Value(99.0, masked=True)), accuracy) == set()
     epsilon = [
         Row(("a",), {"epsilon": Value(8.0)}),
@@ -348,6 +349,44 @@ def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patien
     )
     assert "not shown for lack of width" in narrow
     assert "delta" not in narrow
+
+
+def test_of_a_model_that_predicts_one_class_nothing_is_compared_that_attacks_left():
+    flags = ["constant-predictions"]
+    records = []
+    for defence, own in (("useless", flags), ("fair", [])):
+        useless = defence == "useless"
+        given = {"defence": defence, "flags": own}
+        accuracy = 0.375 if useless else 0.85
+        records += [
+            record(**given, scores={"accuracy": accuracy}),
+            record("e", "pgd", **given, scores={"accuracy": accuracy, "robust_accuracy": 0.375 if useless else 0.2}),
+            record("z", "alie", **given, scores={"accuracy": 0.375 if useless else 0.3}),
+            record("b", "badnets", **given, scores={"attack_success_rate": 0.0 if useless else 0.4}),
+            record("s", "yeom", **given, scores={"accuracy": accuracy, "mia_auc": 0.5 if useless else 0.6}),
+        ]  # fmt: skip
+    useless, fair = pool(records)
+    assert {key for key, value in useless.values.items() if value.constant} == {
+        "robust",
+        "byzantine",
+        "backdoor",
+    }
+    winners = {q.key: best([useless, fair], q) for q in BY_KEY.values()}
+    assert winners["robust"] == winners["byzantine"] == winners["backdoor"] == winners["accuracy"] == {1}
+    assert winners["mia"] == {0}  # nothing leaks from it: that is so
+    text = drawn(records, width=120)
+    assert "37.5‖" in text
+    assert "‖: the model predicts one class for every test image" in text
+    assert "constant predictions ×5: the model predicts one class for every test image" in text
+    without = drawn([one for one in records if one["cell"]["defence"] == "fair"])
+    assert "‖" not in without
+    assert "one class" not in without
+
+
+def test_without_attacks_a_model_that_predicts_one_class_is_named_too():
+    text = drawn([record(flags=["constant-predictions"]), record(defence="a")])
+    assert "‖" not in text
+    assert "constant predictions ×1" in text
 
 
 def test_scores_of_a_part_of_the_test_set_say_so():

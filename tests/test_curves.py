@@ -10,6 +10,7 @@ import harness
 from harness import cli
 from harness.console.curves import curves, draw_curves
 from harness.errors import HarnessError
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
 from harness.scenario import load
 
@@ -66,11 +67,12 @@ def test_the_command_draws_a_figure(stored, ending, capsys):
     assert sorted(p.name for p in folder.iterdir() if "partial" in p.name) == []
 
 
-def test_suspected_masking_is_hollow(stored, tmp_path):
+@pytest.mark.parametrize("flag", [FLAG, CONSTANT])
+def test_what_means_little_is_hollow(flag, stored, tmp_path):
     _, records = stored
     plain, flagged = tmp_path / "a.svg", tmp_path / "b.svg"
     draw_curves(curves(records), plain, "t")
-    draw_curves(curves([r | {"flags": [FLAG]} for r in records]), flagged, "t")
+    draw_curves(curves([r | {"flags": [flag]} for r in records]), flagged, "t")
     assert flagged.read_text().count("fill: #ffffff") > plain.read_text().count("fill: #ffffff")
 
 

@@ -10,6 +10,7 @@ from harness import cli
 from harness.console.drawing import series_style
 from harness.console.figures import SHARED, Front, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
 from harness.grid import cells
 from harness.leaderboard.comparisons import Omnibus
@@ -230,7 +231,8 @@ def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, 
     assert "Wilcoxon p = 0.0078" in out.read_text()
 
 
-def test_ranks_leave_out_what_hides_gradients_and_guarantees(tmp_path):
+@pytest.mark.parametrize("flag", [FLAG, CONSTANT])
+def test_ranks_leave_out_what_hides_gradients_and_guarantees(flag, tmp_path):
     found = []
     for rule, value in (("a", 0.3), ("b", 0.5), ("masked", 0.9)):
         for block in range(4):
@@ -238,7 +240,7 @@ def test_ranks_leave_out_what_hides_gradients_and_guarantees(tmp_path):
                 len(found), 0.9, value, aggregator=rule, compressor=f"c{block}", threat="e", attack="pgd"
             )
             one["config"]["threat"]["phase"] = "inference"
-            one["flags"] = [FLAG] * (rule == "masked")
+            one["flags"] = [flag] * (rule == "masked")
             one["scores"]["epsilon"] = value
             found.append(one)
     out = tmp_path / "ranks.svg"

@@ -17,10 +17,10 @@ from harness.leaderboard.recommend import Advice, Exclusion, Suggestion
 def render_advice(advice: Advice, top: int, console: Console) -> None:
     """One board: the rows that fit, how sure their order is, and what each limit excludes."""
     console.print(Text(advice.board.label, style="bold"))
-    total = len(advice.board.rows)
+    total = len(advice.board.rows) - advice.left_out
     if not advice.suggestions:
         said = ", ".join(limit.text for limit in advice.limits)
-        console.print(Text(f"none of {count_of(total, 'configuration')} fits {said}"))
+        console.print(Text(f"none of {count_of(total, 'configuration')} fits {said}".rstrip()))
     else:
         shown = advice.suggestions[:top]
         render_rows(advice, shown, console)
@@ -33,6 +33,10 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
         signs.discard(MARKS["clients"])  # said with delta beneath the rows
         for sign in (sign for sign in SIGNS if sign in signs):
             console.print(f"{sign} {SIGNS[sign]}")
+    if advice.left_out:
+        rows = count_of(advice.left_out, "configuration")
+        whose = "whose model predicts" if advice.left_out == 1 else "whose models predict"
+        console.print(f"left out: {rows}, {whose} one class for every test image, at some seed at least")
     for exclusion in advice.exclusions:
         console.print(Text(_said(exclusion, total)))
     for note in advice.notes:
@@ -46,6 +50,7 @@ def as_values(advice: Advice, top: int) -> dict[str, Any]:
         "board": advice.board.label,
         "objectives": [column.key for column in advice.objectives],
         "configurations": len(advice.board.rows),
+        "left_out_as_constant": advice.left_out,
         "fitting": len(advice.suggestions),
         "suggestions": [_suggestion(s, advice) for s in advice.suggestions[:top]],
         "limits": [

@@ -57,8 +57,9 @@ def recommend(
     """Name the configurations within limits, those that nobody beats in everything first.
 
     There is no single score: a row marked * is on the Pareto front of the objectives, among the rows that fit.
-    Values that lack attacks or seeds, that an audit refutes or that hide gradients do not meet any limit. Exit status:
-    0 something fits, 1 nothing does, 2 bad input.
+    Values that lack attacks or seeds, that an audit refutes or that hide gradients do not meet any limit, and rows
+    whose model predicts one class for every test image are left out. Exit status: 0 something fits, 1 nothing does, 2
+    bad input.
 
     Example: harness recommend runs --max-epsilon 8 --min-accuracy 0.8 --max-bytes 200000
     """

@@ -12,9 +12,13 @@ from typing import Any
 from harness.console.drawing import check_format, figure, series_style
 from harness.console.output import told_apart
 from harness.errors import HarnessError
-from harness.evaluation.masking import FLAG, without_radius
+from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.masking import FLAG as MASKED
+from harness.evaluation.masking import without_radius
 
-Point = tuple[float, float, bool]  # radius, robust accuracy in [0, 1], whether masking is suspected
+Point = tuple[
+    float, float, bool
+]  # radius, robust accuracy in [0, 1], whether a flag says that it means little
 Panel = dict[str, list[Point]]  # defences -> points
 CHARACTER = 0.06  # inches of a legend's text, at most
 HANDLE = 8  # characters that the line before it takes
@@ -40,7 +44,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
         point = (
             float(record["attack"]["eps"]),
             float(record["scores"]["robust_accuracy"]),
-            FLAG in record["flags"],
+            not {MASKED, CONSTANT}.isdisjoint(record["flags"]),
         )
         panels[attacks[record["id"]], cell["compressor"]][series].append(point)
     return {
@@ -126,15 +130,15 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
-    """The mean over seeds, a band from the least to the greatest, hollow markers where masking is suspected."""
+    """The mean over seeds, a band from the least to the greatest, hollow markers where a value is flagged."""
     radii = sorted({point[0] for point in points})
     at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]
-    suspected = [any(p[2] for p in points if p[0] == radius) for radius in radii]
+    flagged = [any(p[2] for p in points if p[0] == radius) for radius in radii]
     style = series_style(number)
     x = [255 * radius for radius in radii]
     mean = [sum(values) / len(values) for values in at]
     axes.plot(x, mean, **style._asdict(), linewidth=1, label=name, markersize=4)
-    for place, value, doubtful in zip(x, mean, suspected, strict=True):
+    for place, value, doubtful in zip(x, mean, flagged, strict=True):
         if doubtful:
             axes.plot(place, value, **style._asdict(), markersize=4, markerfacecolor="white")
     if any(len(values) > 1 for values in at):

@@ -14,6 +14,7 @@ from harness.console.output import shorten, told_apart
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, pool
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     """
     import numpy as np
 
-    from harness.leaderboard.columns import BY_KEY
+    from harness.leaderboard.columns import BY_KEY, HOLLOW
     from harness.leaderboard.comparisons import complete_blocks
     from harness.leaderboard.ranks import Ranking
 
@@ -232,6 +233,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     if BY_KEY[key].pooling == "claim":
         raise HarnessError(f"{key} is what a training guarantees under every attack alike: it is not ranked")
     distrusted = {MASKED} if chosen.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
+    distrusted |= {CONSTANT} if chosen.key in HOLLOW else set()
     blocks: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.score)

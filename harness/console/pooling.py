@@ -9,9 +9,10 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from harness.contracts.privacy import VIOLATION
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked
-from harness.leaderboard.columns import BY_KEY, is_part, written
+from harness.leaderboard.columns import BY_KEY, HOLLOW, is_part, written
 
 AXES = ("defence", "aggregator", "compressor")
 KB = 1000.0
@@ -86,8 +87,9 @@ class Value:
     """A pooled number: mean over seeds, standard deviation (None: one seed, or an infinite value), and what to know.
 
     incomplete: some attack that counts here has no score, so the worst may be better than it looks.
-    masked: gradient masking is suspected. violated: an audit refutes the guarantee. clients: the guarantee is
-    about clients with all their data. subset: the attack was run on fewer test records than the clean accuracy is of.
+    masked: gradient masking is suspected. violated: an audit refutes the guarantee. constant: of a model that
+    predicts one class for everything, which no attack can change. clients: the guarantee is about clients with
+    all their data. subset: the attack was run on fewer test records than the clean accuracy is of.
     text: shown instead of the number (`none`, `broken`).
     """
 
@@ -99,11 +101,13 @@ class Value:
     violated: bool = False
     clients: bool = False
     subset: bool = False
+    constant: bool = False
 
     @property
     def fair(self) -> bool:
         """It can be compared with others of its column, as on the board."""
-        return not (self.incomplete or self.masked or self.violated) and math.isfinite(self.mean)
+        flagged = self.masked or self.constant or self.violated
+        return not (self.incomplete or flagged) and math.isfinite(self.mean)
 
 
 @dataclass
@@ -175,7 +179,7 @@ def _pooled(
 ) -> Value | None:
     seeds: dict[Any, list[float]] = {}
     there: set[Hashable] = set()
-    masked = violated = subset = False
+    masked = violated = subset = constant = False
     for record in records:
         score = _score(record, quantity)
         if score is None or not _counts(quantity, families[_attack(record)]):
@@ -183,6 +187,7 @@ def _pooled(
         flags = record.get("flags") or ()
         masked |= quantity.family == "evasion" and MASKED in flags
         violated |= quantity.key == "audited" and VIOLATION in flags
+        constant |= quantity.key in HOLLOW and CONSTANT in flags
         attacked = (record.get("attack") or {}).get("samples")
         subset |= quantity.family == "evasion" and is_part(attacked, record.get("test_samples"))
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
@@ -194,7 +199,7 @@ def _pooled(
     deviation = stdev(worst) * quantity.scale if finite and len(worst) > 1 else None
     # The mean is taken before it is scaled, as on the board: the other order may round another way.
     mean = (fmean(worst) if finite else sum(worst)) * quantity.scale
-    return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset)
+    return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset, constant=constant)
 
 
 def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:

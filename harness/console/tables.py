@@ -15,6 +15,7 @@ from harness.console import guarantees
 from harness.console.output import count_of, duration, packed, short_labels
 from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -165,6 +166,10 @@ def _legend(
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):
         lines.append("‡: gradient masking suspected, so probably too high; not compared")
+    if any(value.constant for value in shown):
+        lines.append(
+            "‖: the model predicts one class for every test image, so attacks say nothing; not compared"
+        )
     if any(value.subset for value in shown):
         lines.append("¶: on fewer test records than the clean accuracy: the threat's subset")
     if any(value.violated for value in shown):
@@ -189,6 +194,8 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console, planned: int)
         console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
     if (lost := _lost_updates(records)) is not None:
         console.print(Text(lost, style="yellow"))
+    if (useless := _constant(records)) is not None:
+        console.print(Text(useless, style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
@@ -211,6 +218,14 @@ def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
         f"  updates dropped ×{len(found)}: not finite, {worst.updates} of {worst.of} in the worst training, which had "
         f"{worst.empty} of {count_of(worst.rounds, 'round')} without a usable update"
     )
+
+
+def _constant(records: Sequence[dict[str, Any]]) -> str | None:
+    """One line on the cells whose model has one answer to everything: without attacks no mark would tell of it."""
+    count = sum(CONSTANT in (record.get("flags") or ()) for record in records)
+    if not count:
+        return None
+    return f"  constant predictions ×{count}: the model predicts one class for every test image"
 
 
 def reason(record: dict[str, Any]) -> str:

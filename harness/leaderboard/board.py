@@ -16,9 +16,10 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from harness.contracts.privacy import VIOLATION
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked, Attack, Outcome
-from harness.leaderboard.columns import COLUMNS, Column, is_part, part_tested, signs
+from harness.leaderboard.columns import BY_KEY, COLUMNS, HOLLOW, Column, is_part, part_tested, signs
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
@@ -42,8 +43,8 @@ class Value:
     """A row's number in one column, in the score's own unit.
 
     text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
-    missing. masked, violated: what the records' flags say. clients: the guarantee is for a client with its data.
-    subset: an attack was run on fewer test records than the clean accuracy is of.
+    missing. masked, constant, violated: what the records' flags say. clients: the guarantee is for a client with its
+    data. subset: an attack was run on fewer test records than the clean accuracy is of.
     by_seed: what the mean is of, so that rows can be compared seed by seed; empty for guarantees.
     """
 
@@ -51,6 +52,7 @@ class Value:
     text: str = ""
     incomplete: bool = False
     masked: bool = False
+    constant: bool = False
     violated: bool = False
     clients: bool = False
     subset: bool = False
@@ -60,7 +62,12 @@ class Value:
     @property
     def fair(self) -> bool:
         """It can be compared with others of its column."""
-        return not (self.incomplete or self.masked or self.violated) and math.isfinite(self.mean)
+        return self.trusted and math.isfinite(self.mean)
+
+    @property
+    def trusted(self) -> bool:
+        """It is complete, and no flag says that it means something else than it seems to."""
+        return not (self.incomplete or self.masked or self.constant or self.violated)
 
     @property
     def mean(self) -> float:
@@ -91,6 +98,15 @@ class Row:
         """Of all its cells, each once."""
         found = Counter(flag for cell in self.cells for seed in cell.seeds.values() for flag in seed.flags)
         return sorted(found)
+
+    @property
+    def constant(self) -> bool:
+        """Whether its released model, of some seed, predicts one class for every test image.
+
+        Of models that an attack on training left so, the values under that attack say it alone.
+        """
+        released = (cell for cell in self.cells if _counts(BY_KEY["accuracy"], cell.family))
+        return any(CONSTANT in seed.flags for cell in released for seed in cell.seeds.values())
 
     @property
     def clean(self) -> Cell | None:
@@ -327,6 +343,7 @@ def _pooled(
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
             masked=column.family == "evasion" and MASKED in flags,
+            constant=column.key in HOLLOW and CONSTANT in flags,
             violated=column.key == "audited" and VIOLATION in flags,
             subset=subset,
             by_seed=by_seed,

@@ -171,10 +171,32 @@ COLUMNS = (
 
 BY_KEY = {column.key: column for column in COLUMNS}
 BY_SCORE = {column.score: column for column in COLUMNS}  # columns of one score write it alike
-MARKS = {"incomplete": "†", "masked": "‡", "clients": "§", "subset": "¶", "violated": "!"}  # of a value
+# Of these a model that predicts one class for every image gets much or little for nothing, as its answer never changes.
+# Its accuracy, its size, its guarantee and what it gives away are what they are.
+HOLLOW = frozenset(
+    {
+        "robust",
+        "robust_mean",
+        "certified",
+        "byzantine",
+        "byzantine_mean",
+        "backdoor",
+        "backdoor_mean",
+        "agreement",
+    }
+)
+MARKS = {  # of a value
+    "incomplete": "†",
+    "masked": "‡",
+    "constant": "‖",
+    "clients": "§",
+    "subset": "¶",
+    "violated": "!",
+}
 SIGNS = {
     "†": "lacks attacks or seeds that this board asks for, so it is not compared",
     "‡": "gradient masking is suspected, so probably too high; not compared",
+    "‖": "predicts one class for every test image, at some seed at least: attacks on it show nothing; not compared",
     "§": "for a client with all its data; without it, for one record",
     "¶": "on fewer test records than the clean accuracy beside it: the threat's subset",
     "!": "an audit refutes the guarantee: suspect a bug in the defence",

@@ -34,7 +34,7 @@ def readme(found: Sequence[Board], files: Sequence[str]) -> str:
         "seeds with 95 % intervals of Student's t, cut off at what the score can be. From one seed there is no",
         "interval, from two it means little.",
         "**Bold** is the best of a board among what can be compared: official submissions if there are any, and values",
-        "without †, ‡ or !. Arrows say what is better. Times and memory, which tell of the machine too, are in the",
+        "without †, ‡, ‖ or !. Arrows say what is better. Times and memory, which tell of the machine too, are in the",
         "files.",
         "",
         *(f"- {sign} {meaning}" for sign, meaning in SIGNS.items()),
@@ -94,7 +94,10 @@ def _board(board: Board) -> Iterator[str]:
 
 
 def _flags(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What is flagged on which rows and has no sign of its own."""
+    """What is flagged on which rows and has no sign of its own, or one that is not on all that it concerns.
+
+    Such is that of constant predictions: the accuracy beside it has none.
+    """
     found: dict[str, list[str]] = {}
     for row in rows:
         for flag in row.flags:

@@ -26,7 +26,15 @@ CURVE_POINTS = 40
 # a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
 INTERVAL, BOOTSTRAP, BARE, CONSTANT, LOST = range(5)
 PLACES = {column.key: place for place, column in enumerate(COLUMNS)}
-SIGN_BITS = {"incomplete": 1, "masked": 2, "clients": 4, "violated": 8, "best": 16, "subset": 32}
+SIGN_BITS = {
+    "incomplete": 1,
+    "masked": 2,
+    "clients": 4,
+    "violated": 8,
+    "best": 16,
+    "subset": 32,
+    "constant": 64,
+}
 
 Numbers = tuple[Any, ...]
 

@@ -83,11 +83,15 @@ class Exclusion:
 
 @dataclass
 class Advice:
-    """One board: what fits, the best ones first; or what excludes how many."""
+    """One board: what fits, the best ones first; or what excludes how many.
+
+    left_out: rows whose released model predicts one class for every test image, which nothing can recommend.
+    """
 
     board: Board
     objectives: list[Column]
     limits: list[Limit]
+    left_out: int = 0
     suggestions: list[Suggestion] = field(default_factory=list)
     exclusions: list[Exclusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -159,10 +163,12 @@ def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Adv
     keys = wanted or [*OBJECTIVES, *(limit.column.key for limit in limits)]
     objectives = [BY_KEY[key] for key in dict.fromkeys(keys) if key in there]
     advice = Advice(board, objectives, list(limits))
-    rows = [row for row in board.rows if any(row.submission is one for one in board.sound)]
+    candidates = [row for row in board.rows if not row.constant]
+    advice.left_out = len(board.rows) - len(candidates)
+    rows = [row for row in candidates if any(row.submission is one for one in board.sound)]
     fitting = [row for row in rows if all(_meets(row, limit) for limit in limits)]
     advice.exclusions = sorted(
-        (_exclusion(board, limit, limits) for limit in limits), key=lambda e: -(e.failed + e.unknown)
+        (_exclusion(candidates, limit, limits) for limit in limits), key=lambda e: -(e.failed + e.unknown)
     )
     if not fitting:
         advice.notes = _diverged(board)
@@ -179,9 +185,10 @@ def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Adv
 
 
 def trusted(row: Row, column: Column) -> Value | None:
-    """A value that may be compared: complete, not refuted by an audit, without a suspicion of gradient masking."""
+    """A value that may be compared: complete, not refuted by an audit, without a suspicion of gradient masking, and not
+    of a model that predicts one class for everything and so needs no attack."""
     value = row.values.get(column.key)
-    return None if value is None or value.incomplete or value.masked or value.violated else value
+    return value if value is not None and value.trusted else None
 
 
 def _meets(row: Row, limit: Limit) -> bool:
@@ -212,16 +219,16 @@ def _costs(row: Row, column: Column) -> tuple[float, float]:
     return by_unit(column.compared(value.mean), column.better, value.clients)
 
 
-def _exclusion(board: Board, limit: Limit, limits: Sequence[Limit]) -> Exclusion:
-    asked = [value for row in board.rows if (value := limit.value(row)) is not None]
+def _exclusion(rows: Sequence[Row], limit: Limit, limits: Sequence[Limit]) -> Exclusion:
+    asked = [value for row in rows if (value := limit.value(row)) is not None]
     known = [limit.column.compared(value.mean) for value in asked if math.isfinite(value.mean)]
-    comparable = [row for row in board.rows if trusted(row, limit.column) is not None]
+    comparable = [row for row in rows if trusted(row, limit.column) is not None]
     others = [other for other in limits if other is not limit]
     return Exclusion(
         limit,
         failed=sum(not _meets(row, limit) for row in comparable),
-        unknown=len(board.rows) - len(comparable),
-        would_fit=sum(all(_meets(row, other) for other in others) for row in board.rows),
+        unknown=len(rows) - len(comparable),
+        would_fit=sum(all(_meets(row, other) for other in others) for row in rows),
         best=(max if limit.column.better == "higher" else min)(known) if known else None,
     )
 

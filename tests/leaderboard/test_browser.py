@@ -403,7 +403,9 @@ def test_ranks_show_the_chosen_ranking(visit, site):
     page.get_by_label("Ranking").select_option(label="Aggregators by Attacked, worst")
     expect(shown.get_by_role("heading")).to_have_text("Aggregators by Attacked, worst [%] ↑")
     expect(shown).to_contain_text(f"over {len(ranking.blocks)} data sets")
-    expect(page.locator("#ranks")).to_contain_text("Values marked †, ‡ or ! and infinite ones are left out")
+    expect(page.locator("#ranks")).to_contain_text(
+        "Values marked †, ‡, ‖ or ! and infinite ones are left out"
+    )
     for text in (*ranking.blocks, *ranking.methods):
         expect(shown).to_contain_text(text)
     expect(shown.locator("svg circle")).to_have_count(len(ranking.methods))

@@ -27,14 +27,14 @@ from harness.leaderboard import build as module
 from harness.leaderboard.board import boards, pooled
 from harness.leaderboard.build import build
 from harness.leaderboard.citations import bibtex, command, selects, used
-from harness.leaderboard.columns import BY_KEY, COLUMNS
+from harness.leaderboard.columns import BY_KEY, COLUMNS, HOLLOW, MARKS, SIGNS
 from harness.leaderboard.comparisons import pareto_front
 from harness.leaderboard.escaping import cell as csv_cell
 from harness.leaderboard.escaping import link, markdown, script, script_json, tex
-from harness.leaderboard.markdown import ROWS, shown
+from harness.leaderboard.markdown import ROWS, readme, shown
 from harness.leaderboard.page import SCRIPTS
 from harness.leaderboard.page_data import data
-from harness.leaderboard.page_rows import CONSTANT, INTERVAL
+from harness.leaderboard.page_rows import CONSTANT, INTERVAL, SIGN_BITS
 from harness.leaderboard.page_rows import number as page_number
 from harness.leaderboard.submission import Plugin, Submission, parse
 
@@ -334,6 +334,61 @@ def test_masked_and_refuted_values_are_marked_and_do_not_win():
     (row,) = board_of(refuted).rows
     assert row.values["audited"].signs == "!"
     assert row.values["epsilon"].violated
+
+
+def useless(name: str) -> dict[str, Any]:
+    """One whose model predicts one class for everything: what attacks leave is all that there was."""
+    made = small(name, ("stuck", "mean", "none"))
+    backdoor = cell(
+        ("stuck", "mean", "none", "b", "badnets"), "backdoor", {"attack_success_rate": [0.0] * 3}, name
+    )
+    made["cells"].append(backdoor)
+    for item in made["cells"]:
+        for seed in item["seeds"].values():
+            seed["flags"] = ["constant-predictions"]
+            for score in ("accuracy", "robust_accuracy"):
+                if score in seed["scores"]:
+                    seed["scores"][score] = 0.95
+    return made
+
+
+def test_what_attacks_do_to_a_model_that_predicts_one_class_is_marked_and_does_not_win(tmp_path):
+    other = small()
+    other["cells"].append(cell((*BASE, "b", "badnets"), "backdoor", {"attack_success_rate": [0.4] * 3}))
+    board = board_of(other, useless("useless"))
+    by = {row.submission.name: row for row in board.rows}
+    stuck, fair = by["useless"], by["lab"]
+    assert (stuck.constant, fair.constant) == (True, False)
+    attacked = {"robust", "robust_mean", "byzantine", "byzantine_mean", "backdoor", "backdoor_mean"}
+    assert {key for key, value in stuck.values.items() if value.signs == "‖"} == attacked
+    assert not any(stuck.values[key].best or stuck.values[key].fair for key in attacked)
+    assert all(fair.values[key].best for key in attacked)
+    assert stuck.values["accuracy"].best  # its accuracy is what it is
+    assert not any(
+        value.best for values in stuck.under.values() for key, value in values.items() if key in attacked
+    )
+    text = readme([board], [])
+    assert "95.0‖" in text
+    assert "\n- ‖ predicts one class for every test image" in text
+    assert "Flagged constant-predictions: stuck / mean / none." in text
+
+
+def test_a_model_that_an_attack_left_with_one_class_is_marked_under_that_attack_alone():
+    made = small()
+    for seed in made["cells"][3]["seeds"].values():
+        seed["flags"] = ["constant-predictions"]
+    (row,) = board_of(made).rows
+    assert not row.constant
+    assert {key for key, value in row.values.items() if value.constant} == {"byzantine", "byzantine_mean"}
+
+
+def test_the_page_knows_every_mark(tmp_path):
+    rows = (Path(module.__file__).parent / "static" / "rows.js").read_text(encoding="utf-8")
+    (named,) = re.findall(r"const names = \{(.*)\};", rows)
+    assert dict(re.findall(r'(\w+): "(.)"', named)) == MARKS
+    assert MARKS.keys() <= SIGN_BITS.keys()
+    assert set(MARKS.values()) == set(SIGNS)
+    assert set(BY_KEY) >= HOLLOW
 
 
 def test_the_epsilon_shown_is_the_weakest_guarantee_and_says_for_whom():

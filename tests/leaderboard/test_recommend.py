@@ -208,6 +208,53 @@ def test_values_that_cannot_be_trusted_meet_no_limit():
     assert (exclusion.failed, exclusion.unknown) == (0, 2)
 
 
+def stuck(data: dict, *names: str) -> dict:
+    """The same, where these configurations predict one class for everything at one of the seeds."""
+    for one in data["cells"]:
+        if one["defence"] in names:
+            one["seeds"]["1"]["flags"] = ["constant-predictions"]
+    return data
+
+
+def test_a_model_that_predicts_one_class_is_not_recommended():
+    data = stuck(board(good=[0.9, 0.91, 0.92]), "good")
+    for objectives in (("accuracy", "size"), ("robust",), ("size",)):
+        advice, names = advise(objectives=objectives, data=data)
+        assert set(names) == {"fast", "weak", "private"}
+        assert advice.left_out == 1
+    advice, names = advise(limit("accuracy", 0.85), data=data)
+    assert names == []
+    (exclusion,) = advice.exclusions
+    assert (exclusion.failed, exclusion.unknown, exclusion.would_fit) == (3, 0, 3)
+    assert exclusion.best == pytest.approx(0.82)  # what is left out is not the best there is
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
+    put(tmp_path, stuck(board(), "good", "weak"))
+    (file,) = (tmp_path / "records").iterdir()
+    assert main(["recommend", str(file), "--min-accuracy", "0.8", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert [s["defence"] for s in found["suggestions"]] == ["fast"]
+    assert (found["configurations"], found["left_out_as_constant"]) == (4, 2)
+    assert main(["recommend", str(file), "--min-accuracy", "0.8"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 configurations fit" in said
+    assert "left out: 2 configurations, whose models predict one class for every test image" in said
+    assert "excludes 1 of 2; " in said
+
+
+def test_a_model_that_an_attack_left_with_one_class_meets_no_limit_on_it():
+    data = board()
+    for name in ("good", "fast"):
+        axes = (name, "mean", "none", "b", "badnets")
+        data["cells"].append(cell(axes, "backdoor", {"attack_success_rate": [0.0] * 3}))
+    for seed in data["cells"][-1]["seeds"].values():
+        seed["flags"] = ["constant-predictions"]
+    advice, names = advise(limit("backdoor", 0.1), data=data)
+    assert names == ["good"]
+    assert advice.left_out == 0
+
+
 def test_what_is_not_to_be_trusted_is_not_tested_either():
     """A row that is suspected of masking has no lead, and does not count in Holm's correction for the others."""
     data = board(fast=[0.4, 0.41, 0.43], weak=[0.3, 0.32, 0.35], private=[0.2, 0.23, 0.21])

@@ -27,6 +27,7 @@ function openCard(id) {
     ...one.because.map((reason) => h("p", {class: "notice"}, `Unofficial: ${reason}`)),
     flags.includes("audit-violation") ? h("p", {class: "notice bad"}, "An audit refutes the guarantee: suspect a bug in the defence.") : null,
     flags.includes("gradient-masking-suspected") ? h("p", {class: "notice"}, "Gradient masking is suspected: robust accuracy is probably too high.") : null,
+    flags.includes("constant-predictions") ? h("p", {class: "notice"}, "A model of this row predicts one class for every test image, at some seed or under some attack: what attacks leave or reach there says nothing of it.") : null,
     DATA.few[one.seeds.length] ? h("p", {class: "notice"}, DATA.few[one.seeds.length]) : null,
     h("div", {class: "charts"}, h("figure", {id: "by-round"}), h("figure", {id: "by-eps"})),
     h("h3", {}, "Pooled over attacks"),

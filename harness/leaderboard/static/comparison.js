@@ -45,7 +45,7 @@ function openComparison() {
   for (const column of COLUMNS) {
     const values = rows.map((row) => pooled(row, column));
     if (!values.some((value) => value)) continue;
-    const marked = DATA.bits.incomplete | DATA.bits.masked | DATA.bits.violated;
+    const marked = DATA.bits.incomplete | DATA.bits.masked | DATA.bits.constant | DATA.bits.violated;
     const fair = values.filter((value) => value && Number.isFinite(value.mean) && !(value.bits & marked));
     const sameUnit = new Set(fair.map((value) => value.bits & DATA.bits.clients)).size === 1;
     const written = (value) => Number(show(column, counted(column, value.mean)).replace("−", "-"));

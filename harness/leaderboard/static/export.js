@@ -37,8 +37,8 @@ function exportCsv() {
 function tex(text) {
   const special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"};
   const symbols = {"−": "$-$", "ε": "$\\varepsilon$", "δ": "$\\delta$", "≥": "$\\geq$", "↑": "$\\uparrow$", "↓": "$\\downarrow$",
-    "†": "\\dag{}", "‡": "\\ddag{}", "§": "\\S{}", "¶": "\\P{}", "∞": "$\\infty$", "–": "--"};
-  return String(text).replace(/[\\~^{}$&#%_]/g, (sign) => special[sign] || `\\${sign}`).replace(/[−εδ≥↑↓†‡§¶∞–]/g, (sign) => symbols[sign]).replace(/\s+/g, " ");
+    "†": "\\dag{}", "‡": "\\ddag{}", "‖": "$\\|$", "§": "\\S{}", "¶": "\\P{}", "∞": "$\\infty$", "–": "--"};
+  return String(text).replace(/[\\~^{}$&#%_]/g, (sign) => special[sign] || `\\${sign}`).replace(/[−εδ≥↑↓†‡‖§¶∞–]/g, (sign) => symbols[sign]).replace(/\s+/g, " ");
 }
 
 function exportLatex() {

@@ -121,7 +121,7 @@ function general(value) {
 }
 
 function signs(value) {
-  const names = {incomplete: "†", masked: "‡", clients: "§", subset: "¶", violated: "!"};
+  const names = {incomplete: "†", masked: "‡", constant: "‖", clients: "§", subset: "¶", violated: "!"};
   return Object.entries(names).map(([name, sign]) => (value.bits & DATA.bits[name] ? sign : "")).join("");
 }
 
