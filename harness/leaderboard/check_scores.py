@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.leaderboard.known_scores import Known, asked, bounds
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.submission import Cell, Seed, Submission
@@ -120,6 +121,7 @@ def _impossible(submission: Submission, cell: Cell, seed: Seed, known: dict[str,
     if wrong is not None:
         yield f"its curve is {wrong[1]:g} in round {wrong[0]}, which is not from 0 to 1"
     yield from _robust(cell, seed)
+    yield from _constant(seed)
 
 
 def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
@@ -133,6 +135,19 @@ def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
     whole = seed.values.get("accuracy", math.inf)
     if cell.attacked is not None and cell.attacked == cell.tested and robust > whole + ROUNDED:
         yield f"robust_accuracy is {robust:g}, more than the accuracy of the same records, {whole:g}"
+
+
+def _constant(seed: Seed) -> Iterator[str]:
+    """Of k classes in the test set, a model that predicts one of them for everything is right on 1/k of the classes."""
+    balanced = seed.values.get("balanced_accuracy")
+    if CONSTANT not in seed.flags or not balanced or math.isnan(balanced):
+        return  # 0: what it predicts is none of the test set's classes
+    classes = 1 / balanced  # infinite where that overflows
+    if not (1.5 < classes < math.inf and math.isclose(classes, round(classes), rel_tol=1e-6)):
+        yield (
+            f"it is flagged {CONSTANT}, and its balanced_accuracy is {balanced:g}, which is not one over the number of "
+            "classes"
+        )
 
 
 def _main_score(cell: Cell, seed: Seed, wanted: set[str]) -> Iterator[str]:

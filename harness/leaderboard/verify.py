@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
-from harness.evaluation.masking import FLAG
+from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.citations import selects
 from harness.leaderboard.publishable import cell_name, line, shorten
@@ -67,14 +68,15 @@ def verify(
     tried against before $HARNESS_DATA. store: where results go, and are taken from; None: a new one, so that
     everything is computed.
 
-    Which cells make no sense is compared for all. Of the drawn ones, all scores are that are not measurements (by
-    the units that this installation gives them), undefined ones, the validation curve, the guarantee, flags, family,
+    Which cells make no sense is compared for all. Of the drawn ones, all scores are that are not measurements (by the
+    units that this installation gives them), undefined ones, the validation curve, the guarantee, flags, family,
     radius and norm; and what the file says of its scenario. The flag for gradient masking is left out: it depends on
-    cells that are not run. Numbers must agree to 1e-6; where device, libraries or code of plugins are not the
-    file's, to 5 % or 0.02, with a defence to 25 % or 0.1 (see REDRAWN), of curves the end alone, epsilon and delta
-    to 1e-3. Lines of
-    `differences` that begin with `note: ` say what is not the same here and do not decide the verdict. Raises
-    HarnessError where nothing can be run: plugins or data are not here, or no cell was scored.
+    cells that are not run. That for constant predictions may be missing in a file, as those older than it lack it,
+    which is noted; and where numbers may differ, so may it. Numbers must agree to 1e-6; where device, libraries or
+    code of plugins are not the file's, to 5 % or 0.02, with a defence to 25 % or 0.1 (see REDRAWN), of curves the end
+    alone, epsilon and delta to 1e-3. Lines of `differences` that begin with `note: ` say what is not the same here
+    and do not decide the verdict. Raises HarnessError where nothing can be run: plugins or data are not here, or no
+    cell was scored.
     """
     chosen = draw(submission, sample, seed)
     scenario = open_scenario(submission)
@@ -106,6 +108,10 @@ def verify(
                 f"the data set is another one: {mark[:12]} here, {submission.scenario.fingerprint[:12]} in the file"
             )
         found += [f"{name}: {text}" for text in compare(cell, entry, record, tolerance)]
+        if CONSTANT in record["flags"] and CONSTANT not in entry.flags:
+            notes.append(
+                f"{name}: the model predicts one class for every test image, which the file does not say"
+            )
     lines = [line(text) for text in dict.fromkeys([*found, *(NOTE + note for note in notes)])]
     if len(lines) > MAX_DIFFERENCES:
         lines = [*lines[: MAX_DIFFERENCES - 1], f"and {len(lines) - MAX_DIFFERENCES + 1} more"]
@@ -142,7 +148,9 @@ def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Toler
         return [f"scored in the file, {record['status']} here: {line(said, 200)}"]
     found = list(_scores(entry, record, tolerance))
     found += _guarantee(cell, entry, record, ACCOUNTED[tolerance])
-    flags = [sorted(set(given) - {FLAG}) for given in (entry.flags, record["flags"])]
+    silent = CONSTANT not in entry.flags or tolerance is not EXACT
+    ignored = {MASKED, CONSTANT} if silent else {MASKED}
+    flags = [sorted(set(given) - ignored) for given in (entry.flags, record["flags"])]
     if flags[0] != flags[1]:
         found.append(f"flags: {_listed(flags[0])} in the file, {_listed(flags[1])} here")
     attack = record["attack"] or {}

@@ -259,6 +259,12 @@ def error_beside_scores(data):
     clean(data)["seeds"]["0"]["error"] = "OSError: no room"
 
 
+def constant_and_right(data):
+    for cell in (clean(data), fgsm(data)):
+        cell["seeds"]["0"]["flags"] = ["constant-predictions"]
+        scores(cell)["balanced_accuracy"] = 0.4
+
+
 CLEAN, EVASION = "none / mean / none", "none / mean / none, evasion fgsm"
 DP, DP_INT8 = f"{PRIVATE} / mean / none", f"{PRIVATE} / mean / static-int8"
 EDITS = [
@@ -302,6 +308,7 @@ EDITS = [
     (curve_above_one, f"{CLEAN}, seed 0: its curve is 1.5 in round 2, which is not from 0 to 1"),
     (turned_interval, f"{CLEAN}, seed 0: the interval of accuracy is 0.9 to 0.8, which is none from 0 to 1"),
     (interval_out_of_range, f"{CLEAN}, seed 0: the interval of accuracy is 0.9 to 1.2, which is none from 0 to 1"),
+    (constant_and_right, f"{CLEAN}, seed 0: it is flagged constant-predictions, and its balanced_accuracy is 0.4,"),
     (error_beside_scores, f"{CLEAN}, seed 0: it has an error and scores beside it"),
 ]  # fmt: skip
 
@@ -366,6 +373,26 @@ def test_a_seed_that_failed_under_one_attack_is_in_order(data, tmp_path):
     claim = fgsm(data, PRIVATE)["guarantee"]
     claim["epsilon"] = scores(fgsm(data, PRIVATE), "1")["epsilon"]  # the worst of those that are left
     assert checked(tmp_path, data).problems == []
+
+
+@pytest.mark.parametrize("balanced", [0.1, 1 / 3, 0.0, None])
+def test_a_model_that_predicts_one_class_is_in_order(balanced, data, tmp_path):
+    for cell in data["cells"]:
+        if cell["defence"] == "none" and cell["compressor"] == "none" and "0" in cell["seeds"]:
+            cell["seeds"]["0"]["flags"] = ["constant-predictions"]
+            if balanced is None:
+                cell["seeds"]["0"]["scores"].pop("balanced_accuracy", None)
+            elif cell["status"] == "scored":
+                scores(cell)["balanced_accuracy"] = balanced
+    assert checked(tmp_path, data).problems == []
+
+
+@pytest.mark.parametrize("balanced", [5e-324, 1.0, 0.7])
+def test_no_number_is_taken_for_one_over_the_classes(balanced, data, tmp_path):
+    for cell in (clean(data), fgsm(data)):
+        cell["seeds"]["0"]["flags"] = ["constant-predictions"]
+        scores(cell)["balanced_accuracy"] = balanced
+    assert sum("is flagged constant-predictions" in text for text in checked(tmp_path, data).problems) == 2
 
 
 def test_a_subset_that_is_attacked_may_be_easier(data, tmp_path):

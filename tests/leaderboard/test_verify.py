@@ -7,6 +7,7 @@ import pytest
 
 from harness.api import Tracker
 from harness.errors import HarnessError
+from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
 from harness.leaderboard.submission import Submission, Unit, parse, read, write
 from harness.leaderboard.submit import collect
@@ -189,6 +190,28 @@ def test_what_differs_is_said_in_words(made, again, change, said):
 
 def test_the_flag_for_masking_depends_on_cells_that_are_not_run(made, again):
     assert again(changed(made, _seeds(lambda s: s["flags"].append(FLAG)))).verdict == "verified"
+
+
+def test_a_flag_that_older_files_lack_is_noted(made, again, monkeypatch):
+    from harness.leaderboard import verify as module
+
+    def flagged(*arguments):
+        return {name: record | {"flags": [CONSTANT]} for name, record in computed(*arguments).items()}
+
+    computed = module._run
+    monkeypatch.setattr(module, "_run", flagged)
+    found = again(made)
+    assert found.verdict == "verified"
+    assert all(
+        "predicts one class for every test image, which the file does not say" in t for t in found.differences
+    )
+    assert len(found.differences) == SCORED
+
+
+def test_a_flag_for_constant_predictions_that_is_not_found_again_is_a_difference(made, again):
+    found = again(changed(made, _seeds(lambda s: s["flags"].append(CONSTANT))))
+    assert found.verdict == "diverged"
+    assert any("flags: constant-predictions in the file, none here" in text for text in differences(found))
 
 
 def test_another_version_of_the_code_is_a_note(made, again):
