@@ -366,13 +366,9 @@ def test_of_a_model_that_predicts_one_class_nothing_is_compared_that_attacks_lef
             record("s", "yeom", **given, scores={"accuracy": accuracy, "mia_auc": 0.5 if useless else 0.6}),
         ]  # fmt: skip
     useless, fair = pool(records)
-    assert {key for key, value in useless.values.items() if value.constant} == {
-        "robust",
-        "byzantine",
-        "backdoor",
-    }
+    assert {key for key, value in useless.values.items() if value.constant} == {"robust", "backdoor"}
     winners = {q.key: best([useless, fair], q) for q in BY_KEY.values()}
-    assert winners["robust"] == winners["byzantine"] == winners["backdoor"] == winners["accuracy"] == {1}
+    assert winners["robust"] == winners["backdoor"] == winners["accuracy"] == {1}
     assert winners["mia"] == {0}  # nothing leaks from it: that is so
     text = drawn(records, width=120)
     assert "37.5‖" in text

@@ -359,7 +359,7 @@ def test_what_attacks_do_to_a_model_that_predicts_one_class_is_marked_and_does_n
     by = {row.submission.name: row for row in board.rows}
     stuck, fair = by["useless"], by["lab"]
     assert (stuck.constant, fair.constant) == (True, False)
-    attacked = {"robust", "robust_mean", "byzantine", "byzantine_mean", "backdoor", "backdoor_mean"}
+    attacked = {"robust", "robust_mean", "backdoor", "backdoor_mean"}
     assert {key for key, value in stuck.values.items() if value.signs == "‖"} == attacked
     assert not any(stuck.values[key].best or stuck.values[key].fair for key in attacked)
     assert all(fair.values[key].best for key in attacked)
@@ -373,13 +373,14 @@ def test_what_attacks_do_to_a_model_that_predicts_one_class_is_marked_and_does_n
     assert "Flagged constant-predictions: stuck / mean / none." in text
 
 
-def test_a_model_that_an_attack_left_with_one_class_is_marked_under_that_attack_alone():
+def test_a_model_that_an_attack_left_with_one_class_counts_with_the_accuracy_that_is_left():
     made = small()
     for seed in made["cells"][3]["seeds"].values():
         seed["flags"] = ["constant-predictions"]
     (row,) = board_of(made).rows
     assert not row.constant
-    assert {key for key, value in row.values.items() if value.constant} == {"byzantine", "byzantine_mean"}
+    assert row.values["byzantine"].fair
+    assert not any(value.constant for value in row.values.values())
 
 
 def test_the_page_knows_every_mark(tmp_path):
