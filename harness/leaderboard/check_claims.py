@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from harness.contracts.compressor import ModelCompressor
+from harness.entry_points import BUILTIN
 from harness.leaderboard.check_scores import same_release
 from harness.leaderboard.known_scores import Known, asked
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
 from harness.privacy.lineage import BREAKS, CREATES
+from harness.registry import registry
+
+if TYPE_CHECKING:
+    from harness.contracts.defence import Defence
+    from harness.grid import Cell as Planned
+
+# Noise is made for a target epsilon so that at least 99.9 % of it is spent (`accounting.noise_multiplier`).
+SPENT = 0.99
+# Above it accountants change over from one bound to another, or noise is the least there is, and less may be spent.
+LARGEST = 100.0
 
 
 def impossible(submission: Submission) -> Iterator[str]:
@@ -30,6 +43,60 @@ def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[st
             yield from (f"{cell_name(cell.axes)}: {text}" for text in said)
     for cells in same_release(submission):
         yield from _differing(cells)
+
+
+def unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
+    """Claims that are not what the scenario asks of its defences, in sentences. found: from `planned_cells`.
+
+    Noise, rates and steps are not in a file, so what is compared is the target. Only the built-in defences are known to
+    mean by `epsilon` what is spent in a whole training.
+    """
+    for cell, real in found:
+        claim = cell.guarantee
+        if cell.status != "scored" or claim is None or not claim.by:
+            continue
+        name = cell_name(cell.axes)
+        own = [defence for defence in real.defences if defence.name == claim.by]
+        if not own:
+            yield f"{name}: its guarantee is by {claim.by}, which is none of its defences"
+        elif len(own) == 1 and registry().entry_of(own[0]).distribution == BUILTIN:
+            yield from (f"{name}: {text}" for text in _terms(claim, own[0]))
+            yield from (f"{name}: {text}" for text in _target(cell, claim, own[0], real))
+
+
+def _terms(claim: Claim, defence: Defence) -> Iterator[str]:
+    """Unit, neighbours, accountant and delta, where the defence settles them."""
+    for field, there, here in (
+        ("unit", claim.unit, defence.protects),
+        ("neighbours", claim.neighbours, defence.neighbours),
+        ("accountant", claim.accountant, getattr(defence, "accountant", None)),
+    ):
+        if here is not None and there != here:
+            yield f"its guarantee's {field} is {there} in the file, and {here} by its scenario"
+    delta = getattr(defence, "delta", None)
+    if delta is not None and not math.isclose(claim.delta, delta, rel_tol=1e-9):
+        yield f"its guarantee's delta is {claim.delta:g} in the file, and {delta:g} by its scenario"
+    if None not in (claim.epsilon, claim.group_epsilon) and claim.group_epsilon < claim.epsilon * (1 - 1e-9):  # type: ignore[operator]
+        yield f"its guarantee's epsilon is {claim.epsilon:g} for one, and {claim.group_epsilon:g} for a group"
+
+
+def _target(cell: Cell, claim: Claim, defence: Defence, real: Planned) -> Iterator[str]:
+    """More than the target, or so much less that no noise is made for it."""
+    target = getattr(defence, "epsilon", None)
+    if target is None:
+        return
+    tuned = any(isinstance(c, ModelCompressor) and c.fine_tuning_rounds for c in real.compressors)
+    given = [math.inf if claim.epsilon is None else claim.epsilon]
+    given += [seed.scores["epsilon"] for seed in cell.seeds.values() if "epsilon" in seed.scores]
+    # By a coin for each client there may be a training in which no client took a step.
+    idle = real.scenario.federation.sampling == "poisson"
+    for epsilon in dict.fromkeys(given):
+        if epsilon > target * (1 + 1e-9) and not tuned:
+            yield f"its epsilon is {epsilon:.9g}, and {claim.by} spends at most {target:g} by its scenario"
+        elif epsilon < SPENT * target and target <= LARGEST and not (idle and epsilon == 0):
+            yield (
+                f"its epsilon is {epsilon:.9g}, and {claim.by} makes its noise to spend {target:g} by its scenario"
+            )
 
 
 def _impossible(cell: Cell, claim: Claim) -> Iterator[str]:
