@@ -12,6 +12,7 @@ from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
 from harness.leaderboard import check_claims, check_scores
 from harness.leaderboard.check_cells import applicable, labels, misdescribed, planned_cells
+from harness.leaderboard.check_code import listed_twice, unnamed_libraries, unnamed_methods
 from harness.leaderboard.known_scores import Known, known_scores
 from harness.leaderboard.official import missing_cells, unclean
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, unportable
@@ -117,6 +118,7 @@ def contradictions(submission: Submission, scenario: Scenario) -> list[str]:
     lost = [cell_name(cell.axes, cell.seed) for cell in planned.values() if cell.id not in given]
     if lost and submission.official:
         found.append("it says that it is official, and " + missing_cells(lost, len(planned)))
+    found += unnamed_methods(submission, [planned[id] for id in given if id in planned])
     for cell in submission.cells:
         for number, seed in cell.seeds.items():
             if planned.get(seed.id) is None:
@@ -147,7 +149,8 @@ def _alone(path: Path, submission: Submission, known: dict[str, Known]) -> Itera
     if not MOMENT.fullmatch(submission.created):
         yield f"created is {submission.created!r}, not a time such as 2026-01-31T23:59:59Z"
     if submission.official:
-        yield from (f"it says that it is official, and {text}" for text in unclean(submission.environment))
+        unfit = [*unclean(submission.environment), *unnamed_libraries(submission), *listed_twice(submission)]
+        yield from (f"it says that it is official, and {text}" for text in unfit)
     yield from check_scores.impossible(submission, known)
     yield from check_claims.impossible(submission)
 
@@ -165,6 +168,8 @@ def _against_its_scenario(path: Path, submission: Submission, found: Checked) ->
     found.problems += [f"{path}: {problem}" for problem in contradictions(submission, scenario)]
     matched = planned_cells(submission, scenario)
     found.problems += [f"{path}: {text}" for cell, real in matched for text in misdescribed(cell, real)]
+    found.suspect(path, submission, check_claims.unlike_the_scenario(matched))
+    found.suspect(path, submission, check_scores.unlike_its_records(submission, matched))
     try:
         found.suspect(path, submission, applicable(submission, matched))
     except HarnessError as error:

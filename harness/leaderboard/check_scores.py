@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from harness.entry_points import BUILTIN
 from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.flags import FLAGS
 from harness.leaderboard.known_scores import Known, asked, bounds
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.submission import Cell, Seed, Submission
+from harness.registry import registry
+
+if TYPE_CHECKING:
+    from harness.contracts.metric import Metric
+    from harness.grid import Cell as Planned
 
 # Without this score a cell says nothing of what its attack does. Privacy attacks differ in theirs.
 MAIN = {
@@ -21,6 +29,8 @@ MAIN = {
 RELEASED = ("clean", "evasion", "privacy")  # attacks on one released model leave its clean scores as they are
 # Clean predictions are made again under an attack, which a GPU may round otherwise.
 ROUNDED = 0.01
+# Shares of test records that are right, and which field of a cell says how many records they are shares of.
+COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_accuracy": "attacked"}
 
 
 def impossible(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
@@ -40,6 +50,9 @@ def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[st
             name = cell_name(cell.axes, number)
             if seed.error is not None and seed.values:
                 yield f"{name}: it has an error and scores beside it"
+            for flag in dict.fromkeys(seed.flags):
+                if flag not in FLAGS:
+                    yield f"{name}: it has the flag {flag!r}, which this engine gives to no cell"
             yield from (f"{name}: {text}" for text in _main_score(cell, seed, wanted))
     yield from _clean_scores(submission, known)
 
@@ -51,6 +64,25 @@ def same_release(submission: Submission) -> Iterator[list[Cell]]:
         if cell.status == "scored" and cell.family in RELEASED:
             rows.setdefault(cell.axes[:3], []).append(cell)
     yield from rows.values()
+
+
+def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
+    """Accuracies that the test records behind them rule out, in sentences. found: from `planned_cells`."""
+    ours: dict[int, set[str]] = {}
+    for cell, real in found:
+        if cell.status != "scored":
+            continue
+        scenario = real.scenario
+        if id(scenario) not in ours:
+            ours[id(scenario)] = _own_scores(scenario.metrics)
+        counted = {name: field for name, field in COUNTED.items() if name in ours[id(scenario)]}
+        random = any(defence.stochastic for defence in real.defences)
+        for number, seed in cell.seeds.items():
+            name = cell_name(cell.axes, number)
+            yield from (f"{name}: {text}" for text in _shares(cell, seed, counted))
+            if "accuracy" in counted and "attacked_clean_accuracy" in counted:
+                whole = submission.scenario.test_records
+                yield from (f"{name}: {text}" for text in _part(cell, seed, whole, random))
 
 
 # of one file --------------------------------------------------------------------------------------
@@ -101,6 +133,14 @@ def _said(value: float | None) -> str:
     return "missing" if value is None else repr(value)
 
 
+def _own_scores(metrics: Sequence[Metric] | None) -> set[str]:
+    """Scores that built-in metrics compute for a scenario: another package's may mean something else by a name."""
+    if metrics is None:
+        return set(COUNTED)
+    own = [metric for metric in metrics if registry().entry_of(metric).distribution == BUILTIN]
+    return {name for metric in own for name in metric.scores}
+
+
 # of one seed --------------------------------------------------------------------------------------
 
 
@@ -147,6 +187,34 @@ def _constant(seed: Seed) -> Iterator[str]:
         yield (
             f"it is flagged {CONSTANT}, and its balanced_accuracy is {balanced:g}, which is not one over the number of "
             "classes"
+        )
+
+
+def _shares(cell: Cell, seed: Seed, counted: Mapping[str, str]) -> Iterator[str]:
+    """A share of n records is a whole number of them over n."""
+    for name, field in counted.items():
+        records, value = getattr(cell, field), seed.scores.get(name)
+        if records and value is not None and abs(value * records - round(value * records)) > 1e-3:
+            yield f"{name} is {value:.9g}, which is no whole number of the {records} records over {records}"
+
+
+def _part(cell: Cell, seed: Seed, whole: int | None, random: bool) -> Iterator[str]:
+    """The attacked records are part of those behind the accuracy, and the clean answers to them are the same.
+
+    So no more of them are right than of all, nor more wrong. whole: size of the test split. random: the model answers
+    at random, and draws alike only where it is asked for the same records.
+    """
+    part, tested = cell.attacked, cell.tested
+    before, accuracy = seed.scores.get("attacked_clean_accuracy"), seed.scores.get("accuracy")
+    if not part or not tested or before is None or accuracy is None:
+        return
+    if part != tested and (tested != whole or part > tested or random):
+        return  # two draws from the test split, of which neither need hold the other
+    slack = ROUNDED * part + 1e-6
+    if before * part > accuracy * tested + slack or (1 - before) * part > (1 - accuracy) * tested + slack:
+        yield (
+            f"accuracy is {accuracy:.9g} of {tested} records, and attacked_clean_accuracy {before:.9g} of {part} of "
+            "them, with the same model"
         )
 
 

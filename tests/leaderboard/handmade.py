@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 from harness.grid import cells
+from harness.identity import GENERAL
 from harness.leaderboard.check import labels, settings
 from harness.leaderboard.submission import Submission, parse
-from harness.scenario import load_text
+from harness.provenance import plugin_list
+from harness.scenario import Scenario, load_text
 
 TEXT = """schema: 1
 name: hand
@@ -77,25 +79,31 @@ def plain(name: str = "row", scores: Scores | None = None, text: str = TEXT) -> 
             "platform": "Linux",
             "device": "cpu",
             "device_name": "a processor",
-            "libraries": {"torch": "2.6.0"},
+            "libraries": dict.fromkeys(GENERAL, "2.6.0"),
         },
         "units": {
             "accuracy": UNIT,
             "loss": {**UNIT, "unit": "nats", "direction": "lower"},
             "train_seconds": {"unit": "s", "direction": "lower", "description": "", "measured": True},
         },
-        "plugins": [
-            {
-                "kind": "defence",
-                "name": "label-smoothing",
-                "distribution": "psr-harness",
-                "version": "0.1.0",
-                "source": "cd" * 32,
-            }
-        ],
+        "plugins": _plugins(scenario),
         "cells": list(groups.values()),
     }
     return json.loads(json.dumps(data))  # nothing is shared, so that a test may change any part
+
+
+def _plugins(scenario: Scenario) -> list[dict[str, Any]]:
+    """What the scenario uses, label-smoothing first where it does, of some older source."""
+    methods: list[Any] = [scenario.dataset, scenario.model, scenario.federation.partition]
+    for cell in cells(scenario):
+        methods += [
+            *cell.defences,
+            *cell.aggregators,
+            *cell.compressors,
+            *[cell.attack] * (cell.attack is not None),
+        ]
+    found = [item | {"version": "0.1.0", "source": "cd" * 32} for item in plugin_list(methods)]
+    return sorted(found, key=lambda item: item["name"] != "label-smoothing")
 
 
 def submission(name: str = "row", scores: Scores | None = None, text: str = TEXT) -> Submission:

@@ -265,6 +265,89 @@ def constant_and_right(data):
         scores(cell)["balanced_accuracy"] = 0.4
 
 
+def accuracy_of_part_of_a_record(data):
+    for cell in (clean(data), fgsm(data)):
+        scores(cell)["accuracy"] += 0.0005
+
+
+def accuracy_of_another_model(data):
+    for cell in (clean(data), fgsm(data)):
+        scores(cell)["accuracy"] = scores(cell)["balanced_accuracy"] = 1.0
+
+
+def accuracy_of_another_part(data):
+    """Of 60 records 20 were wrong; of all records, 10."""
+    for number, cell in enumerate((clean(data), fgsm(data))):
+        tested = cell["tested"]
+        for seed in ("0", "1"):
+            scores(cell, seed)["accuracy"] = (tested - 10) / tested
+            if number:
+                cell["attacked"] = 60
+                scores(cell, seed).update(robust_accuracy=0.0, attacked_clean_accuracy=40 / 60)
+
+
+def claims(data, epsilon):
+    """Every cell of the private defence that claims a guarantee claims this one, as do its seeds."""
+    for cell in data["cells"]:
+        if cell["defence"] == PRIVATE and cell["guarantee"]:
+            cell["guarantee"]["epsilon"] = epsilon
+            for seed in cell["seeds"].values():
+                if "epsilon" in seed["scores"]:
+                    seed["scores"]["epsilon"] = epsilon
+
+
+def less_than_the_target(data):
+    claims(data, 1.0)
+
+
+def more_than_the_target(data):
+    claims(data, 2.1)
+
+
+def one_seed_below_the_target(data):
+    scores(clean(data, PRIVATE), "1")["epsilon"] = 0.5
+
+
+def another_accountant(data):
+    clean(data, PRIVATE)["guarantee"]["accountant"] = "prv"
+
+
+def another_unit(data):
+    clean(data, PRIVATE)["guarantee"]["unit"] = "client"
+
+
+def other_neighbours(data):
+    clean(data, PRIVATE)["guarantee"]["neighbours"] = "replace"
+
+
+def by_another_defence(data):
+    clean(data, PRIVATE)["guarantee"]["by"] = "local-dp"
+
+
+def groups_better_off_than_records(data):
+    clean(data, PRIVATE)["guarantee"] |= {"epsilon": 1.99906, "group_epsilon": 0.1, "largest_group": 3}
+
+
+def no_plugins(data):
+    data["plugins"] = []
+
+
+def one_method_left_out(data):
+    data["plugins"] = [plugin for plugin in data["plugins"] if plugin["name"] != "static-int8"]
+
+
+def two_codes_of_one_method(data):
+    data["plugins"].append({**data["plugins"][0], "source": "ab" * 32})
+
+
+def no_torch(data):
+    del data["environment"]["libraries"]["torch"]
+
+
+def made_up_flag(data):
+    clean(data)["seeds"]["1"]["flags"] = ["nonsense"]
+
+
 CLEAN, EVASION = "none / mean / none", "none / mean / none, evasion fgsm"
 DP, DP_INT8 = f"{PRIVATE} / mean / none", f"{PRIVATE} / mean / static-int8"
 EDITS = [
@@ -309,6 +392,24 @@ EDITS = [
     (turned_interval, f"{CLEAN}, seed 0: the interval of accuracy is 0.9 to 0.8, which is none from 0 to 1"),
     (interval_out_of_range, f"{CLEAN}, seed 0: the interval of accuracy is 0.9 to 1.2, which is none from 0 to 1"),
     (constant_and_right, f"{CLEAN}, seed 0: it is flagged constant-predictions, and its balanced_accuracy is 0.4,"),
+
+
+    (accuracy_of_part_of_a_record, f"{CLEAN}, seed 0: accuracy is 0."),
+    (accuracy_of_another_model, f"{EVASION}, seed 0: accuracy is 1 of 359 records, and attacked_clean_accuracy 0."),
+    (accuracy_of_another_part, "of 359 records, and attacked_clean_accuracy 0.666666667 of 60 of them"),
+    (less_than_the_target, f"{DP}: its epsilon is 1, and dp-sgd makes its noise to spend 2 by its scenario"),
+    (more_than_the_target, f"{DP}: its epsilon is 2.1, and dp-sgd spends at most 2 by its scenario"),
+    (one_seed_below_the_target, f"{DP}: its epsilon is 0.5, and dp-sgd makes its noise to spend 2 by its scenario"),
+    (another_accountant, f"{DP}: its guarantee's accountant is prv in the file, and rdp by its scenario"),
+    (another_unit, f"{DP}: its guarantee's unit is client in the file, and record by its scenario"),
+    (other_neighbours, f"{DP}: its guarantee's neighbours is replace in the file, and add-remove by its scenario"),
+    (by_another_defence, f"{DP}: its guarantee is by local-dp, which is none of its defences"),
+    (groups_better_off_than_records, f"{DP}: its guarantee's epsilon is 1.99906 for one, and 0.1 for a group"),
+    (no_plugins, "its plugins lack what its scenario uses: dataset digits, model logistic, partitioner iid, "),
+    (one_method_left_out, "its plugins lack what its scenario uses: compressor static-int8"),
+    (two_codes_of_one_method, "it says that it is official, and it lists the "),
+    (no_torch, "it says that it is official, and its environment does not say which torch it was"),
+    (made_up_flag, f"{CLEAN}, seed 1: it has the flag 'nonsense', which this engine gives to no cell"),
     (error_beside_scores, f"{CLEAN}, seed 0: it has an error and scores beside it"),
 ]  # fmt: skip
 
@@ -350,6 +451,53 @@ def test_attacks_in_training_may_have_another_guarantee(quickstart, tmp_path):
     for seed in cell["seeds"].values():
         seed["scores"] = {n: v for n, v in seed["scores"].items() if n not in ("epsilon", "delta")}
     assert checked(tmp_path, quickstart, "quickstart-v1--baselines.json").problems == []
+
+
+def test_fine_tuning_may_spend_more_than_the_target(tmp_path):
+    name = "pneumonia-small-v1--baselines.json"
+    data = json.loads((PUBLISHED / name).read_text())
+    tuned = cell_at(data, defence="dp-sgd(epsilon=8,max_grad_norm=1)", family="evasion",
+                    compressor="structured-pruning(ratio=0.5,fine_tune_rounds=2)")  # fmt: skip
+    assert tuned["guarantee"]["epsilon"] > 8.5
+    assert checked(tmp_path, data, name).problems == []
+    for seed in tuned["seeds"].values():
+        seed["scores"]["epsilon"] = tuned["guarantee"]["epsilon"] = 4.0
+    problems = checked(tmp_path, data, name).problems
+    assert [
+        p for p in problems if "its epsilon is 4, and dp-sgd makes its noise to spend 8 by its scenario" in p
+    ]
+
+
+def test_what_the_file_cannot_prove_is_let_be(data, tmp_path):
+    """Two draws from a test set need not hold each other; another package's epsilon may be that of a round."""
+    for cell in data["cells"]:
+        cell["tested"] = cell["attacked"] = None  # as files are that are older than these fields
+    accuracy_of_another_model(data)
+    assert checked(tmp_path, data).problems == []
+
+
+def test_another_package_may_mean_something_else_by_epsilon(data, tmp_path, monkeypatch):
+    less_than_the_target(data)
+    assert checked(tmp_path, data).problems
+    monkeypatch.setattr("harness.leaderboard.check_claims.BUILTIN", "another")
+    assert checked(tmp_path, data).problems == []
+
+
+def test_every_flag_of_the_engine_is_known():
+    """Each is a constant of the module that finds it; one that `check` does not know would be refused."""
+    import re
+
+    from harness.evaluation.flags import FLAGS
+
+    folder = Path(check_cells.__file__).parents[1]
+    sources = [*(folder / "evaluation").glob("*.py"), *(folder / "contracts").glob("*.py")]
+    written = {
+        flag
+        for source in sources
+        for flag in re.findall(r'^(?:FLAG|VIOLATION) = "([^"]+)"', source.read_text(), re.MULTILINE)
+    }
+    assert len(written) >= 3
+    assert written == FLAGS
 
 
 def test_unofficial_files_may_be_of_several_engines(data, tmp_path):
@@ -398,7 +546,8 @@ def test_no_number_is_taken_for_one_over_the_classes(balanced, data, tmp_path):
 def test_a_subset_that_is_attacked_may_be_easier(data, tmp_path):
     cell = fgsm(data)
     cell["attacked"] = 10
-    scores(cell).update(robust_accuracy=1.0, attacked_clean_accuracy=1.0)
+    for seed in ("0", "1"):
+        scores(cell, seed).update(robust_accuracy=1.0, attacked_clean_accuracy=1.0)
     assert checked(tmp_path, data).problems == []
 
 

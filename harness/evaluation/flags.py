@@ -1,0 +1,10 @@
+"""Every flag that the engine puts on records. Plugins have none of their own."""
+
+from __future__ import annotations
+
+from harness.contracts.privacy import VIOLATION
+from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.dropped import FLAG as DROPPED
+from harness.evaluation.masking import FLAG as MASKED
+
+FLAGS = frozenset({CONSTANT, DROPPED, MASKED, VIOLATION})
