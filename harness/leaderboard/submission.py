@@ -265,9 +265,12 @@ class Environment(_Part):
 
 
 class Verification(_Part):
-    """A re-run of some cells: verified, or diverged in those named."""
+    """A re-run of some cells: verified, or diverged in those named.
 
-    verdict: Literal["verified", "diverged"]
+    other-code: nothing diverged, but some plugins of the file are of other code than those that were run.
+    """
+
+    verdict: Literal["verified", "diverged", "other-code"]
     when: Word
     cells: int = Field(ge=1)
     environment: Environment

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.console.pooling import family
-from harness.errors import HarnessError, PluginError
+from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.citations import selects
+from harness.leaderboard.other_code import other_code, same_code, unlisted
 from harness.leaderboard.publishable import cell_name, line, shorten
 from harness.leaderboard.submission import Cell, Environment, Seed, Submission, Verification
 from harness.leaderboard.submit import curve, environment_of
-from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.grid import Cell as Planned
@@ -72,11 +72,13 @@ def verify(
     units that this installation gives them), undefined ones, the validation curve, the guarantee, flags, family,
     radius and norm; and what the file says of its scenario. The flag for gradient masking is left out: it depends on
     cells that are not run. That for constant predictions may be missing in a file, as those older than it lack it,
-    which is noted; and where numbers may differ, so may it. Numbers must agree to 1e-6; where device, libraries or
-    code of plugins are not the file's, to 5 % or 0.02, with a defence to 25 % or 0.1 (see REDRAWN), of curves the end
-    alone, epsilon and delta to 1e-3. Lines of `differences` that begin with `note: ` say what is not the same here
-    and do not decide the verdict. Raises HarnessError where nothing can be run: plugins or data are not here, or no
-    cell was scored.
+    which is noted; and where numbers may differ, so may it. Numbers must agree to 1e-6; where device or libraries are
+    not the file's, and in cells that use a plugin whose code is not, to 5 % or 0.02, with a defence to 25 % or 0.1
+    (see REDRAWN), of curves the end alone, epsilon and delta to 1e-3. Lines of `differences` that begin with `note: `
+    say what is not the same here. They do not decide the verdict, but for code of plugins: where nothing differs and
+    some plugin of the file is of other code here, that is `other-code` and not `verified`, as a file may say of its
+    code what it likes. Raises HarnessError where nothing can be run: plugins or data are not here, or no cell was
+    scored.
     """
     chosen = draw(submission, sample, seed)
     scenario = open_scenario(submission)
@@ -87,12 +89,19 @@ def verify(
         found += _applicability(submission, scenario, device, folder)
         records = _run(scenario, chosen, device, jobs, folder, observer)
     here = _environment(records, device)
-    notes = [*_other_machine(submission.environment, here), *_other_code(submission)]
-    exact = not notes
-    if not exact:
+    elsewhere, changed = _other_machine(submission.environment, here), other_code(submission)
+    same = {id for id, record in records.items() if same_code(submission, record)}
+    loose = "compared to 5 % or 0.02, whichever is more; with a defence to 25 % or 0.1, as its noise is drawn anew"
+    notes = [*elsewhere, *changed]
+    if elsewhere:
+        notes.append(f"so numbers are {loose}")
+    elif len(same) < len(records):
         notes.append(
-            "so numbers are compared to 5 % or 0.02, whichever is more; with a defence to 25 % or 0.1, as its noise is "
-            "drawn anew"
+            f"so numbers of {len(records) - len(same)} of {len(records)} cells, which use it, are {loose}"
+        )
+    if changed:
+        notes.append(
+            "other code than the file's can verify none of it: install that code, and run this again"
         )
     notes += _other_engine(submission.environment, here)
     for cell, number in chosen:
@@ -101,7 +110,12 @@ def verify(
         if record is None:
             continue  # a contradiction already: the scenario has no such cell
         name = cell_name(cell.axes, number)
+        exact = not elsewhere and entry.id in same
         tolerance = EXACT if exact else ELSEWHERE if cell.defence == "none" else REDRAWN
+        found += [
+            f"{name}: it uses the {plugin}, which the file does not list"
+            for plugin in unlisted(submission, record)
+        ]
         mark = record["provenance"]["dataset"]["fingerprint"]
         if mark != submission.scenario.fingerprint:
             found.append(
@@ -116,7 +130,7 @@ def verify(
     if len(lines) > MAX_DIFFERENCES:
         lines = [*lines[: MAX_DIFFERENCES - 1], f"and {len(lines) - MAX_DIFFERENCES + 1} more"]
     return Verification(
-        verdict="diverged" if found else "verified",
+        verdict="diverged" if found else "other-code" if changed or len(same) < len(records) else "verified",
         when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cells=len(chosen),
         environment=here,
@@ -259,26 +273,6 @@ def _other_machine(there: Environment, here: Environment) -> list[str]:
 def _other_engine(there: Environment, here: Environment) -> list[str]:
     states = [f"{one.version}, commit {(one.commit or 'unknown')[:12]}" for one in (there, here)]
     return [] if states[0] == states[1] else [f"another engine: {states[0]} in the file, {states[1]} here"]
-
-
-def _other_code(submission: Submission) -> list[str]:
-    """Plugins whose version or source is not what is installed here, by package."""
-    changed: dict[tuple[str, str, str, str], list[str]] = {}
-    for plugin in submission.plugins:
-        try:
-            entry = registry().find(plugin.kind, f"{plugin.distribution}/{plugin.name}")
-        except PluginError:
-            changed.setdefault((plugin.distribution, plugin.version, "nothing", ""), []).append(plugin.name)
-            continue
-        if (entry.version, entry.source_hash) != (plugin.version, plugin.source):
-            state = f"{entry.version}, source {entry.source_hash[:12]}"
-            key = (plugin.distribution, f"{plugin.version}, source {plugin.source[:12]}", state, "")
-            changed.setdefault(key, []).append(plugin.name)
-    return [
-        f"other code of {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} in {package}: "
-        f"{there} in the file, {here} here"
-        for (package, there, here, _), names in changed.items()
-    ]
 
 
 def _scores(entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:

@@ -46,7 +46,9 @@ def test_submit_check_verify(call, ran, tmp_path, official):
         "verify", official, "--sample", "1", "--seed", "1", "--jobs", "0", "--device", "cpu", "-q"
     )
     assert status == 0, out
-    assert out.startswith(f"{official}: verified, 1 cell run again, drawn by --seed 1\n")
+    assert out.startswith(
+        f"{official}: verified, 1 of 16 cells, one seed of each, run again, drawn by --seed 1\n"
+    )
     stamped = read(official)
     assert stamped.verification.verdict == "verified"
     assert stamped.model_copy(update={"verification": None}) == before
@@ -66,7 +68,7 @@ def test_an_edited_score_diverges(call, official):
     again = ("verify", official, "--sample", "1", "--seed", "3", "--jobs", "0", "--device", "cpu", "-q")
     status, out, _ = call(*again, "--no-write")
     assert status == 1
-    assert "diverged, 1 cell run again, drawn by --seed 3" in out
+    assert "diverged, 1 of 16 cells, one seed of each, run again, drawn by --seed 3" in out
     assert ": macro_f1: 0.99 in the file, 0." in out
     assert official.read_bytes() == before
     status, *_ = call(*again)
@@ -99,6 +101,39 @@ def test_submit_says_what_it_wrote(call, ran, tmp_path):
     assert out.startswith(f"replaced {path}: ")
     made = read(path)
     assert (made.note, made.authors, made.url) == ("again", "Us", "https://example.org")
+
+
+def test_other_code_is_not_called_verified(call, official):
+    data = json.loads(official.read_text())
+    for plugin in data["plugins"]:
+        if plugin["name"] == "dp-sgd":
+            plugin["source"] = "0" * 64
+    official.write_text(json.dumps(data))
+    status, out, _ = call(
+        "verify", official, "--sample", "1", "--seed", "1", "--jobs", "0", "--device", "cpu", "-q"
+    )
+    assert status == 1
+    assert out.startswith(
+        f"{official}: other-code, 1 of 16 cells, one seed of each, run again, drawn by --seed 1\n"
+    )
+    assert "note: other code of dp-sgd in psr-harness: 0.1.0, source 000000000000 in the file, " in out
+    assert read(official).verification.verdict == "other-code"
+
+
+def test_submit_says_that_the_code_is_another_now(call, ran, tmp_path, monkeypatch):
+    from harness.registry import Entry
+
+    true = Entry.source_hash.fget
+    monkeypatch.setattr(
+        Entry, "source_hash", property(lambda self: "ab" * 32 if self.plugin.name == "dp-sgd" else true(self))
+    )
+    status, out, err = call("submit", ran.store, "--scenario", ran.path, "--name", "base", "--out", tmp_path)
+    assert (status, out.count("official")) == (0, 1)
+    assert err.startswith("note: other code of dp-sgd in psr-harness: 0.1.0, source ")
+    assert err.endswith(
+        " in the records, 0.1.0, source abababababab here; the file is of the records' code, not of this\n"
+    )
+    assert (tmp_path / "small-v1--base.json").exists()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def cell_at(data, **axes):
     return found
 
 
+PRIVATE = "dp-sgd(epsilon=2)"
 CELL = {"defence": "none", "compressor": "none", "attack": "fgsm"}
 
 
@@ -215,6 +216,7 @@ def test_a_flag_for_constant_predictions_that_is_not_found_again_is_a_difference
 
 
 def test_another_version_of_the_code_is_a_note(made, again):
+def test_another_version_of_the_code_is_not_verified(made, again):
     def other(data):
         for plugin in data["plugins"]:
             if plugin["name"] in ("dp-sgd", "logistic"):
@@ -223,13 +225,18 @@ def test_another_version_of_the_code_is_a_note(made, again):
         data["environment"]["commit"] = "2e" * 20
 
     found = again(changed(made, other))
-    assert found.verdict == "verified"
+    assert (found.verdict, differences(found)) == ("other-code", [])
     notes = "\n".join(found.differences)
+    assert (
+        "note: other code than the file's can verify none of it: install that code, and run this again"
+        in notes
+    )
     assert (
         "note: other code of dp-sgd and 1 more in psr-harness: 0.0.9, source abababababab in the file, "
         in notes
     )
-    assert "note: other code of gone in somebody-elses: 0.1.0 in the file, nothing here" in notes
+    assert "note: other code of gone in somebody-elses: 0.1.0, source " in notes
+    assert " in the file, nothing here" in notes
     assert (
         "note: another engine: 0.1.0, commit 2e2e2e2e2e2e in the file, 0.1.0, commit 1f1f1f1f1f1f here"
         in notes
@@ -260,20 +267,75 @@ def test_elsewhere_numbers_may_differ_a_little(made, again):
     assert again(changed(made, claim)).verdict == "diverged"
 
 
+def _other_source(data, *names):
+    for plugin in data["plugins"]:
+        if plugin["name"] in names:
+            plugin["source"] = "ab" * 32
+
+
+def _raise(data, by, score="accuracy", **axes):
+    for seed in cell_at(data, **{"attack": "fgsm", "compressor": "none", **axes})["seeds"].values():
+        seed["scores"][score] += by
+
+
 def test_noise_of_other_code_is_another_draw(made, again):
     """The stage's key seeds it, and covers the code: a defence's scores may then differ by what noise makes of them."""
 
-    def elsewhere(by, **axes):
+    def elsewhere(by, names=("dp-sgd",), **axes):
         def change(data):
-            next(p for p in data["plugins"] if p["name"] == "dp-sgd")["source"] = "ab" * 32
-            for seed in cell_at(data, attack="fgsm", compressor="none", **axes)["seeds"].values():
-                seed["scores"]["accuracy"] += by
+            _other_source(data, *names)
+            _raise(data, by, **axes)
 
         return again(changed(made, change))
 
-    assert elsewhere(0.09, defence="dp-sgd(epsilon=2)").verdict == "verified"
-    assert elsewhere(0.3, defence="dp-sgd(epsilon=2)").verdict == "diverged"
-    assert elsewhere(0.09, defence="none").verdict == "diverged"
+    assert elsewhere(0.09, defence=PRIVATE).verdict == "other-code"
+    assert elsewhere(0.3, defence=PRIVATE).verdict == "diverged"
+    # Of what the other cells use nothing differs, and no number of theirs may.
+    assert elsewhere(1e-3, defence="none").verdict == "diverged"
+    assert elsewhere(0.019, names=("mean",), defence="none").verdict == "other-code"
+    assert elsewhere(0.09, names=("mean",), defence="none").verdict == "diverged"
+    found = elsewhere(0.0, defence=PRIVATE)
+    assert (
+        f"note: so numbers of 4 of {SCORED} cells, which use it, are compared to 5 % or 0.02, "
+        in "\n".join(found.differences)
+    )
+
+
+def test_a_made_up_source_does_not_make_a_file_pass_for_verified(made, again):
+    """Of a defence's cells every accuracy is raised by what noise may make of it."""
+
+    def forged(data):
+        _other_source(data, "dp-sgd")
+        for cell in data["cells"]:
+            for seed in cell["seeds"].values():
+                for score in ("accuracy", "attacked_clean_accuracy", "balanced_accuracy"):
+                    if cell["defence"] == PRIVATE and score in seed["scores"]:
+                        seed["scores"][score] += 0.09
+
+    assert again(changed(made, forged)).verdict == "other-code"
+    # Nor does it where no cell was drawn that uses it, or where the true code stands beside it.
+    drawn = again(changed(made, lambda data: _other_source(data, "dp-sgd")), sample=1, seed=0)
+    assert drawn.verdict == "other-code"
+
+    def twice(data):
+        true = next(plugin for plugin in data["plugins"] if plugin["name"] == "dp-sgd")
+        data["plugins"].insert(0, {**true, "source": "ab" * 32})
+
+    assert again(changed(made, twice)).verdict == "other-code"
+
+
+def test_methods_that_a_file_does_not_list_are_a_difference(made, again):
+    def emptied(data):
+        data["plugins"] = [plugin for plugin in data["plugins"] if plugin["name"] not in ("dp-sgd", "loss")]
+
+    found = again(changed(made, emptied))
+    assert found.verdict == "diverged"
+    said = differences(found)
+    assert "its plugins lack what its scenario uses: defence dp-sgd" in said
+    assert [text for text in said if text.startswith(PRIVATE) and text.endswith("uses the defence dp-sgd, which the "
+                                                                                "file does not list")]  # fmt: skip
+    assert not [text for text in said if text.startswith("none / ") and "dp-sgd" in text]
+    assert again(made.model_copy(update={"plugins": ()})).verdict == "diverged"
 
 
 def test_tolerance():
