@@ -468,6 +468,46 @@ def test_fine_tuning_may_spend_more_than_the_target(tmp_path):
     ]
 
 
+MECHANISMS = """schema: 1
+name: mechanisms
+dataset: digits
+model: logistic
+federation: {clients: 5, rounds: 3, participation: 0.6, sampling: SAMPLING, local: {batch_size: 64}}
+defences:
+  - dp-sgd: {epsilon: 3}
+  - dp-sgd: {noise_multiplier: 1.0, delta: 1e-5}
+  - dp-fedavg: {epsilon: 8, clipping: adaptive, count_noise: 1.0}
+  - dp-ftrl: {epsilon: 8, delta: 1e-4}
+  - local-dp: {epsilon: 60}
+  - [randomized-smoothing: {sigma: 0.1}, dp-sgd: {epsilon: 2}]
+threats:
+  - {name: none}
+  - {name: part, subset: 50, budget: {norm: linf, eps: 0.1}, attacks: [fgsm]}
+metrics: [accuracy, robust-accuracy, epsilon]
+"""
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_honest_claims_of_every_mechanism_are_in_order(sampling, tmp_path, monkeypatch):
+    from conftest import CLEAN as ENGINE
+
+    from harness.engine import run
+    from harness.leaderboard.submit import collect
+    from harness.scenario import load
+    from harness.store import Store
+
+    monkeypatch.setattr("harness.provenance.engine", lambda: ENGINE)
+    path = tmp_path / "mechanisms.yaml"
+    path.write_text(MECHANISMS.replace("SAMPLING", sampling))
+    assert run(path, device="cpu", jobs=0, store=tmp_path / "runs").scored == 12
+    with Store(tmp_path / "runs") as opened:
+        made = collect(opened.records("mechanisms"), load(path), name="base")
+    assert made.official
+    assert all(cell.guarantee.holds for cell in made.cells)
+    found = checked(tmp_path, json.loads(made.model_dump_json(by_alias=True)), "mechanisms-v1--base.json")
+    assert (found.problems, found.notes) == ([], [])
+
+
 def test_what_the_file_cannot_prove_is_let_be(data, tmp_path):
     """Two draws from a test set need not hold each other; another package's epsilon may be that of a round."""
     for cell in data["cells"]:
