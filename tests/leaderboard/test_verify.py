@@ -215,7 +215,6 @@ def test_a_flag_for_constant_predictions_that_is_not_found_again_is_a_difference
     assert any("flags: constant-predictions in the file, none here" in text for text in differences(found))
 
 
-def test_another_version_of_the_code_is_a_note(made, again):
 def test_another_version_of_the_code_is_not_verified(made, again):
     def other(data):
         for plugin in data["plugins"]:
