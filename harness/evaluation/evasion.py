@@ -11,6 +11,7 @@ import numpy as np
 from harness.contracts.attack import EvasionAttack, EvasionContext
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.predict import gather, modes_restored, predict
+from harness.evaluation.untouched import Untouched
 from harness.random import derive, global_generators, torch_generator
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def attack_batch(
     budget: the threat's radius, used where the attack has none of its own. num_classes: asked of the
     model where it is not given. The model is attacked in eval mode; its modes, gradient flags and
     gradients, and every global random generator, are as before afterwards. Returns x_adv like x, detached.
-    Raises BudgetExceeded where the result leaves the budget (unless `verify` is off) and PluginError on bad
+    Raises, unless `verify` is off, BudgetExceeded where the result leaves the budget and PluginError where the attack
+    did not leave the model as it was, in which case what follows would be scored on another model. PluginError on bad
     input.
     """
     import torch
@@ -60,8 +62,15 @@ def attack_batch(
                 num_classes = model(x[:1]).shape[1]
         generator = torch_generator("evasion-context", seed, device=x.device)
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
+        before = Untouched(model) if verify else None
         with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
             found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)
+        changed = None if before is None else before.changed()
+    if changed is not None:
+        raise PluginError(
+            f"{attack.name} {changed}: later attacks and scores would be of another model. Work on a copy "
+            "(copy.deepcopy), and put modes and hooks back"
+        )
     if not isinstance(found, torch.Tensor):
         raise PluginError(
             f"{attack.name} returned {type(found).__name__}, not images like those it was given"

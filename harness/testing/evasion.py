@@ -79,11 +79,34 @@ def _trial(attack: EvasionAttack, setting: Setting) -> Trial:
         raise CheckFailed(f"{attack.name} declares access = {attack.access!r}: one of {', '.join(ACCESS)}")
     model = withheld(attack, world, setting)
     x, y = world.images[:RECORDS].clone(), world.labels[:RECORDS].clone()
+    given = {"the images": x.clone(), "the labels": y.clone(), "the model": []}
 
     def call() -> dict[str, Any]:
-        return {"adversarial": _attack(attack, model, x, y, _budget(attack))}
+        return {"adversarial": _attack(_Watched(attack, given), model, x, y, _budget(attack))}
 
-    return Trial({"x": x, "y": y, "the model": model}, call, ("adversarial",))
+    inputs = {"x": x, "y": y, "the model": model}
+    return Trial(inputs | {f"{name} that `perturb` gets": value for name, value in given.items()}, call, ("adversarial",))
+
+
+class _Watched:
+    """The attack, given tensors that are looked at afterwards: the engine would hand it copies and say nothing.
+
+    given: these tensors, and a list that gets what the attack did to the model, whose modes the engine puts back.
+    """
+
+    def __init__(self, attack: EvasionAttack, given: dict[str, Any]) -> None:
+        self._attack, self._given = attack, given
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._attack, name)
+
+    def perturb(self, model: Any, x: Any, y: Any, context: Any) -> Any:
+        from harness.evaluation.untouched import Untouched
+
+        before = Untouched(model)
+        found = self._attack.perturb(model, self._given["the images"], self._given["the labels"], context)
+        self._given["the model"] += filter(None, [before.changed()])
+        return found
 
 
 # The engine seeds the global generators around an evasion attack, as its libraries draw from them.

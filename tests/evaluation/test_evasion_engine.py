@@ -506,3 +506,39 @@ def test_an_answer_that_is_not_a_number_is_wrong():
     assert facts["attacked"] == 8
     assert np.isnan(found).all()
     assert not tried  # the first took them all
+
+
+def _zeroes(model):
+    for parameter in model.parameters():
+        parameter.data.zero_()  # `.data`: no version counter tells of it
+
+
+@pytest.mark.parametrize(
+    ("meddle", "words"),
+    [
+        (_zeroes, "changed parameters or buffers"),
+        (lambda model: model[1].running_mean.add_(1), "changed parameters or buffers"),
+        (lambda model: model.train(), "left the model in training mode"),
+        (lambda model: setattr(model, "0", nn.Conv2d(1, 4, 3, padding=1, bias=False)), "replaced modules"),
+        (lambda model: model.register_forward_hook(lambda *given: None), "left hooks"),
+    ],
+)
+@pytest.mark.parametrize("direct", [True, False])
+def test_an_attack_that_changes_the_model_fails_by_name_also_as_a_part(meddle, words, direct):
+    bad = scripted(spy=lambda model, *rest: meddle(model))
+    model, (x, y) = network().eval(), data()
+    with pytest.raises(PluginError, match=f"scripted {words}"):
+        if direct:
+            attack_batch(bad, model, x, y, budget=EPS)
+        else:  # the second part would be scored on what the first has left
+            several = harness.create("attack", "multi-attack", attacks=[bad, "fgsm"])
+            _evade(several, model, x, torch.from_numpy(predict(model, x, 8, "cpu").argmax(1)), budget=EPS)
+
+
+def test_what_an_attack_puts_back_is_its_own_business():
+    def spy(model, x, *rest):
+        model.train()
+        model.eval()
+        model(x)
+
+    attack_batch(scripted(spy=spy), network().train(), *data(), budget=EPS)

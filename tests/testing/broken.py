@@ -316,6 +316,35 @@ class Deviation(sound.Opposite):
         return (context.own.mean(0) - context.own.std(0)).expand(context.m, -1).clone()
 
 
+@fault("inputs_unchanged", "what it was given: the images that `perturb` gets")
+class StepInPlace(sound.Step):
+    """A step that also darkens the images it was given."""
+
+    def perturb(self, model, x, y, context):
+        found = super().perturb(model, x, y, context)
+        x.mul_(0.5)
+        return found
+
+
+@fault("inputs_unchanged", "what it was given: the labels that `perturb` gets")
+class LabelsInPlace(sound.Step):
+    """A step that leaves other labels behind."""
+
+    def perturb(self, model, x, y, context):
+        found = super().perturb(model, x, y, context)
+        y.zero_()
+        return found
+
+
+@fault("inputs_unchanged", "what it was given: the model that `perturb` gets")
+class LeavesTraining(sound.Step):
+    """A step that leaves the model in training mode."""
+
+    def perturb(self, model, x, y, context):
+        model.train()
+        return super().perturb(model, x, y, context)
+
+
 @fault("budget_kept", "in linf, and eps is 0.03137")
 class TooFar(sound.Step):
     """Twice the step that it is allowed."""
