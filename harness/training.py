@@ -32,6 +32,7 @@ from harness.federation.threads import ThreadedTrainer
 from harness.federation.together import Run, run_together
 from harness.federation.vector import layout
 from harness.federation.vectorised import VectorisedTrainer
+from harness.privacy.promised import promised
 from harness.random import derive, numpy_generator, torch_generator
 from harness.stacks import check_stack
 
@@ -263,7 +264,7 @@ class Training:
         """
         found = []
         for position, defence in enumerate(self.spec.defences):
-            guarantee = defence.guarantee([training[position] for training in prepared])
+            guarantee = promised(defence, [training[position] for training in prepared])
             if guarantee is not None:
                 found.append(guarantee.model_copy(update={"by": defence.name}))
         return found

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts.base import Plugin
 
@@ -33,6 +33,8 @@ LossFn = Callable[[Params, Batch, "Tensor"], "Tensor"]
 LogitsFn = Callable[[Params, "Tensor"], "Tensor"]
 GradientFn = Callable[[Params, Batch, "Tensor"], Params]
 
+Epsilon = Annotated[float, Field(ge=0)]  # infinite where nothing is promised; NaN is no number of it
+
 
 class Guarantee(BaseModel):
     """A differential-privacy guarantee of one release, with everything needed to check it.
@@ -43,21 +45,23 @@ class Guarantee(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    unit: str  # record, group or client
-    neighbours: str = "add-remove"  # or replace: a client's data exchanged for any other
+    unit: Literal["record", "group", "client"]
+    neighbours: Literal["add-remove", "replace"] = (
+        "add-remove"  # replace: a client's data exchanged for any other
+    )
     # server: even from a server that sees every update. recipients: from those who get the global models of
     # all rounds; the server is trusted, and the noise fits a uniform mean of clipped updates alone.
-    against: str = "server"
+    against: Literal["server", "recipients"] = "server"
     by: str = ""  # the defence that gives it; set by the engine
-    epsilon: float
-    delta: float
-    accountant: str
+    epsilon: Epsilon
+    delta: float = Field(ge=0, lt=1)
+    accountant: str = Field(min_length=1)  # the method by which epsilon was computed
     sampling: dict[str, Any] = {}  # method, rate, steps: of the client with the largest epsilon
-    noise_multiplier: float | None = None
-    max_grad_norm: float | None = None
-    client_epsilon: dict[str, float] = {}
-    group_epsilon: float | None = None  # for the largest group, where the data have groups
-    largest_group: int | None = None
+    noise_multiplier: float | None = Field(default=None, ge=0)
+    max_grad_norm: float | None = Field(default=None, ge=0)
+    client_epsilon: dict[str, Epsilon] = {}
+    group_epsilon: Epsilon | None = None  # for the largest group, where the data have groups
+    largest_group: int | None = Field(default=None, ge=1)
     simulated: bool = True  # the noise comes from a seed: reproducible, so not for release
     holds: bool = True
     broken_by: list[str] = []

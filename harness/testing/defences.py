@@ -7,8 +7,9 @@ import math
 from functools import cache
 from typing import Any
 
-from harness.contracts.defence import ClientHooks, Defence, Guarantee, Sampling
+from harness.contracts.defence import ClientHooks, Defence, Sampling
 from harness.errors import HarnessError, NotApplicable
+from harness.privacy.promised import promised
 from harness.testing.core import (
     FAMILIES,
     CheckFailed,
@@ -335,14 +336,13 @@ def guarantee_valid(subject: Subject) -> None:
         defence.guarantee([]) is None,
         f"{subject.name} guarantees something without a training: `guarantee([])` is None",
     )
-    first = defence.guarantee([prepared])
+    first = promised(defence, [prepared])
     if first is None:
         require(
             defence.protects is None,
             f"{subject.name} says that it protects a {defence.protects} and gives no guarantee",
         )
         return
-    require(isinstance(first, Guarantee), f"{subject.name}.guarantee returns {type(first).__name__}")
     require(
         first.unit == defence.protects,
         f"{subject.name} guarantees for a {first.unit} and declares protects = {defence.protects!r}: they must agree, "
@@ -358,7 +358,7 @@ def guarantee_valid(subject: Subject) -> None:
         "epsilon must be positive and finite, delta below 1 / N",
     )
     second = defence.prepare(federation([prepared]))
-    both = defence.guarantee([prepared, second])
+    both = promised(defence, [prepared, second])
     require(
         both is not None and (not both.holds or both.epsilon >= first.epsilon * (1 - 1e-9)),
         f"{subject.name} guarantees a smaller epsilon for two trainings of the same weights than for one: "

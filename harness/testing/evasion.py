@@ -64,7 +64,7 @@ def withheld(attack: EvasionAttack, world: Any, setting: Setting) -> Any:
     return Withheld().eval() if access != "gradients" else network.eval()
 
 
-def _attack(attack: EvasionAttack, model: Any, x: Any, y: Any, budget: float | None) -> Any:
+def _attack(attack: Any, model: Any, x: Any, y: Any, budget: float | None) -> Any:
     from harness.evaluation.evasion import attack_batch
 
     return attack_batch(attack, model, x, y, seed=0, budget=budget, num_classes=3, verify=False)
@@ -85,7 +85,11 @@ def _trial(attack: EvasionAttack, setting: Setting) -> Trial:
         return {"adversarial": _attack(_Watched(attack, given), model, x, y, _budget(attack))}
 
     inputs = {"x": x, "y": y, "the model": model}
-    return Trial(inputs | {f"{name} that `perturb` gets": value for name, value in given.items()}, call, ("adversarial",))
+    return Trial(
+        inputs | {f"{name} that `perturb` gets": value for name, value in given.items()},
+        call,
+        ("adversarial",),
+    )
 
 
 class _Watched:

@@ -527,12 +527,13 @@ def _zeroes(model):
 def test_an_attack_that_changes_the_model_fails_by_name_also_as_a_part(meddle, words, direct):
     bad = scripted(spy=lambda model, *rest: meddle(model))
     model, (x, y) = network().eval(), data()
+    several = harness.create("attack", "multi-attack", attacks=[bad, "fgsm"])
+    labels = torch.from_numpy(predict(model, x, 8, "cpu").argmax(1))
+    # Of several, the second part would be scored on what the first has left.
+    act = attack_batch if direct else _evade
+    attack = bad if direct else several
     with pytest.raises(PluginError, match=f"scripted {words}"):
-        if direct:
-            attack_batch(bad, model, x, y, budget=EPS)
-        else:  # the second part would be scored on what the first has left
-            several = harness.create("attack", "multi-attack", attacks=[bad, "fgsm"])
-            _evade(several, model, x, torch.from_numpy(predict(model, x, 8, "cpu").argmax(1)), budget=EPS)
+        act(attack, model, x, y if direct else labels, budget=EPS)
 
 
 def test_what_an_attack_puts_back_is_its_own_business():

@@ -922,6 +922,14 @@ class Generous(sound.Private):
         return {"epsilon": 1.5, "delta": 0.5}
 
 
+@fault("guarantee_valid", "its guarantee is not one: unit = 'banana'")
+class Banana(sound.Private):
+    """Guarantees for a unit that there is not."""
+
+    def guarantee(self, history):
+        return Guarantee(unit="banana", epsilon=1, delta=1e-5, accountant="sum") if history else None
+
+
 @fault("guarantee_valid", "declares protects = 'client'")
 class Mislabelled(sound.Private):
     """Guarantees for records and says clients."""

@@ -1,0 +1,32 @@
+"""What a defence promises, checked where it enters the engine: it is shown in tables as it is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.contracts.defence import Defence, Guarantee
+from harness.errors import PluginError
+
+
+def promised(defence: Defence, history: list[dict[str, Any]]) -> Guarantee | None:
+    """`defence.guarantee(history)`. Raises PluginError that names the defence where that is no guarantee."""
+    try:
+        found: Any = defence.guarantee(history)
+        if found is None:
+            return None
+        if not isinstance(found, Guarantee):
+            raise PluginError(
+                f"defence {defence.name}: guarantee returned {type(found).__name__}, not a Guarantee or None"
+            )
+        # Once more, as a copy with other values (`model_copy`) is made without a look at them.
+        return Guarantee.model_validate(found.model_dump(warnings=False))
+    except ValidationError as error:
+        if error.title != Guarantee.__name__:
+            raise
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))} = {item['input']!r:.60}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            for item in error.errors()
+        )
+        raise PluginError(f"defence {defence.name}: its guarantee is not one: {wrong}") from None
