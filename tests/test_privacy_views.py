@@ -98,6 +98,17 @@ class SaysNothing(PrivacyAttack):
         return 0.5
 
 
+class TellsItself(PrivacyAttack):
+    """Scores by chance and takes its own scores for the truth."""
+
+    name = "test-tells-itself"
+
+    def run(self, view, context):
+        n = len(view.members[1]) + len(view.non_members[1])
+        scores = torch.rand(n, generator=context.generator).numpy()
+        return Membership(scores, scores > 0.5)
+
+
 class Shadows(PrivacyAttack):
     """Asks for some shadow trainings and tells members by chance."""
 
@@ -167,6 +178,7 @@ class _Module:
             LooksIntoTheModel,
             Blurts,
             SaysNothing,
+            TellsItself,
             Shadows,
             Noise,
             LabelsOnly,
@@ -646,6 +658,12 @@ def test_an_undeclared_score_fails_its_cell_and_names_it(tmp_path):
     assert bad["scores"] == {}
     assert good["scores"]["test_seen"] == 0.0
     assert good["units"]["test_seen"]["unit"] == "share"
+
+
+def test_an_attack_s_own_truth_is_not_believed(tmp_path):
+    (record,) = run("threats: [{name: a, attacks: [test-tells-itself]}]", tmp_path).records
+    assert record["error"]["type"] == "PluginError"
+    assert "test-tells-itself: is_member of its Membership is wrong for" in record["error"]["message"]
 
 
 def test_a_result_of_no_known_kind_fails_its_cell(tmp_path):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PluginError
+
+if TYPE_CHECKING:
+    from harness.contracts.privacy import Membership
 
 
 def draw_members(
@@ -35,6 +40,27 @@ def draw_members(
     size = min(*(len(side) for side in sides), *([] if limit is None else [limit]))
     members, non_members = (_draw(side, groups, size, rng) for side in sides)
     return members, non_members
+
+
+def check_truth(name: str, found: Membership, members: int, non_members: int) -> None:
+    """Raises PluginError where an attack's result is about other records than it was given, or says who they are.
+
+    One score a record, members first, as the view has them: the engine knows who is one, and believes nobody else.
+    """
+    truth = np.repeat([True, False], [members, non_members])
+    for field, value in (("scores", found.scores), ("is_member", found.is_member)):
+        shape = np.shape(value)
+        if shape != truth.shape:
+            raise PluginError(
+                f"{name}: {field} of its Membership is {shape}, not ({len(truth)},): one a record, the {members} "
+                f"members first, then the {non_members} non-members"
+            )
+    wrong = int((np.asarray(found.is_member).astype(bool) != truth).sum())
+    if wrong:
+        raise PluginError(
+            f"{name}: is_member of its Membership is wrong for {wrong} of {len(truth)} records: it is the truth, True "
+            f"for the {members} members, which come first, False for the {non_members} non-members; guesses go into scores"
+        )
 
 
 def _draw(

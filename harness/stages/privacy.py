@@ -28,7 +28,7 @@ from harness.contracts.privacy import (
 )
 from harness.errors import PluginError
 from harness.evaluation.matching import match_images
-from harness.evaluation.membership import draw_members
+from harness.evaluation.membership import check_truth, draw_members
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
@@ -90,6 +90,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
     pictures: list[str] = []
     flags: list[str] = []
     if isinstance(found, Membership):
+        check_truth(attack.name, found, len(members), len(non_members))
         known = scoring.context(membership=scene.with_groups(found, members, non_members))
     elif isinstance(found, Reconstruction):
         found = replace(found, true_images=truth[0], true_labels=truth[1])

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from harness.errors import HarnessError
-from harness.evaluation.membership import draw_members
+from harness.contracts.privacy import Membership
+from harness.errors import HarnessError, PluginError
+from harness.evaluation.membership import check_truth, draw_members
 
 MEMBERS = np.arange(0, 60)
 OTHERS = np.arange(60, 80)
@@ -74,3 +75,27 @@ def test_an_empty_side_and_a_limit_of_nothing_are_refused():
         draw_members(MEMBERS, np.array([], dtype=int), None, None, _rng())
     with pytest.raises(HarnessError, match="at least 1"):
         draw_members(MEMBERS, OTHERS, None, 0, _rng())
+
+
+TRUTH = np.repeat([True, False], [3, 2])
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_member", "words"),
+    [
+        (np.zeros(5), np.zeros(5) > 0.5, "is wrong for 3 of 5 records"),
+        (np.zeros(5), ~TRUTH, "is wrong for 5 of 5 records"),
+        (np.zeros(4), TRUTH[:4], r"scores of its Membership is \(4,\), not \(5,\)"),
+        (np.zeros((5, 1)), TRUTH, r"scores of its Membership is \(5, 1\)"),
+        (np.zeros(5), TRUTH[:4], r"is_member of its Membership is \(4,\)"),
+        (None, TRUTH, "scores of its Membership"),
+    ],
+)
+def test_who_is_a_member_is_not_for_the_attack_to_say(scores, is_member, words):
+    with pytest.raises(PluginError, match=f"^guess: .*{words}"):
+        check_truth("guess", Membership(scores, is_member), 3, 2)
+
+
+@pytest.mark.parametrize("truth", [TRUTH, TRUTH.astype(int), TRUTH.tolist()])
+def test_the_truth_passes_in_any_form(truth):
+    check_truth("guess", Membership(np.zeros(5), truth), 3, 2)
