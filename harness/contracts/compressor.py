@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from harness.contracts.base import Plugin
+from harness.errors import PluginError
 
 if TYPE_CHECKING:
     import torch
@@ -124,12 +126,16 @@ class ModelCompressor(Compressor):
         """
 
 
+# Bytes of facts that go uncounted: a few numbers that both sides could agree on before. Built-ins send one, d.
+FREE_FACTS = 128
+
+
 @dataclass
 class Payload:
     """What goes over the wire.
 
     tensors: by name, in the types in which they are sent, indices included; they are what is counted. facts: small
-    plain values, such as d, that both sides need.
+    plain values, such as d, that both sides need; more than 128 bytes of them are counted too.
     """
 
     tensors: dict[str, Tensor]
@@ -137,8 +143,28 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+        """Bytes of the tensors, and of the facts beyond what is free."""
+        return _counted(self)
+
+
+def _counted(payload: Payload) -> int:
+    tensors = sum(t.numel() * t.element_size() for t in payload.tensors.values())
+    return tensors + max(0, _size(payload.facts) - FREE_FACTS)
+
+
+def _size(fact: Any) -> int:
+    """Bytes that a fact takes on the wire: 8 a number, more for a large integer."""
+    if isinstance(fact, int):  # bool too
+        return max(8, (fact.bit_length() + 7) // 8)
+    if isinstance(fact, float) or fact is None:
+        return 8
+    if isinstance(fact, str | bytes):
+        return len(fact.encode() if isinstance(fact, str) else fact)
+    if isinstance(fact, dict):
+        return sum(_size(key) + _size(value) for key, value in fact.items())
+    if isinstance(fact, list | tuple):
+        return sum(map(_size, fact))
+    return len(pickle.dumps(fact))
 
 
 @dataclass
@@ -226,6 +252,28 @@ class UpdateCompressor(Compressor):
         payloads = [
             self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)
         ]
+        sent = [self._bytes(payload) for payload in payloads]
         received = [self.decode(payload, at()) for payload, at in zip(payloads, contexts, strict=True)]
-        sent = [payload.nbytes for payload in payloads]
+        for count, update, row in zip(sent, updates, received, strict=True):
+            shape = getattr(row, "shape", type(row).__name__)
+            if shape != update.shape:
+                what = shape if isinstance(shape, str) else tuple(shape)
+                raise PluginError(f"{self.name}.decode returned {what}, not {tuple(update.shape)}")
+            if not count and bool((row != 0).any()):
+                raise PluginError(
+                    f"{self.name} sent 0 bytes and decodes an update that is not zero: what the server needs goes "
+                    "into the payload"
+                )
         return Exchanged(received, sent, [0] * len(sent), [0] * len(sent))
+
+    def _bytes(self, payload: Any) -> int:
+        """What is counted for a payload, whatever a class of its own would say."""
+        if not isinstance(payload, Payload):
+            raise PluginError(f"{self.name}.encode returned {type(payload).__name__}, not a Payload")
+        try:
+            return _counted(payload)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise PluginError(
+                f"{self.name}.encode returned a payload that cannot be counted ({error}): `tensors` holds tensors by "
+                "name, `facts` small plain values"
+            ) from error

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
-from harness.contracts.compressor import Payload, UpdateCompressionContext, UpdateCompressor
+from harness.contracts.compressor import FREE_FACTS, Payload, UpdateCompressionContext, UpdateCompressor
 from harness.errors import NotApplicable, PluginError
 from harness.testing.core import (
     FAMILIES,
@@ -80,15 +79,16 @@ def bytes_counted(subject: Subject) -> None:
     require(
         isinstance(payload, Payload), f"{subject.name}.encode returns {type(payload).__name__}, not a Payload"
     )
-    counted = sum(t.numel() * t.element_size() for t in payload.tensors.values())
+    tensors = sum(t.numel() * t.element_size() for t in payload.tensors.values())
+    counted = Payload(payload.tensors, payload.facts).nbytes
     require(
         payload.nbytes == counted,
         f"{subject.name} reports {payload.nbytes} bytes for a payload of {counted}: leave Payload.nbytes as it is",
     )
     require(
-        len(pickle.dumps(payload.facts)) <= 1024,
-        f"{subject.name} sends {len(pickle.dumps(payload.facts))} bytes in `facts`, which are not counted: put numbers "
-        "into `tensors`, in their wire dtypes",
+        counted == tensors,
+        f"{subject.name} sends {counted - tensors + FREE_FACTS} bytes in `facts`, of which {FREE_FACTS} are free: put "
+        "numbers into `tensors`, in their wire dtypes",
     )
     require(
         all(isinstance(n, int) and n >= 0 for n in (*output["sent"], *output["before"], *output["answered"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -522,6 +523,68 @@ def test_bytes_are_those_of_the_payload():
     small = run(federated, rounds=3)
     assert small.uplink_bytes == 6 * 2 * d
     assert {k: v["calls"] for k, v in federated.wire._state.items() if v} == {(0, 0): 3, (1, 0): 3}
+
+
+class InFacts(UpdateCompressor):
+    """Sends the update as facts."""
+
+    name = "test-in-facts"
+
+    def encode(self, update, state, context):
+        return Payload({}, {"update": update.tolist()})
+
+    def decode(self, payload, context):
+        return torch.tensor(payload.facts["update"])
+
+
+class Aside(InFacts):
+    """Sends the update past the payload."""
+
+    name = "test-aside"
+    kept: ClassVar[list] = []
+
+    def encode(self, update, state, context):
+        self.kept.append(update)
+        return Payload({})
+
+    def decode(self, payload, context):
+        return self.kept.pop(0)
+
+
+class NoPayload(InFacts):
+    """Sends nothing that can be counted."""
+
+    name = "test-no-payload"
+
+    def encode(self, update, state, context):
+        return None
+
+
+def test_an_update_in_facts_is_counted_and_one_beside_the_payload_refused():
+    module = network()
+    d = sum(p.numel() for p in module.parameters())
+    sent = run(federation(module, clients([8, 8]), compressors=(InFacts(),)))
+    assert sent.uplink_bytes == 2 * (len("update") + 8 * d - 128)
+    with pytest.raises(PluginError, match="test-aside sent 0 bytes and decodes an update that is not zero"):
+        run(federation(network(), clients([8, 8]), compressors=(Aside(),)))
+    with pytest.raises(PluginError, match=r"test-no-payload\.encode returned NoneType, not a Payload"):
+        run(federation(network(), clients([8, 8]), compressors=(NoPayload(),)))
+
+
+@pytest.mark.parametrize(
+    ("facts", "counted"),
+    [
+        ({}, 0),
+        ({"d": 10**6, "shape": (3, 4), "kind": "signs", "raw": False, "top": 1.5, "none": None}, 0),
+        ({"numbers": [0.5] * 20}, 7 + 160 - 128),
+        ({"large": 1 << 8000}, 5 + 1001 - 128),
+        ({"text": "x" * 1000, "bytes": b"y" * 50}, 4 + 1000 + 5 + 50 - 128),
+        ({"array": np.zeros(1000)}, None),
+    ],
+)
+def test_facts_are_free_only_while_they_are_small(facts, counted):
+    found = Payload({"v": torch.zeros(3)}, facts).nbytes - 12
+    assert found == counted if counted is not None else found > 7800
 
 
 def test_defences_compose_left_to_right():
