@@ -74,7 +74,7 @@ class Outcome:
     output: dict[str, Any]
     changed: list[str]
     random: list[str]  # global generators that moved
-    error: Exception | None
+    error: Exception | SystemExit | None
     seconds: float
 
 
@@ -194,7 +194,7 @@ class Subject:
         except CheckSkipped:
             return self._outcomes["cpu", "float32"]
 
-    def error(self, device: str, dtype: str) -> Exception | None:
+    def error(self, device: str, dtype: str) -> Exception | SystemExit | None:
         """What the plugin raised in the run that `outcome` remembers."""
         return self._outcomes[device, dtype].error
 
@@ -207,7 +207,8 @@ def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
     import torch
 
     started = time.perf_counter()
-    trial, output, error = Trial({}, dict), {}, None
+    trial, output = Trial({}, dict), {}
+    error: Exception | SystemExit | None = None
     changed: list[str] = []
     moved: list[str] = []
     with torch.random.fork_rng(), global_random_state() as state:
@@ -219,7 +220,7 @@ def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
             moved = state.moved()
             after = snapshot(trial.inputs)
             changed = [name for name in before if not same(before[name], after[name])]
-        except Exception as raised:  # the plugin's own: every check says what it makes of it
+        except (Exception, SystemExit) as raised:  # the plugin's own: every check says what it makes of it
             error = raised
     return Outcome(setting, trial, output, changed, moved, error, time.perf_counter() - started)
 
@@ -247,6 +248,11 @@ class Check:
             raise CheckSkipped("it cannot be made: see constructs") from error
         except HarnessError as error:
             raise CheckFailed(f"{self.subject.name}: {error}") from error
+        except SystemExit as error:  # else the report would end here, without a word
+            raise CheckFailed(
+                f"{self.subject.name} calls sys.exit({'' if error.code is None else repr(error.code)}), which would "
+                "take the engine down: raise PluginError with the reason"
+            ) from error
 
     def __str__(self) -> str:
         return f"{self.subject.family} {self.subject.name}: {self.name}"

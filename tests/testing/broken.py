@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -129,6 +130,24 @@ class Crashing(sound.Mean):
 
     def aggregate(self, updates, context):
         return updates.sum(0) / (1 // 0)
+
+
+@fault("runs", "fails in an ordinary use: SystemExit: 3")
+class Exiting(sound.Mean):
+    """A mean that ends the process."""
+
+    def aggregate(self, updates, context):
+        sys.exit(3)
+
+
+@fault("few_clients", "broken-leaving calls sys.exit(2)")
+class Leaving(sound.Mean):
+    """A mean that ends the process where it has few rows."""
+
+    def aggregate(self, updates, context):
+        if len(updates) == 1:
+            sys.exit(2)
+        return super().aggregate(updates, context)
 
 
 # aggregators ----------------------------------------------------------------------------------------
@@ -568,7 +587,7 @@ class Regrows(sound.Tuned):
         return sound.Rounded.compress(self, self.trained(model, context), context)
 
 
-@fault("bytes_counted", "in `facts`, which are not counted")
+@fault("bytes_counted", "in `facts`, of which 128 are free")
 class Smuggler(sound.Signs):
     """Sends the update as plain facts, which cost nothing."""
 
