@@ -59,7 +59,7 @@ def check_truth(name: str, found: Membership, members: int, non_members: int) ->
     if wrong:
         raise PluginError(
             f"{name}: is_member of its Membership is wrong for {wrong} of {len(truth)} records: it is the truth, True "
-            f"for the {members} members, which come first, False for the {non_members} non-members; guesses go into scores"
+            f"for the {members} members, which come first, False for the {non_members} others; guesses go into scores"
         )
 
 
