@@ -23,7 +23,7 @@ from harness.contracts.aggregator import (
 )
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
 from harness.contracts.compressor import UpdateCompressor
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
 from harness.federation.local import Client, LocalTrainer, Start, Task, Trained
@@ -294,7 +294,8 @@ class Federation:
         last.check_clients(context.client_ids)
         if len(rows):
             last.check(len(rows), context.f)
-        update = checked(last.aggregate(rows, context), weights.shape, last.name)
+        with blamed(last):
+            update = checked(last.aggregate(rows, context), weights.shape, last.name)
         if not rows_finite(update[None]).all():
             raise PluginError(f"{last.name} returned values that are not finite")
         return update
@@ -372,11 +373,17 @@ class Federation:
         assert attack is not None
         honest_ids = [i for i in ids if i not in byzantine]
         own = torch.stack([updates[i] for i in byzantine]) if byzantine[0] in updates else None
-        shown = honest_ids and rules.knowledge != "own"
-        known = torch.stack([updates[i] for i in honest_ids]) if shown else own
+        sees_others = bool(honest_ids and rules.knowledge != "own")
+        known = torch.stack([updates[i] for i in honest_ids]) if sees_others else own
 
         def probe(rows: Tensor) -> Tensor:
             states = copy.deepcopy(self._chain_state)
+            m, shown, d = len(byzantine), len(context.ids), len(weights)
+            if rows.ndim != 2 or rows.shape[1] != d or len(rows) not in (shown + m, len(honest_ids) + m):
+                raise PluginError(
+                    f"{attack.name}: context.aggregator takes {shown + m} rows ({d},), the {shown} of `honest`, then "
+                    f"the {m} crafted ones, not {tuple(rows.shape)}"
+                )
             if not honest_ids:  # what the attack saw was its own, which is not sent
                 rows = rows[-len(byzantine) :]
             order = [*honest_ids, *byzantine]
@@ -400,7 +407,7 @@ class Federation:
             aggregator=probe if rules.knowledge == "omniscient" else None,
             state=self._attack_state,
             moved=start.moved,
-            sees_others=bool(shown),
+            sees_others=sees_others,
         )
         honest = known
         if honest is None:
@@ -413,7 +420,8 @@ class Federation:
             updates.update({i: torch.zeros_like(weights) for i in byzantine})
             return
         shape = (len(byzantine), weights.numel())
-        crafted = checked(attack.craft(honest, context), shape, attack.name, whole=True)
+        with blamed(attack):
+            crafted = checked(attack.craft(honest, context), shape, attack.name, whole=True)
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
 
 
@@ -421,7 +429,8 @@ def _transformed(
     rule: Aggregator, rows: Tensor, context: AggregationContext
 ) -> tuple[Tensor, AggregationContext]:
     """What a pre-aggregator makes of the rows. Raises PluginError where that is not rows and their context."""
-    found = rule.transform(rows, context)  # type: ignore[attr-defined]
+    with blamed(rule):
+        found = rule.transform(rows, context)  # type: ignore[attr-defined]
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], AggregationContext)):
         raise PluginError(f"{rule.name} returned {type(found).__name__}, not (updates, context)")
     after: AggregationContext = found[1]
