@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.cache_folder import cache_folder
-from harness.contracts.data import Dataset, Split, Splits
+from harness.contracts.data import Dataset, Split, Splits, loaded
 from harness.data_root import data_changed, dataset_key
 from harness.errors import PluginError
 from harness.identity import digest, library_versions
@@ -52,7 +52,7 @@ def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:
             return _read(entry)
         except (OSError, ValueError, KeyError):
             shutil.rmtree(entry, ignore_errors=True)  # half deleted, or a disk's fault
-    splits = dataset.load(root)
+    splits = loaded(dataset, root)
     splits.check(dataset.name)
     if fingerprint and _fingerprint_of(splits, dataset, root) != fingerprint:
         raise data_changed(dataset)

@@ -6,8 +6,12 @@ import difflib
 import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.contracts.base import Plugin
 
 
 class HarnessError(Exception):
@@ -38,11 +42,25 @@ class StoreError(HarnessError):
     """The store is locked, damaged, or of another schema."""
 
 
+@contextmanager
+def blamed(plugin: Plugin) -> Iterator[None]:
+    """What is raised inside is this plugin's, unless it is another's further in; its record then says so."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not hasattr(error, "raised_by"):
+            with suppress(AttributeError):  # an error with __slots__
+                error.raised_by = (plugin.kind, plugin.name)  # type: ignore[union-attr]
+        raise
+
+
 def describe_error(error: BaseException) -> dict[str, str]:
-    """An error as the record keeps it."""
+    """An error as the record keeps it, with the plugin that raised it in front where it does not name it."""
+    kind, name = getattr(error, "raised_by", ("", ""))
+    message = str(error)
     return {
         "type": type(error).__name__,
-        "message": str(error),
+        "message": f"{kind} {name}: {message}" if name not in message else message,
         "traceback": "".join(traceback.format_exception(error)),
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.contracts.data import Splits
+from harness.contracts.data import Splits, loaded
 from harness.errors import HarnessError, ScenarioError
 from harness.options import (
     SGD,
@@ -114,7 +114,7 @@ def check_data(scenario: Scenario, text: str | None = None) -> Splits:
     text: what the scenario was read from; by default its file is read again, for lines and columns.
     """
     try:
-        splits = scenario.dataset.load(scenario.root)
+        splits = loaded(scenario.dataset, scenario.root)
         splits.check(scenario.dataset.name)
     except HarnessError as error:
         raise unusable(scenario, error, text) from error

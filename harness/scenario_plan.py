@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.borders import built
 from harness.data_root import dataset_key
 from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
@@ -77,7 +78,8 @@ def plan_scenarios(
         except HarnessError as error:
             skipped.append((where, str(error)))
         except Exception as error:  # a plugin's own: it must not take the other scenarios down
-            skipped.append((where, f"the data set or the model raised {type(error).__name__}: {error}"))
+            who = " ".join(getattr(error, "raised_by", ("the data set or the model",)))
+            skipped.append((where, f"{who} raised {type(error).__name__}: {error}"))
     details = _named(skipped)
     if not facts:
         raise ScenarioError(details)
@@ -178,4 +180,4 @@ def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
     import torch
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return scenario.model.build(facts.input_shape, facts.num_classes, scenario.normalization)
+        return built(scenario.model, facts.input_shape, facts.num_classes, scenario.normalization)

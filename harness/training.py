@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from harness.borders import built, check_logits, network
 from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
-from harness.contracts.defence import ClientHooks, PrepareContext, Sampling
-from harness.errors import PluginError
+from harness.contracts.defence import ClientHooks, Defence, PrepareContext, Sampling
+from harness.errors import PluginError, blamed
 from harness.evaluation.predict import predict, to_pixels
 from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
@@ -160,9 +161,10 @@ class Training:
         """An untrained network for this data, with initial weights and what the defences make of it."""
         spec = self.spec
         with seeded_modules("cpu", self.seed, "initial weights"):
-            module = model.build(self.data.input_shape, self.data.num_classes, spec.normalization)
+            module = built(model, self.data.input_shape, self.data.num_classes, spec.normalization)
         for defence in spec.defences:
-            module = defence.model(module)
+            with blamed(defence):
+                module = network(defence.model(module), f"defence {defence.name}: model")
         seed_dropout(module)
         module = module.to(self.device)
         if channels_last(module, spec.compute, self.device):
@@ -208,6 +210,10 @@ class Training:
         kind: the class of the federation. prepared: where somebody else has settled what the defences prepare.
         """
         self.check(module, hooks)
+        if purpose == "train":
+            makers = [self.spec.model, *(d for d in self.spec.defences if type(d).model is not Defence.model)]
+            shape, classes = self.data.input_shape, self.data.num_classes
+            check_logits(module, shape, classes, self.device, makers)
         spec, settings = self.spec, self.spec.federation
         rounds = settings.rounds if rounds is None else rounds
         schedule = self._schedule(self.clients, rounds, purpose)
@@ -322,10 +328,13 @@ class Training:
             schedule=schedule,
             client_rate=settings.participation if settings.sampling == "poisson" else None,
         )
-        return [
-            defence.prepare(replace(context, history=[training[position] for training in history]))
-            for position, defence in enumerate(self.spec.defences)
-        ]
+        found = []
+        for position, defence in enumerate(self.spec.defences):
+            with blamed(defence):
+                found.append(
+                    defence.prepare(replace(context, history=[training[position] for training in history]))
+                )
+        return found
 
     def _clients(self, prepared: list[dict[str, Any]], first: tuple[ClientHooks, ...] = ()) -> list[Client]:
         honest = (*first, *self.spec.defences)
@@ -393,7 +402,8 @@ class Training:
             client, self.data.num_classes, generator, tuple(self.malicious), self.spec.root
         )
         # Copies: the client is honest in rounds without an attack, and then trains on its own records.
-        poisoned = attack.poison(ClientData(images.clone(), labels.clone()), context)
+        with blamed(attack):
+            poisoned = attack.poison(ClientData(images.clone(), labels.clone()), context)
         n, classes = len(poisoned.labels), self.data.num_classes
         if poisoned.images.shape[1:] != images.shape[1:] or len(poisoned.images) != n or n == 0:
             raise PluginError(f"{attack.name} returned images {tuple(poisoned.images.shape)} for {n} labels")

@@ -7,6 +7,8 @@ import time
 
 from harness.api import (
     Aggregator,
+    ByzantineAttack,
+    Dataset,
     Defence,
     EvasionAttack,
     Metric,
@@ -230,7 +232,139 @@ class NoScores(Metric):
         return None
 
 
+class Divides(Metric):
+    """Divides by zero."""
+
+    name = "divides"
+    needs = ("logits",)
+    scores = {"divided": Score("higher")}
+
+    def score(self, context):
+        return {"divided": 1 // 0}
+
+
+class Writes(Metric):
+    """Changes what it is shown."""
+
+    name = "writes"
+    needs = ("logits",)
+    scores = {"written": Score("higher")}
+
+    def score(self, context):
+        context.logits[0] = 0
+        return {}
+
+
+class TooFewLogits(Model):
+    """Two logits, whatever the classes."""
+
+    name = "too-few-logits"
+    logits: int = 2
+
+    def build(self, input_shape, num_classes, normalization=None):
+        import torch
+
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, self.logits))
+
+
+class NoModule(Model):
+    """Builds nothing."""
+
+    name = "no-module"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        return None
+
+
+class DropsRecords(Defence):
+    """Half of the images, and all labels."""
+
+    name = "drops-records"
+
+    def batch(self, x, y, key):
+        return x[: len(x) // 2], y
+
+
+class NineLogits(Defence):
+    """Deploys a model without the last class."""
+
+    name = "nine-logits"
+
+    def inference(self, model):
+        import torch
+
+        class Fewer(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = model
+
+            def forward(self, x):
+                return self.inner(x)[:, :-1]
+
+        return Fewer()
+
+
+class ModelLost(Defence):
+    """Trains nothing."""
+
+    name = "model-lost"
+
+    def model(self, module):
+        return None
+
+
+class PreparesBadly(Defence):
+    """Fails before training."""
+
+    name = "prepares-badly"
+
+    def prepare(self, context):
+        raise KeyError("noise")
+
+
+class Pair(Dataset):
+    """Two splits in a tuple."""
+
+    name = "pair"
+
+    def load(self, root=None):
+        return (1, 2)
+
+
+class FewRows(ByzantineAttack):
+    """Asks the rule about its own rows alone."""
+
+    name = "few-rows"
+    knowledge = "omniscient"
+
+    def craft(self, honest, context):
+        context.aggregator(honest[: context.m])
+        return honest[: context.m]
+
+
+class Raises(EvasionAttack):
+    """Cannot attack."""
+
+    name = "raises"
+    norm = "linf"
+    eps: float | None = None
+
+    def perturb(self, model, x, y, context):
+        raise RuntimeError("no way")
+
+
 PLUGINS = (
+    Divides,
+    Writes,
+    TooFewLogits,
+    NoModule,
+    DropsRecords,
+    NineLogits,
+    ModelLost,
+    PreparesBadly,
+    Pair,
+    FewRows,
+    Raises,
     Whole,
     NoUpdate,
     Array,

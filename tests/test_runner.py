@@ -53,7 +53,8 @@ def _misbehaving():
 
 
 def run(text: str, tmp_path: Path, **options):
-    scenario = load_text(BASE + text, tmp_path / "small.yaml")
+    base = "".join(line for line in BASE.splitlines(True) if line.split(":")[0] != text.split(":")[0])
+    scenario = load_text(base + text, tmp_path / "small.yaml")
     return harness.run(scenario, **{"device": "cpu", "jobs": 0, "store": tmp_path / "runs", **options})
 
 
@@ -159,12 +160,59 @@ def test_failed_cells_are_tried_again(tmp_path):
         ("defences: [no-network]", "no-network.inference returned NoneType, not a network"),
         ("threats: [{name: e, attacks: [no-images: {eps: 0.1}]}]", "no-images returned NoneType, not images"),
         ("metrics: [no-scores]", "metric no-scores returned NoneType, not a dictionary"),
+        ("metrics: [writes]", "metric writes writes into an array of its context"),
+        (
+            "model: too-few-logits",
+            "model too-few-logits: the network returns (1, 2) for 1 image, not logits (1, 10)",
+        ),
+        (
+            "model: {too-few-logits: {logits: 20}}",
+            "model too-few-logits: the network returns (1, 20) for 1 image, not logits (1, 10)",
+        ),
+        ("defences: [drops-records]", "drops-records.batch returned 8 images with 16 labels"),
+        (
+            "defences: [nine-logits]",
+            "defence nine-logits, model mlp: the model returns 9 logits for 10 classes",
+        ),
+        ("defences: [model-lost]", "defence model-lost: model returned NoneType, not a network"),
+        (
+            "threats: [{name: b, malicious: 0.25, knowledge: omniscient, attacks: [few-rows]}]",
+            "few-rows: context.aggregator takes 4 rows (610,), the 3 of `honest`, then the 1 crafted ones, not (1,",
+        ),
     ],
 )
 def test_a_wrong_return_value_names_its_plugin(text, message, tmp_path):
     (record,) = run(text, tmp_path).records
     assert record["error"]["type"] == "PluginError"
     assert message in record["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("metrics: [accuracy, divides]", "ZeroDivisionError", "metric divides: integer division"),
+        ("defences: [prepares-badly]", "KeyError", "defence prepares-badly: 'noise'"),
+        ("aggregators: [crash-in-round]", "RuntimeError", "aggregator crash-in-round: the disk"),
+        ("threats: [{name: e, attacks: [raises: {eps: 0.1}]}]", "RuntimeError", "attack raises: no way"),
+    ],
+)
+def test_an_error_of_any_kind_says_whose_it_is(text, kind, message, tmp_path):
+    (record,) = run(text, tmp_path).records
+    assert record["error"]["type"] == kind
+    assert record["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: no-module", "model no-module: build returned NoneType, not a network"),
+        ("dataset: pair", "dataset pair: load returned tuple, not Splits"),
+    ],
+)
+def test_what_cannot_even_be_planned_names_its_plugin(text, message, tmp_path):
+    with pytest.raises(HarnessError) as error:
+        run(text, tmp_path)
+    assert message in str(error.value)
 
 
 def test_nan_updates_are_dropped_counted_and_survived(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.contracts.base import Plugin
-from harness.errors import HarnessError, PluginError, nearest
+from harness.errors import HarnessError, PluginError, blamed, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,7 +131,20 @@ class Dataset(Plugin):
 
         Another content must mean another hash, also where it comes from the parameters: hash those too.
         """
-        return self.load(root).fingerprint()
+        return loaded(self, root).fingerprint()
+
+
+def loaded(dataset: Dataset, root: Path | None) -> Splits:
+    """`dataset.load(root)`. Raises PluginError where that is no Splits."""
+    with blamed(dataset):
+        found: object = dataset.load(root)
+    if not isinstance(found, Splits):
+        raise PluginError(f"dataset {dataset.name}: load returned {type(found).__name__}, not Splits")
+    for name in ("train", "val", "test"):
+        part: object = getattr(found, name)
+        if not isinstance(part, Split):
+            raise PluginError(f"dataset {dataset.name}: {name} is {type(part).__name__}, not a Split")
+    return found
 
 
 class Partitioner(Plugin):

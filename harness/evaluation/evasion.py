@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.contracts.attack import EvasionAttack, EvasionContext
-from harness.errors import HarnessError, PluginError
+from harness.errors import HarnessError, PluginError, blamed
 from harness.evaluation.predict import gather, modes_restored, predict
 from harness.evaluation.untouched import Untouched
 from harness.random import derive, global_generators, torch_generator
@@ -63,7 +63,10 @@ def attack_batch(
         generator = torch_generator("evasion-context", seed, device=x.device)
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         before = Untouched(model) if verify else None
-        with torch.enable_grad():  # the clone: an inference tensor or a graph's part cannot be attacked
+        with (
+            blamed(attack),
+            torch.enable_grad(),
+        ):  # the clone: an inference tensor or a graph's part cannot be attacked
             found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)
         changed = None if before is None else before.changed()
     if changed is not None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext, shared_scores
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 from harness.evaluation.read_only import read_only, tensor_versions
 
 ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "reconstruction", "audit")
@@ -26,7 +26,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
             )
         about_attack = any(name in ATTACK_FIELDS for name in metric.needs)
         if about_attack is attack and context.has(metric.needs):
-            with _untouched(metric, context) as shown:
+            with _untouched(metric, context) as shown, _own(metric):
                 found = metric.score(shown)
             scores |= {name: _number(metric, name, value) for name, value in _named(metric, found)}
     return scores
@@ -38,7 +38,7 @@ def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) ->
     intervals: dict[str, list[float]] = {}
     for metric in metrics:
         if set(metric.needs) & set(ATTACK_FIELDS) and context.has(metric.needs):
-            with _untouched(metric, context) as shown:
+            with _untouched(metric, context) as shown, _own(metric):
                 found = metric.intervals(shown)
             for name, ends in _named(metric, found):
                 try:
@@ -84,6 +84,21 @@ def _number(metric: Metric, name: str, value: Any) -> float:
 def _check_names(metrics: tuple[Metric, ...]) -> None:
     for _, problem in shared_scores(metrics):
         raise PluginError(problem)
+
+
+@contextmanager
+def _own(metric: Metric) -> Iterator[None]:
+    """What a metric raises has its name; that arrays are read-only is said in the words of the contract."""
+    with blamed(metric):
+        try:
+            yield
+        except ValueError as error:
+            if "read-only" not in str(error):
+                raise
+            raise PluginError(
+                f"metric {metric.name} writes into an array of its context, which the metrics after it compute from: "
+                f"work on a copy ({error})"
+            ) from error
 
 
 @contextmanager

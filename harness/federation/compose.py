@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.errors import PluginError
 from harness.functional import cross_entropy, mean_gradient
 from harness.random import split
 
@@ -23,7 +24,17 @@ def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
     def changed(batch: Batch, key: Tensor) -> Batch:
         x, y = batch
         for position, hook in changing:
-            x, y = hook.batch(x, y, split(key, position))
+            found = hook.batch(x, y, split(key, position))
+            x, y = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+            if x is None or y is None or len(x) != len(y):
+                what = (
+                    type(found).__name__
+                    if x is None or y is None
+                    else f"{len(x)} images with {len(y)} labels"
+                )
+                raise PluginError(
+                    f"{getattr(hook, 'name', 'a hook')}.batch returned {what}: a label an image"
+                )
         return x, y
 
     return changed

@@ -7,13 +7,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.contracts.defence import Defence, Guarantee
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 
 
 def promised(defence: Defence, history: list[dict[str, Any]]) -> Guarantee | None:
     """`defence.guarantee(history)`. Raises PluginError that names the defence where that is no guarantee."""
     try:
-        found: Any = defence.guarantee(history)
+        with blamed(defence):
+            found: Any = defence.guarantee(history)
         if found is None:
             return None
         if not isinstance(found, Guarantee):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.borders import network
 from harness.contracts.aggregator import Aggregator
 from harness.contracts.compressor import CompressedModel, CompressionContext, Surroundings
 from harness.contracts.defence import ClientHooks, Defence
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 from harness.evaluation.blank import blank
 from harness.evaluation.predict import own_pixels
 from harness.federation.data import Part
@@ -71,7 +72,8 @@ def compress(
             fine_tune=fine_tune,
         )
         source = compressed.module.to("cpu") if compressed.device == "cpu" else compressed.module
-        compressed = _model(compressor.compress(source.eval(), context), f"{compressor.name}.compress")
+        with blamed(compressor):
+            compressed = _model(compressor.compress(source.eval(), context), f"{compressor.name}.compress")
         digest, size = store.save_tensors(compressed.state)
         links.append({"name": compressor.name, "artifact": digest, "bytes": size, "facts": compressed.facts})
     return {
@@ -144,7 +146,8 @@ def load_released(
         surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
         for compressor, link in zip(spec.compressors, compressed["links"], strict=True):
             state = store.load_tensors(link["artifact"])
-            restored = compressor.restore(released.module, state, surroundings)
+            with blamed(compressor):
+                restored = compressor.restore(released.module, state, surroundings)
             released = _model(restored, f"{compressor.name}.restore")
     device = released.device or training.device
     deploy: list[Aggregator | Defence] = [*spec.train.aggregators, *spec.train.defences]
@@ -172,7 +175,5 @@ def load_released(
 
 def deployed(part: Aggregator | Defence, module: nn.Module) -> nn.Module:
     """What a part deploys. Raises PluginError where that is no network."""
-    found: Any = part.inference(module)
-    if not isinstance(found, torch.nn.Module):
-        raise PluginError(f"{part.name}.inference returned {type(found).__name__}, not a network")
-    return found
+    with blamed(part):
+        return network(part.inference(module), f"{part.name}.inference")

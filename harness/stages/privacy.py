@@ -26,7 +26,7 @@ from harness.contracts.privacy import (
     TrainingVariant,
     VariantView,
 )
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 from harness.evaluation.matching import match_images
 from harness.evaluation.membership import check_truth, draw_members
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
@@ -72,7 +72,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         torch_generator(seed, "privacy attack", attack.name, device=device),
         lambda done, total: progress(done, total, f"{done}/{total}"),
     )
-    with pooled_first(scoring.released.module, *(update.module for update in observed)):
+    with blamed(attack), pooled_first(scoring.released.module, *(update.module for update in observed)):
         found = attack.run(view, context)
     description: dict[str, Any] = {
         "family": attack.family, "access": spec.threat.knowledge,

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from harness.borders import named
+from harness.contracts.aggregator import Aggregator
 from harness.contracts.attack import EvasionAttack, PoisoningAttack
-from harness.contracts.defence import Guarantee
+from harness.contracts.base import Plugin
+from harness.contracts.defence import Defence, Guarantee
 from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError
@@ -110,7 +113,20 @@ class Scoring:
         seed = derive(self.spec.model.train.seed, "inference")
         with seeded_modules(self.device, seed):
             chosen = self.released.module if module is None else module
-            return predict(chosen, images, self.spec.evaluation.batch_size, self.device)
+            logits = predict(chosen, images, self.spec.evaluation.batch_size, self.device)
+        classes = self.training.data.num_classes
+        if logits.shape[1] != classes:
+            raise PluginError(
+                f"{named(self._makers())}: the model returns {logits.shape[1]} logits for {classes} classes"
+            )
+        return logits
+
+    def _makers(self) -> list[Plugin]:
+        """Those who decide what the released model returns, nearest to its output first."""
+        train, compressors = self.spec.model.train, self.spec.model.compressors
+        deployed = [d for d in train.defences if type(d).inference is not Defence.inference]
+        rules = [a for a in train.aggregators if type(a).inference is not Aggregator.inference]
+        return [*reversed(deployed), *reversed(rules), *reversed(compressors), train.model]
 
 
 def stratified(part: Part, size: int) -> Part:
