@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.scenario_models import Scenario
 
 DRAWING = 1.0  # seconds after which no other seed's partition is drawn
+REPEATED = 0.01  # share of test images: public collections have a few duplicates
 
 
 def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> None:
@@ -32,6 +33,16 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
     found = list(misfits(scenario, splits))
     if found:
         raise _error(scenario, _document(scenario, text), found)
+
+
+def repeats(scenario: Scenario, share: float) -> str | None:
+    """A note where more of the test images than happens in collections are training images too."""
+    if share <= REPEATED:
+        return None
+    return (
+        f"{share:.1%} of the test images of {scenario.dataset.label()} are training images too, pixel by pixel: "
+        "accuracy on them is memory; split by record, and by patient or site where there are several of one"
+    )
 
 
 def unusable(scenario: Scenario, error: HarnessError, text: str | None = None) -> ScenarioError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
 from harness.identity import digest
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry
-from harness.scenario_data import check_fit, unusable
+from harness.scenario_data import check_fit, repeats, unusable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from harness.scenario import Scenario
     from harness.shards import Shard
     from harness.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 def not_applicable(loaded: Sequence[Scenario]) -> dict[str, Counter[str]]:
@@ -169,6 +172,8 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
             "val": len(splits.val),
             "test": len(splits.test),
         }
+        if note := repeats(scenario, splits.repeated()):  # once per content, as are these facts
+            logger.warning("%s", note)
         if store is not None:
             store.put_fact(name, known)
     assert known is not None  # the store's, or just made

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 
+import numpy as np
 import pytest
 
 from harness.cli import main
-from harness.contracts.data import find_file
+from harness.contracts.data import Split, Splits, find_file
 from harness.engine import plan, run
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.scenario import check_data, load_text
@@ -233,3 +235,35 @@ def test_a_dataset_by_its_name_alone_is_shown_there(tmp_path, monkeypatch):
     monkeypatch.setattr(type(scenario.dataset), "load", load)
     with pytest.raises(ScenarioError, match=r"x\.yaml:3:10: the dataset digits cannot be used: no"):
         check_data(scenario)
+
+
+@pytest.mark.parametrize(("same", "share"), [(0, 0.0), (1, 0.05), (20, 1.0)])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 40, 40)])
+def test_the_share_of_test_images_that_are_trained_on(same, share, shape):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (60, *shape), dtype=np.uint8)
+    near = images[:20].copy()
+    near[:, 0, 0, 1] ^= 1  # another pixel than those that are looked at first, in the larger images
+    near[:same] = images[:same]
+    labels = np.zeros(60, dtype=np.int64)
+    train, test = Split(images, labels), Split(near, labels[:20])
+    assert Splits(train, train, test, ("a",)).repeated() == share
+
+
+def test_a_dataset_that_tests_on_what_it_trains_on_is_noted(tmp_path, capsys, caplog):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    parts = {
+        f"{part}_{what}": value
+        for part in ("train", "val", "test")
+        for what, value in (("images", images), ("labels", np.arange(40) % 2))
+    }
+    np.savez(tmp_path / "same.npz", **parts)
+    file = tmp_path / "x.yaml"
+    file.write_text(BASE.replace("digits", "{npz: {path: same.npz}}") + "federation: {clients: 2}\n")
+    assert main(["validate", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "note: 100.0% of the test images of npz(path=same.npz) are training images too" in out
+    assert main(["validate", str(file), "--json"]) == 0
+    assert "100.0% of the test images" in json.loads(capsys.readouterr().out)[0]["notes"][0]
+    assert "100.0% of the test images" in caplog.text  # also where a run is planned
