@@ -48,7 +48,8 @@ def check_logits(
 
     from harness.evaluation.predict import modes_restored
 
-    x = torch.zeros((1, *input_shape), device=device)
+    dtypes = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    x = torch.zeros((1, *input_shape), device=device, dtype=dtypes[0] if dtypes else None)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     devices = [x.device] if x.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices), modes_restored(module), blamed(who[0]):

@@ -160,7 +160,6 @@ def test_failed_cells_are_tried_again(tmp_path):
         ("defences: [no-network]", "no-network.inference returned NoneType, not a network"),
         ("threats: [{name: e, attacks: [no-images: {eps: 0.1}]}]", "no-images returned NoneType, not images"),
         ("metrics: [no-scores]", "metric no-scores returned NoneType, not a dictionary"),
-        ("metrics: [writes]", "metric writes writes into an array of its context"),
         (
             "model: too-few-logits",
             "model too-few-logits: the network returns (1, 2) for 1 image, not logits (1, 10)",
@@ -191,6 +190,7 @@ def test_a_wrong_return_value_names_its_plugin(text, message, tmp_path):
     ("text", "kind", "message"),
     [
         ("metrics: [accuracy, divides]", "ZeroDivisionError", "metric divides: integer division"),
+        ("metrics: [writes]", "ValueError", "metric writes writes into an array of its context"),
         ("defences: [prepares-badly]", "KeyError", "defence prepares-badly: 'noise'"),
         ("aggregators: [crash-in-round]", "RuntimeError", "aggregator crash-in-round: the disk"),
         ("threats: [{name: e, attacks: [raises: {eps: 0.1}]}]", "RuntimeError", "attack raises: no way"),

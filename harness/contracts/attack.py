@@ -172,14 +172,14 @@ class PoisonContext:
 class PoisoningAttack(ClientHooks, Attack):
     """Changes what malicious clients train on, and, through the client hooks, how they train.
 
-    A backdoor also sets `target` and overrides `trigger`: its success rate is then scored.
+    A backdoor also overrides the property `backdoor_target` and the method `trigger`: its success rate is then scored.
     """
 
     family: ClassVar[str] = "poisoning"
 
     @property
     def backdoor_target(self) -> int | None:
-        """The class that the trigger should produce; None: not a backdoor."""
+        """The class that the trigger should produce; None: not a backdoor. Stays a property."""
         return None
 
     def poison(self, data: ClientData, context: PoisonContext) -> ClientData:

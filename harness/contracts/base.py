@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError
 from pydantic_core import core_schema
 
 from harness.errors import PluginError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
 
 
 class Reference(BaseModel):
@@ -25,7 +31,35 @@ class Reference(BaseModel):
     url: str = ""
 
 
-class Plugin(BaseModel):
+class _Made(ModelMetaclass):
+    """Makes plugin classes; what Pydantic does not take is said by class and attribute, with what to write instead."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **settings: Any) -> Any:
+        try:
+            return super().__new__(mcs, name, bases, namespace, **settings)
+        except PydanticUserError as error:
+            raise PluginError(_unannotated(name, bases, error)) from error
+
+
+def _unannotated(name: str, bases: tuple[type, ...], error: PydanticUserError) -> str:
+    """What is wrong with a class, in a sentence; an attribute without annotation is what it nearly always is."""
+    found = re.search(r"detected: `(\w+) = ", error.message)
+    if found is None:
+        return f"{name}: {error.message}"
+    attribute = found[1]
+    for base in bases:
+        if isinstance(inspect.getattr_static(base, attribute, None), property):
+            return (
+                f"{name}: {attribute!r} is a property of {base.__name__}: write `@property def {attribute}(self): "
+                "return ...`, not an attribute"
+            )
+    return (
+        f"{name}: the attribute {attribute!r} has no annotation; annotate it: `{attribute}: ClassVar = ...` for a "
+        "constant, or as a field for a parameter"
+    )
+
+
+class Plugin(BaseModel, metaclass=_Made):
     """A method with its parameters: the fields are the parameters, the docstring is the documentation.
 
     Subclass one of the kinds (Aggregator, Defence, ...), set `name`, declare parameters as pydantic

@@ -39,8 +39,13 @@ Epsilon = Annotated[float, Field(ge=0)]  # infinite where nothing is promised; N
 class Guarantee(BaseModel):
     """A differential-privacy guarantee of one release, with everything needed to check it.
 
-    epsilon is the maximum over clients (their data are disjoint). `holds` turns false, and `broken_by`
-    says why, where another part of the plan touches protected data without accounting for it.
+    unit: what may be exchanged without being noticed. neighbours: whether such a unit is added or removed, or
+    replaced by any other. against: the server, which sees every update, or the recipients of the global models of all
+    rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the maximum over clients
+    (their data are disjoint), infinite where nothing is promised; client_epsilon: of each. accountant: the method by
+    which it was computed. sampling: method, rate and steps of the client with the largest epsilon. group_epsilon: for
+    the largest group, of largest_group records. simulated: the noise comes from a seed. `holds` turns false, and
+    `broken_by` says why, where another part of the plan touches protected data without accounting for it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -220,7 +225,7 @@ class Defence(ClientHooks, Plugin):
 
     kind: ClassVar[str] = "defence"
     protects: ClassVar[str | None] = None  # record or client: what its guarantee is about
-    neighbours: ClassVar[str] = "add-remove"  # of that guarantee; or replace
+    neighbours: ClassVar[Literal["add-remove", "replace"]] = "add-remove"  # of that guarantee; or replace
     server_view: ClassVar[str] = "updates"  # what the server sees of a round's updates: each, or their `sum`
     couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
 

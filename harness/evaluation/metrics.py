@@ -93,12 +93,12 @@ def _own(metric: Metric) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            if "read-only" not in str(error):
-                raise
-            raise PluginError(
-                f"metric {metric.name} writes into an array of its context, which the metrics after it compute from: "
-                f"work on a copy ({error})"
-            ) from error
+            if "read-only" in str(error):  # the same error, as its traceback shows the line
+                error.args = (
+                    f"metric {metric.name} writes into an array of its context, which the metrics after it compute "
+                    f"from: work on a copy ({error})",
+                )
+            raise
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from dataclasses import is_dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 
 from harness import api, hookspecs
 from harness.contracts.base import Plugin
@@ -80,6 +82,7 @@ def names() -> Iterator[str]:
         yield from ("", f"### {title}")
         for name, cls in chosen.items():
             yield from ("", f"#### {name}", "", documentation(cls, name))
+            yield from data(cls)
             yield from members(cls)
     yield from ("", "### Functions", "", "| function | does |", "|---|---|")
     for name, function in functions.items():
@@ -90,6 +93,52 @@ def names() -> Iterator[str]:
         raise LookupError(f"without documentation: {', '.join(rest)}: a docstring, or an entry in CONSTANTS")
     for name, text in CONSTANTS.items():
         yield f"| `{name}` | {cell(text)} |"
+
+
+def data(cls: type) -> Iterator[str]:
+    """The fields of a dataclass or a pydantic model that is no plugin: type, bounds and default of each."""
+    rows = []
+    if is_dataclass(cls):
+        for f in fields(cls):
+            if not f.name.startswith("_"):
+                default = f.default if f.default_factory is MISSING else f.default_factory()
+                rows.append((f.name, str(f.type), "" if default is MISSING else shown(default)))
+    elif issubclass(cls, BaseModel) and not issubclass(cls, Plugin):
+        for name, field in cls.model_fields.items():
+            kind = type_name(field.annotation, field.metadata)
+            rows.append((name, kind, "" if field.is_required() else shown(field.get_default())))
+    if rows:
+        yield from ("", "| field | type | default |", "|---|---|---|")
+        for name, kind, default in rows:
+            yield f"| `{name}` | `{cell(kind)}` | {f'`{cell(default)}`' if default else 'required'} |"
+
+
+def type_name(annotation: Any, bounds: Iterable[Any] = ()) -> str:
+    """A type as one would write it, with what bounds its values behind: `float, >= 0`, `"server" | "recipients"`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        text = type_name(arguments[0], arguments[1].metadata if hasattr(arguments[1], "metadata") else ())
+    elif origin is Literal:
+        text = " | ".join(f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments)
+    elif origin in (Union, UnionType):
+        text = " | ".join(map(type_name, arguments))
+    elif origin is not None:
+        text = f"{origin.__name__}[{', '.join(map(type_name, arguments))}]"
+    else:
+        text = "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "of length >="}
+    for bound in bounds:
+        text += "".join(
+            f", {sign} {getattr(bound, name)}" for name, sign in signs.items() if hasattr(bound, name)
+        )
+    return text
+
+
+def shown(default: Any) -> str:
+    """A default as one would write it."""
+    if inspect.isclass(default) or inspect.isfunction(default):
+        return str(getattr(default, "__name__", default)).replace("<lambda>", "a function")
+    return f'"{default}"' if isinstance(default, str) else repr(default)
 
 
 def members(cls: type) -> Iterator[str]:
