@@ -210,7 +210,7 @@ def validate(
         try:
             splits = check_data(scenario)
             check_fit(scenario, splits)
-            if note := repeats(scenario, splits.repeated()):
+            if note := repeats(scenario, splits):
                 notes[scenario.name] = note
         except HarnessError as error:
             mistakes.append(with_file(scenario.path, error))

@@ -35,8 +35,9 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
         raise _error(scenario, _document(scenario, text), found)
 
 
-def repeats(scenario: Scenario, share: float) -> str | None:
+def repeats(scenario: Scenario, splits: Splits) -> str | None:
     """A note where more of the test images than happens in collections are training images too."""
+    share = splits.repeated()
     if share <= REPEATED:
         return None
     return (

@@ -172,9 +172,11 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
             "val": len(splits.val),
             "test": len(splits.test),
         }
-        if note := repeats(scenario, splits.repeated()):  # once per content, as are these facts
-            logger.warning("%s", note)
         if store is not None:
+            if note := repeats(
+                scenario, splits
+            ):  # once a content, as are the facts; `validate` says it itself
+                logger.warning("%s", note)
             store.put_fact(name, known)
     assert known is not None  # the store's, or just made
     return DataFacts(fingerprint=mark, **{**known, "input_shape": tuple(known["input_shape"])})

@@ -301,7 +301,8 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
 
     monkeypatch.setattr(SCENARIO, "load_many", lambda paths: [Loaded(path) for path in paths])
     monkeypatch.setattr(SCENARIO, "check_data", check)
-    monkeypatch.setattr("harness.scenario_data.check_fit", lambda scenario, splits: None)
+    for asked in ("check_fit", "repeats"):
+        monkeypatch.setattr(f"harness.scenario_data.{asked}", lambda scenario, splits: None)
     refused = {}
     monkeypatch.setattr("harness.scenario_plan.not_applicable", lambda loaded: refused)
     assert harness("validate", "a.yaml") == 0
@@ -314,7 +315,7 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
     assert (out, err) == ("", "more/b.yml: no data\n")
     checked.clear()
     assert harness("validate", "more", "--no-data", "--json") == 0
-    expected = {"path": "more/b.yml", "name": "quick", "hash": "h", "not_applicable": {}}
+    expected = {"path": "more/b.yml", "name": "quick", "hash": "h", "not_applicable": {}, "notes": []}
     assert json.loads(capsys.readouterr().out) == [expected]
     assert checked == []
 
