@@ -12,6 +12,14 @@ from harness.executors.interrupts import interrupts_wait
 from harness.executors.local import LocalExecutor, _log_output
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Python's own handler, also where this process was started to ignore the signal, as in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_comes_when_the_block_has_ended():
     done = []
 

@@ -222,5 +222,5 @@ def test_a_link_that_changes_how_many_there_are_is_named():
 
     chain = wire(LOSSY)
     chain._compressors = [*links(LOSSY), Longer()]
-    with pytest.raises(PluginError, match=r"longer decoded \(121,\), not \(120,\)"):
+    with pytest.raises(PluginError, match=r"longer\.decode returned \(121,\), not \(120,\)"):
         chain.exchange(0, {0: update()}, {})

@@ -142,15 +142,15 @@ def claim(record):
 def assert_caught(record, target):
     assert 0.9 * target < claim(record) <= target
     assert bound(record) > claim(record)
-    assert record["flags"] == ["audit-violation"]
+    assert "audit-violation" in record["flags"]
     assert record["attack"]["audit"]["confidence"] == 0.95
 
 
 def flagged(records):
     """How many of them carry the flag; it is there where the bound is above the claim, and only there."""
     for record in records:
-        assert record["flags"] == (["audit-violation"] if bound(record) > claim(record) else [])
-    return sum(bool(record["flags"]) for record in records)
+        assert ("audit-violation" in record["flags"]) == (bound(record) > claim(record))
+    return sum("audit-violation" in record["flags"] for record in records)
 
 
 def assert_seldom_flagged(records):
@@ -223,7 +223,7 @@ def test_local_dp_with_a_hundredth_of_the_noise_is_caught(tmp_path):
 def test_without_a_defence_there_is_a_bound_and_no_claim_to_violate(tmp_path):
     (record,) = audits(tmp_path, "none", **RECORDS)
     assert bound(record) > 2
-    assert record["flags"] == []
+    assert "audit-violation" not in record["flags"]
     audit = record["attack"]["audit"]
     assert audit["guarantee"] is record["guarantee"] is None
     assert audit["delta"] == 1e-5
@@ -234,7 +234,7 @@ def test_a_guarantee_that_is_broken_elsewhere_is_not_refuted_again(tmp_path):
     """With no noise there is no claim: the bound is high, and the record says `broken`, not `audit-violation`."""
     (record,) = audits(tmp_path, "dp-sgd: {noise_multiplier: 0}", **RECORDS)
     assert bound(record) > 2
-    assert record["flags"] == []
+    assert "audit-violation" not in record["flags"]
     assert not record["attack"]["audit"]["guarantee"]["holds"]
     assert math.isinf(record["attack"]["audit"]["guarantee"]["epsilon"])
 
