@@ -14,7 +14,7 @@ from harness.executors.local import LocalExecutor, _log_output
 
 @pytest.fixture(autouse=True)
 def _interruptible():
-    """Python's own handler, also where this process was started to ignore the signal, as in the background of a shell."""
+    """Python's own handler, also where this process began with the signal ignored, as in a shell's background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
