@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -207,7 +207,12 @@ def plan(
 
 
 def _load(scenarios: ScenarioArgument) -> list[Scenario]:
-    given = [scenarios] if isinstance(scenarios, str | Path | Scenario) else list(scenarios)
+    several = isinstance(scenarios, Iterable) and not isinstance(scenarios, str | dict | Scenario)
+    given: list[Any] = [*scenarios] if several else [scenarios]  # type: ignore[misc]
+    for scenario in given:
+        if not isinstance(scenario, str | Path | Scenario):
+            found = type(scenario).__name__
+            raise HarnessError(f"a scenario is a path, or what harness.scenario.load returned, not a {found}")
     if not given:
         raise HarnessError("no scenario given")
     files = [Path(s) for s in given if not isinstance(s, Scenario)]

@@ -23,7 +23,7 @@ from harness import hookspecs, local_plugins, source_code
 from harness.contracts.base import Plugin
 from harness.entry_points import normalized, offers
 from harness.errors import PluginError, did_you_mean
-from harness.kinds import KINDS
+from harness.kinds import KINDS, SORTS
 from harness.local_plugins import LocalFile
 from harness.plugin_checks import check_api, check_class, declared_api, spellings
 
@@ -322,6 +322,8 @@ def _normalized(distribution: str) -> str:
 
 
 def _kind(kind: str) -> str:
+    if kind in SORTS:
+        raise PluginError(f"unknown kind {kind!r}; it is a sort of {SORTS[kind][0]}: say {SORTS[kind][0]!r}")
     if kind not in KINDS:
         raise PluginError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
     return kind

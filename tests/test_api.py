@@ -8,9 +8,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import harness
 from harness import api
+from harness.errors import HarnessError, PluginError
 from harness.plugin_kit import reference
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +106,22 @@ def test_the_interface_is_cheap_to_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("given", [{"schema": 1}, [{"schema": 1}], [3]])
+def test_run_says_what_a_scenario_is(given, tmp_path):
+    with pytest.raises(
+        HarnessError, match=r"a scenario is a path, or what harness\.scenario\.load returned, not a"
+    ):
+        harness.run(given, store=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_calls_outside_a_federation_say_what_they_take():
+    for rule in ("krum", "nnm"):
+        with pytest.raises(PluginError, match="updates must be a torch tensor"):
+            harness.create("aggregator", rule, f=0)([[1.0, 2.0], [3.0, 4.0]])
+    with pytest.raises(PluginError, match="honest must be a torch tensor"):
+        harness.create("attack", "alie")(np.ones((4, 2)))
+    with pytest.raises(PluginError, match="it is a sort of aggregator: say 'aggregator'"):
+        harness.create("pre-aggregator", "nnm")

@@ -206,6 +206,8 @@ def default_context(
 
     from harness.errors import PluginError
 
+    if not isinstance(updates, torch.Tensor):
+        raise PluginError(f"updates must be a torch tensor (n, d), not {type(updates).__name__}")
     if updates.ndim != 2 or not len(updates):
         raise PluginError(f"updates must be (n, d) with n >= 1, not {tuple(updates.shape)}")
     n = len(updates)

@@ -241,9 +241,14 @@ class ByzantineAttack(Attack):
         """honest (h, d): the updates known to the attackers, never mutated. Returns (m, d)."""
 
     def __call__(self, honest: Tensor, m: int = 1, **context: Any) -> Tensor:
-        """honest (h, d) -> (m, d) in a default context."""
+        """honest (h, d) -> (m, d) in a default context. Raises PluginError."""
         import torch
 
+        from harness.errors import PluginError
+
+        if not isinstance(honest, torch.Tensor) or honest.ndim != 2:
+            found = tuple(honest.shape) if isinstance(honest, torch.Tensor) else type(honest).__name__
+            raise PluginError(f"honest must be a torch tensor (h, d), not {found}")
         context.setdefault("round", 0)
         context.setdefault("n", len(honest) + m)
         context.setdefault("f", m)
