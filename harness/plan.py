@@ -8,6 +8,7 @@ Stages are told apart by their keys, see harness.stage_keys; what they are given
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ from harness.stage_specs import (
 
 if TYPE_CHECKING:
     from harness.contracts.metric import Metric
+    from harness.scenario import Scenario
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,10 @@ class Planner:
             )
             spec = self._with_surrogate(spec, cell, environment)
             identity = attack_identity(spec, scoring, data, self._memo)
-            label = f"{self._memo.of(Plugin.label, cell.attack)} on {described}"
+            attack = self._memo.of(Plugin.label, cell.attack)
+            if attack in self._memo.of(_repeated, scenario):
+                attack = f"{attack} of {cell.threat.name}"
+            label = f"{attack} on {described}"
             for role, key in zip(("train", "compress"), spec.surrogate_needs, strict=False):
                 if key not in plan.stages.values():  # a model that the cell has otherwise nothing to do with
                     plan.stages[f"surrogate {role}"] = key
@@ -243,6 +248,12 @@ class Planner:
             premises = self._premises(spec)
             self.stages[key] = Stage(key, kind, label, spec, needs, signature, premises=premises)
         return key
+
+
+def _repeated(scenario: Scenario) -> frozenset[str]:
+    """Labels of the attacks that several threats have, such as those of a radius that is swept."""
+    known = Counter(label for t in scenario.threats for label in {attack.label() for attack in t.attacks})
+    return frozenset(label for label, count in known.items() if count > 1)
 
 
 def _premises(placed: tuple[Any, ...]) -> Premises:

@@ -15,6 +15,7 @@ from harness.federation.counts import malicious_clients
 from harness.grid import cells, select
 from harness.leaderboard.submit import of_store
 from harness.scenario import load_text
+from harness.scenario_plan import plan_scenarios
 from harness_plugins.compressors.static_int8 import StaticInt8
 
 BASE = """
@@ -300,6 +301,20 @@ def test_rules_that_remember_clients_or_perturb_weights_are_not_put_before_what_
             "static-int8",
         ): "crfl deploys copies with other weights, and those of static-int8 are no parameters",
     }
+
+
+def test_an_attack_of_several_threats_is_called_by_its_threat_too(tmp_path):
+    text = (
+        "threats: [{name: e, budget: {norm: linf, eps: {sweep: [0.1, 0.2]}}, attacks: [fgsm]}, "
+        "{name: l2, budget: {norm: l2, eps: 1.0}, attacks: [pgd-l2]}]"
+    )
+    scenario = load_text(BASE + text, tmp_path / "x.yaml")
+    stages = plan_scenarios([scenario], "cpu", None, [])[0].stages.values()
+    assert sorted(stage.label for stage in stages if stage.kind == "attack") == [
+        "fgsm of e-eps0.1 on none · mean · seed 0",
+        "fgsm of e-eps0.2 on none · mean · seed 0",
+        "pgd-l2 on none · mean · seed 0",
+    ]
 
 
 def test_a_defence_that_cannot_work_with_the_model_is_not_applicable(tmp_path):
