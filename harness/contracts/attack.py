@@ -246,9 +246,8 @@ class ByzantineAttack(Attack):
 
         from harness.errors import PluginError
 
-        if not isinstance(honest, torch.Tensor) or honest.ndim != 2:
-            found = tuple(honest.shape) if isinstance(honest, torch.Tensor) else type(honest).__name__
-            raise PluginError(f"honest must be a torch tensor (h, d), not {found}")
+        if not isinstance(honest, torch.Tensor):
+            raise PluginError(f"{self.name}: honest must be a torch tensor (h, d), not {type(honest).__name__}")
         context.setdefault("round", 0)
         context.setdefault("n", len(honest) + m)
         context.setdefault("f", m)
