@@ -247,7 +247,9 @@ class ByzantineAttack(Attack):
         from harness.errors import PluginError
 
         if not isinstance(honest, torch.Tensor):
-            raise PluginError(f"{self.name}: honest must be a torch tensor (h, d), not {type(honest).__name__}")
+            raise PluginError(
+                f"{self.name}: honest must be a torch tensor (h, d), not {type(honest).__name__}"
+            )
         context.setdefault("round", 0)
         context.setdefault("n", len(honest) + m)
         context.setdefault("f", m)
