@@ -1,4 +1,4 @@
-"""An X-ray, recognised from one update: on the real data, which is skipped where it is absent."""
+"""X-rays, recognised from one update each: on the real data, which is skipped where it is absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ normalization: {{mean: 0.4739, std: 0.237}}
 federation: {{clients: 5, rounds: 1, local: {{steps: 1, optimizer: {{sgd: {{lr: 0.05}}}}}}}}
 defences: [none, dp-sgd: {{epsilon: 8}}, secure-aggregation]
 threats:
-  - {{name: server, attacks: [inverting-gradients: {{records: 1, targets: 1, iterations: 250}}]}}
+  - {{name: server, attacks: [inverting-gradients: {{records: 1, targets: 3, iterations: 250}}]}}
 """
 
 
@@ -30,7 +30,7 @@ def test_an_undefended_client_shows_its_x_ray_and_a_private_one_does_not(tmp_pat
     )
     assert run.failed == 0, [r["error"] for r in run.records]
     found = {r["cell"]["defence"]: r["scores"] for r in run.records}
-    assert found["none"]["reconstruction_psnr"] > 25  # 28 to 31 dB: ribs and heart are there
+    assert found["none"]["reconstruction_psnr"] > 22  # of three images 24 to 31 dB: ribs and heart are there
     assert found["none"]["reconstruction_ssim"] > 0.75
     assert found["none"]["label_recovery"] == 1.0
     for private in ("dp-sgd(epsilon=8)", "secure-aggregation"):
