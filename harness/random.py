@@ -41,10 +41,8 @@ def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch
     return seeded(torch.Generator(device), *parts)
 
 
-TWISTER = (
-    24,
-    624,
-)  # where the words of a CPU generator's state start, in bytes; how many there are, of 32 bits
+# Where the words of a CPU generator's state start, in bytes; how many there are, of 32 bits.
+TWISTER = (24, 624)
 
 
 def seeded(generator: torch.Generator, *parts: object) -> torch.Generator:
