@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts.data import hold_out
+from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
-from harness.random import numpy_generator
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
@@ -16,8 +15,6 @@ from harness.sweeps import variants
 from harness.yaml_loader import Document, Location, parse
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from harness.contracts.data import Splits
     from harness.scenario_models import Scenario
 
@@ -116,22 +113,21 @@ def _of_defence(place: Location, reporter: Reporter) -> Location:
 
 def misfits(scenario: Scenario, splits: Splits) -> Found:
     """(location, what is wrong) of each; of a defence (defences, stack, position, parameter), sweeps expanded."""
-    import numpy as np
-
-    labels, clients = splits.train.labels, scenario.federation.clients
-    members = _members(scenario, splits, scenario.seeds[0])
-    if isinstance(members, HarnessError):
-        yield ("holdout",), str(members)
-        members = np.arange(len(labels))
-    records = len(members)
+    pool, clients = Records(splits.train.labels, splits.train.groups), scenario.federation.clients
+    total = records = len(splits.train)
+    try:
+        records = len(set_apart(pool, scenario.holdout, scenario.seeds[0])[0])
+    except HarnessError as error:
+        yield ("holdout",), str(error)
+    else:
+        if clients <= records:
+            yield from _undrawable(scenario, pool)
     if clients > records:
-        kept = f", of which {records} are trained on" if records < len(labels) else ""
+        kept = f", of which {records} are trained on" if records < total else ""
         yield (
             ("federation", "clients"),
-            f"{clients} clients cannot share the {len(labels)} training records{kept}: at most {records}",
+            f"{clients} clients cannot share the {total} training records{kept}: at most {records}",
         )
-    else:
-        yield from _undrawable(scenario, splits)
     channels = splits.input_shape[0]
     for name in ("mean", "std"):
         value = getattr(scenario.normalization, name, None)
@@ -143,34 +139,15 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
     yield from _deltas(scenario, records)
 
 
-def _members(scenario: Scenario, splits: Splits, seed: int) -> np.ndarray | HarnessError:
-    """Positions that are trained on with a seed, or why there are none."""
-    import numpy as np
-
-    train = splits.train
-    if not scenario.holdout:
-        return np.arange(len(train.labels))
-    try:
-        return hold_out(train.labels, train.groups, scenario.holdout, numpy_generator(seed, "holdout"))[0]
-    except HarnessError as error:
-        return error
-
-
-def _undrawable(scenario: Scenario, splits: Splits) -> Found:
+def _undrawable(scenario: Scenario, records: Records) -> Found:
     """The first seed that has no partition: drawn as a training would, which then could not begin.
 
     On large data not for every seed: what one of them shows, the others mostly do too, and a run says it in any case.
     """
-    train, federation = splits.train, scenario.federation
     end = time.monotonic() + DRAWING
     for seed in scenario.seeds:
-        members = _members(scenario, splits, seed)
-        if isinstance(members, HarnessError):
-            continue  # told of the first seed, and in a run
-        groups = None if train.groups is None else train.groups[members]
-        rng = numpy_generator(seed, "partition")
         try:
-            federation.partition.partition(train.labels[members], groups, federation.clients, rng)
+            deal(records, scenario.federation, scenario.holdout, seed)
         except HarnessError as error:
             yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}"
             return

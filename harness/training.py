@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,18 +13,20 @@ from torch import nn
 from torch.nn import functional
 
 from harness.borders import built, check_logits, network
-from harness.contracts.attack import ByzantineAttack, ClientData, PoisonContext, PoisoningAttack
+from harness.contracts.attack import ByzantineAttack, PoisonContext, PoisoningAttack
 from harness.contracts.defence import ClientHooks, Defence, PrepareContext, Sampling
-from harness.errors import PluginError, blamed
-from harness.evaluation.predict import predict, to_pixels
+from harness.dealing import Pool, Records, deal
+from harness.errors import blamed
+from harness.evaluation.predict import predict
 from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
-from harness.federation.cohort import alike
 from harness.federation.counts import malicious_clients, participants
-from harness.federation.data import DeviceData, Pool, deal, load
+from harness.federation.data import DeviceData, load
 from harness.federation.dropout import seed_dropout
 from harness.federation.local import Client, LocalTrainer, seeded_modules
+from harness.federation.memory_format import channels_last
 from harness.federation.outcome import Outcome
+from harness.federation.poison import poison
 from harness.federation.recorder import Recorder
 from harness.federation.rounds import Federation, Rules
 from harness.federation.separation import check_separation
@@ -40,15 +41,10 @@ from harness.stacks import check_stack
 if TYPE_CHECKING:
     from harness.contracts.defence import Guarantee
     from harness.contracts.model import Model
-    from harness.scenario import Compute
     from harness.stage_specs import TrainSpec
 
-logger = logging.getLogger(__name__)
-
 Report = Callable[[int, int, dict[str, Any]], None]
-NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 ROOT = -1  # the root dataset's number among clients
-APART = "the networks of the trainings beside it differ from its own in more than parameters and buffers"
 
 
 @dataclass
@@ -105,7 +101,8 @@ class Training:
         self.device = device
         self.at_a_time = at_a_time
         self.data: DeviceData = load(spec.dataset, spec.root, device, spec.fingerprint)
-        self.pool: Pool = deal(self.data, spec.federation, spec.holdout, spec.variant, spec.seed, self.seed)
+        records = Records(self.data.train.labels.cpu().numpy(), self.data.train.groups)
+        self.pool: Pool = deal(records, spec.federation, spec.holdout, spec.seed, spec.variant, self.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
 
@@ -352,7 +349,7 @@ class Training:
                 images, labels = torch.cat([images, more[0]]), torch.cat([labels, more[1]])
             client = self._client(i, images, labels, honest, prepared)
             if poisoning is not None and i in self.malicious:
-                poisoned = self._poison(poisoning, i, images, labels)
+                poisoned = poison(poisoning, images, labels, self._poison_context(i))
                 hooks: tuple[ClientHooks, ...] = (*honest, poisoning)
                 client.attacking = self._client(i, *poisoned, hooks, [*prepared, {}])
             clients.append(client)
@@ -362,6 +359,11 @@ class Training:
                 for position, number in enumerate(planting.clients)
             ]
         return clients
+
+    def _poison_context(self, client: int) -> PoisonContext:
+        spec = self.spec
+        generator = torch_generator(spec.seed, "poison", client, device=self.device)
+        return PoisonContext(client, self.data.num_classes, generator, tuple(self.malicious), spec.root)
 
     def _canary(self, planting: Planting, client: int, number: int, prepared: list[dict[str, Any]]) -> Client:
         """A canary that is a client: its update is set before the defences' hooks see it."""
@@ -394,27 +396,6 @@ class Training:
                 return Client(ROOT, images, labels, steps, Sampling())
         return None
 
-    def _poison(
-        self, attack: PoisoningAttack, client: int, images: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch_generator(self.spec.seed, "poison", client, device=self.device)
-        context = PoisonContext(
-            client, self.data.num_classes, generator, tuple(self.malicious), self.spec.root
-        )
-        # Copies: the client is honest in rounds without an attack, and then trains on its own records.
-        with blamed(attack):
-            poisoned = attack.poison(ClientData(images.clone(), labels.clone()), context)
-        n, classes = len(poisoned.labels), self.data.num_classes
-        if poisoned.images.shape[1:] != images.shape[1:] or len(poisoned.images) != n or n == 0:
-            raise PluginError(f"{attack.name} returned images {tuple(poisoned.images.shape)} for {n} labels")
-        if (
-            poisoned.images.dtype != images.dtype
-            or int(poisoned.labels.min()) < 0
-            or int(poisoned.labels.max()) >= classes
-        ):
-            raise PluginError(f"{attack.name} must keep the image type and give labels in [0, {classes})")
-        return poisoned.images, poisoned.labels
-
     def rules(self, prepared: list[dict[str, Any]], done: int) -> Rules:
         """prepared: one dict a defence. done: rounds trained before."""
         spec, settings = self.spec, self.spec.federation
@@ -436,49 +417,3 @@ class Training:
             root=self._root(),
             input_shape=self.data.input_shape,
         )
-
-
-def channels_last(module: nn.Module, compute: Compute, device: str) -> bool:
-    """Whether a network's convolutions have channels last.
-
-    auto: on a CPU where max-pooling, which is slow with channels first, is a large part: in networks that pool and have
-    no normalisation layers. Measured on two cores (AMD EPYC, AVX2): small-cnn trains 1.3 to 1.6 times as fast and
-    predicts 1.8 times as fast with channels last, lenet5 1.2 and 1.0; vgg11 trains 0.96 times as fast, resnet9 with
-    its group normalisation 0.85. Clients that train as one program have layouts of their own. A GPU was not measured.
-    """
-    if compute.channels_last != "auto":
-        return compute.channels_last
-    layers = list(module.modules())
-    pools = any(isinstance(layer, nn.MaxPool2d) for layer in layers)
-    normalises = any(isinstance(layer, NORMALISATIONS) for layer in layers)
-    return device == "cpu" and pools and not normalises and not compute.vectorised(device)
-
-
-def train_together(trainings: Sequence[Training], reports: Sequence[Report]) -> list[Trained] | None:
-    """Trainings that differ in seed or records, from their initial weights, with all their clients as one program.
-
-    None where nothing would be won, as such clients do not train as one program. Trainings whose networks differ in
-    more than the values of parameters and buffers run one after another, and say so.
-    """
-    readies = [training.set_up(training.initial_module()) for training in trainings]
-    trainer, client = readies[0].federation.trainer, readies[0].federation.clients[0]
-    if not isinstance(trainer, VectorisedTrainer) or not trainer.mergeable(client):
-        return None
-    if not alike([ready.federation.module for ready in readies], to_pixels(client.images[:8])):
-        del readies, trainer, client  # their networks have been called
-        return [_alone(*pair) for pair in zip(trainings, reports, strict=True)]
-    run_together([ready.run(report) for ready, report in zip(readies, reports, strict=True)])
-    for ready in readies:
-        own = ready.federation.trainer
-        ways = {"ways": own.ways} if own.ways else {}  # of its own clients' hooks
-        shared = {name: fact for name, fact in trainer.facts.items() if name != "ways"}
-        own.facts = shared | ways | {"trainings": len(readies)}
-    return [ready.trained() for ready in readies]
-
-
-def _alone(training: Training, report: Report) -> Trained:
-    """One of several trainings that cannot share a program."""
-    logger.info("trainings run one after another: %s", APART)
-    trained = training.run(training.initial_module(), report)
-    trained.execution["alone"] = [*trained.execution["alone"], APART]
-    return trained

@@ -69,13 +69,13 @@ def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
     from harness_plugins.partitioners.iid import Iid
 
     scenario = load_text(BASE + "seeds: [3, 1, 2]\n")
-    splits, drawn = check_data(scenario), []
+    splits, drawn, real = check_data(scenario), [], Iid.partition
 
     def partition(self, labels, groups, clients, rng):
         drawn.append(rng)
         if len(drawn) == 2:
             raise error
-        return []
+        return real(self, labels, groups, clients, rng)
 
     monkeypatch.setattr(Iid, "partition", partition)
     error: Exception = PluginError("not today")
@@ -88,6 +88,21 @@ def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
     monkeypatch.setattr("harness.scenario_data.DRAWING", -1.0)  # too slow for a second seed
     check_fit(scenario, splits)
     assert len(drawn) == 3
+
+
+def test_a_partition_that_breaks_the_contract_is_refused_before_a_run(monkeypatch):
+    from harness_plugins.partitioners.iid import Iid
+
+    scenario = load_text(BASE + "federation: {clients: 3}\n")
+    splits, real = check_data(scenario), Iid.partition
+
+    def twice(*given):
+        first, *others = real(*given)
+        return [np.concatenate([first, others[0][:1]]), *others]
+
+    monkeypatch.setattr(Iid, "partition", twice)
+    with pytest.raises(ScenarioError, match="partitioner iid must give every record to exactly one client"):
+        check_fit(scenario, splits)
 
 
 def test_a_plan_draws_once_for_what_fits(tmp_path, monkeypatch):

@@ -24,10 +24,11 @@ from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 
 from harness.contracts.defence import Sampling, hiding
+from harness.dealing import Pool
 from harness.devices import resolve_device
 from harness.errors import HarnessError, PluginError
 from harness.evaluation.predict import predict
-from harness.federation.data import DeviceData, Part, Pool
+from harness.federation.data import DeviceData, Part
 from harness.federation.local import Client, seeded_modules
 from harness.federation.rounds import Rules
 from harness.flower import messages

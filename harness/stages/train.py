@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.bundled_training import train_together
 from harness.devices import PeakMemory
 from harness.federation.vector import flatten
 from harness.plan import Stage
 from harness.stage_specs import TrainSpec
-from harness.training import Report, Trained, Training, train_together
+from harness.training import Report, Trained, Training
 
 if TYPE_CHECKING:
     from torch import nn

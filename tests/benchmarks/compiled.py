@@ -27,8 +27,8 @@ def one(name: str, device: str, batch: int, steps: int) -> dict[str, Any]:
     import torch
 
     import harness
+    from harness.federation.memory_format import channels_last
     from harness.scenario import Compute
-    from harness.training import channels_last
 
     parameters, shape = NETWORKS[name]
     torch.set_num_threads(1)

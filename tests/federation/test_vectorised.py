@@ -17,6 +17,7 @@ from harness.evaluation.predict import to_pixels
 from harness.federation import calibration, cohort, local, vectorised
 from harness.federation.batches import batches, stacked_batches
 from harness.federation.local import Client, LocalTrainer, Start
+from harness.federation.memory_format import channels_last
 from harness.federation.together import run_together
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
 from harness.federation.vectorised import VectorisedTrainer, nature
@@ -25,7 +26,7 @@ from harness.plan import Planner
 from harness.random import torch_generator
 from harness.scenario import SGD, Compute, LocalTraining, load_text
 from harness.scenario_plan import data_facts, metrics_of
-from harness.training import Training, channels_last
+from harness.training import Training
 
 FEDERATION = """
 schema: 1
