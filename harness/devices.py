@@ -30,6 +30,18 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def current(device: str) -> contextlib.AbstractContextManager[object]:
+    """Inside, CUDA's own name for "the" device means this one: plugins and libraries that say `cuda` find the data.
+
+    With several GPUs it would otherwise be the first, in every worker.
+    """
+    if not device.startswith("cuda:"):
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
+
+
 CONTEXT = 2**30  # bytes that a CUDA process takes beside its tensors: context, kernels, workspaces
 FRAGMENTED = 1.3  # what the allocator reserves, over what is allocated at the peak
 USED = 0.9  # of the free memory of a GPU

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.devices import gpu_count, resolve_device
 from harness.errors import HarnessError, StoreError
-from harness.executors.choice import connection, job_count, ray_executor, resources
+from harness.executors.choice import connection, job_count, ray_executor, resources, worker_devices
 from harness.observers import Observers
 from harness.plan import Plan, Stage
 from harness.runner import Runner
@@ -128,13 +128,11 @@ def run(
             raise HarnessError("a time limit needs worker processes: use jobs >= 1")
         planned, metrics, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
         if executor == "local":
-            limit = job_count(jobs, device, _peak(planned, opened))
-        running = (
-            _executor(planned, folder, device, limit)
-            if executor == "local"
-            else ray_executor(folder, device, planned, metrics, limit, artifacts)
-        )
-        workers = limit if executor == "local" else running.capacity
+            devices = worker_devices(jobs, device, _peak(planned, opened))
+            running, workers = _executor(folder, device, devices), len(devices)
+        else:
+            running = ray_executor(folder, device, planned, metrics, limit, artifacts)
+            workers = running.capacity
         observers = Observers(observer, [t for s in loaded for t in s.trackers])
         facts = {
             "id": uuid.uuid4().hex[:12],
@@ -235,14 +233,15 @@ def _existing(path: Path) -> Iterator[Store | None]:
         yield store
 
 
-def _executor(planned: Plan, store: Path, device: str, workers: int) -> Any:
-    if workers == 0:
+def _executor(store: Path, device: str, workers: Sequence[str]) -> Any:
+    """workers: the device of each worker process; none for stages in this one."""
+    if not workers:
         from harness.executors.inline import InlineExecutor
 
         return InlineExecutor(store, device)
     from harness.executors.local import LocalExecutor
 
-    return LocalExecutor(store, device, workers)
+    return LocalExecutor(store, workers)
 
 
 def _heavy_modules(scenarios: Sequence[Scenario]) -> list[str]:

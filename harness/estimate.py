@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts.attack import EvasionAttack
 from harness.contracts.privacy import PrivacyAttack
-from harness.devices import give_back_memory
+from harness.devices import current, give_back_memory
 from harness.stage_specs import AttackSpec, CleanSpec, CompressSpec, TrainSpec, training_of
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _measured(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng():
+        with current(device), torch.random.fork_rng([device] if device.startswith("cuda") else []):
             constants = None if normalization == "null" else Normalization.model_validate_json(normalization)
             module = model.build(shape, classes, constants).to(device)
             x = torch.rand((batch, *shape), device=device)
@@ -178,7 +178,7 @@ def _measured(
                     started = time.perf_counter()
                     work()
                     if device.startswith("cuda"):
-                        torch.cuda.synchronize()
+                        torch.cuda.synchronize(device)
                     found.append(time.perf_counter() - started)
                 return min(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -68,30 +69,80 @@ def test_the_plan_says_how_many_jobs_on_how_many_gpus(two_gpus, capsys):
     assert "with 10 jobs\n" in capsys.readouterr().out
 
 
-def test_a_lost_worker_is_replaced_on_the_device_that_lost_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "_devices", lambda *_: ["cuda:0", "cuda:1"])
-    Store(tmp_path).close()
-    executor = local.LocalExecutor(tmp_path, "cuda", 4)
-    started = []
+def test_each_gpu_gets_the_workers_that_fit_it(two_gpus):
+    fitting = ["cuda:0"] * 8 + ["cuda:1"] * 2
+    assert choice.worker_devices("auto", "cuda", peak=5 * GB) == fitting
+    assert choice.worker_devices("auto", "cuda") == ["cuda:0", "cuda:1"]
+    assert choice.worker_devices(3, "cuda") == ["cuda:0", "cuda:1", "cuda:0"]
+    assert choice.worker_devices(2, "cuda:1", peak=5 * GB) == ["cuda:1", "cuda:1"]
+    assert choice.worker_devices(2, "cpu") == ["cpu", "cpu"]
+    assert choice.worker_devices(0, "cuda") == []
+
+
+@pytest.fixture
+def executor_on(tmp_path, monkeypatch):
+    """(executor, devices of the workers it has started) for the devices that its workers shall have."""
 
     class Pipe:
         def send_bytes(self, message):
             pass
 
-    def start(device):
-        started.append(device)
-        worker = local._Worker(None, Pipe(), device)
-        executor._workers.append(worker)
-        return worker
+    def make(devices):
+        executor, started = local.LocalExecutor(tmp_path, devices), []
 
-    monkeypatch.setattr(executor, "_start", start)
+        def start(device):
+            started.append(device)
+            worker = local._Worker(None, Pipe(), device)
+            executor._workers.append(worker)
+            return worker
+
+        monkeypatch.setattr(executor, "_start", start)
+        return executor, started
+
+    Store(tmp_path).close()
     monkeypatch.setattr(local.pickle, "dumps", lambda stage: b"")
+    return make
+
+
+def test_a_lost_worker_is_replaced_on_the_device_that_lost_it(executor_on):
+    executor, started = executor_on(["cuda:0", "cuda:1"] * 2)
     for _ in range(4):
         executor.submit(object())
     assert started == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     executor._workers.pop(1)
     executor.submit(object())
     assert started[-1] == "cuda:1"
+
+
+def test_a_small_gpu_gets_no_more_workers_than_fit_it(executor_on):
+    """Spread evenly, five of ten would share the one that two fit."""
+    executor, started = executor_on(["cuda:0"] * 8 + ["cuda:1"] * 2)
+    for _ in range(10):
+        executor.submit(object())
+    assert (started.count("cuda:0"), started.count("cuda:1")) == (8, 2)
+    assert "cuda:1" in started[:6]  # not only when the other one is full
+
+
+def test_a_stage_on_the_second_gpu_finds_it_as_the_current_one(monkeypatch):
+    """A plugin that says `cuda` would else be given the first GPU, where its client's data is not."""
+    import torch
+
+    from harness.stages import isolation
+
+    now = [0]
+
+    @contextlib.contextmanager
+    def device(name):
+        now.append(int(name.partition(":")[2]))
+        yield
+        now.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(isolation, "global_generators", lambda *_: contextlib.nullcontext())
+    for name, expected in (("cuda:1", 1), ("cuda", 0), ("cpu", 0)):
+        with isolation.isolated("key", name, 1, False):
+            assert now[-1] == expected
+        assert now == [0]
 
 
 def test_memory_is_given_back_to_the_gpu_and_cycles_are_broken(monkeypatch):

@@ -72,7 +72,7 @@ class _Fails:
 
 
 def test_workers_that_cannot_start_are_an_error_that_says_so(tmp_path):
-    executor = LocalExecutor(tmp_path, "cpu", 1)
+    executor = LocalExecutor(tmp_path, ["cpu"])
     executor._context = _Fails()
     with pytest.raises(HarnessError, match="worker processes cannot start"):
         executor._start("cpu")
@@ -111,7 +111,7 @@ class _Dead:
 
 
 def test_workers_that_end_as_soon_as_they_start_are_an_error_that_says_so(tmp_path, monkeypatch):
-    executor, started = LocalExecutor(tmp_path, "cpu", 1), []
+    executor, started = LocalExecutor(tmp_path, ["cpu"]), []
 
     def start(device):
         started.append(_Worker(_Dead(), _Dead(), device))

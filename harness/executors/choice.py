@@ -55,21 +55,36 @@ def ray_executor(
 
 
 def job_count(jobs: str | int, device: str, peak: int | None = None) -> int:
-    """The number of worker processes; 0: this process. Raises HarnessError.
+    """The number of worker processes, as in `worker_devices`; 0: this process. Raises HarnessError."""
+    return len(worker_devices(jobs, device, peak))
 
-    auto: one per core on a CPU; on CUDA as many per GPU as fit its free memory, where peak, the most bytes that a
-    stage of the kind to come has used, is known, else one.
+
+def worker_devices(jobs: str | int, device: str, peak: int | None = None) -> list[str]:
+    """The device of each worker process; none: this process. Raises HarnessError.
+
+    auto: one worker per core on a CPU; on CUDA as many on each GPU as fit its free memory, where peak, the most bytes
+    that a stage of the kind to come has used, is known, else one. A number is spread evenly over the GPUs.
     """
     if jobs != "auto":
-        return _number(jobs)
+        return _spread(_number(jobs), device)
     usable = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(usable(0)) if usable else os.cpu_count() or 1
     if not device.startswith("cuda"):
-        return cores
+        return [device] * cores
     if peak is None:
-        return gpu_count(device)
+        return _spread(gpu_count(device), device)
     free = free_memory(device)
-    return sum(processes_per_gpu(bytes, peak, max(1, cores // len(free))) for bytes in free)
+    names = [f"cuda:{i}" for i in range(len(free))] if device == "cuda" else [device]
+    fitting = [processes_per_gpu(bytes, peak, max(1, cores // len(free))) for bytes in free]
+    return [name for name, count in zip(names, fitting, strict=True) for _ in range(count)]
+
+
+def _spread(count: int, device: str) -> list[str]:
+    """`cuda` stands for all GPUs, in turn."""
+    if device != "cuda" or not count:
+        return [device] * count
+    gpus = gpu_count(device)
+    return [f"cuda:{i % gpus}" for i in range(count)]
 
 
 def _number(jobs: str | int) -> int:

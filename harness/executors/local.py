@@ -61,13 +61,16 @@ def _ensure_server() -> None:
 
 
 class LocalExecutor:
-    """`jobs` worker processes; with CUDA, a new worker takes the device that has the fewest."""
+    """One worker process for each of these devices, started when there is a stage for it.
 
-    def __init__(self, store: Path, device: str, jobs: int) -> None:
-        self.capacity = jobs
-        self.lends = device == "cpu"
+    A new worker takes the device of which the smallest share is taken.
+    """
+
+    def __init__(self, store: Path, devices: Sequence[str]) -> None:
+        self.capacity = len(devices)
+        self.lends = set(devices) == {"cpu"}
         self._store = store
-        self._devices = _devices(device, jobs)
+        self._wanted = Counter(devices)
         self._files = registry().local_files()
         self._context = multiprocessing.get_context("forkserver")
         self._workers: list[_Worker] = []
@@ -83,8 +86,9 @@ class LocalExecutor:
         idle = next((w for w in self._workers if w.stage is None), None)
         if idle is not None and self._send(idle, stage, message) is None:
             return
-        used = Counter(w.device for w in self._workers)
-        worker = self._start(min(self._devices, key=lambda device: used[device]))
+        taken = Counter(w.device for w in self._workers)
+        free = min(self._wanted, key=lambda device: (taken[device] + 1) / self._wanted[device])
+        worker = self._start(free)
         trouble = self._send(worker, stage, message)
         if trouble is not None:
             raise HarnessError(
@@ -181,14 +185,6 @@ class _Worker:
         self.device = device
         self.stage: Stage | None = None
         self.reason: str | None = None
-
-
-def _devices(device: str, jobs: int) -> list[str]:
-    if device != "cuda":
-        return [device]
-    import torch
-
-    return [f"cuda:{i}" for i in range(min(torch.cuda.device_count(), jobs))]
 
 
 @contextlib.contextmanager

@@ -31,19 +31,20 @@ class FlowerError(HarnessError):
 
 def train(training: Training, report: Report) -> Trained:
     """The same training by `flwr run` on a SuperLink of its own. Raises what the training raised, by name."""
-    device, env = training.device, {}
-    if ":" in device:  # one GPU of several: Flower's processes see only this one
-        device, env["CUDA_VISIBLE_DEVICES"] = "cuda", device.partition(":")[2]
+    device, _, number = training.device.partition(
+        ":"
+    )  # of several GPUs, Flower's processes see only this one
     with private_folder() as folder:
+        env = environment(folder, int(number) if number else None)
         job = Job(training.spec, training.stage_key, device)
         job.write(folder / "job.pickle")
         config = {"job": str(folder / "job.pickle")}
         write_app(folder / "app", "psr-harness-cell", "One training of psr-harness", SERVER, CLIENT, config)
-        with superlink(folder, "--insecure", "--simulation") as (_, port):
+        with superlink(folder, "--insecure", "--simulation", env=env) as (_, port):
             name = configure(folder, port)
             command = ["flwr", "run", str(folder / "app"), name, "--stream"]
             command += ["--federation-config", _simulation(training, device)]
-            run = Guarded(command, folder / "run.log", environment(folder) | env, folder)
+            run = Guarded(command, folder / "run.log", env, folder)
             try:
                 _follow(run, folder, report)
             finally:

@@ -29,23 +29,37 @@ def private_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Of Flower's processes: all state in `folder`, no telemetry, no downloads, and this process's own modules."""
+def environment(folder: Path, gpu: int | None = None) -> dict[str, str]:
+    """Of Flower's processes: all state in `folder`, no telemetry, no downloads, and this process's own modules.
+
+    gpu: the one of several that they see, by its number here; None for all.
+    """
     scripts = os.pathsep.join(
         dict.fromkeys([str(Path(sys.executable).parent), sysconfig.get_path("scripts")])
     )
-    return os.environ | {
-        "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-        "RAY_TMPDIR": str(folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in sys.path if p)),
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
-    }
+    shown = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": _name_of(gpu)}
+    return (
+        os.environ
+        | shown
+        | {
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in sys.path if p)),
+            "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+        }
+    )
+
+
+def _name_of(gpu: int) -> str:
+    """What the driver calls one of the GPUs that this process sees, which may not be all of the machine."""
+    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return seen[gpu] if seen else str(gpu)
 
 
 class Guarded:
@@ -93,16 +107,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def superlink(folder: Path, *options: str, scheme: str = "http") -> Iterator[tuple[Guarded, int]]:
+def superlink(
+    folder: Path, *options: str, scheme: str = "http", env: dict[str, str] | None = None
+) -> Iterator[tuple[Guarded, int]]:
     """A SuperLink on the loopback interface that answers, and its port. Raises HarnessError where it does not start.
 
-    options: of `flower-superlink`, such as --simulation and --insecure.
+    options: of `flower-superlink`, such as --simulation and --insecure. env: what `environment` gives; a simulation's
+    apps are its children.
     """
     port, health = free_port(), free_port()
     command = ["flower-superlink", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--disable-runtime-dependency-installation", *options]
     command += ["--health-server-address", f"127.0.0.1:{health}"] if scheme == "https" else []
-    link = Guarded(command, folder / "superlink.log", environment(folder), folder)
+    link = Guarded(command, folder / "superlink.log", env or environment(folder), folder)
     try:
         deadline = time.monotonic() + START
         while not _answers(port if scheme == "http" else health, scheme):

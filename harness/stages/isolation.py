@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
+from harness.devices import current
 from harness.random import derive, global_generators
 
 
@@ -18,11 +19,11 @@ from harness.random import derive, global_generators
 def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
     """Inside, global generators are seeded from a stage's key and settings are the engine's; all come back after.
 
-    threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the number of
-    threads, default dtype and device, gradient mode, deterministic algorithms and the precision of products; numbers
-    too small for their exponent are kept, and nobody can ask whether they were before.
+    threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
+    `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms and the
+    precision of products; numbers too small for their exponent are kept, and nobody can ask whether they were before.
     """
-    with _settings(threads, tf32), global_generators(derive("stage", key), device):
+    with current(device), _settings(threads, tf32), global_generators(derive("stage", key), device):
         yield
 
 

@@ -211,7 +211,7 @@ def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
     error: Exception | SystemExit | None = None
     changed: list[str] = []
     moved: list[str] = []
-    with torch.random.fork_rng(), global_random_state() as state:
+    with torch.random.fork_rng(range(torch.cuda.device_count())), global_random_state() as state:
         try:
             trial = family.trial(plugin, setting)
             before = snapshot(trial.inputs)

@@ -101,7 +101,7 @@ def global_random_state(seed: int = 0) -> Iterator[RandomState]:
     import torch
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             torch.manual_seed(seed)
             random.seed(seed)

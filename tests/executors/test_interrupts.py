@@ -67,7 +67,7 @@ class Process:
 
 
 def test_an_interrupted_start_leaves_no_worker_that_nobody_ends(tmp_path, monkeypatch):
-    executor = LocalExecutor(tmp_path, "cpu", 1)
+    executor = LocalExecutor(tmp_path, ["cpu"])
     process = Process(begins=lambda: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(executor._context, "Process", lambda **_: process)
     with pytest.raises(KeyboardInterrupt):
@@ -78,7 +78,7 @@ def test_an_interrupted_start_leaves_no_worker_that_nobody_ends(tmp_path, monkey
 
 
 def test_an_impatient_second_signal_leaves_no_worker_either(tmp_path, monkeypatch):
-    executor = LocalExecutor(tmp_path, "cpu", 2)
+    executor = LocalExecutor(tmp_path, ["cpu", "cpu"])
     made = [Process(ends=lambda: signal.raise_signal(signal.SIGINT)), Process()]
     waiting = list(made)
     monkeypatch.setattr(executor._context, "Process", lambda **_: waiting.pop(0))

@@ -19,10 +19,13 @@ import pytest
 pytest.importorskip("ray", reason="Flower's simulation needs ray: the extra `flower` is not installed")
 
 import harness
-from harness.flower import guard
+from harness.flower import engine, guard
 from harness.flower.export import export
 from harness.flower.processes import Guarded, configure, environment, free_port, private_folder, superlink
+from harness.grid import cells
 from harness.scenario import load, load_text
+from harness.stage_specs import train_spec
+from harness.training import Training
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,13 +60,41 @@ def nothing_left():
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_a_simulation_sees_the_one_gpu_it_is_given(tmp_path, monkeypatch):
+    """Its apps are the SuperLink's children: what `flwr run` is told of GPUs does not reach them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert environment(tmp_path, 1)["CUDA_VISIBLE_DEVICES"] == "5"
+    assert environment(tmp_path)["CUDA_VISIBLE_DEVICES"] == "3,5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert environment(tmp_path, 1)["CUDA_VISIBLE_DEVICES"] == "1"
+    seen: dict[int, str] = {}
+
+    class Stop(Exception):
+        pass
+
+    def superlink_of(folder, *options, env):
+        with superlink(folder, *options, env=env) as (link, _):
+            for pid in guard.descendants(link.process.pid):
+                variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                seen[pid] = next((v.decode() for v in variables if v.startswith(b"CUDA_VISIBLE")), "")
+        raise Stop
+
+    monkeypatch.setattr(engine, "superlink", superlink_of)
+    training = Training(train_spec(next(iter(cells(load_text(SCENARIO))))), "key", "cpu")
+    training.device = "cuda:1"
+    with pytest.raises(Stop):
+        engine.train(training, lambda *_: None)
+    assert set(seen.values()) == {"CUDA_VISIBLE_DEVICES=1"}
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_the_engine_gives_the_records_of_one_process(tmp_path):
     """dp-sgd, a rule with state, an omniscient attacker: everything that could go astray between processes."""
     scenario = load_text(SCENARIO)
     results = {}
-    for engine in ("local", "flower"):
-        chosen = scenario.model_copy(update={"engine": engine})
-        (results[engine],) = harness.run(chosen, device="cpu", jobs=0, store=tmp_path / engine).records
+    for name in ("local", "flower"):
+        chosen = scenario.model_copy(update={"engine": name})
+        (results[name],) = harness.run(chosen, device="cpu", jobs=0, store=tmp_path / name).records
     ours, theirs = results["local"], results["flower"]
     assert theirs["status"] == "scored", theirs.get("error")
     for fact in ("accuracy", "loss"):
