@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,8 +128,15 @@ def run(
             raise HarnessError("a time limit needs worker processes: use jobs >= 1")
         planned, metrics, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
         if executor == "local":
-            devices = worker_devices(jobs, device, _peak(planned, opened))
-            running, workers = _executor(folder, device, devices), len(devices)
+            peak = _peak(planned, opened)
+            devices = worker_devices(jobs, device, peak)
+
+            def more() -> list[str]:
+                return worker_devices(jobs, device, _peak(planned, opened))
+
+            grows = jobs == "auto" and device.startswith("cuda") and peak is None
+            running = _executor(folder, device, devices, more if grows else None)
+            workers = len(devices)
         else:
             running = ray_executor(folder, device, planned, metrics, limit, artifacts)
             workers = running.capacity
@@ -233,15 +240,17 @@ def _existing(path: Path) -> Iterator[Store | None]:
         yield store
 
 
-def _executor(store: Path, device: str, workers: Sequence[str]) -> Any:
-    """workers: the device of each worker process; none for stages in this one."""
+def _executor(
+    store: Path, device: str, workers: Sequence[str], more: Callable[[], Sequence[str]] | None = None
+) -> Any:
+    """workers: the device of each worker process; none for stages in this one. more: as for LocalExecutor."""
     if not workers:
         from harness.executors.inline import InlineExecutor
 
         return InlineExecutor(store, device)
     from harness.executors.local import LocalExecutor
 
-    return LocalExecutor(store, workers)
+    return LocalExecutor(store, workers, more)
 
 
 def _heavy_modules(scenarios: Sequence[Scenario]) -> list[str]:

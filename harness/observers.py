@@ -54,6 +54,10 @@ class Observers:
     ) -> None:
         self._show("stage_finished", key, kind, label, status, seconds, error)
 
+    def capacity_changed(self, jobs: int) -> None:
+        """So many stages may run at a time from here on."""
+        self._show("capacity_changed", jobs)
+
     def problem(self, text: str) -> None:
         """Something that the user should know of and that fails no cell; shown at once, and again at the end."""
         self.problems.append(text)

@@ -74,6 +74,7 @@ class Runner:
         self._open: dict[str, list[CellPlan]] = {}  # stage key -> cells that still need it
         self._missing: dict[int, set[str]] = {}
         self._announced: set[str] = set()
+        self._places = executor.capacity
 
     def run(self) -> Tally:
         """Until everything is done, failed or, on Ctrl-C, interrupted."""
@@ -133,6 +134,9 @@ class Runner:
 
     def _loop(self) -> None:
         while self._running or (self._schedule and not self.tally.stopped):
+            if self.executor.capacity != self._places:
+                self._places = self.executor.capacity
+                self.observer.capacity_changed(self._places)
             self._submit()
             for event in self.executor.events(timeout=0.25):
                 self._handle(event)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
+import small
 
-from harness import devices
+from harness import devices, engine
 from harness.console.output import make_console
+from harness.console.progress import Observer
 from harness.console.tables import render_plan
 from harness.devices import CONTEXT, processes_per_gpu
-from harness.executors import choice, local
+from harness.executors import Event, choice, local
+from harness.executors.inline import InlineExecutor
+from harness.scenario import load_text
 from harness.store import Store
 
 GB = 2**30
@@ -121,6 +127,69 @@ def test_a_small_gpu_gets_no_more_workers_than_fit_it(executor_on):
         executor.submit(object())
     assert (started.count("cuda:0"), started.count("cuda:1")) == (8, 2)
     assert "cuda:1" in started[:6]  # not only when the other one is full
+
+
+def test_more_workers_come_when_the_first_stage_has_shown_what_it_needs(tmp_path):
+    """The first run of a scenario, too, has several processes on a GPU that one cell cannot fill."""
+    asked = []
+
+    def more():
+        asked.append(True)
+        return ["cuda:0"] * 3 + ["cuda:1"]
+
+    Store(tmp_path).close()
+    executor = local.LocalExecutor(tmp_path, ["cuda:0", "cuda:1"], more)
+    ours, theirs = multiprocessing.Pipe()
+    executor._workers.append(local._Worker(None, ours, "cuda:0"))
+    for kind, capacity in (("began", 2), ("failed", 2), ("done", 4), ("done", 4)):
+        theirs.send(Event(kind, "key"))
+        assert [event.kind for event in executor.events(1.0)] == [kind]
+        assert executor.capacity == capacity
+    assert asked == [True]
+
+
+def test_a_run_that_grows_tells_its_display(tmp_path):
+    class Growing(InlineExecutor):
+        def events(self, timeout):
+            self.capacity = 3  # from the first stage's end
+            return super().events(timeout)
+
+    class Display(Observer):
+        jobs: ClassVar = []
+
+        def capacity_changed(self, jobs):
+            super().capacity_changed(jobs)
+            self.jobs.append((jobs, self.estimate.jobs))
+
+    scenario = load_text(small.SCENARIO, tmp_path / "small.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_executor", lambda store, device, *_: Growing(store, device))
+        result = engine.run(
+            scenario, device="cpu", jobs=1, store=tmp_path / "runs", observer=Display(make_console())
+        )
+    assert result.scored == 1
+    assert Display.jobs == [(3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "known", "grows"), [("auto", None, True), ("auto", GB, False), (2, None, False)]
+)
+def test_only_a_run_that_chooses_and_does_not_know_grows(jobs, known, grows, two_gpus, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def executor(store, device, workers, more):
+        assert (more is not None) == grows
+        if more is not None:
+            monkeypatch.setattr(engine, "_peak", lambda *_: 5 * GB)
+            assert more() == ["cuda:0"] * 8 + ["cuda:1"] * 2
+        raise Stop
+
+    monkeypatch.setattr(engine, "_executor", executor)
+    monkeypatch.setattr(engine, "_peak", lambda *_: known)
+    monkeypatch.setattr(engine, "resources", lambda *_: ("cuda", 2))
+    with pytest.raises(Stop):
+        engine.run(load_text(small.SCENARIO, tmp_path / "x.yaml"), jobs=jobs, store=tmp_path / "runs")
 
 
 def test_a_stage_on_the_second_gpu_finds_it_as_the_current_one(monkeypatch):

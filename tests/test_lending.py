@@ -69,7 +69,7 @@ class FourPlaces(InlineExecutor):
 
 
 def test_a_run_never_gives_more_places_than_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_executor", lambda store, device, workers: FourPlaces(store, device))
+    monkeypatch.setattr(engine, "_executor", lambda store, device, *_: FourPlaces(store, device))
     FourPlaces.seen = []
     scenario = load_text(TEXT + "seeds: [0, 1]\n", tmp_path / "x.yaml")
     result = harness.run(scenario, device="cpu", jobs=4, store=tmp_path / "runs")

@@ -51,6 +51,9 @@ class Observer:
         if status == "failed":
             self.failure(f"failed: {named(kind, label)}: {first_line(error)}")
 
+    def capacity_changed(self, jobs: int) -> None:
+        self.estimate.jobs = max(1, jobs)
+
     def cell_finished(self, record: dict[str, Any]) -> None:
         self.estimate.cell(str(record["id"]), str(record["status"]))
 
@@ -101,6 +104,10 @@ class LogObserver(Observer):
         if status == "done":
             count = f"[{self.estimate.finished_stages}/{self.estimate.total_stages}]"
             self._print(f"{count} {named(kind, label)}: {duration(seconds)}")
+
+    def capacity_changed(self, jobs: int) -> None:
+        super().capacity_changed(jobs)
+        self._print(f"{count_of(jobs, 'job')} from here on")
 
     def _print(self, line: str) -> None:
         self.console.print(Text(line), soft_wrap=True)

@@ -63,7 +63,8 @@ def worker_devices(jobs: str | int, device: str, peak: int | None = None) -> lis
     """The device of each worker process; none: this process. Raises HarnessError.
 
     auto: one worker per core on a CPU; on CUDA as many on each GPU as fit its free memory, where peak, the most bytes
-    that a stage of the kind to come has used, is known, else one. A number is spread evenly over the GPUs.
+    that a stage of the kind to come has used, is known, else one (LocalExecutor may get more once it is). A number is
+    spread evenly over the GPUs.
     """
     if jobs != "auto":
         return _spread(_number(jobs), device)

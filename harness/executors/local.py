@@ -17,7 +17,7 @@ import sys
 import threading
 import types
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
@@ -63,17 +63,24 @@ def _ensure_server() -> None:
 class LocalExecutor:
     """One worker process for each of these devices, started when there is a stage for it.
 
-    A new worker takes the device of which the smallest share is taken.
+    A new worker takes the device of which the smallest share is taken. more: asked once, when the first stage is done:
+    devices of the workers that fit beside it, now that its use of memory is known.
     """
 
-    def __init__(self, store: Path, devices: Sequence[str]) -> None:
-        self.capacity = len(devices)
+    def __init__(
+        self, store: Path, devices: Sequence[str], more: Callable[[], Sequence[str]] | None = None
+    ) -> None:
         self.lends = set(devices) == {"cpu"}
         self._store = store
         self._wanted = Counter(devices)
+        self._more = more
         self._files = registry().local_files()
         self._context = multiprocessing.get_context("forkserver")
         self._workers: list[_Worker] = []
+
+    @property
+    def capacity(self) -> int:
+        return self._wanted.total()
 
     def submit(self, stage: Stage) -> None:
         try:
@@ -108,6 +115,9 @@ class LocalExecutor:
                         worker.stage = None
             except (EOFError, OSError):
                 found += self._lost(worker)
+        if self._more is not None and any(event.kind == "done" for event in found):
+            more, self._more = Counter(self._more()), None
+            self._wanted |= more
         return found
 
     def cancel(self, key: str, reason: str) -> None:
