@@ -521,6 +521,20 @@ def test_deepsight_drops_the_cluster_trained_for_one_class():
     torch.testing.assert_close(result, (rows * factors).mean(0))
 
 
+def test_deepsight_finds_the_weight_behind_the_bias_where_the_layer_is_parametrized():
+    """As it is while a compressor masks or rounds the layer's weights in fine-tuning."""
+    x, given = linear_context(12)
+    turned = dict(given)
+    d, logits = x.shape[1], given["logits"]
+    order = torch.cat([torch.arange(d - 4, d), torch.arange(d - 4)])  # bias first
+    turned["layout"] = {"8.bias": slice(0, 4), "8.parametrizations.weight.original": slice(4, d)}
+    turned["global_weights"] = given["global_weights"][order]
+    turned["logits"] = lambda weights, images: logits(weights[order.argsort()], images)
+    expected = create("deepsight", samples=50)(x, **given)
+    assert expected.norm() > 0
+    torch.testing.assert_close(create("deepsight", samples=50)(x[:, order], **turned), expected[order])
+
+
 def test_deepsight_needs_the_network():
     with pytest.raises(PluginError, match="needs the network"):
         create("deepsight")(normal(8, 10))

@@ -90,7 +90,9 @@ class DeepSight(Aggregator):
         names = list(context.layout)
         if len(names) < 2 or context.logits is None or context.input_shape is None:
             raise PluginError("deepsight inspects models: it needs the network and its layers in the context")
-        weight, bias = (updates[:, context.layout[name]].cpu().double() for name in names[-2:])
+        # A masked or rounded layer has its weight behind its bias, under `parametrizations`.
+        pair = sorted(names[-2:], key=lambda name: name.rpartition(".")[2].startswith("bias"))
+        weight, bias = (updates[:, context.layout[name]].cpu().double() for name in pair)
         classes = bias.shape[1]
         if weight.shape[1] % classes:
             raise PluginError(
