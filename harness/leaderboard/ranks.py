@@ -37,6 +37,7 @@ from harness.leaderboard.statistics import holm
 
 ALPHA = 0.05
 MOST = 40  # methods of one ranking: more pairs than a reader, or Holm's method, can make anything of
+DIGITS = 12  # significant, of the values that are ranked
 ROUGH = 10  # blocks below which the chi-squared approximation of Friedman's test is rough
 RANKED = ("accuracy", "robust", "byzantine", "backdoor", "mia", "inversion", "size", "uplink")
 ON_TRAINING = ("byzantine", "backdoor")  # each attack of these is a training of its own
@@ -259,9 +260,12 @@ def _means(scores: Mapping[str, Mapping[Hashable, Sequence[float]]]) -> Scores:
 
 
 def _block(scores: Scores, methods: Sequence[str]) -> list[float] | None:
-    """One value a method, over the configurations that all have; None where there is none."""
+    """One value a method, over the configurations that all have; None where there is none.
+
+    With DIGITS, as equal means of unequal numbers differ in their last ones, and a rank would make that a win.
+    """
     if any(method not in scores for method in methods):
         return None
     shared = [other for other in scores[methods[0]] if all(other in scores[method] for method in methods)]
     values = [math.fsum(scores[method][other] for other in shared) for method in methods]
-    return [value / len(shared) for value in values] if shared else None
+    return [float(f"{value / len(shared):.{DIGITS}g}") for value in values] if shared else None

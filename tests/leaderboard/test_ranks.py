@@ -74,6 +74,17 @@ def test_a_block_is_a_data_set_over_the_configurations_that_methods_share():
     assert one.ranks.tolist() == [1.5, 1.5]
 
 
+def test_equal_means_tie_whatever_numbers_they_are_of():
+    """0.51 + 0.56 and 0.50 + 0.57 are halved to numbers that differ in the last digit."""
+    scores = {
+        "a": {("mean", "none"): 0.51, ("krum", "none"): 0.56},
+        "b": {("mean", "none"): 0.5, ("krum", "none"): 0.57},
+    }
+    one = rank("defence", ACCURACY, [("first", scores), ("second", scores)])
+    assert one.ranks.tolist() == [1.5, 1.5]
+    assert one.pairs[0].share == 0.5
+
+
 def test_boards_on_one_data_set_are_one_block():
     """They share test records, so what repeats on them is no further evidence."""
     two = {("none", "mean", "none"): 0.9, ("dp-sgd", "mean", "none"): 0.6}
