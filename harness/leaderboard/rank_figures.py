@@ -10,13 +10,8 @@ from harness.console.output import count_of, shorten
 from harness.leaderboard.board import Board
 from harness.leaderboard.ranks import ROUGH, Ranking, Unranked, rankings
 
-LABELS, AXIS, BAR, ROW, TOP = (
-    250,
-    420,
-    14,
-    24,
-    52,
-)  # widths of a diagram's parts, heights of a row and of its head
+AXIS, BAR, ROW, TOP = 420, 14, 24, 52  # widths of a diagram's parts, heights of a row and of its head
+GLYPH = 7  # about the width of a letter
 TICKS = 12
 BLOCKS = 12  # of which a table shows the values
 PAIRS = 60
@@ -102,36 +97,41 @@ def verdict(one: Ranking) -> list[str]:
 def diagram(one: Ranking) -> dict[str, Any]:
     """Coordinates of the average ranks, a row a method, with bars down the side for those that are not told apart."""
     count = len(one.methods)
+    distance = one.critical_difference
+    # A difference as wide as the axis separates nothing: it is said, not drawn.
+    fits = one.groups and distance <= count - 1
+    said = f"critical difference {distance:.2f}"
+    labels = [shorten(method, 36) for method in one.methods]
+    left = GLYPH * (2 + max(map(len, [*labels, *[said] * bool(fits)])))
 
     def x(rank: float) -> float:
-        return round(LABELS + AXIS * (rank - 1) / (count - 1), 1)
+        return round(left + AXIS * (rank - 1) / (count - 1), 1)
 
     def y(place: int) -> int:
         return TOP + ROW * place + ROW // 2
 
     step = math.ceil((count - 1) / TICKS)
     rows = [
-        {"label": shorten(method, 36), "method": method, "rank": f"{rank:.2f}", "x": x(rank), "y": y(place)}
-        for place, (method, rank) in enumerate(zip(one.methods, map(float, one.ranks), strict=True))
+        {"label": label, "method": method, "rank": f"{rank:.2f}", "x": x(rank), "y": y(place)}
+        for place, (label, method, rank) in enumerate(
+            zip(labels, one.methods, map(float, one.ranks), strict=True)
+        )
     ]
-    right = LABELS + AXIS + 60
+    right = left + AXIS + 60
     bars = [
         {"x": right + BAR * number, "top": y(group[0]) - 8, "bottom": y(group[-1]) + 8}
         for number, group in enumerate(one.groups)
     ]
-    distance = one.critical_difference
-    # A difference as wide as the axis separates nothing: it is said, not drawn.
-    fits = one.groups and distance <= count - 1
     return {
         "width": right + BAR * max(1, len(bars)),
         "height": TOP + ROW * count + 8,
-        "left": LABELS,
-        "right": LABELS + AXIS,
+        "left": left,
+        "right": left + AXIS,
         "top": TOP,
         "ticks": [{"rank": rank, "x": x(rank)} for rank in range(1, count + 1, step)],
         "rows": rows,
         "bars": bars,
-        "distance": {"x": x(1 + distance), "text": f"critical difference {distance:.2f}"} if fits else None,
+        "distance": {"x": x(1 + distance), "text": said} if fits else None,
     }
 
 

@@ -251,6 +251,7 @@ def test_the_diagram_is_to_scale():
     one = rank("defence", ACCURACY, blocks)
     drawn = diagram(one)
     assert [row["method"] for row in drawn["rows"]] == list(one.methods)
+    assert drawn["left"] < 200  # no wider than its longest text needs: phones are narrow
     unit = (drawn["right"] - drawn["left"]) / 4
     for row, average in zip(drawn["rows"], one.ranks, strict=True):
         assert row["x"] == pytest.approx(drawn["left"] + unit * (average - 1), abs=0.06)
