@@ -25,7 +25,8 @@ GUARANTEED = ("epsilon", "delta")
 class Pair:
     """One score of one row in both. difference: over shared seeds, see `paired_difference`, of what they count as.
 
-    whose: of a guarantee where one is for a record and one for a client, which do not compare.
+    whose: of a guarantee where one is for a record and one for a client, which do not compare. words: written instead
+    of the two numbers, where there are any.
     """
 
     row: str
@@ -36,16 +37,22 @@ class Pair:
     second: float
     difference: PairedDifference
     whose: str = ""
+    words: tuple[str, str] = ("", "")
 
     @property
     def column(self) -> Column | None:
         """The board's column of this score, which says how it is written; None: it has none."""
         return BY_SCORE.get(self.score)
 
-    def written(self, value: float) -> str:
-        """As on the board: `none` where a side guarantees nothing."""
-        if self.score == "epsilon" and math.isnan(value):
-            return "none"
+    @property
+    def written(self) -> list[str]:
+        """Both as on the board: `none` or `broken` where a side guarantees nothing."""
+        return [
+            word or self._shown(value)
+            for word, value in zip(self.words, (self.first, self.second), strict=True)
+        ]
+
+    def _shown(self, value: float) -> str:
         return number(value) if self.column is None or math.isnan(value) else self.column.show(value)
 
     def scaled(self, difference: float) -> str:
@@ -145,10 +152,7 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
             style = {"first": "green", "second": "red", None: ""}[pair.better]
             table.add_row(
                 Text(pair.heading),
-                *map(
-                    Text,
-                    (pair.written(pair.first), pair.written(pair.second), pair.scaled(pair.difference.mean)),
-                ),
+                *map(Text, (*pair.written, pair.scaled(pair.difference.mean))),
                 Text(_interval(pair), style=style),
             )
         console.print(table)
@@ -203,11 +207,8 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
         for score in scores:
             a, b = (by_seed(cell, score) for cell in (first, second))
             same = (first.axes[:3], second.axes[:3], score, *map(str, (a, b)))
-            unprotected = score == "epsilon" and any(
-                not own and cell.status == "scored" and cell.guarantee is None
-                for own, cell in ((a, first), (b, second))
-            )
-            if not ((a and b) or ((a or b) and unprotected)) or same in said:
+            words = (_word(first, a), _word(second, b)) if score == "epsilon" else ("", "")
+            if not ((a and b) or ((a or b) and "none" in words)) or same in said:
                 continue
             said.add(same)
             unit = about.units.get(score)
@@ -222,6 +223,7 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
                     fmean(b.values()) if b else math.nan,
                     paired_difference(_counted(a, score), _counted(b, score)),  # type: ignore[arg-type]
                     whose,
+                    words,
                 )
             )
     if not found:
@@ -233,6 +235,13 @@ def _counted(values: Seeds, score: str) -> Seeds:
     """An attack that does worse than guessing found out no less: see `Column.chance`."""
     column = BY_SCORE.get(score)
     return values if column is None else {seed: column.compared(value) for seed, value in values.items()}
+
+
+def _word(cell: Cell, epsilons: Seeds) -> str:
+    """What a cell that guarantees nothing has in the place of an epsilon."""
+    if cell.guarantee is None:
+        return "none" if cell.status == "scored" and not epsilons else ""
+    return "" if cell.guarantee.holds else "broken"
 
 
 def _whose(first: Cell, second: Cell) -> str:

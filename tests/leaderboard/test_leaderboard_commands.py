@@ -357,6 +357,35 @@ def test_what_does_not_compare_has_no_better_side():
     assert pairs["mia_auc"].better is None
 
 
+def test_an_epsilon_that_guarantees_nothing_is_written_in_words(call, tmp_path):
+    guarantees = {
+        "broken": ({"epsilon": [math.inf] * 2}, synthetic.claim(4.0, holds=False)),
+        "sound": ({"epsilon": [4.0] * 2}, synthetic.claim(4.0)),
+        "bare": ({"accuracy": [0.5] * 2}, None),
+    }
+    cells = []
+    for name, (scores, claimed) in guarantees.items():
+        axes = (name, "mean", "none", "none", "none")
+        cells.append(synthetic.cell(axes, "clean", {"accuracy": [0.5] * 2} | scores, guarantee=claimed))
+    for seed in cells[0]["seeds"].values():
+        del seed["scores"]["epsilon"]
+        seed["undefined"] = {"epsilon": "inf"}
+    one = parse(synthetic.plain("x", cells), "x")
+    written = {
+        pair: next(p for p in compare_rows(one, *pair) if p.score == "epsilon").written
+        for pair in (("broken", "sound"), ("sound", "broken"), ("sound", "bare"), ("bare", "broken"))
+    }
+    assert written == {
+        ("broken", "sound"): ["broken", "4.00"],
+        ("sound", "broken"): ["4.00", "broken"],
+        ("sound", "bare"): ["4.00", "none"],
+        ("bare", "broken"): ["none", "broken"],
+    }
+    status, out, _ = call("compare", save(tmp_path, one), "broken", "sound", "--score", "epsilon")
+    assert status == 0
+    assert "inf" not in out
+
+
 def test_undefined_scores_are_compared_as_what_they_are():
     from harness.leaderboard.submission import parse
 
