@@ -298,7 +298,7 @@ class Runner:
                 continue
             mark = self._hash(next(iter(plans.values())))
             # With --select, cells of earlier runs are compared as well.
-            known = (r for r in self.store.each_record(scenario, whole=True) if r["scenario"]["hash"] == mark)
+            known = (r for r in self.store.each_record(scenario, lost=[]) if r["scenario"]["hash"] == mark)
             compared = [_compared(record) for record in known if record["attack"] or record["flags"]]
             flags = suspect_masking(compared)
             for record in compared:

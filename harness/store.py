@@ -297,26 +297,36 @@ class Store(Artifacts):
         """Every record with its fingerprint, in insertion order. Raises StoreError for a damaged one."""
         return list(self._records("", ()))
 
-    def records(self, scenario: str | None = None) -> list[dict[str, Any]]:
-        """Every record, of one scenario or all, in insertion order. Raises StoreError for a damaged one."""
-        return list(self.each_record(scenario))
+    def records(
+        self, scenario: str | None = None, *, lost: list[StoreError] | None = None
+    ) -> list[dict[str, Any]]:
+        """Every record, of one scenario or all, in insertion order. Raises StoreError for a damaged one.
 
-    def each_record(self, scenario: str | None = None, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """The same, one at a time, for stores whose records would fill the memory. whole: damaged ones are left out."""
+        lost: takes these errors instead, and the damaged records are left out.
+        """
+        return list(self.each_record(scenario, lost=lost))
+
+    def each_record(
+        self, scenario: str | None = None, *, lost: list[StoreError] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The same, one at a time, for stores whose records would fill the memory."""
         where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
-        for record, _ in self._records(where, values, whole):
+        for record, _ in self._records(where, values, lost):
             yield record
 
     def _records(
-        self, where: str, values: Sequence[Any], whole: bool = False
+        self, where: str, values: Sequence[Any], lost: list[StoreError] | None = None
     ) -> Iterator[tuple[dict[str, Any], str]]:
         statement = f"SELECT scenario, id, record, fingerprint FROM records{where} ORDER BY rowid"
         for scenario, cell, text, mark in self._each(statement, values):
             record = _record(text)
             if record is not None:
                 yield record, mark
-            elif not whole:
-                raise self._damaged(f"the record of the cell {cell} of {scenario}")
+                continue
+            error = self._damaged(f"the record of the cell {cell} of {scenario}")
+            if lost is None:
+                raise error
+            lost.append(error)
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(

@@ -134,6 +134,23 @@ def test_a_damaged_record_of_another_cell_does_not_stop_a_run(made):
     assert again.scored == 1
 
 
+@pytest.mark.parametrize("command", ["recommend", "explain"])
+def test_a_damaged_record_is_left_out_and_named(made, command, capsys):
+    store = made[1]
+    first, second = (record["id"] for record in Store.reading(store).records())
+    change(store, "UPDATE records SET record='{' WHERE id=?", first)
+    arguments = (
+        ["recommend", str(store)] if command == "recommend" else ["explain", second, "--store", str(store)]
+    )
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "median" in out
+    assert err.startswith(
+        f"warning: left out: the store {store}: the record of the cell {first} of small is damaged"
+    )
+    assert err.count("\n") == 1
+
+
 def test_doctor_does_not_call_a_damaged_store_ready(made):
     store = made[1]
     assert store_report(store)["error"] is None

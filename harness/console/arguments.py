@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
 
 ENDINGS = (".yaml", ".yml")
 
@@ -48,7 +49,7 @@ def parse_jobs(text: str) -> int | Literal["auto"]:
 
 
 def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
-    """The records of a store that must be there. Raises HarnessError."""
+    """The whole records of a store that must be there; damaged ones are named on stderr. Raises HarnessError."""
     from harness.store import Store as Records
     from harness.store import is_store
 
@@ -56,4 +57,8 @@ def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, A
         what = " is no store" if store.exists() else ": there is no such folder"
         raise HarnessError(f"--store {store}{what}; run a scenario first")
     with Records.reading(store) as records:
-        return records.records(scenario)
+        lost: list[StoreError] = []
+        found = records.records(scenario, lost=lost)
+    for error in lost:
+        print(f"warning: left out: {error}", file=sys.stderr)
+    return found
