@@ -294,6 +294,8 @@ def test_the_best_value_is_bold_and_nothing_else_in_its_column():
     assert any("93.0" in part for part in bold)
     assert not any("71.0" in part or "82.0" in part for part in bold)
     assert not any("61.5" in part for part in bold)  # all are equal
+    assert "bold: best of the column" in text
+    assert "bold" not in drawn(records)  # off a terminal nothing is
 
 
 def test_of_very_many_configurations_the_best_and_the_first_are_shown():

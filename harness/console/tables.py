@@ -80,7 +80,9 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
     console.print(table)
     if every > len(rows):
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
-    for line in _legend(rows, quantities, dropped, len(seeds), any(winners[q.key] for q in quantities)):
+    # Where the output is no terminal nothing comes out bold.
+    bold = console.color_system is not None and any(winners[q.key] for q in quantities)
+    for line in _legend(rows, quantities, dropped, len(seeds), bold):
         console.print(Text(line, style="dim"))
     if any(q.key == "epsilon" for q in quantities):
         for line in guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored"):
