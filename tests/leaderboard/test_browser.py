@@ -326,6 +326,24 @@ def test_rows_are_compared_by_their_shared_seeds(visit, site):
     assert page.url == link
 
 
+def test_attacks_that_do_worse_than_guessing_do_not_differ(visit):
+    """As on the command line: see test_what_does_not_compare_has_no_better_side."""
+    found = visit().evaluate(
+        "paired(new Map([[0, .40], [1, .41], [2, .42]]), new Map([[0, .30], [1, .31], [2, .33]]), byKey.get('mia'))"
+    )
+    assert found == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_a_flag_and_a_heading_are_shown_whole_without_scrolling(visit):
+    """Half of a flag says something else."""
+    page = visit("board=pneumonia-small+v1")
+    flag = page.locator(f"{ROWS} .badge").filter(has_text="constant-predictions").first
+    holder = page.locator("#table .tabulator-tableholder")
+    heads = page.locator("#table button.head").all()
+    for node in (flag, holder, *heads):
+        assert node.evaluate("node => node.scrollWidth <= node.clientWidth")
+
+
 # permalinks, files --------------------------------------------------------------------------------
 
 

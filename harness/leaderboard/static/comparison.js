@@ -15,9 +15,11 @@ function drawBasket() {
   $("compare").disabled = rows.length < 2;
 }
 
-// a - b over the seeds that both have: mean and 95 % interval of Student's t; null with fewer than two.
-function paired(a, b) {
-  const differences = [...a.keys()].filter((seed) => b.has(seed)).map((seed) => a.get(seed) - b.get(seed));
+// a - b over the seeds that both have, of what scores count as: mean and 95 % interval of Student's t; null with fewer
+// than two.
+function paired(a, b, column) {
+  const differences = [...a.keys()].filter((seed) => b.has(seed))
+    .map((seed) => counted(column, a.get(seed)) - counted(column, b.get(seed)));
   const n = differences.length;
   if (n < 2) return null;
   const mean = differences.reduce((sum, one) => sum + one, 0) / n;
@@ -27,7 +29,7 @@ function paired(a, b) {
 }
 
 function pairedNode(first, row, column) {
-  const found = paired(bySeed(row, column), bySeed(first, column));
+  const found = paired(bySeed(row, column), bySeed(first, column), column);
   if (!found) return null;
   const sign = found.mean > 0 ? "+" : "";
   return h("small", {}, `Δ ${sign}${show(column, found.mean)} [${show(column, found.low)}, ${show(column, found.high)}]`);

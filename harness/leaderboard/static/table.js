@@ -134,18 +134,19 @@ function definitions() {
   const found = [
     {title: "Compare", field: "id", width: 44, formatter: pickNode, hozAlign: "center", ...fixed,
       titleFormatter: () => h("span", {class: "unseen"}, "Compare")},
-    {title: "Configuration", field: "name", width: wide ? 290 : 172, formatter: nameNode, sorter, frozen: wide,
+    {title: "Configuration", field: "name", width: wide ? 226 : 172, formatter: nameNode, sorter, frozen: wide,
       headerSortTristate: true, titleFormatter: header("Configuration", "defence, aggregator / compressor", "", "")},
   ];
   for (const key of visibleColumns()) {
     const column = byKey.get(key);
     if (column) {
-      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 112,
+      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 110,
         widthGrow: 1, headerSortStartingDir: column.better === "higher" ? "desc" : "asc",
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
     } else {
-      found.push({title: TEXTS[key], field: key, sorter, minWidth: 112,
+      // A flag is a long word, and half of one says something else.
+      found.push({title: TEXTS[key], field: key, sorter, minWidth: key === "state" ? 152 : 112,
         formatter: key === "state" ? (cell) => stateNode(cell.getData()) : textNode,
         titleFormatter: header(TEXTS[key], "", "", "")});
     }
