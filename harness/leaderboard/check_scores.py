@@ -29,6 +29,7 @@ MAIN = {
 RELEASED = ("clean", "evasion", "privacy")  # attacks on one released model leave its clean scores as they are
 # Clean predictions are made again under an attack, which a GPU may round otherwise.
 ROUNDED = 0.01
+BALANCED = "balanced_accuracy"
 # Shares of test records that are right, and which field of a cell says how many records they are shares of.
 COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_accuracy": "attacked"}
 
@@ -80,6 +81,8 @@ def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Plann
         for number, seed in cell.seeds.items():
             name = cell_name(cell.axes, number)
             yield from (f"{name}: {text}" for text in _shares(cell, seed, counted))
+            if {"accuracy", BALANCED} <= ours[id(scenario)]:
+                yield from (f"{name}: {text}" for text in _balanced(seed))
             if "accuracy" in counted and "attacked_clean_accuracy" in counted:
                 whole = submission.scenario.test_records
                 yield from (f"{name}: {text}" for text in _part(cell, seed, whole, random))
@@ -136,7 +139,7 @@ def _said(value: float | None) -> str:
 def _own_scores(metrics: Sequence[Metric] | None) -> set[str]:
     """Scores that built-in metrics compute for a scenario: another package's may mean something else by a name."""
     if metrics is None:
-        return set(COUNTED)
+        return {*COUNTED, BALANCED}
     own = [metric for metric in metrics if registry().entry_of(metric).distribution == BUILTIN]
     return {name for metric in own for name in metric.scores}
 
@@ -179,7 +182,7 @@ def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
 
 def _constant(seed: Seed) -> Iterator[str]:
     """Of k classes in the test set, a model that predicts one of them for everything is right on 1/k of the classes."""
-    balanced = seed.values.get("balanced_accuracy")
+    balanced = seed.values.get(BALANCED)
     if CONSTANT not in seed.flags or not balanced or math.isnan(balanced):
         return  # 0: what it predicts is none of the test set's classes
     classes = 1 / balanced  # infinite where that overflows
@@ -196,6 +199,16 @@ def _shares(cell: Cell, seed: Seed, counted: Mapping[str, str]) -> Iterator[str]
         records, value = getattr(cell, field), seed.scores.get(name)
         if records and value is not None and abs(value * records - round(value * records)) > 1e-3:
             yield f"{name} is {value:.9g}, which is no whole number of the {records} records over {records}"
+
+
+def _balanced(seed: Seed) -> Iterator[str]:
+    """The mean recall of all classes is 0 or 1 exactly where the accuracy is, however many records each class has."""
+    accuracy, balanced = seed.scores.get("accuracy"), seed.scores.get(BALANCED)
+    if accuracy is None or balanced is None:
+        return
+    for extreme in (0, 1):
+        if (accuracy == extreme) != math.isclose(balanced, extreme, abs_tol=1e-9):
+            yield f"accuracy is {accuracy:.9g} and {BALANCED} {balanced:.9g}: one is {extreme} and the other is not"
 
 
 def _part(cell: Cell, seed: Seed, whole: int | None, random: bool) -> Iterator[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import handmade
 import pytest
 
-from harness.leaderboard import check_cells
+from harness.leaderboard import check_cells, check_scores
 from harness.leaderboard.check import check
-from harness.leaderboard.submission import parse
+from harness.leaderboard.submission import Seed, parse
 from harness.registry import registry
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboard" / "records"
@@ -572,6 +572,9 @@ def test_a_model_that_predicts_one_class_is_in_order(balanced, data, tmp_path):
                 cell["seeds"]["0"]["scores"].pop("balanced_accuracy", None)
             elif cell["status"] == "scored":
                 scores(cell)["balanced_accuracy"] = balanced
+                if balanced == 0:  # none is right by any way of counting
+                    wrong = ("accuracy", "attacked_clean_accuracy", "robust_accuracy")
+                    scores(cell).update({name: 0.0 for name in wrong if name in scores(cell)})
     assert checked(tmp_path, data).problems == []
 
 
@@ -652,3 +655,21 @@ def test_a_file_without_a_score_anywhere_says_nothing_of_it():
     from harness.leaderboard.known_scores import known_scores
 
     assert list(inconsistent(parse(handmade.plain(), "hand"), known_scores())) == []
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "balanced", "sound"),
+    [(1.0, 0.98, False), (0.0, 0.1, False), (0.5, 1.0, False), (0.5, 0.0, False), (1.0, 1.0, True), (0.0, 0.0, True),
+     (0.5, 0.9, True)],
+)  # fmt: skip
+def test_all_are_right_or_wrong_by_every_way_of_counting(accuracy, balanced, sound):
+    seed = Seed(id="a" * 12, scores={"accuracy": accuracy, "balanced_accuracy": balanced})
+    assert (list(check_scores._balanced(seed)) == []) == sound
+
+
+def test_a_perfect_accuracy_beside_a_lesser_balanced_one_is_refused(data, tmp_path):
+    for cell in data["cells"]:
+        if cell["family"] in ("clean", "evasion", "privacy") and cell["defence"] == "none":
+            scores(cell)["accuracy"] = 1.0
+    problems = checked(tmp_path, data).problems
+    assert any(f"{CLEAN}, seed 0: accuracy is 1 and balanced_accuracy 0." in problem for problem in problems)
