@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import StoreError
+from harness.errors import StoreError, UnwritableStore
 from harness.files import replacing
 
 if TYPE_CHECKING:
@@ -105,9 +105,9 @@ class Artifacts:
         return True
 
 
-def cannot_write(path: Path, reason: object) -> StoreError:
+def cannot_write(path: Path, reason: object) -> UnwritableStore:
     """The error of a store into which something could not be written."""
-    return StoreError(
+    return UnwritableStore(
         f"the store {path} cannot be written: {reason}; what was done before is kept: "
         "make room, or give write access, and run the same command again"
     )

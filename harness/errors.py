@@ -42,6 +42,10 @@ class StoreError(HarnessError):
     """The store is locked, damaged, or of another schema."""
 
 
+class UnwritableStore(StoreError):
+    """Nothing can be written into the store: a run that went on would lose what it computes."""
+
+
 @contextmanager
 def blamed(plugin: Plugin) -> Iterator[None]:
     """What is raised inside is this plugin's, unless it is another's further in; its record then says so."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import records
 from harness.bundles import bundles
-from harness.errors import StoreError
+from harness.errors import StoreError, UnwritableStore
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.lending import places
 from harness.schedule import Schedule
@@ -185,6 +185,9 @@ class Runner:
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
         if event.kind != "done":
+            # No fault of the stage: every one to come would be computed, and lost as this one is.
+            if event.payload["type"] == UnwritableStore.__name__:
+                raise UnwritableStore(event.payload["message"])
             self._fail(stage, event.payload, seconds)
             return
         if not self._keep_result(stage, seconds):

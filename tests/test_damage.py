@@ -71,6 +71,22 @@ def test_a_full_disk_ends_a_run_with_an_error_that_names_the_store(made, capsys,
     assert harness.run(file, device="cpu", jobs=0, store=store).scored == 3
 
 
+def test_a_model_that_finds_no_room_ends_the_run_at_once(tmp_path, monkeypatch):
+    file, store = tmp_path / "wide.yaml", tmp_path / "runs"
+    # A model of half a megabyte: the limit leaves room for the database alone.
+    file.write_text(SCENARIO.replace("[8]", "[2000]"))
+    begun = []
+    monkeypatch.setattr(
+        "harness.observers.Observers.stage_started", lambda self, key, kind, label: begun.append(kind)
+    )
+    with files_end_at(300_000), pytest.raises(StoreError, match="cannot be written: File too large"):
+        harness.run(file, device="cpu", jobs=0, store=store)
+    assert begun == ["train"]
+    with Store.reading(store) as read:
+        assert read.records() == []
+    assert harness.run(file, device="cpu", jobs=0, store=store).scored == 2
+
+
 def test_artifacts_on_a_full_disk_are_an_error_of_the_store(tmp_path):
     import torch
 
