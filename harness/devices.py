@@ -12,12 +12,17 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 
+def check_name(name: str) -> None:
+    """Raises HarnessError for what is no device's name, whatever this machine has."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise HarnessError(f"unknown device {name!r}; valid: auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
 def resolve_device(name: str) -> str:
     """auto | cpu | cuda | cuda:i -> a device that exists. Raises HarnessError."""
+    check_name(name)
     if name == "cpu":
         return name
-    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise HarnessError(f"unknown device {name!r}; valid: auto, cpu, cuda, cuda:0, cuda:1, ...")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

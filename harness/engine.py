@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.devices import gpu_count, resolve_device
+from harness.devices import check_name, gpu_count, resolve_device
 from harness.errors import HarnessError, StoreError
 from harness.executors.choice import connection, job_count, ray_executor, resources, worker_devices
+from harness.grid import cells
+from harness.grid import select as choose
 from harness.observers import Observers
 from harness.plan import Plan, Stage
 from harness.runner import Runner
@@ -118,15 +120,22 @@ def run(
     loaded = _load(scenarios)
     part = None if shard is None else Shard.parse(shard)
     folder = Path(store)
-    if executor == "local" and str(jobs) != "0":
-        from harness.executors.local import warm_up
-
-        warm_up(_heavy_modules(loaded))  # beside the plan, which has libraries of its own to import
-    with connection(executor, address, artifacts), Store(folder) as opened, opened.lock():
-        device, limit = resources(executor, device, jobs)
-        if timeout is not None and executor == "local" and limit == 0:
+    wanted = _selection(select, loaded)
+    if executor == "local":
+        check_name(device)
+        if timeout is not None and str(jobs) == "0":
             raise HarnessError("a time limit needs worker processes: use jobs >= 1")
-        planned, metrics, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
+    with ExitStack() as held:
+        held.enter_context(connection(executor, address, artifacts))
+        if executor == "local" and str(jobs) != "0":
+            from harness.executors.local import warm_up
+
+            warm_up(_heavy_modules(loaded))  # beside the plan, which has libraries of its own to import
+        device, limit = resources(executor, device, jobs)
+        # Last, so that no bad argument leaves an empty store.
+        opened = held.enter_context(Store(folder))
+        held.enter_context(opened.lock())
+        planned, metrics, skipped = plan_scenarios(loaded, device, opened, wanted, part)
         if executor == "local":
             peak = _peak(planned, opened)
             devices = worker_devices(jobs, device, peak)
@@ -199,10 +208,11 @@ def plan(
 ) -> PlanResult:
     """What `run` would do: cells, unique stages, what is cached, an estimate of the time. Writes no store."""
     loaded = _load(scenarios)
+    wanted = _selection(select, loaded)
     device = resolve_device(device)
     part = None if shard is None else Shard.parse(shard)
     with _existing(Path(store)) as opened:
-        planned, _, skipped = plan_scenarios(loaded, device, opened, _expressions(select), part)
+        planned, _, skipped = plan_scenarios(loaded, device, opened, wanted, part)
         description = _describe(planned, opened, job_count(jobs, device, _peak(planned, opened)))
     description["skipped"] = [{"scenario": name, "reason": reason} for name, reason in skipped]
     return PlanResult(description)
@@ -227,8 +237,12 @@ def _load(scenarios: ScenarioArgument) -> list[Scenario]:
     return loaded
 
 
-def _expressions(select: str | Sequence[str] | None) -> list[str]:
-    return [] if select is None else [select] if isinstance(select, str) else list(select)
+def _selection(select: str | Sequence[str] | None, scenarios: Sequence[Scenario]) -> list[str]:
+    """The expressions. Raises HarnessError for one that no cell of these scenarios can fit, before data are read."""
+    wanted = [] if select is None else [select] if isinstance(select, str) else list(select)
+    if wanted:
+        choose([cell for scenario in scenarios for cell in cells(scenario)], wanted)
+    return wanted
 
 
 @contextmanager

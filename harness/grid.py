@@ -196,7 +196,7 @@ def select(found: Sequence[Cell], expressions: Sequence[str]) -> list[Cell]:
     """The cells that match every `axis=glob[,axis=glob]` expression. Raises HarnessError where none does."""
     conditions = []
     for expression in expressions:
-        for part in _split_outside_brackets(expression):
+        for part in _split_outside_brackets(expression) or [expression]:
             axis, sign, pattern = part.partition("=")
             axis = axis.strip()
             if not sign:

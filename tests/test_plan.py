@@ -362,6 +362,7 @@ def test_select(expressions, count, tmp_path):
     [
         ("defense=none", "unknown axis 'defense'; did you mean 'defence'?"),
         ("defence", "--select takes axis=value, not 'defence'"),
+        ("", "--select takes axis=value, not ''"),
         ("aggregator=medium", "matches no cell; did you mean 'median'?"),
     ],
 )

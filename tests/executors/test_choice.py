@@ -45,6 +45,28 @@ def test_wrong_choices_are_said_before_anything_is_done(options, words, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"select": "defense=none"}, "did you mean 'defence'"),
+        ({"select": ["defence=none"]}, "matches no cell"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"timeout": 1.0, "jobs": 0}, "needs worker processes"),
+        ({"executor": "rey"}, "unknown executor"),
+        ({"address": "127.0.0.1:1"}, "for --executor ray"),
+    ],
+)
+def test_a_bad_argument_neither_starts_workers_nor_makes_a_store(options, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "harness.executors.local.warm_up", lambda modules: pytest.fail("workers were started")
+    )
+    file = tmp_path / "small.yaml"
+    file.write_text(TEXT)
+    with pytest.raises(HarnessError, match=words):
+        harness.run(file, store=tmp_path / "runs", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
 def test_an_address_where_nothing_answers_is_said_at_once(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'psr-harness[ray]'")
     import ray
