@@ -166,7 +166,10 @@ def _read_file(path: Path) -> str:
         )
         raise ScenarioError(f"{path}: no such file{hint}") from None
     except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ScenarioError(
+            f"{path}:{line}: not a text file in UTF-8 (byte {error.start} of the file); save it in that encoding"
+        ) from None
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None
 

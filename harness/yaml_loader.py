@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from harness.yaml_mistakes import syntax_mistake
+
 Location = tuple[str | int, ...]
 
 MAX_CHARACTERS = 1_000_000
@@ -77,7 +79,8 @@ def parse(text: str) -> Document:
         document.problems.append(stop.problem)
         document.complete = False
     except yaml.YAMLError as error:
-        document.problems.append(_syntax_problem(error, text, document.lines))
+        place, message = syntax_mistake(error, text, document.lines)
+        document.problems.append(Problem(Mark(*place, ""), message))
         document.complete = False
     return document
 
@@ -230,22 +233,3 @@ class _Builder:
             self.document.keys[here] = key.mark
             result[name] = self.convert(value, here)
         return result
-
-
-def _syntax_problem(error: yaml.YAMLError, text: str, lines: list[str]) -> Problem:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    if mark is None:  # a character that YAML refuses: only its position is known
-        position = getattr(error, "position", 0)
-        before = text[:position]
-        place = Mark(before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1, "")
-        code = ord(text[position]) if position < len(text) else 0
-        return Problem(place, f"not valid YAML: the character U+{code:04X} is not allowed")
-    reason = getattr(error, "problem", None) or "it cannot be read"
-    context = getattr(error, "context", None)
-    message = f"not valid YAML: {reason}" + (f" ({context})" if context else "")
-    line = lines[mark.line] if mark.line < len(lines) else ""
-    if re.search(r"[:,\[]\s*\$\{", line):
-        message += '; put text that holds ${...} in quotes, e.g. "${HARNESS_DATA}/x.npz"'
-    if "unknown escape character" in reason:
-        message += "; in double quotes a backslash begins an escape: use single quotes, e.g. '(\\d+)'"
-    return Problem(Mark(mark.line + 1, mark.column + 1, ""), message)

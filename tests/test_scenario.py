@@ -118,9 +118,21 @@ def test_aliases_repeat_a_value_and_keep_its_place():
         (f"a: {'9' * 5000}\n", (1, 4), "this number has too many digits"),
         ("", (1, 1), "the file is empty"),
         ("# only this\n", (1, 1), "the file is empty"),
-        ("a: [1, 2\nb: 3\n", (2, 2), "not valid YAML: "),
-        ("a: 'open\n", (2, 1), "not valid YAML: "),
-        ("a:\n\t- 1\n", (2, 1), "not valid YAML: "),
+        ("a: [1, 2\nb: 3\n", (2, 2), "(while parsing a flow sequence that begins on line 1)"),
+        ("a: [1, 2\n", (1, 4), "not valid YAML: this [ is not closed"),
+        ("b: 1\na: 'open\nc: 2\n", (2, 4), "not valid YAML: this ' is not closed"),
+        ("a:\n\t- 1\n", (2, 1), "use spaces, not tabs"),
+        ("a: @x\n", (1, 4), "put text that begins so in quotes"),
+        ("a: 1\nb\nc: 2\n", (2, 1), "a key needs a colon and a space after it"),
+        ("f:\n  a 5\n\n  b: 2\n", (4, 4), "; line 2 has no colon and space after its key"),
+        ("f:\n  a:\u00a05\n  b: 2\n", (3, 4), "; line 2 has no colon and space after its key"),
+        ("a: 1\n  b: 2\n", (2, 4), "; it stands deeper than line 1, whose key has its value already"),
+        (
+            "f:\n  a: 1\n b: 2\n",
+            (3, 2),
+            "the keys of a mapping, and the dashes of a list, stand below each other",
+        ),
+        ("a: b: c\n", (1, 5), "; put a value that holds a colon and a space in quotes"),
         (
             'a: "x(\\d+)"\n',
             (1, 8),
@@ -1056,8 +1068,8 @@ def test_missing_files_name_the_nearest(tmp_path):
         load(tmp_path / "none" / "x.yaml")
     with pytest.raises(ScenarioError, match="is a folder; give a scenario file"):
         load(tmp_path)
-    (tmp_path / "binary.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ScenarioError, match="not a text file in UTF-8"):
+    (tmp_path / "binary.yaml").write_bytes(b"schema: 1\nname: \xff\xfe")
+    with pytest.raises(ScenarioError, match=r"binary\.yaml:2: not a text file in UTF-8 \(byte 16 "):
         load(tmp_path / "binary.yaml")
 
 
