@@ -24,6 +24,16 @@ def built(
         return network(model.build(input_shape, num_classes, normalization), f"model {model.name}: build")
 
 
+def outlined(
+    model: Model, input_shape: tuple[int, int, int], num_classes: int, normalization: Normalization | None
+) -> nn.Module:
+    """As `built`, without memory for its weights, to look at its layers. Global generators stay as they are."""
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return built(model, input_shape, num_classes, normalization)
+
+
 def network(found: Any, who: str) -> nn.Module:
     """What a plugin returned, as it is. Raises PluginError where that is no network."""
     import torch

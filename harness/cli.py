@@ -200,18 +200,17 @@ def validate(
     from harness.console.arguments import find_scenarios
     from harness.console.output import print_json
     from harness.scenario import check_data, load_many
-    from harness.scenario_data import check_fit, repeats
+    from harness.scenario_data import check_fit, remarks
     from harness.scenario_plan import not_applicable
 
     loaded = load_many(find_scenarios(scenarios))
     mistakes = []
-    notes: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
     for scenario in loaded if data else ():
         try:
             splits = check_data(scenario)
             check_fit(scenario, splits)
-            if note := repeats(scenario, splits):
-                notes[scenario.name] = note
+            notes[scenario.name] = remarks(scenario, splits)
         except HarnessError as error:
             mistakes.append(with_file(scenario.path, error))
     if mistakes:
@@ -225,7 +224,7 @@ def validate(
                     "name": s.name,
                     "hash": s.hash(),
                     "not_applicable": refused.get(s.name, {}),
-                    "notes": [notes[s.name]] if s.name in notes else [],
+                    "notes": notes.get(s.name, []),
                 }
                 for s in loaded
             ]
@@ -233,8 +232,8 @@ def validate(
     else:
         for scenario in loaded:
             typer.echo(f"{scenario.path}: ok")
-            if scenario.name in notes:
-                typer.echo(f"  note: {notes[scenario.name]}")
+            for note in notes.get(scenario.name, ()):
+                typer.echo(f"  note: {note}")
             for reason, count in refused.get(scenario.name, {}).items():
                 typer.echo(f"  not applicable ×{count}: {reason}")
 

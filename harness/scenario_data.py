@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from harness.borders import outlined
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.scenario_errors import render
@@ -30,6 +31,21 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
     found = list(misfits(scenario, splits))
     if found:
         raise _error(scenario, _document(scenario, text), found)
+
+
+def remarks(scenario: Scenario, splits: Splits) -> list[str]:
+    """What of data that can be used makes scores mean less than they seem to."""
+    return [note for note in (_untaught(scenario, splits), repeats(scenario, splits)) if note]
+
+
+def _untaught(scenario: Scenario, splits: Splits) -> str | None:
+    """A note where no training image is of a class: an empty folder, or a value that no record has."""
+    taught = set(splits.train.labels.tolist())
+    missing = [name for i, name in enumerate(splits.class_names) if i not in taught]
+    if not missing:
+        return None
+    classes = ", ".join(missing)
+    return f"no training image of {scenario.dataset.label()} is of the class {classes}: no model can learn it"
 
 
 def repeats(scenario: Scenario, splits: Splits) -> str | None:
@@ -128,7 +144,13 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
             ("federation", "clients"),
             f"{clients} clients cannot share the {total} training records{kept}: at most {records}",
         )
-    channels = splits.input_shape[0]
+    constants = list(_constants(scenario, splits.input_shape[0]))
+    # A model says of wrong constants what was said of them.
+    yield from constants or _unbuildable(scenario, splits)
+    yield from _deltas(scenario, records)
+
+
+def _constants(scenario: Scenario, channels: int) -> Found:
     for name in ("mean", "std"):
         value = getattr(scenario.normalization, name, None)
         if isinstance(value, list) and len(value) != channels:
@@ -136,7 +158,24 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
                 ("normalization", name),
                 f"normalization.{name} has {len(value)} values, the images {channels} channels; one number serves all",
             )
-    yield from _deltas(scenario, records)
+
+
+def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
+    """What the model says of these images and classes."""
+    classes = splits.num_classes
+    if classes < 2:
+        named = ", ".join(splits.class_names)
+        yield (
+            ("dataset",),
+            f"all images of {scenario.dataset.name} are of one class ({named}); two are needed at least",
+        )
+        return
+    try:
+        outlined(scenario.model, splits.input_shape, classes, scenario.normalization)
+    except HarnessError as error:
+        yield ("model",), str(error)
+    except Exception:
+        return  # a plugin's bug: planning says whose
 
 
 def _undrawable(scenario: Scenario, records: Records) -> Found:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.borders import built
+from harness.borders import outlined
 from harness.data_root import dataset_key
 from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
@@ -16,7 +16,7 @@ from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
 from harness.identity import digest
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry
-from harness.scenario_data import check_fit, repeats, unusable
+from harness.scenario_data import check_fit, remarks, unusable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -173,9 +173,8 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
             "test": len(splits.test),
         }
         if store is not None:
-            if note := repeats(
-                scenario, splits
-            ):  # once a content, as are the facts; `validate` says it itself
+            # Once a content, as are the facts; `validate` says it itself.
+            for note in remarks(scenario, splits):
                 logger.warning("%s", note)
             store.put_fact(name, known)
     assert known is not None  # the store's, or just made
@@ -184,7 +183,4 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
 
 def meta_module(scenario: Scenario, facts: DataFacts) -> nn.Module:
     """The scenario's model without memory for its weights, to look at its layers."""
-    import torch
-
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return built(scenario.model, facts.input_shape, facts.num_classes, scenario.normalization)
+    return outlined(scenario.model, facts.input_shape, facts.num_classes, scenario.normalization)

@@ -301,8 +301,8 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
 
     monkeypatch.setattr(SCENARIO, "load_many", lambda paths: [Loaded(path) for path in paths])
     monkeypatch.setattr(SCENARIO, "check_data", check)
-    for asked in ("check_fit", "repeats"):
-        monkeypatch.setattr(f"harness.scenario_data.{asked}", lambda scenario, splits: None)
+    monkeypatch.setattr("harness.scenario_data.check_fit", lambda scenario, splits: None)
+    monkeypatch.setattr("harness.scenario_data.remarks", lambda scenario, splits: [])
     refused = {}
     monkeypatch.setattr("harness.scenario_plan.not_applicable", lambda loaded: refused)
     assert harness("validate", "a.yaml") == 0

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.cli import main
 from harness.contracts.data import Split, Splits, find_file
@@ -63,6 +64,13 @@ def test_the_place_is_named_before_anything_runs(command, text, places, tmp_path
     assert len(lines) == len(places)
     for line, place in zip(lines, places, strict=True):
         assert line.startswith(f"{file}:{place}")
+
+
+def test_a_model_that_cannot_take_the_images_is_named_at_its_place():
+    text = BASE.replace("mlp", "lenet5")
+    scenario = load_text(text)
+    with pytest.raises(ScenarioError, match="4:8: lenet5 needs images of at least 12x12 pixels, not 8x8"):
+        check_fit(scenario, check_data(scenario), text)
 
 
 def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
@@ -286,3 +294,23 @@ def test_a_dataset_that_tests_on_what_it_trains_on_is_noted(tmp_path, capsys, ca
     for _ in range(2):
         data_facts(load_text(file.read_text(), file), Store(tmp_path / "runs"))
     assert caplog.text.count("100.0% of the test images") == 1  # where a run is planned: once a content
+
+
+def test_one_class_is_refused_and_a_class_without_training_images_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, count in (("sick", 20), ("unseen", 0)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(
+                tmp_path / "images" / name / f"{i}.png"
+            )
+    file = tmp_path / "x.yaml"
+    text = BASE.replace("digits", "{imagefolder: {path: images, channels: 1}}")
+    file.write_text(text)
+    assert main(["validate", str(file)]) == 0
+    assert "  note: no training image of imagefolder(" in (out := capsys.readouterr().out)
+    assert "is of the class unseen: no model can learn it" in out
+    (tmp_path / "images" / "unseen").rmdir()
+    for command in ("validate", "plan"):
+        assert main([command, str(file)]) == 2
+        assert f"{file}:3:1: all images of imagefolder are of one class (sick)" in capsys.readouterr().err

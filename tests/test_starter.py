@@ -77,6 +77,17 @@ def test_data_that_cannot_be_read_writes_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.npz"]
 
 
+def test_a_model_that_cannot_take_the_data_writes_nothing(tmp_path):
+    images = _folder(tmp_path / "images", [f"{i}.png" for i in range(10)])
+    (images / "b").rename(tmp_path / "elsewhere")
+    file = tmp_path / "scenario.yaml"
+    with pytest.raises(HarnessError, match="lenet5 needs images of at least 12x12 pixels"):
+        write_scenario(Answers(model="lenet5"), file)
+    with pytest.raises(HarnessError, match="of one class"):
+        write_scenario(Answers(data=str(images)), file)
+    assert not file.exists()
+
+
 def test_the_command_is_scripted_and_never_overwrites(tmp_path, capsys):
     (tmp_path / "my scenarios").mkdir()
     file = str(tmp_path / "my scenarios" / "mine.yaml")
