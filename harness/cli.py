@@ -13,7 +13,7 @@ from harness import __version__
 from harness.console.advice_commands import recommend
 from harness.console.export_commands import export as export_group
 from harness.console.figure_commands import picture, plot
-from harness.console.group import HarnessGroup
+from harness.console.group import HarnessGroup, NearMisses
 from harness.console.machine import expect_value
 from harness.console.options import (
     Address,
@@ -56,9 +56,9 @@ app = typer.Typer(
 )
 
 
-app.add_typer(leaderboard, name="leaderboard")
-app.add_typer(export_group, name="export")
-app.add_typer(plugin, name="plugin")
+app.add_typer(leaderboard, name="leaderboard", cls=NearMisses)
+app.add_typer(export_group, name="export", cls=NearMisses)
+app.add_typer(plugin, name="plugin", cls=NearMisses)
 
 
 def _version(wanted: bool) -> None:

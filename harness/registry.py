@@ -295,7 +295,12 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(parameters, dict):
             return str(name), parameters
         raise PluginError(f"the parameters of {kind} {name!r} must be a mapping such as {{name: value}}")
-    raise PluginError(f"a {kind} is `name` or `name: {{parameter: value}}`, not {spec!r}")
+    if isinstance(spec, dict) and spec:
+        found = f"a mapping of {len(spec)} keys ({', '.join(map(str, spec))})"
+    else:
+        found = {type(None): "empty", list: "a list", dict: "an empty mapping"}.get(type(spec)) or repr(spec)
+    article = "an" if kind[0] in "aeiou" else "a"
+    raise PluginError(f"{article} {kind} is `name` or `name: {{parameter: value}}`, not {found}")
 
 
 def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:

@@ -166,9 +166,10 @@ def _read_file(path: Path) -> str:
         )
         raise ScenarioError(f"{path}: no such file{hint}") from None
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+        *above, before = error.object[: error.start].split(b"\n")
+        place = f"{len(above) + 1}:{len(before.decode(errors='replace')) + 1}"
         raise ScenarioError(
-            f"{path}:{line}: not a text file in UTF-8 (byte {error.start} of the file); save it in that encoding"
+            f"{path}:{place}: not a text file in UTF-8 (byte {error.start} of the file); save it in that encoding"
         ) from None
     except OSError as error:
         raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from None

@@ -86,10 +86,13 @@ def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
 
 
 def other_unit(name: str, phrases: Iterable[str], value: Any) -> str:
-    """`; did you mean ...?` for a number that is too large, but not in the unit people write elsewhere.
+    """`; did you mean ...?` for a number that is too large, but not in the unit people write elsewhere, or has one.
 
     A radius in 255ths, a share in percent. name: of the parameter.
     """
+    if isinstance(value, str) and (percent := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)):
+        wanted = any(phrase.startswith("a number") for phrase in phrases)
+        return f"; did you mean {float(percent[1]) / 100:g}?" if wanted else ""
     limit = next(
         (float(m[1]) for p in phrases if (m := re.fullmatch(r"(?:at most|less than) (\S+)", p))), None
     )

@@ -104,12 +104,14 @@ class Reader(Reporter):
 
     @staticmethod
     def example(cls: type[BaseModel], fields: dict[str, Any]) -> str:
-        """The first field that shows the form: one that is needed, else one with a plain default."""
+        """Fields that show the form: both that are needed, or the first of more; else one with a plain default."""
         needed = [key for key, (_, field) in fields.items() if field.is_required()]
         plain = [key for key, (_, field) in fields.items() if isinstance(field.default, (int, float, str))]
-        key = (needed or plain)[0]
-        field = fields[key][1]
-        return flow({key: field.examples[0] if field.examples else "..." if needed else field.default})
+        chosen = needed if len(needed) == 2 else (needed or plain)[:1]
+        shown = {key: fields[key][1] for key in chosen}
+        return flow(
+            {k: f.examples[0] if f.examples else "..." if needed else f.default for k, f in shown.items()}
+        )
 
     def field(self, cls: type[BaseModel], name: str, raw: Any, path: Location) -> tuple[Any, bool]:
         """(value, True) where it is right; else (None or what of it is right, False)."""

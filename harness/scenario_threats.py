@@ -18,9 +18,12 @@ TRAINING_FIELDS = {"participation": "sampled", "start_round": 1, "stop_round": N
 class Budget(Part):
     """How far an input may be moved, in [0, 1] pixels."""
 
-    norm: Literal["linf", "l2", "l0"] = Field(description="the norm that bounds the change")
+    norm: Literal["linf", "l2", "l0"] = Field(
+        examples=["linf"], description="the norm that bounds the change"
+    )
     eps: float = Field(
         ge=0,
+        examples=["8/255"],
         description="radius: in [0, 1] pixels, or the number of pixels for l0; a sweep makes one threat of each",
         json_schema_extra={"x-sweep": True},
     )

@@ -608,6 +608,13 @@ def test_the_kinds_of_plugin_new_are_known_to_the_other_commands(sort, kind, ins
 def test_unknown_commands_get_the_nearest(capsys):
     assert harness("rnu") == 2
     assert "unknown command 'rnu'; did you mean 'run'?" in capsys.readouterr().err
+    for within, wrong, hint in (
+        ("leaderboard", "biuld", "did you mean 'build'?"),
+        ("plugin", "chek", "did you mean 'check'?"),
+        ("export", "onnx", "valid: flower"),
+    ):
+        assert harness(within, wrong) == 2
+        assert f"unknown command {wrong!r}; {hint}" in capsys.readouterr().err
     assert harness("qqqq") == 2
     said = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert f"valid: {', '.join(sorted(typer.main.get_group(cli.app).commands))}" in said

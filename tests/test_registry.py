@@ -450,3 +450,18 @@ def test_the_version_needed_is_found_in_a_module_below_a_package(tmp_path, monke
     assert declared_api("outer_pack.absent") is None
     assert declared_api("no_such_package.x") is None
     assert "outer_pack" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (None, "empty"),
+        (["digits"], "a list"),
+        ({}, "an empty mapping"),
+        ({"digits": {}, "npz": {}}, r"a mapping of 2 keys \(digits, npz\)"),
+        (3, "3"),
+    ],
+)
+def test_what_is_no_plugin_is_named_in_words(spec, found):
+    with pytest.raises(PluginError, match=rf"^an attack is `name` or .*, not {found}$"):
+        split_spec("attack", spec)

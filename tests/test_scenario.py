@@ -748,7 +748,25 @@ BAD = {
             "5:39: each of std must be a number such as 0.5 or 8/255, not b",
         ],
     ),
-    "normalization by zero": ("normalization: {mean: 0.5, std: 0}\n", ["5:1: std must be greater than 0"]),
+    "normalization by zero": (
+        "normalization: {mean: [0.1, 0.2, 0.3], std: [0.1, 0, 0.3]}\n",
+        ["5:51: each of std must be greater than 0, not 0"],
+    ),
+    "normalization by half": (
+        "normalization: {mean: 0.5}\n",
+        ["5:1: normalization needs 'std', e.g. `std: 0.25`"],
+    ),
+    "percent": (
+        "federation: {participation: 50%}\nholdout: 2.5 %\n",
+        [
+            "5:29: participation must be a number such as 0.5 or 8/255, not 50%; did you mean 0.5?",
+            "6:10: holdout must be a number such as 0.5 or 8/255, not 2.5 %; did you mean 0.025?",
+        ],
+    ),
+    "budget without a norm": (
+        "threats: [{name: a, budget: 8/255, attacks: [fgsm]}]\n",
+        ["5:29: budget must be a mapping such as {norm: linf, eps: 8/255}, not 8/255"],
+    ),
     "seeds": (
         "seeds: [0, -1, 1.5]\n",
         [
@@ -1069,7 +1087,7 @@ def test_missing_files_name_the_nearest(tmp_path):
     with pytest.raises(ScenarioError, match="is a folder; give a scenario file"):
         load(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"schema: 1\nname: \xff\xfe")
-    with pytest.raises(ScenarioError, match=r"binary\.yaml:2: not a text file in UTF-8 \(byte 16 "):
+    with pytest.raises(ScenarioError, match=r"binary\.yaml:2:7: not a text file in UTF-8 \(byte 16 "):
         load(tmp_path / "binary.yaml")
 
 

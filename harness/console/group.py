@@ -16,7 +16,17 @@ from typer.core import TyperGroup
 from harness.errors import PluginError, did_you_mean
 
 
-class HarnessGroup(TyperGroup):
+class NearMisses(TyperGroup):
+    """Says which commands there are, or the nearest, where there is none of a name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            hint = did_you_mean(args[0], self.list_commands(ctx), all_below=24)
+            ctx.fail(f"unknown command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+class HarnessGroup(NearMisses):
     """Built-in commands first: none of them waits for plugins to load, and no plugin can replace one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,12 +48,6 @@ class HarnessGroup(TyperGroup):
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            hint = did_you_mean(args[0], self.list_commands(ctx), all_below=24)
-            ctx.fail(f"unknown command {args[0]!r}; {hint}")
-        return super().resolve_command(ctx, args)
 
 
 def flowing(text: str | None) -> str | None:

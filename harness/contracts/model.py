@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts.base import Plugin
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_Positive = Annotated[float, Field(gt=0)]
 
 
 class Normalization(BaseModel):
@@ -21,14 +24,10 @@ class Normalization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    mean: float | list[float] = Field(description="mean per channel, in [0, 1] pixels")
-    std: float | list[float] = Field(description="standard deviation per channel, > 0, in [0, 1] pixels")
-
-    @model_validator(mode="after")
-    def _positive(self) -> Normalization:
-        if any(s <= 0 for s in (self.std if isinstance(self.std, list) else [self.std])):
-            raise ValueError("std must be greater than 0")
-        return self
+    mean: float | list[float] = Field(examples=[0.5], description="mean per channel, in [0, 1] pixels")
+    std: _Positive | list[_Positive] = Field(
+        examples=[0.25], description="standard deviation per channel, > 0, in [0, 1] pixels"
+    )
 
 
 class Model(Plugin):
