@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +37,18 @@ def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def check_format(path: str | Path) -> None:
-    """Raises HarnessError where no file can be there, for an ending that is not one of FORMATS or lacks its library."""
-    suffix = Path(path).suffix
+    """Raises HarnessError where no file can be there, for an ending that is not one of FORMATS or lacks its library.
+
+    Before a run: what cannot be written after it should not be found out hours later.
+    """
+    suffix, folder = Path(path).suffix, Path(path).resolve().parent
     if suffix not in FORMATS:
         raise HarnessError(f"--export {path}: unknown ending {suffix!r}; {did_you_mean(suffix, FORMATS)}")
-    if not Path(path).resolve().parent.is_dir():
-        raise HarnessError(f"--export {path}: the folder {Path(path).resolve().parent} does not exist")
+    if not folder.is_dir():
+        raise HarnessError(f"--export {path}: the folder {folder} does not exist")
+    # The file is written beside its name first, and then takes it.
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise HarnessError(f"--export {path}: no write access to the folder {folder}")
     if Path(path).is_dir():
         raise HarnessError(f"--export {path}: a folder is there; name a file")
     if suffix == ".parquet":

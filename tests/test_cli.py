@@ -233,6 +233,13 @@ def test_plan_table_and_skipped_scenarios(engine, here, capsys):
     assert err == "skipped b: no data\n"
 
 
+def test_an_export_into_a_closed_folder_is_refused_before_the_run(engine, here, monkeypatch, capsys):
+    monkeypatch.setattr("harness.export.os.access", lambda path, mode: False)
+    assert harness("run", "a.yaml", "--export", "out.csv") == 2
+    assert f"--export out.csv: no write access to the folder {here}" in capsys.readouterr().err
+    assert engine.arguments is None
+
+
 def test_export_writes_every_record(engine, here):
     assert harness("run", "a.yaml", "--export", "out.jsonl") == 0
     (line,) = Path("out.jsonl").read_text().splitlines()
