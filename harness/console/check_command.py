@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import tomllib
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -86,7 +89,20 @@ def find(words: list[str]) -> Entry:
         item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
     ]
     reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
-    raise PluginError(f"unknown plugin {name!r}; {near}{reasons}")
+    raise PluginError(f"unknown plugin {name!r}; {near}{reasons}{_lies_here(short)}")
+
+
+def _lies_here(name: str) -> str:
+    """What to do about a package of that name that was made, as `plugin new` does, and not installed."""
+    for folder in (Path(), Path(name)):
+        try:
+            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            declared = project["entry-points"]["harness"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if name in declared:
+            return f"; its package is here, and not installed: python -m pip install -e {shlex.quote(str(folder))}"
+    return ""
 
 
 def _mapping(text: str) -> dict[str, Any]:

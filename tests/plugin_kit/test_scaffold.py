@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -164,3 +165,11 @@ def test_the_command_can_be_pasted(tmp_path, capsys):
     (tmp_path / "my rules").mkdir()
     assert main(["plugin", "new", "metric", "mine", "--out", str(tmp_path / "my rules")]) == 0
     assert f"  cd '{tmp_path / 'my rules' / 'mine'}'" in capsys.readouterr().out.splitlines()
+
+
+def test_a_new_rule_leaves_none_of_its_checks_out(tmp_path, capsys):
+    scaffold("aggregator", "whole-rule", tmp_path)
+    file = tmp_path / "whole-rule" / "src" / "whole_rule" / "__init__.py"
+    assert main(["plugin", "check", "whole-rule", "--plugin", str(file), "--json"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [item["check"] for item in checks if item["status"] != "passed"] == []

@@ -93,6 +93,18 @@ def test_bad_input_is_one_line_and_exit_2(arguments, words, capsys):
     assert len(said.strip().splitlines()) == 1
 
 
+def test_a_package_that_was_made_and_not_installed_is_told_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plugin", "new", "aggregator", "my-fresh-rule"]) == 0
+    for where, path in ((tmp_path, "my-fresh-rule"), (tmp_path / "my-fresh-rule", ".")):
+        monkeypatch.chdir(where)
+        assert main(["plugin", "check", "my-fresh-rule"]) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(f"; its package is here, and not installed: python -m pip install -e {path}\n")
+    assert main(["plugin", "check", "my-fresh-role"]) == 2
+    assert "not installed" not in capsys.readouterr().err
+
+
 def test_help_has_an_example(capsys):
     assert main(["plugin", "check", "--help"]) == 0
     assert "Example: harness plugin check" in capsys.readouterr().out
