@@ -43,6 +43,7 @@ from harness.console.privacy_commands import audit, explain
 from harness.console.signals import ended_like_ctrl_c
 from harness.console.starter_commands import init
 from harness.console.store_commands import merge
+from harness.console.surroundings import explained
 from harness.errors import HarnessError, ScenarioError, with_file
 from harness.leaderboard.commands import leaderboard
 
@@ -374,6 +375,12 @@ def main(arguments: list[str] | None = None) -> int:
         from harness.console.output import print_error
 
         print_error(error)
+        return 2
+    except OSError as error:
+        said = explained(error)
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import main
 from harness.console.signals import ended_like_ctrl_c
 
 SCENARIO = """
@@ -113,3 +114,22 @@ def test_sigterm_of_others_stays_theirs():
     with pytest.raises(KeyboardInterrupt), ended_like_ctrl_c():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_full_disk_behind_the_output_is_said_in_one_line():
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "harness", "--version"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_a_working_directory_that_is_gone_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["init", "x.yaml", "--yes"]) == 2
+    assert capsys.readouterr().err == "error: the working directory is gone; change to one that exists\n"

@@ -1,0 +1,24 @@
+"""Errors of the system around a command, in words: no room for its output, no working directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def explained(error: OSError) -> str | None:
+    """What to say of an error; None for one that is a bug, or of which nobody knows what it is."""
+    if error.errno in _FULL:
+        # What is left in the buffer would raise the same once more when Python ends.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"{error.filename or 'the output'} cannot be written: {error.strerror}"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the working directory is gone; change to one that exists"
+    return None
