@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.borders import outlined
+from harness.contracts.model import Model
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
+from harness.nesting import plugins_in, with_nested
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from harness.contracts.data import Splits
     from harness.scenario_models import Scenario
 
+STACKS = ("defences", "aggregators", "compressors")
 DRAWING = 1.0  # seconds after which no other seed's partition is drawn
 REPEATED = 0.01  # share of test images: public collections have a few duplicates
 
@@ -106,29 +109,29 @@ def _error(
         return ScenarioError("; ".join(message for _, message in found))
     reporter = Reporter(document)
     for place, message in found:
-        reporter.report(_of_defence(place, reporter), message)
+        reporter.report(_of_stack(place, reporter), message)
     return ScenarioError(render(reporter.problems, str(scenario.path or "<scenario>"), document.lines))
 
 
-def _of_defence(place: Location, reporter: Reporter) -> Location:
-    """Where a defence's parameter stands, by (defences, stack, position, parameter); other places as they are.
+def _of_stack(place: Location, reporter: Reporter) -> Location:
+    """Where a parameter stands, by (axis of stacks, stack, position in it, parameter); other places as they are.
 
     Sweeps make several stacks of one item, and a stack of one may stand without a list.
     """
-    if place[:1] != ("defences",):
+    if not place or place[0] not in STACKS:
         return place
-    _, stack, position, parameter = place
-    items = reporter.document.data["defences"]
-    expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, ("defences", i)))
+    axis, stack, position, parameter = place
+    items = reporter.document.data[axis]
+    expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, (axis, i)))
     item, value, choices = list(expanded)[int(stack)]
     listed = isinstance(value, list)
     named = value[position] if listed else value
     steps = (*([position] if listed else []), *([next(iter(named))] if isinstance(named, dict) else []))
-    return reporter.trace(("defences", item), (*steps, parameter), choices)
+    return reporter.trace((axis, item), (*steps, parameter), choices)
 
 
 def misfits(scenario: Scenario, splits: Splits) -> Found:
-    """(location, what is wrong) of each; of a defence (defences, stack, position, parameter), sweeps expanded."""
+    """(location, what is wrong) of each; in a stack (its axis, stack, position, parameter), sweeps expanded."""
     pool, clients = Records(splits.train.labels, splits.train.groups), scenario.federation.clients
     total = records = len(splits.train)
     try:
@@ -161,7 +164,7 @@ def _constants(scenario: Scenario, channels: int) -> Found:
 
 
 def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
-    """What the model says of these images and classes."""
+    """What models, the scenario's and those that plugins of its stacks are given, say of these images and classes."""
     classes = splits.num_classes
     if classes < 2:
         named = ", ".join(splits.class_names)
@@ -170,12 +173,27 @@ def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
             f"all images of {scenario.dataset.name} are of one class ({named}); two are needed at least",
         )
         return
-    try:
-        outlined(scenario.model, splits.input_shape, classes, scenario.normalization)
-    except HarnessError as error:
-        yield ("model",), str(error)
-    except Exception:
-        return  # a plugin's bug: planning says whose
+    for place, model in _models(scenario):
+        try:
+            outlined(model, splits.input_shape, classes, scenario.normalization)
+        except HarnessError as error:
+            yield place, str(error)
+        except Exception:
+            continue  # a plugin's bug: planning, or the run, says whose
+
+
+def _models(scenario: Scenario) -> Iterator[tuple[Location, Model]]:
+    yield ("model",), scenario.model
+    for axis in STACKS:
+        for i, stack in enumerate(getattr(scenario, axis)):
+            for j, plugin in enumerate(stack):
+                for parameter in type(plugin).model_fields:
+                    for held in plugins_in(getattr(plugin, parameter)):
+                        yield from (
+                            ((axis, i, j, parameter), one)
+                            for one in with_nested(held)
+                            if isinstance(one, Model)
+                        )
 
 
 def _undrawable(scenario: Scenario, records: Records) -> Found:

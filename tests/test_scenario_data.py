@@ -52,6 +52,13 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             "defences:\n  - none\n  - [label-smoothing, dp-sgd: {epsilon: 8, delta: {sweep: [1e-5, 0.5, 0.1]}}]\n",
             ["7:66: dp-sgd: delta 0.5 must be below 1 / ", "7:71: dp-sgd: delta 0.1 must be below 1 / "],
         ),
+        (
+            "compressors: [none, distillation, [top-k: {ratio: 0.1}, distillation: {rounds: 2, student: lenet5}]]\n",
+            [
+                "5:21: lenet5 needs images of at least 12x12 pixels, not 8x8",
+                "5:92: lenet5 needs images of at least 12x12 pixels, not 8x8",
+            ],
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])
