@@ -206,7 +206,11 @@ def _undrawable(scenario: Scenario, records: Records) -> Found:
         try:
             deal(records, scenario.federation, scenario.holdout, seed)
         except HarnessError as error:
-            yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}"
+            # Its numbers are of what is left, and nobody may have asked for a holdout: privacy threats bring one.
+            left = (
+                f"; holdout: {scenario.holdout:g} has taken that share out before" if scenario.holdout else ""
+            )
+            yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}{left}"
             return
         except Exception:
             return  # a plugin's bug: a run keeps its traceback in the records of the cells

@@ -27,6 +27,7 @@ _EXPECTED = (
     (r"should be greater than (?P<bound>\S+)", "greater than {bound}"),
     (r"should be less than or equal to (?P<bound>\S+)", "at most {bound}"),
     (r"should be less than (?P<bound>\S+)", "less than {bound}"),
+    (r"should be a multiple of (?P<bound>\S+)", "a multiple of {bound}"),
     (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
 )
 

@@ -243,7 +243,8 @@ def test_the_twin_of_the_first_link_is_not_one_of_the_chain(tmp_path, monkeypatc
 
 
 def test_a_compressor_that_leaves_no_floats_is_not_put_in_front_of_another(tmp_path):
-    refused = "[static-int8, static-int8], [qat-int8, top-k, half-precision], [dynamic-int8, distillation]"
+    small = "{distillation: {student: mlp}}"
+    refused = f"[static-int8, static-int8], [qat-int8, top-k, half-precision], [dynamic-int8, {small}]"
     halves = "[half-precision, static-int8]"
     fine = "[weight-only, static-int8], [static-int8, top-k], [magnitude-pruning, half-precision]"
     found = described(f"compressors: [{refused}, {halves}, {fine}]", tmp_path)["scenarios"][0]["cells"]

@@ -120,6 +120,23 @@ def test_a_partition_that_breaks_the_contract_is_refused_before_a_run(monkeypatc
         check_fit(scenario, splits)
 
 
+def test_groups_that_the_holdout_took_are_not_a_riddle(tmp_path):
+    arrays = {}
+    for i, part in enumerate(("train", "val", "test")):
+        arrays[f"{part}_images"] = np.zeros((20, 8, 8), np.uint8)
+        arrays[f"{part}_labels"] = np.arange(20) % 2
+        arrays[f"{part}_groups"] = 10 * i + np.arange(20) // 4
+    np.savez(tmp_path / "sites.npz", **arrays)
+    text = (
+        BASE.replace("digits", "{npz: {path: sites.npz}}") + "federation: {clients: 5, partition: by-group}\n"
+    )
+    scenario = load_text(text + "threats: [{name: m, attacks: [loss-threshold]}]\n", tmp_path / "x.yaml")
+    words = r"4 groups cannot be dealt to 5 clients; holdout: 0\.2 has taken that share out before"
+    with pytest.raises(ScenarioError, match=words):
+        check_fit(scenario, check_data(scenario))
+    check_fit(load_text(text, tmp_path / "x.yaml"), check_data(scenario))
+
+
 def test_a_plan_draws_once_for_what_fits(tmp_path, monkeypatch):
     from harness_plugins.partitioners.iid import Iid
 

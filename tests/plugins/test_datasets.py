@@ -668,6 +668,11 @@ def test_parquet_says_what_is_wrong(tmp_path, monkeypatch):
     pq.write_table(pa.table({"img": [{"bytes": None, "path": "a.png"}], "label": [0]}), file)
     with pytest.raises(HarnessError, match="row 0: no image bytes"):
         make("parquet", path=str(tmp_path)).load()
+    pq.write_table(pa.table({"img": [{"bytes": b"junk", "path": "a.png"}], "label": [0]}), file)
+    with pytest.raises(
+        HarnessError, match=r"row 0 is not a readable image: its format is none that Pillow knows$"
+    ):
+        make("parquet", path=str(tmp_path), label_column="label").load()
     pq.write_table(pa.table({"image": [b"x"], "label": [0]}), file)
     with pytest.raises(HarnessError, match=r"0 struct.* columns; set image_column"):
         make("parquet", path=str(tmp_path)).load()

@@ -82,6 +82,7 @@ def test_parameters_may_be_given(package, capsys):
         (["krum", "--with", "{f: -1}"], "aggregator krum: f must be at least 0, not -1"),
         (["mlp", "--with", "{hidden: [-3]}"], "model mlp: hidden.0 must be at least 1, not -3\n"),
         (["mlp", "--with", "{hidden: []}"], "hidden must be a list of at least one value, not an empty list"),
+        (["lira", "--with", "{shadows: 3}"], "attack lira: shadows must be a multiple of 2, not 3\n"),
         (["krum", "--with", "[1]"], "parameters are a mapping such as '{f: 2}'"),
         (["krum", "--with", "{f: 1, f: 2}"], "appears twice"),
     ],

@@ -28,7 +28,7 @@ def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None,
     Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
     Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped or cut).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(source) as image:
@@ -37,6 +37,8 @@ def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None,
                     f"{where}: {image.mode} pixels have more than 8 bits a channel; convert the image to 8 bits"
                 )
             array = _array(image, channels, size, Image.Resampling[resample.upper()])
+    except UnidentifiedImageError:  # whose text is the source as Python prints it
+        raise HarnessError(f"{where} is not a readable image: its format is none that Pillow knows") from None
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise HarnessError(f"{where} is not a readable image: {error}") from None
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
