@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, nearest
 from harness.files import replacing
 from harness.leaderboard.ranges import Range, range_of
 
@@ -339,6 +339,14 @@ def read(path: Path) -> Submission:
         )
     except RecursionError:
         raise HarnessError(f"{path}: not a submission: nested too deeply") from None
+    except FileNotFoundError:
+        beside = (
+            [other.name for other in path.parent.glob("*.json") if other.is_file()]
+            if path.parent.is_dir()
+            else []
+        )
+        hint = nearest(path.name, beside)
+        raise HarnessError(f"{path}: there is no such file" + (f"; {hint}" if hint else "")) from None
     except OSError as error:
         raise HarnessError(f"{path}: not a submission: {error.strerror or error}") from None
     except ValueError as error:  # of JSON, of UTF-8, of ours

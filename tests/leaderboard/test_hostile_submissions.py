@@ -244,6 +244,17 @@ def test_a_huge_file_is_refused_by_its_size(refused, tmp_path, monkeypatch):
     assert refused(None) == f"100 MiB; a submission has at most {MAX_BYTES >> 20} MiB"
 
 
+def test_a_file_that_is_not_there_is_told_from_one_that_is_wrong(tmp_path):
+    (tmp_path / "privacy-v3--ours.json").write_text("{}")
+    with pytest.raises(
+        HarnessError,
+        match=r"privcy-v3--ours.json: there is no such file; did you mean 'privacy-v3--ours.json'\?$",
+    ):
+        read(tmp_path / "privcy-v3--ours.json")
+    with pytest.raises(HarnessError, match=r"x\.json: there is no such file$"):
+        read(tmp_path / "nowhere" / "x.json")
+
+
 def test_what_is_no_json_object(refused):
     assert "not a submission: expecting" in refused("").lower()
     assert "not a submission: " in refused("{")
@@ -259,7 +270,7 @@ def test_what_is_no_json_object(refused):
 def test_what_is_no_file(refused, tmp_path):
     (tmp_path / "folder.json").mkdir()
     assert refused(None, "folder.json") == "not a submission: not a file"
-    assert refused(None, "gone.json") == "not a submission: No such file or directory"
+    assert refused(None, "gone.json") == "there is no such file"
     os.mkfifo(tmp_path / "pipe.json")  # opening it would wait for ever
     assert refused(None, "pipe.json") == "not a submission: not a file"
 
