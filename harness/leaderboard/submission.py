@@ -340,12 +340,7 @@ def read(path: Path) -> Submission:
     except RecursionError:
         raise HarnessError(f"{path}: not a submission: nested too deeply") from None
     except FileNotFoundError:
-        beside = (
-            [other.name for other in path.parent.glob("*.json") if other.is_file()]
-            if path.parent.is_dir()
-            else []
-        )
-        hint = nearest(path.name, beside)
+        hint = nearest(path.name, (other.name for other in path.parent.glob("*.json") if other.is_file()))
         raise HarnessError(f"{path}: there is no such file" + (f"; {hint}" if hint else "")) from None
     except OSError as error:
         raise HarnessError(f"{path}: not a submission: {error.strerror or error}") from None

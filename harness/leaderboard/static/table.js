@@ -134,13 +134,14 @@ function definitions() {
   const found = [
     {title: "Compare", field: "id", width: 44, formatter: pickNode, hozAlign: "center", ...fixed,
       titleFormatter: () => h("span", {class: "unseen"}, "Compare")},
-    {title: "Configuration", field: "name", width: wide ? 226 : 172, formatter: nameNode, sorter, frozen: wide,
+    {title: "Configuration", field: "name", width: wide ? 206 : 172, formatter: nameNode, sorter, frozen: wide,
       headerSortTristate: true, titleFormatter: header("Configuration", "defence, aggregator / compressor", "", "")},
   ];
   for (const key of visibleColumns()) {
     const column = byKey.get(key);
     if (column) {
-      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right", minWidth: 110,
+      found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right",
+        minWidth: column.title.split(" ").some((word) => word.length > 9) ? 112 : 92,
         widthGrow: 1, headerSortStartingDir: column.better === "higher" ? "desc" : "asc",
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
