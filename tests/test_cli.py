@@ -257,6 +257,8 @@ def test_export_writes_every_record(engine, here):
         (["run", "a.yaml", "--timeout", "0"], "--timeout must be greater than 0 seconds, not 0"),
         (["run", "a.yaml", "--timeout", "nan"], "--timeout must be greater than 0 seconds, not nan"),
         (["run", "empty", "zz*.yaml"], "error: no scenario (.yaml or .yml) in empty, zz*.yaml"),
+        (["run", "a.yaml", ""], "error: a scenario is a file, a folder or a pattern, not an empty text"),
+        (["validate", "x" * 5000], f"error: {'x' * 100}...{'x' * 97}: File name too long\n"),
         (["list", "attak"], "error: unknown kind 'attak'; did you mean 'attack'?"),
         (["show", "attack", "pdg"], "unknown attack 'pdg'; did you mean 'pgd'"),
         (["schema", "--out", "no/such/file"], "--out no/such/file: "),

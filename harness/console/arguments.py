@@ -22,6 +22,9 @@ def find_scenarios(arguments: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     empty: list[str] = []
     for argument in arguments:
+        # `Path("")` is the working directory: an unset variable of a shell would run all that is there.
+        if not argument:
+            raise HarnessError("a scenario is a file, a folder or a pattern, not an empty text")
         path = Path(argument)
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if p.suffix in ENDINGS and p.is_file())

@@ -1,4 +1,4 @@
-"""Errors of the system around a command, in words: no room for its output, no working directory."""
+"""Errors of the system around a command, in words: closed paths, no room for output, no working directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import errno
 import os
 import sys
 
+# What a path that somebody gave can be: whoever meets it first, its name says enough.
+_PATHS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -17,8 +19,14 @@ def explained(error: OSError) -> str | None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return f"{error.filename or 'the output'} cannot be written: {error.strerror}"
+    if error.errno in _PATHS and error.filename:
+        return f"{_short(str(error.filename))}: {error.strerror}"
     try:
         os.getcwd()
     except FileNotFoundError:
         return "the working directory is gone; change to one that exists"
     return None
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:100]}...{path[-97:]}"

@@ -367,6 +367,27 @@ def test_imagefolder_sizes(tmp_path):
         make("imagefolder", path=str(tmp_path)).load()
 
 
+def test_imagefolder_reads_every_folder_or_says_which_it_cannot(tmp_path, monkeypatch):
+    write_images(tmp_path / "data", {"a": 8, "b": 8})
+    (tmp_path / "data" / "b").rename(tmp_path / "elsewhere")
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
+    found = make("imagefolder", path=str(tmp_path / "data")).load()
+    assert sum(len(split) for split in (found.train, found.val, found.test)) == 16
+    deep = tmp_path / "data" / "a" / "site"
+    deep.mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if os.fspath(path) == str(deep):
+            raise PermissionError(13, "Permission denied", str(deep))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in ("load", "fingerprint"):
+        with pytest.raises(HarnessError, match=r"data/a/site cannot be read: Permission denied$"):
+            getattr(make("imagefolder", path=str(tmp_path / "data")), read)()
+
+
 def test_imagefolder_says_what_is_wrong(tmp_path):
     with pytest.raises(HarnessError, match="no class folders"):
         make("imagefolder", path=str(tmp_path)).load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -129,12 +130,19 @@ def _like_splits(folders: list[str]) -> bool:
 def _files(folder: Path) -> list[str]:
     """Paths of the images below a folder's class folders, relative, with /, sorted."""
     found = []
-    for file in folder.rglob("*"):
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if len(relative.parts) > 1 and not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
-            found.append(relative.as_posix())
+    for name in (p.name for p in folder.iterdir() if p.is_dir()):
+        for place, _, names in os.walk(folder / name, onerror=_closed):
+            for file in (Path(place, each) for each in names):
+                relative = file.relative_to(folder)
+                hidden = any(part.startswith(".") for part in relative.parts)
+                if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+                    found.append(relative.as_posix())
     return sorted(found)
+
+
+def _closed(error: OSError) -> None:
+    """Images that cannot be seen are an error: without them the data would be others, and nobody would know."""
+    raise HarnessError(f"dataset imagefolder: {error.filename} cannot be read: {error.strerror}") from error
 
 
 PLUGINS = (ImageFolder,)
