@@ -18,7 +18,9 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
     """One board: the rows that fit, how sure their order is, and what each limit excludes."""
     console.print(Text(advice.board.label, style="bold"))
     total = len(advice.board.rows) - advice.left_out
-    if not advice.suggestions:
+    if not total:
+        pass  # what is left out, and why, is all there is to say
+    elif not advice.suggestions:
         said = ", ".join(limit.text for limit in advice.limits)
         console.print(Text(f"none of {count_of(total, 'configuration')} fits {said}".rstrip()))
     else:
@@ -37,7 +39,7 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
         rows = count_of(advice.left_out, "configuration")
         whose = "whose model predicts" if advice.left_out == 1 else "whose models predict"
         console.print(f"left out: {rows}, {whose} one class for every test image, at some seed at least")
-    for exclusion in advice.exclusions:
+    for exclusion in advice.exclusions if total else ():
         console.print(Text(_said(exclusion, total)))
     for note in advice.notes:
         console.print(Text(f"note: {note}"))

@@ -96,7 +96,8 @@ def recommend(
         limits.append(Limit(option, BY_KEY[key], bound, protects if key == "epsilon" else None))
     if protects is not None and max_epsilon is None:
         raise HarnessError(f"--protects {protects} says whose epsilon counts: give --max-epsilon too")
-    submissions = [one for path in results for one in submissions_of(path)]
+    distinct = {path.resolve(): path for path in results}.values()
+    submissions = [one for path in distinct for one in submissions_of(path)]
     advice = choose(submissions, limits, objective or ())
     if as_json:
         print_json([as_values(one, top) for one in advice])

@@ -243,6 +243,25 @@ def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
     assert "excludes 1 of 2; " in said
 
 
+def test_where_all_rows_are_left_out_nothing_is_said_of_the_others(tmp_path, capsys):
+    put(tmp_path, stuck(board(), "good", "fast", "weak", "private"))
+    (file,) = (tmp_path / "records").iterdir()
+    assert main(["recommend", str(file), "--min-accuracy", "0.8"]) == 1
+    said = capsys.readouterr()
+    assert "left out: 4 configurations, whose models predict one class" in " ".join(said.out.split())
+    assert " 0" not in said.out
+    assert said.err == "nothing fits\n"
+
+
+def test_a_file_that_is_given_twice_counts_once(tmp_path, capsys, monkeypatch):
+    put(tmp_path, board())
+    (file,) = (tmp_path / "records").iterdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["recommend", str(file), str(file.relative_to(tmp_path)), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["configurations"], found["fitting"]) == (4, 4)
+
+
 def test_a_model_that_an_attack_left_with_one_class_meets_no_limit_on_it():
     data = board()
     for name in ("good", "fast"):
