@@ -490,7 +490,10 @@ def test_members_are_of_clients_that_take_part_and_so_are_shadow_masks(tmp_path)
     members, others = ([places[x] for x in bytes_of(side[0])] for side in (view.members, view.non_members))
     seen = trained_on(target)
     assert set(members) <= seen
-    assert len(members) == min(len(seen), len(target.pool.non_members)) == record["attack"]["members"]
+    labels = target.data.train.labels.numpy()
+    of_class = [np.bincount(labels[list(own)], minlength=10) for own in (seen, target.pool.non_members)]
+    most = int(np.minimum(*of_class).sum())
+    assert len(members) == most == record["attack"]["members"]
     assert set(others) <= set(target.pool.non_members.tolist())
     assert record["attack"]["never_trained_on"] == len(target.pool.members) - len(seen) > 0
     for variant in VARIANTS:
@@ -547,6 +550,20 @@ def test_leakage_is_not_hidden_by_clients_that_never_train(tmp_path):
     assert record["attack"]["members"] == record["attack"]["non_members"] == 48
     assert record["attack"]["never_trained_on"] == 432
     assert record["scores"]["mia_auc"] > 0.9
+
+
+def test_which_classes_the_clients_that_took_part_have_does_not_count_as_membership(tmp_path):
+    """Two clients with few classes each teach these and memorise nothing: the loss then tells classes, not members."""
+    base = BASE.replace(
+        "clients: 3, rounds: 2",
+        "clients: 20, participation: 0.1, rounds: 2, partition: {dirichlet: {alpha: 0.1}}",
+    )
+    base += "seeds: [0, 1, 2]\n"
+    records = scored("threats: [{name: m, attacks: [loss-threshold]}]", tmp_path, base)
+    aucs = [record["scores"]["mia_auc"] for record in records]
+    assert len(aucs) == 3
+    assert max(abs(auc - 0.5) for auc in aucs) < 0.08, aucs
+    assert all(record["attack"]["members"] > 50 for record in records)
 
 
 def test_groups_travel_with_membership_scores(tmp_path):

@@ -18,14 +18,17 @@ def draw_members(
     groups: np.ndarray | None,
     limit: int | None,
     rng: np.random.Generator,
+    labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Equally many members and non-members, sorted positions, drawn alike and without replacement.
 
     The size of each is that of the smaller side, at most `limit` (records a side; None: no limit), so with
     fewer non-members than members all of them are used. groups: the group of every position of the pool, or
     None; both sides are then drawn group by group in random order, the last group cut to size, so that
-    members are as clustered as non-members. Independent of the order of the positions given. Raises
-    HarnessError where a side is empty, the sides share a record or a group, or limit < 1.
+    members are as clustered as non-members. labels: the class of every position, where members may be of other
+    classes than non-members: both sides then have equally many of each, as many as the smaller side has, so that
+    what is scored is membership and not the class. Independent of the order of the positions given. Raises
+    HarnessError where a side is empty, the sides share a record or a group, or no class, or limit < 1.
     """
     sides = [np.unique(np.asarray(side, dtype=np.int64)) for side in (member_positions, non_member_positions)]
     if not all(len(side) for side in sides):
@@ -38,7 +41,13 @@ def draw_members(
     if groups is not None:
         _check_disjoint("group", *(np.unique(groups[side]) for side in sides))
     size = min(*(len(side) for side in sides), *([] if limit is None else [limit]))
-    members, non_members = (_draw(side, groups, size, rng) for side in sides)
+    if labels is None:
+        members, non_members = (_draw(side, groups, size, rng) for side in sides)
+    else:
+        quotas = _quotas(labels[sides[0]], labels[sides[1]], size, rng)
+        members, non_members = (
+            _of_each_class(_shuffled(side, groups, rng), labels, quotas) for side in sides
+        )
     return members, non_members
 
 
@@ -66,13 +75,37 @@ def check_truth(name: str, found: Membership, members: int, non_members: int) ->
 def _draw(
     positions: np.ndarray, groups: np.ndarray | None, size: int, rng: np.random.Generator
 ) -> np.ndarray:
+    return np.sort(_shuffled(positions, groups, rng)[:size])
+
+
+def _shuffled(positions: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
     shuffled = rng.permutation(positions)
     if groups is not None:
         # Records stay shuffled inside their group, so that the cut of the last group is random too.
         units = np.unique(groups[shuffled], return_inverse=True)[1]
         rank = rng.permutation(int(units.max()) + 1)
         shuffled = shuffled[np.argsort(rank[units], kind="stable")]
-    return np.sort(shuffled[:size])
+    return shuffled
+
+
+def _quotas(one: np.ndarray, other: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """How many records of each class a side gets, at most `size` in all, from the labels of both."""
+    classes = 1 + int(max(one.max(), other.max()))
+    both = np.minimum(np.bincount(one, minlength=classes), np.bincount(other, minlength=classes))
+    if not both.any():
+        raise HarnessError(
+            "members and non-members have no class in common, so that a membership attack would only tell classes "
+            "apart: let more clients take part"
+        )
+    places = rng.permutation(np.repeat(np.arange(classes), both))[:size]
+    return np.bincount(places, minlength=classes)
+
+
+def _of_each_class(shuffled: np.ndarray, labels: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """The first records of each class, as many as its quota; sorted."""
+    own = labels[shuffled]
+    chosen = [shuffled[own == label][:quota] for label, quota in enumerate(quotas)]
+    return np.sort(np.concatenate(chosen))
 
 
 def _check_disjoint(what: str, members: np.ndarray, non_members: np.ndarray) -> None:

@@ -137,13 +137,16 @@ class _Scene:
         """Positions of members and non-members; none for an attack that does without.
 
         Records of clients that no round draws are on neither side: counted as members they would hide what leaks.
+        What is left may be of other classes than the non-members, as clients are; the draw then evens that out, or
+        an attack that only tells which classes were learned would be taken for one that tells members.
         """
         if not attack.needs_non_members:
             empty = np.empty(0, dtype=np.int64)
             return empty, empty
         pool, groups = self.training.pool, self.training.data.train.groups
         rng = numpy_generator(self.spec.model.train.seed, "membership")
-        return draw_members(self.members, pool.non_members, groups, self.spec.threat.subset, rng)
+        labels = self.training.data.train.labels.cpu().numpy() if self.never_trained_on else None
+        return draw_members(self.members, pool.non_members, groups, self.spec.threat.subset, rng, labels)
 
     @cached_property
     def members(self) -> np.ndarray:

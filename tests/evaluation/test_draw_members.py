@@ -61,6 +61,38 @@ def test_groups_are_drawn_whole_but_for_the_last():
     assert len(first) > 5
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_with_labels_both_sides_have_equally_many_of_each_class(grouped):
+    labels = np.concatenate([np.repeat([0, 1, 2], [40, 17, 3]), np.repeat([0, 1, 3], [5, 9, 6])])
+    groups = np.arange(80) // 2 if grouped else None
+    for limit, total in ((None, 14), (8, 8), (100, 14)):
+        members, others = draw_members(MEMBERS, OTHERS, groups, limit, _rng(), labels)
+        assert np.isin(members, MEMBERS).all()
+        assert np.isin(others, OTHERS).all()
+        counts = np.bincount(labels[members], minlength=4)
+        assert counts.tolist() == np.bincount(labels[others], minlength=4).tolist()
+        assert counts.sum() == total
+        assert (counts <= [5, 9, 0, 0]).all()
+        again = draw_members(MEMBERS[::-1], OTHERS[::-1], groups, limit, _rng(), labels)
+        assert np.array_equal(again, (members, others))
+
+
+def test_with_labels_every_record_of_a_class_is_equally_likely():
+    labels, rng = np.tile([0, 0, 0, 1], 20), _rng()
+    counts = np.zeros(80)
+    for _ in range(2000):
+        for side in draw_members(MEMBERS, OTHERS, None, 10, rng, labels):
+            counts[side] += 1
+    # Half of the 20 others, a sixth of the 60 members, whatever the class.
+    assert np.abs(counts[MEMBERS] - 2000 / 6).max() < 84
+    assert np.abs(counts[OTHERS] - 1000).max() < 112
+
+
+def test_sides_without_a_common_class_are_refused():
+    with pytest.raises(HarnessError, match="no class in common"):
+        draw_members(MEMBERS, OTHERS, None, None, _rng(), np.repeat([0, 1], [60, 20]))
+
+
 def test_a_group_or_record_on_both_sides_is_refused():
     groups = np.repeat(np.arange(8), 10)
     groups[60] = 0
