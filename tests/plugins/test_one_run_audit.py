@@ -332,6 +332,14 @@ def test_canaries_are_what_the_guarantee_is_about(name, unit, opposite):
     assert (plain.canaries.unit, plain.canaries.opposite) == ("record", False)
 
 
+@pytest.mark.parametrize("names", [("dp-sgd", "dp-fedavg"), ("dp-sgd", "local-dp"), ("local-dp", "dp-sgd")])
+def test_where_records_are_protected_too_canaries_are_records(names):
+    """Clients are not what a record's guarantee is about: they would refute it, though it is right."""
+    stack = [harness.create("defence", name, epsilon=2.0) for name in names]
+    (variant,) = OneRunAudit().trainings(_Cell(*stack))
+    assert (variant.canaries.unit, variant.canaries.opposite) == ("record", False)
+
+
 def view(planted, guarantee=None):
     empty = torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.int64)
     mask = np.empty(0, dtype=bool)

@@ -203,6 +203,15 @@ def test_correct_dp_fedavg_is_not_flagged(tmp_path):
     assert {record["guarantee"]["against"] for record in records} == {"recipients"}
 
 
+@pytest.mark.parametrize("other", ["dp-fedavg", "local-dp"])
+def test_correct_dp_sgd_is_not_flagged_beside_a_weak_guarantee_for_clients(other, tmp_path):
+    stack = f"[dp-sgd: {{epsilon: 1}}, {other}: {{noise_multiplier: 0.01}}]"
+    (record,) = audits(tmp_path, stack, **RECORDS)
+    assert claim(record) <= 1
+    assert record["guarantee"]["unit"] == "record"
+    assert flagged([record]) == 0
+
+
 def test_dp_fedavg_s_noise_divided_by_the_clients_is_caught(tmp_path):
     (record,) = audits(tmp_path, f"{NoiseOverClients.name}: {{epsilon: 2}}", **CLIENTS)
     assert_caught(record, 2.0)

@@ -35,11 +35,11 @@ class OneRunAudit(PrivacyAttack):
     the best counts.
 
     Canaries are gradients along one coordinate each (Dirac canaries), whose part in the release is seen by the
-    adversary that the guarantee is about: the server, from the client's updates (or their sum), or, where the
-    server is trusted, those who receive the models. For guarantees of clients the canaries are clients, and for
-    those whose neighbours replace data the coin decides their sign. It is a lower bound: a correct training
-    may be well below its claim, and only a bound above the claim says something, that the claim is false (at this
-    confidence). It has no power against batches that are shuffled where Poisson sampling is claimed, nor against
+    adversary that the guarantee is about: the server, from the client's updates (or their sum), or, where the server
+    is trusted, those who receive the models. Where defences protect clients and none protects records the canaries are
+    clients, and for those whose neighbours replace data the coin decides their sign. It is a lower bound: a correct
+    training may be well below its claim, and only a bound above the claim says something, that the claim is false (at
+    this confidence). It has no power against batches that are shuffled where Poisson sampling is claimed, nor against
     noise used twice. A canary's loss reads the parameters themselves and passes no layer, so `dp-sgd` takes its
     gradients one by one in the audited training, where its default is ghost clipping: noise, sampling and accounting
     are audited, the formulas of ghost clipping are not. Where the audited training so worked in another way than the
@@ -78,7 +78,10 @@ class OneRunAudit(PrivacyAttack):
         return value
 
     def _variant(self, defences: Any) -> TrainingVariant:
-        client = [d for d in defences if d.protects == "client"]
+        # Which claim will be the strongest is not known yet. A record is part of a client, so that canaries that are
+        # records refute no correct claim for clients; the other way round they would.
+        records = any(d.protects == "record" for d in defences)
+        client = [] if records else [d for d in defences if d.protects == "client"]
         unit = "client" if client else "record"
         opposite = any(d.neighbours == "replace" for d in client)
         canaries = Canaries(self.canaries, unit=unit, scale=self.scale, opposite=opposite)
