@@ -85,8 +85,9 @@ class ObservedUpdate:
 
     update (d,): local minus global; weights (d,): global. module: the network with these weights, in the
     client's mode. clients: 1, or how many the server sees the mean of. records: that the client trained on.
-    optimizer: its name and settings at the client, the learning rate of the round among them. attribute: whether
-    the records have what the observation asks about; the truth, for scoring.
+    optimizer: its name and settings at the client, the learning rate of the round among them. proximal: FedProx's mu,
+    by which each step also goes back towards the global weights. attribute: whether the records have what the
+    observation asks about; the truth, for scoring.
     """
 
     update: Tensor
@@ -101,6 +102,7 @@ class ObservedUpdate:
     input_shape: tuple[int, int, int]
     clients: int = 1
     attribute: bool | None = None
+    proximal: float = 0.0
 
     def gradient(self) -> Tensor:
         """(d,) -update / lr: for one plain SGD step the gradient itself, for several their sum."""

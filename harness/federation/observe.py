@@ -88,6 +88,7 @@ def observe(
         input_shape=training.data.input_shape,
         clients=len(chosen),
         attribute=None if wanted.attribute is None else has,
+        proximal=local.proximal,
     )
     return seen, to_pixels(victim.images), victim.labels
 

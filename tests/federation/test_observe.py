@@ -19,6 +19,7 @@ from harness.plan import Planner
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
 from harness.training import Training
+from harness_plugins.attacks.privacy._inversion import simulate
 
 SGD = "sgd: {lr: 0.1}"
 MLP = "mlp: {hidden: [16]}"
@@ -30,14 +31,21 @@ dataset: digits
 holdout: 0.9
 model: {{{model}}}
 federation: {{clients: 4, rounds: 5, {federation}
-  local: {{epochs: 1, batch_size: 8, schedule: {schedule}, optimizer: {{{optimizer}}}}}}}
+  local: {{epochs: 1, batch_size: 8, schedule: {schedule}, proximal: {proximal}, optimizer: {{{optimizer}}}}}}}
 defences: [[{defences}]]
 compressors: [[{compressors}]]
 """
 
 
 def training(
-    tmp_path, model=MLP, optimizer=SGD, defences="", compressors="", federation="", schedule="constant"
+    tmp_path,
+    model=MLP,
+    optimizer=SGD,
+    defences="",
+    compressors="",
+    federation="",
+    schedule="constant",
+    proximal=0.0,
 ) -> Training:
     text = SCENARIO.format(
         model=model,
@@ -46,6 +54,7 @@ def training(
         compressors=compressors,
         federation=federation and federation + ",",
         schedule=schedule,
+        proximal=proximal,
     )
     text = text.replace("defences: [[]]\n", "").replace("compressors: [[]]\n", "")
     scenario = load_text(text, tmp_path / "x.yaml")
@@ -131,6 +140,19 @@ def test_several_epochs_are_torch_s_optimiser_by_hand(settings, make, tmp_path):
         assert (seen.optimizer["momentum"], seen.optimizer["weight_decay"]) == (0.9, 0.01)
         one = look(found, records=6, epochs=1)[0].update
         assert (seen.update - 3 * one).norm() > 0.1 * seen.update.norm()  # momentum and curvature are in it
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD, "sgd: {lr: 0.1, momentum: 0.5, weight_decay: 0.1, nesterov: true}"]
+)
+def test_a_client_kept_near_the_global_weights_is_simulated_as_it_trains(optimizer, tmp_path):
+    """FedProx pulls in every step but the first; an attack that left it out would look for other images."""
+    target = training(tmp_path, optimizer=optimizer, proximal=4.0)
+    seen, images, labels = look(target, records=3, epochs=4)
+    torch.testing.assert_close(simulate(seen, images, labels), seen.update, rtol=1e-4, atol=1e-6)
+    plain, *_ = look(training(tmp_path, optimizer=optimizer), records=3, epochs=4)
+    torch.testing.assert_close(simulate(plain, images, labels), plain.update, rtol=1e-4, atol=1e-6)
+    assert (plain.update - seen.update).norm() > 0.1 * seen.update.norm()
 
 
 def test_mini_batches_are_one_of_the_orders_there_are(tmp_path):

@@ -19,8 +19,9 @@ def simulate(observed: ObservedUpdate, x: Tensor, targets: Tensor) -> Tensor:
     x (b, c, h, w) in [0, 1]; targets (b,) int64 classes, or (b, k) probabilities of them. The network, in the
     mode it is in and with its buffers left alone, takes `epochs` passes over the records from the global weights;
     each pass goes through consecutive batches of `batch_size` in the order of x, as the attacker does not know
-    the client's order. Each step is torch.optim.SGD's, on the mean cross-entropy (g: gradient + weight_decay w;
-    v <- momentum v + g, v = g in the first step; w <- w - lr v, with Nesterov w - lr (g + momentum v)).
+    the client's order. Each step is torch.optim.SGD's, on the mean cross-entropy (g: gradient + weight_decay w +
+    proximal (w - w_global); v <- momentum v + g, v = g in the first step; w <- w - lr v, with Nesterov
+    w - lr (g + momentum v)).
     Time and memory: `epochs` times as much as a gradient of the batch, twice that to differentiate.
     Raises NotApplicable where the client's optimiser is not SGD.
     """
@@ -37,6 +38,8 @@ def simulate(observed: ObservedUpdate, x: Tensor, targets: Tensor) -> Tensor:
             (step,) = torch.autograd.grad(loss, weights, create_graph=differentiable)
             if decay:
                 step = step + decay * weights
+            if observed.proximal:
+                step = step + observed.proximal * (weights - start.detach())
             if momentum:
                 velocity = step if velocity is None else momentum * velocity + step
                 step = step + momentum * velocity if nesterov else velocity
