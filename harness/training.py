@@ -226,7 +226,7 @@ class Training:
         recorder = None
         if spec.variant is not None and (spec.variant.recorded_rounds or spec.variant.canaries):
             kept = spec.variant.recorded_rounds
-            recorder = Recorder(kept, rounds, self.planting, settings.clients)
+            recorder = Recorder(kept, rounds, self.planting, settings.clients, self.counts())
         clients = self._clients(prepared, hooks)
         federation = kind(module, clients, trainer, rules, seed, noise_seed, recorder)
         every, last = settings.evaluate_every, rounds
@@ -298,6 +298,19 @@ class Training:
         """How many records each client holds."""
         return [len(c) for c in self.pool.clients]
 
+    def counts(self) -> list[int]:
+        """How much each client's update counts in a round's mean, canaries included."""
+        sizes = self._held()
+        return sizes if self.spec.weighting == "examples" else [1] * len(sizes)
+
+    def _held(self) -> list[int]:
+        """How many records each client trains on, canaries included."""
+        sizes = list(self.sizes())
+        if self.planting is not None:
+            sizes[self.planting.client] += len(self.planting.records[1]) * (not self.planting.clients)
+            sizes += [1] * len(self.planting.clients)
+        return sizes
+
     def _steps(self, size: int) -> int:
         local = self.spec.federation.local
         return steps_per_round(size, local.batch_size, local.epochs, local.steps)
@@ -306,10 +319,7 @@ class Training:
         self, schedule: list[list[int]], history: list[list[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
         settings = self.spec.federation
-        sizes = self.sizes()
-        if self.planting is not None:
-            sizes[self.planting.client] += len(self.planting.records[1]) * (not self.planting.clients)
-            sizes += [1] * len(self.planting.clients)
+        sizes = self._held()
         rounds = [sum(i in ids for ids in schedule) for i in range(len(sizes))]
         groups = self.data.train.groups
         largest = None

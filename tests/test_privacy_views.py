@@ -602,6 +602,15 @@ def test_recorded_rounds_are_the_variant_s_own(tmp_path):
     )
 
 
+def test_under_secure_aggregation_the_server_sees_what_it_steps_along(tmp_path):
+    """Clients of unlike sizes count by their records, in what is seen as in the training."""
+    base = BASE.replace("weighting: uniform", "weighting: examples, partition: {dirichlet: {alpha: 0.3}}")
+    text = "defences: [secure-aggregation]\nthreats: [{name: a, knowledge: server, attacks: [test-looks]}]"
+    scored(text, tmp_path, base)
+    first, second = SEEN[""].variants["recorded"].rounds
+    torch.testing.assert_close(first.weights + first.updates[0], second.weights, rtol=1e-5, atol=1e-6)
+
+
 def test_secure_aggregation_leaves_one_row_and_nobody_s_name(tmp_path):
     views = []
     for defence in ("none", "secure-aggregation"):

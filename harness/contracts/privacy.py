@@ -111,7 +111,9 @@ class ObservedUpdate:
 
 @dataclass(frozen=True)
 class RecordedRound:
-    """A round as the server saw it: weights (d,), updates (n, d) of `clients`, or their mean alone: (1, d), []."""
+    """A round as the server saw it: weights (d,), updates (n, d) of `clients`, or their mean alone, in which
+    clients count as they do in the training: (1, d), [].
+    """
 
     round: int
     weights: Tensor

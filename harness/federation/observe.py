@@ -17,7 +17,7 @@ from harness.federation.batches import steps_per_round
 from harness.federation.counts import clients_per_round
 from harness.federation.local import Client, LocalTrainer, Start
 from harness.federation.rounds import Federation
-from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
+from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector, mean_of
 from harness.functional import freeze_batch_norms
 from harness.random import numpy_generator
 
@@ -33,8 +33,9 @@ def observe(
     """One round of clients that hold only a few of their records each, from a given global model.
 
     module: the global model, left as it was. prepared: the defences' for this training. number: which draw of
-    client and records. A server that sees sums alone is given the mean over as many clients as take part in a
-    round. Returns the update with what the server knows, and the images (b, c, h, w) and labels (b,) behind it.
+    client and records. A server that sees sums alone is given the mean, weighted as in the training, over as many
+    clients as take part in a round. Returns the update with what the server knows, and the images (b, c, h, w) and
+    labels (b,) behind it.
     """
     spec, settings, pool = training.spec, training.spec.federation, training.pool
     module = copy.deepcopy(module)
@@ -74,9 +75,11 @@ def observe(
     module.train()
     if wanted.batch_norm == "eval":
         freeze_batch_norms(module)
+    by_records = spec.weighting == "examples"
+    counts = [clients[i].size if by_records else 1 for i in updates]
     victim, optimizer = clients[chosen[0]], local.optimizer
     seen = ObservedUpdate(
-        update=torch.stack(list(updates.values())).mean(0),
+        update=mean_of(torch.stack(list(updates.values())), counts),
         weights=weights,
         module=module,
         layout=trainer.layout,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from harness.federation.vector import mean_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,13 +20,17 @@ if TYPE_CHECKING:
 class Recorder:
     """Watches a federation. rounds: how many, evenly spread over `total`, are kept whole.
 
-    clients: how many are real; canary clients come after them.
+    clients: how many are real; canary clients come after them. counts: how much each client's update counts in the
+    server's sum; () for all alike.
     """
 
-    def __init__(self, rounds: int, total: int, planting: Planting | None, clients: int) -> None:
+    def __init__(
+        self, rounds: int, total: int, planting: Planting | None, clients: int, counts: Sequence[int] = ()
+    ) -> None:
         self.wanted = {round(r) for r in np.linspace(0, total - 1, min(rounds, total)).tolist()}
         self.planting = planting
         self.clients = clients
+        self.counts = counts
         self.rounds: list[dict[str, Any]] = []
         self.tensors: dict[str, Tensor] = {}
         self._first: Tensor | None = None  # the global weights at the canaries' coordinates, before any round
@@ -47,7 +54,8 @@ class Recorder:
             self._first = start.weights[index].clone()
             self._moved = {name: torch.zeros_like(self._first) for name in ("updates", "sum")}
         if updates:
-            self._moved["sum"] += torch.stack([update[index] for update in updates.values()]).mean(0)
+            counts = [self.counts[i] if self.counts else 1 for i in updates]
+            self._moved["sum"] += mean_of(torch.stack([update[index] for update in updates.values()]), counts)
         if planting.canaries.unit == "client":
             for position, number in enumerate(planting.clients):
                 if self.clients + position in updates:

@@ -48,6 +48,14 @@ def write(parameters: Sequence[Tensor], vector: Tensor) -> None:
     torch._foreach_copy_(list(parameters), shaped)
 
 
+def mean_of(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """(d,) mean of rows (n, d), each of which counts so often; the plain mean where all count alike."""
+    if len(set(counts)) < 2:
+        return rows.mean(0)
+    shares = torch.tensor(counts, dtype=torch.float64, device=rows.device) / sum(counts)
+    return torch.einsum("n,n...->...", shares.to(rows), rows)
+
+
 def buffer_names(module: nn.Module) -> frozenset[str]:
     """The persistent floating-point buffers (batch-norm statistics), which travel with an update."""
     kept = module.state_dict(keep_vars=True)

@@ -32,7 +32,7 @@ from harness.evaluation.membership import check_truth, draw_members
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
-from harness.federation.vector import trainable
+from harness.federation.vector import mean_of, trainable
 from harness.layer_order import pooled_first
 from harness.pictures import Strip, paint
 from harness.random import numpy_generator, torch_generator
@@ -255,7 +255,8 @@ class _Scene:
         for i, entry in enumerate(kept):
             updates, clients = tensors[f"updates.{i}"], tuple(entry["clients"])
             if hiding(training.spec.defences) and len(updates):
-                updates, clients = updates.mean(0, keepdim=True), ()
+                counts = training.counts()
+                updates, clients = mean_of(updates, [counts[i] for i in clients])[None], ()
             rounds.append(RecordedRound(entry["round"], tensors[f"weights.{i}"], updates, clients))
         return tuple(rounds)
 
