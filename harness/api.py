@@ -69,7 +69,16 @@ from harness.contracts.privacy import (
 from harness.contracts.tracker import Tracker
 from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
 from harness.evaluation.matching import match_images
-from harness.functional import batch_norms, detached, fgsm, input_gradient, kept_in_range, mean_gradient, pgd
+from harness.functional import (
+    batch_norms,
+    detached,
+    fgsm,
+    in_place_of,
+    input_gradient,
+    kept_in_range,
+    mean_gradient,
+    pgd,
+)
 from harness.hookspecs import Register, hookimpl
 from harness.privacy import accounting
 from harness.random import (
@@ -161,6 +170,7 @@ __all__ = [
     "hash_file",
     "hold_out",
     "hookimpl",
+    "in_place_of",
     "input_gradient",
     "kept_in_range",
     "make_key",

@@ -18,6 +18,15 @@ def detached(params: Params) -> Params:
     return {name: value.detach() for name, value in params.items()}
 
 
+def in_place_of(moved: Tensor, x: Tensor) -> Tensor:
+    """`moved` as far as values go, x as far as gradients do: for examples that a loss makes of its records.
+
+    What was added to x counts as a constant, so that a loss built on this one can be differentiated by the images:
+    that is the gradient of a maximum over what is added, where this maximises it (Danskin's theorem).
+    """
+    return moved.detach() + (x - x.detach())
+
+
 def cross_entropy(apply: Callable[[Params, Tensor], Tensor]) -> LossFn:
     """The base loss: per-sample cross-entropy of `apply(params, x)` logits."""
     from torch.nn import functional

@@ -12,7 +12,7 @@ from torch.nn import functional
 import harness
 from harness.api import PluginError, record_keys, split, uniform
 from harness.federation.apply import Apply
-from harness.functional import cross_entropy
+from harness.functional import cross_entropy, input_gradient
 
 PAIRED = ("trades", "mart", "logit-pairing")
 
@@ -103,6 +103,35 @@ def test_a_radius_of_zero_moves_nothing_outside_the_pixel_range_either(defence):
     else:
         expected = functional.cross_entropy(module(noisy), y, reduction="none")
     torch.testing.assert_close(found, expected)
+
+
+MAKERS = [
+    ("defence", "adversarial-training", {"attack": {"pgd": {"eps": 0.1, "steps": 2}}}),
+    ("defence", "adversarial-training", {"attack": {"pgd": {"eps": 0.1, "steps": 2}}, "fraction": 0.5}),
+    ("defence", "logit-pairing", {"eps": 0.1, "steps": 2, "weight": 0.0}),
+    ("attack", "adversarial-samples", {"attack": {"fgsm": {"eps": 0.1}}, "fraction": 1.0}),
+]
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize(("kind", "name", "parameters"), MAKERS)
+def test_a_loss_on_examples_of_its_own_has_the_images_gradient_at_these(kind, name, parameters, vectorised):
+    module, (x, y) = network(torch.float64).eval(), records(6, torch.float64)
+    apply, seen = Apply(module), []
+
+    def base(params, batch, key):
+        seen.append(batch)
+        return functional.cross_entropy(apply(params, batch[0]), batch[1], reduction="none")
+
+    loss = harness.create(kind, name, **parameters).loss(base, apply)
+    error = lambda images: loss(parameters_of(module), (images, y), KEY)  # noqa: E731
+    found = torch.func.grad(lambda images: error(images).sum())(x) if vectorised else input_gradient(error, x)
+    seen.clear()
+    error(x)
+    moved, told = (part.detach() for part in seen[-1])
+    assert not torch.equal(moved, x)
+    each = lambda images: functional.cross_entropy(module(images), told, reduction="none")  # noqa: E731
+    torch.testing.assert_close(found, input_gradient(each, moved))
 
 
 def test_label_smoothing_mixes_the_label_with_all_classes():

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from harness.api import Defence, EvasionAttack, Field, Reference, detached, record_keys, split, uniform
+from harness.api import (
+    Defence,
+    EvasionAttack,
+    Field,
+    Reference,
+    detached,
+    in_place_of,
+    record_keys,
+    split,
+    uniform,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +89,8 @@ class AdversarialTraining(Defence):
                 return loss(params, batch, key)
             fixed = detached(params)
             keys = record_keys(key, x)
-            moved = attack(lambda images: loss(fixed, (images, y), key), x.detach(), split(keys, 0)).detach()
+            found = attack(lambda images: loss(fixed, (images, y), key), x.detach(), split(keys, 0))
+            moved = in_place_of(found, x)
             if self.fraction < 1:
                 coin = uniform(split(keys, 1), y.shape) < self.fraction
                 moved = moved.where(coin.view(-1, *[1] * (x.ndim - 1)), x)

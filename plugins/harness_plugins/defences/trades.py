@@ -11,6 +11,7 @@ from harness.api import (
     Field,
     Reference,
     detached,
+    in_place_of,
     input_gradient,
     kept_in_range,
     pgd,
@@ -50,7 +51,7 @@ class PairLoss(Defence):
                 return loss(params, batch, key)
             fixed = detached(params)
             moved = self.adversarial(lambda images: logits(fixed, images), x.detach(), y, record_keys(key, x))
-            return self.pair(loss, logits, params, batch, moved.detach(), key)
+            return self.pair(loss, logits, params, batch, in_place_of(moved, x), key)
 
         return paired
 

@@ -12,6 +12,7 @@ from harness.api import (
     PoisoningAttack,
     Reference,
     detached,
+    in_place_of,
     record_keys,
     split,
     uniform,
@@ -83,7 +84,7 @@ class AdversarialSamples(PoisoningAttack):
                 split(keys if self.per == "record" else key, 1), y.shape if self.per == "record" else (1,)
             )
             chosen = (coin < self.fraction).expand(y.shape)
-            images = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), moved, x)
+            images = torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), in_place_of(moved, x), x)
             return loss(params, (images, torch.where(chosen, told, y)), key)
 
         return poisoned
