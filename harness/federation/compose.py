@@ -12,9 +12,11 @@ from harness.random import split
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.contracts.defence import Batch, ClientHooks, GradientFn, Local, LogitsFn, LossFn
+    from harness.contracts.defence import Batch, ClientHooks, GradientFn, Local, LogitsFn, LossFn, Params
 
 Hooks = Sequence["ClientHooks"]
+# Numbers of the keys of losses inside of others: hooks themselves split theirs by small numbers.
+INNER = 1 << 32
 
 
 def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
@@ -41,11 +43,28 @@ def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
 
 
 def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
-    """Per-sample losses, cross-entropy where no hook says otherwise."""
-    loss = cross_entropy(logits)
+    """Per-sample losses, cross-entropy where no hook says otherwise.
+
+    Two losses draw from two keys: else their coins for a record that the first leaves as it is were one coin.
+    """
+    base = loss = cross_entropy(logits)
+    losses = 0
     for hook in hooks:
-        loss = hook.loss(loss, logits)
+        inner = loss if loss is base else _with_key(loss, INNER + losses)
+        found = hook.loss(inner, logits)
+        if found is not inner:
+            loss = found
+            losses += 1
     return loss
+
+
+def _with_key(loss: LossFn, number: int) -> LossFn:
+    """The same loss with a key of its own."""
+
+    def keyed(params: Params, batch: Batch, key: Tensor) -> Tensor:
+        return loss(params, batch, split(key, number))
+
+    return keyed
 
 
 def composed_gradient(

@@ -12,6 +12,7 @@ from torch.nn import functional
 import harness
 from harness.api import PluginError, record_keys, split, uniform
 from harness.federation.apply import Apply
+from harness.federation.compose import composed_loss
 from harness.functional import cross_entropy, input_gradient
 
 PAIRED = ("trades", "mart", "logit-pairing")
@@ -132,6 +133,34 @@ def test_a_loss_on_examples_of_its_own_has_the_images_gradient_at_these(kind, na
     assert not torch.equal(moved, x)
     each = lambda images: functional.cross_entropy(module(images), told, reduction="none")  # noqa: E731
     torch.testing.assert_close(found, input_gradient(each, moved))
+
+
+OUTER = {"attack": {"fgsm": {"eps": 0.2}}, "fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        harness.create("defence", "adversarial-training", **OUTER),
+        harness.create("attack", "adversarial-samples", per="record", labels="true", **OUTER),
+    ],
+    ids=lambda plugin: plugin.name,
+)
+def test_coins_of_two_losses_are_independent(outer):
+    module, seen = network(torch.float64).eval(), []
+
+    def logits(params, images):
+        seen.append(images.detach())
+        return Apply(module)(params, images)
+
+    inner = create("adversarial-training", attack={"fgsm": {"eps": 0.1}}, fraction=0.5)
+    loss = composed_loss((inner, outer), logits)
+    x = 0.4 + 0.2 * records(400, torch.float64)[0]
+    loss(parameters_of(module), (x, torch.zeros(400, dtype=torch.int64)), KEY)
+    moved = (seen[-1] - x).abs().flatten(1).amax(1)
+    by_inner, by_outer = ((moved - 0.1).abs() < 1e-9, moved > 0.15)
+    assert 0.15 < float(by_inner.double().mean()) < 0.35
+    assert 0.4 < float(by_outer.double().mean()) < 0.6
 
 
 def test_label_smoothing_mixes_the_label_with_all_classes():
