@@ -152,9 +152,11 @@ class MART(PairLoss):
 
 
 class LogitPairing(PairLoss):
-    """Adversarial logit pairing: the loss so far on x', plus weight ||z(x) - z(x')||^2 / k for logits z of k classes.
+    """Adversarial logit pairing: the loss so far, mean of x and x', plus weight ||z(x) - z(x')||^2 / k.
 
-    x' by PGD on cross-entropy. Clean logit pairing, which pairs different records, is not part of it.
+    z are the logits of k classes, x' is made by PGD on cross-entropy. Half of the paper's minibatch is clean and half
+    adversarial (section 4.1), and its loss is the mean over both. Clean logit pairing, which pairs different records,
+    is not part of it.
     """
 
     name = "logit-pairing"
@@ -173,7 +175,8 @@ class LogitPairing(PairLoss):
     ) -> Tensor:
         x, y = batch
         apart = (logits(params, x) - logits(params, moved)).square().mean(1)
-        return loss(params, (moved, y), key) + self.weight * apart
+        both = (loss(params, batch, key) + loss(params, (moved, y), key)) / 2
+        return both + self.weight * apart
 
 
 PLUGINS = (TRADES, MART, LogitPairing)
