@@ -64,10 +64,10 @@ class TrainingVariant:
 class Observation:
     """Updates that an attack wants to look at: each of a client that trains on a few records in one round.
 
-    records: drawn at one client; None: all it has. batch_size: None for all in one step. at: the round, `start`
-    (initial weights) or `end` (the trained model). count: so many updates, each of another draw. batch_norm:
-    `train` for batch statistics at the client, `eval` for the global ones. attribute: (images, labels) -> (n,) bool;
-    clients of even draws then hold only records that have it, those of odd draws only records that do not.
+    records: drawn at each client behind the update; None: all it has. batch_size: None for all in one step. at: the
+    round, `start` (initial weights) or `end` (the trained model). count: so many updates, each of another draw.
+    batch_norm: `train` for batch statistics at the client, `eval` for the global ones. attribute: (images, labels) ->
+    (n,) bool; clients of even draws then hold only records that have it, those of odd draws only records that do not.
     """
 
     records: int | None = 1
@@ -84,8 +84,10 @@ class ObservedUpdate:
     """One update as the server receives it, after defences and update compressors, and how it came about.
 
     update (d,): local minus global; weights (d,): global. module: the network with these weights, in the
-    client's mode. clients: 1, or how many the server sees the mean of. records: that the client trained on.
-    optimizer: its name and settings at the client, the learning rate of the round among them. proximal: FedProx's mu,
+    client's mode. clients: 1, or how many the server sees the mean of. records: that they trained on, all together.
+    sizes, shares: of each client, how many records it has of these and how much its update counts in the mean; () for
+    one client, who has them all. What an attack finds is held against the records in that order of clients.
+    optimizer: its name and settings at the clients, the learning rate of the round among them. proximal: FedProx's mu,
     by which each step also goes back towards the global weights. attribute: whether the records have what the
     observation asks about; the truth, for scoring.
     """
@@ -103,6 +105,8 @@ class ObservedUpdate:
     clients: int = 1
     attribute: bool | None = None
     proximal: float = 0.0
+    sizes: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
 
     def gradient(self) -> Tensor:
         """(d,) -update / lr: for one plain SGD step the gradient itself, for several their sum."""

@@ -35,7 +35,7 @@ def observe(
     module: the global model, left as it was. prepared: the defences' for this training. number: which draw of
     client and records. A server that sees sums alone is given the mean, weighted as in the training, over as many
     clients as take part in a round. Returns the update with what the server knows, and the images (b, c, h, w) and
-    labels (b,) behind it.
+    labels (b,) of all clients behind it, one client after another.
     """
     spec, settings, pool = training.spec, training.spec.federation, training.pool
     module = copy.deepcopy(module)
@@ -76,14 +76,15 @@ def observe(
     if wanted.batch_norm == "eval":
         freeze_batch_norms(module)
     by_records = spec.weighting == "examples"
-    counts = [clients[i].size if by_records else 1 for i in updates]
-    victim, optimizer = clients[chosen[0]], local.optimizer
+    behind, optimizer = [clients[i] for i in updates], local.optimizer
+    counts = [client.size if by_records else 1 for client in behind]
+    sizes = tuple(client.size for client in behind)
     seen = ObservedUpdate(
         update=mean_of(torch.stack(list(updates.values())), counts),
         weights=weights,
         module=module,
         layout=trainer.layout,
-        records=victim.size,
+        records=sum(sizes),
         batch_size=batch,
         epochs=wanted.epochs,
         optimizer={"name": optimizer.name, **optimizer.model_dump(), "lr": optimizer.lr * multiplier},
@@ -92,8 +93,11 @@ def observe(
         clients=len(chosen),
         attribute=None if wanted.attribute is None else has,
         proximal=local.proximal,
+        sizes=sizes,
+        shares=tuple(count / sum(counts) for count in counts),
     )
-    return seen, to_pixels(victim.images), victim.labels
+    images = torch.cat([to_pixels(client.images) for client in behind])
+    return seen, images, torch.cat([client.labels for client in behind])
 
 
 def _with_attribute(training: Training, positions: np.ndarray, wanted: Observation, has: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -242,9 +243,34 @@ def test_with_secure_aggregation_the_server_sees_the_mean_of_everybody(tmp_path)
         rows.append(-0.1 * gradient(module, own_images.float() / 255, own_labels))
     sizes = torch.tensor([len(positions) for positions in found.pool.clients])
     torch.testing.assert_close(seen.update, sizes / sizes.sum() @ torch.stack(rows), rtol=1e-4, atol=1e-6)
-    own = -0.1 * gradient(module, images, labels)
-    assert min(float((own - row).norm()) for row in rows) < 1e-6  # the truth is one whole client's
-    assert (seen.update - own).norm() > 0.05 * own.norm()
+    # The truth is what all of them hold, one after another.
+    assert seen.records == sum(seen.sizes) == len(images) == len(labels)
+    assert sorted(seen.sizes) == sorted(sizes.tolist())
+    for own_images, own_labels in zip(images.split(seen.sizes), labels.split(seen.sizes), strict=True):
+        own = -0.1 * gradient(module, own_images, own_labels)
+        assert min(float((own - row).norm()) for row in rows) < 1e-6
+        assert (seen.update - own).norm() > 0.05 * own.norm()
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_records_of_all_clients_explain_the_mean_of_their_updates(epochs, weighting, tmp_path):
+    """What an attack simulates is what the server sees, for clients of unlike sizes and numbers of steps too."""
+    settings = f"weighting: {weighting}, partition: {{dirichlet: {{alpha: 0.3}}}}"
+    found = training(
+        tmp_path,
+        optimizer="sgd: {lr: 0.1, momentum: 0.9, weight_decay: 0.01}",
+        defences="secure-aggregation",
+        federation=settings,
+    )
+    seen, images, labels = look(found, records=20, epochs=epochs)
+    assert seen.clients == len(seen.sizes) == len(seen.shares) == 4
+    assert len(set(seen.sizes)) > 1
+    assert sum(seen.shares) == pytest.approx(1)
+    torch.testing.assert_close(simulate(seen, images, labels), seen.update, rtol=1e-3, atol=1e-5)
+    first = slice(0, seen.sizes[0])
+    alone = replace(seen, records=seen.sizes[0], sizes=(), shares=())
+    assert (simulate(alone, images[first], labels[first]) - seen.update).norm() > 0.1 * seen.update.norm()
 
 
 def test_the_mean_is_over_as_many_as_take_part_in_a_round(tmp_path):
@@ -263,7 +289,7 @@ def test_the_mean_is_over_as_many_as_take_part_in_a_round(tmp_path):
     distances = {pair: float((mean(pair) - seen.update).norm()) for pair in combinations(range(4), 2)}
     best = min(distances, key=distances.get)
     assert distances[best] < 1e-5 < min(d for pair, d in distances.items() if pair != best)
-    assert holder(found, images) in best
+    assert {holder(found, own) for own in images.split(seen.sizes)} == set(best)
 
 
 @pytest.mark.parametrize("records", [1, 4])

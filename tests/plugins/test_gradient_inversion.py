@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,27 @@ def test_total_variation():
 
 
 # attacks -------------------------------------------------------------------------------------------
+
+
+def mean_of(*updates):
+    """What the server sees of clients that count by their records where it sees their mean alone."""
+    sizes = tuple(u.records for u in updates)
+    shares = tuple(size / sum(sizes) for size in sizes)
+    mean = sum(share * u.update for share, u in zip(shares, updates, strict=True))
+    known = {"records": sum(sizes), "clients": len(updates), "sizes": sizes, "shares": shares}
+    return replace(updates[0], update=mean, **known)
+
+
+@pytest.mark.parametrize("name", ["dlg", "idlg", "inverting-gradients"])
+def test_digits_of_all_clients_come_back_from_the_mean_of_their_updates(digits, name):
+    x, y = digits[0][[0, 3]], digits[1][[0, 3]]
+    seen = mean_of(*(observe(smooth(), x[i : i + 1], y[i : i + 1]) for i in range(2)))
+    parameters = {"iterations": 200, "tv": 1e-4} if name == "inverting-gradients" else {"iterations": 40}
+    result = run(harness.create("attack", name, **parameters), seen)
+    (images,), (labels,) = result.images, result.labels
+    assert sorted(labels.tolist()) == sorted(y.tolist())
+    for image in x:
+        assert max(psnr(image, found) for found in images) > 20
 
 
 @pytest.mark.parametrize("name", ["dlg", "idlg"])

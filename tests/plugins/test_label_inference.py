@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,6 +97,20 @@ def test_weight_decay_is_taken_out(settings):
     if settings.get("nesterov"):
         times = 3 + 0.9 * (1 + 1.9 + 2.71)
     torch.testing.assert_close(inversion.class_gradients(observed), times * gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_of_a_mean_over_clients_they_are_the_mean():
+    """Clients of unlike sizes take unlike numbers of steps, each with its own weight decay."""
+    module = network()
+    with torch.no_grad():
+        module[3].bias[4] = 8.0
+    settings = {"epochs": 2, "batch_size": 2, "momentum": 0.9, "weight_decay": 0.01}
+    clients = [observe(module, *records(count, seed=count), **settings) for count in (2, 6)]
+    update = 0.25 * clients[0].update + 0.75 * clients[1].update
+    known = {"records": 8, "clients": 2, "sizes": (2, 6), "shares": (0.25, 0.75)}
+    together = inversion.class_gradients(replace(clients[0], update=update, **known))
+    apart = [inversion.class_gradients(client) for client in clients]
+    torch.testing.assert_close(together, 0.25 * apart[0] + 0.75 * apart[1], rtol=1e-4, atol=1e-5)
 
 
 # iDLG ------------------------------------------------------------------------------------------------

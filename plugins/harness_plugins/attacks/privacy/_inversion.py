@@ -1,5 +1,5 @@
-"""What attacks on updates share: a client's training as a differentiable function of its records, and the
-labels that the last layer gives away. Imports torch."""
+"""What attacks on updates share: clients' training as a differentiable function of their records, and the labels
+that the last layer gives away. Imports torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ from harness.api import NotApplicable, ObservedUpdate, PluginError
 
 
 def simulate(observed: ObservedUpdate, x: Tensor, targets: Tensor) -> Tensor:
-    """(d,) update that an undefended client would send after training on x, differentiable in x and targets.
+    """(d,) update that undefended clients would send after training on x, differentiable in x and targets.
 
-    x (b, c, h, w) in [0, 1]; targets (b,) int64 classes, or (b, k) probabilities of them. The network, in the
-    mode it is in and with its buffers left alone, takes `epochs` passes over the records from the global weights;
-    each pass goes through consecutive batches of `batch_size` in the order of x, as the attacker does not know
-    the client's order. Each step is torch.optim.SGD's, on the mean cross-entropy (g: gradient + weight_decay w +
-    proximal (w - w_global); v <- momentum v + g, v = g in the first step; w <- w - lr v, with Nesterov
-    w - lr (g + momentum v)).
+    x (b, c, h, w) in [0, 1]; targets (b,) int64 classes, or (b, k) probabilities of them. Where the server sees the
+    mean over several clients, x holds the records of one after another, and the result is the mean of what each would
+    send. The network, in the mode it is in and with its buffers left alone, takes `epochs` passes over a client's
+    records from the global weights; each pass goes through consecutive batches of `batch_size` in the order of x, as
+    the attacker does not know the client's order. Each step is torch.optim.SGD's, on the mean cross-entropy (g:
+    gradient + weight_decay w + proximal (w - w_global); v <- momentum v + g, v = g in the first step; w <- w - lr v,
+    with Nesterov w - lr (g + momentum v)).
     Time and memory: `epochs` times as much as a gradient of the batch, twice that to differentiate.
     Raises NotApplicable where the client's optimiser is not SGD.
     """
+    if len(observed.sizes) < 2:
+        return _of_one_client(observed, x, targets)
+    parts = zip(x.split(observed.sizes), targets.split(observed.sizes), observed.shares, strict=True)
+    sent = [share * _of_one_client(observed, own, labels) for own, labels, share in parts]
+    return torch.stack(sent).sum(0)
+
+
+def _of_one_client(observed: ObservedUpdate, x: Tensor, targets: Tensor) -> Tensor:
     lr, momentum, decay, nesterov = sgd_settings(observed)
     differentiable = x.requires_grad or targets.requires_grad
     start = observed.weights.detach().clone().requires_grad_()
@@ -95,7 +104,8 @@ def last_linear(module: nn.Module, num_classes: int | None = None) -> str:
 def class_gradients(observed: ObservedUpdate) -> Tensor:
     """(k,) one number a class from the classifier's gradient, negative only for classes among the labels.
 
-    With a bias, its gradient: the sum over steps of mean(p_c - 1[label = c]), p the predicted probabilities.
+    With a bias, its gradient: the sum over steps of mean(p_c - 1[label = c]), p the predicted probabilities; of
+    several clients the mean.
     Without, the sum over each row of the weights' gradient, whose sign is the same where all features are
     positive (after ReLU, say). The gradient is -update / lr less what the weight decay adds to it, at the
     global weights; with momentum it is a weighted sum over the steps, of positive weights.
@@ -115,13 +125,16 @@ def class_gradients(observed: ObservedUpdate) -> Tensor:
 
 
 def _share(observed: ObservedUpdate, momentum: float, nesterov: bool) -> float:
-    """How often -update / lr holds a gradient that is the same in every step."""
-    steps = observed.epochs * -(-observed.records // observed.batch_size)
-    total = velocity = 0.0
-    for _ in range(steps):
-        velocity = momentum * velocity + 1.0
-        total += 1.0 + momentum * velocity if nesterov else velocity
-    return total
+    """How often -update / lr holds a gradient that is the same in every step; of several clients the mean."""
+    mean = 0.0
+    for size, share in zip(observed.sizes or (observed.records,), observed.shares or (1.0,), strict=True):
+        steps = observed.epochs * -(-size // observed.batch_size)
+        total = velocity = 0.0
+        for _ in range(steps):
+            velocity = momentum * velocity + 1.0
+            total += 1.0 + momentum * velocity if nesterov else velocity
+        mean += share * total
+    return mean
 
 
 def idlg_label(observed: ObservedUpdate) -> Tensor:

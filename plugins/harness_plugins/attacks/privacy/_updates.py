@@ -8,13 +8,15 @@ from harness.api import Field, Observation, ObservedUpdate, PluginError, Privacy
 
 
 class UpdateAttack(PrivacyAttack):
-    """An attack on what a client sends in one round. Subclasses declare `records`, and `run`."""
+    """An attack on what a client sends in one round, or on the mean of several clients' updates where the server sees
+    sums alone. Subclasses declare `records`, and `run`.
+    """
 
     knowledge: ClassVar[str] = "server"
     needs_non_members: ClassVar[bool] = False
     needs_sgd: ClassVar[bool] = True
 
-    records: int | None = Field(1, ge=1, description="records behind each update")
+    records: int | None = Field(1, ge=1, description="records of each client behind an update")
     epochs: int = Field(1, ge=1, description="passes over these records at the client")
     batch_size: int | None = Field(
         None, ge=1, description="records of a local step; None: all of them in one step"

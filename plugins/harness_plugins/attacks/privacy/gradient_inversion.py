@@ -26,7 +26,7 @@ class _Inversion(UpdateAttack):
 
     requires = ("torch._dynamo",)  # which torch.optim imports
 
-    records: int = Field(1, ge=1, le=8, description="records behind each update")
+    records: int = Field(1, ge=1, le=8, description="records of each client behind an update")
     iterations: int = Field(100, ge=1, description="steps of the attack's optimiser from each start")
     restarts: int = Field(1, ge=1, description="random starts, of which the best match is kept")
 
@@ -148,7 +148,8 @@ class IDLG(DLG):
     """Improved deep leakage from gradients: as dlg for one record, with its label read off the gradient first.
 
     The label is the one class whose bias gradient in the last layer (whose row of the weights' gradient, without
-    a bias) is negative: exact for undefended updates. Then min over x of |g(x, label) - g*|^2 as in dlg.
+    a bias) is negative: exact for undefended updates. Then min over x of |g(x, label) - g*|^2 as in dlg. Where the
+    server sees the mean over clients of one record each, labels are LLG*'s.
     Source: Zhao, Mopuri and Bilen (2020), section 3, algorithm 1. Raises as dlg does, and NotApplicable where
     the network does not end in a linear layer.
     """
@@ -162,11 +163,13 @@ class IDLG(DLG):
         url="https://arxiv.org/abs/2001.02610",
     )
 
-    records: Literal[1] = Field(1, description="records behind each update: only one")
+    records: Literal[1] = Field(1, description="records of each client behind an update: only one")
 
     def _known_labels(self, observed: ObservedUpdate, context: PrivacyContext) -> Tensor:
-        from harness_plugins.attacks.privacy._inversion import idlg_label
+        from harness_plugins.attacks.privacy._inversion import idlg_label, recover_labels
 
+        if observed.clients > 1:
+            return recover_labels(observed, context.generator)
         return idlg_label(observed)
 
 
@@ -174,7 +177,8 @@ class InvertingGradients(_Inversion):
     """Inverting gradients: images whose update points the way the client's does, and that are smooth.
 
     min over x in [0, 1] of 1 - <u(x), u*> / (|u(x)| |u*|) + tv TV(x), with u(x) the update that the dummy records
-    would give, its steps simulated as the client takes them (for one step of SGD, minus the gradient), and TV the
+    would give, its steps simulated as the client takes them (for one step of SGD, minus the gradient; where the server
+    sees the mean over clients, the records of all of them at once, and the mean), and TV the
     mean absolute difference of neighbours. Adam on the sign of the gradient, its lr divided by 10 after 3/8, 5/8
     and 7/8 of the iterations, x clamped after each step; of the restarts, uniform in [0, 1], the one with the
     smallest cosine distance. Labels come first: iDLG's for one record, LLG* for several, who then keep the order

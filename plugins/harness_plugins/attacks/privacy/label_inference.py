@@ -31,10 +31,10 @@ class LabelInference(UpdateAttack):
     few: then below the class shares alone. dummies: the client's training simulated on uniform noise, a class
     at a time (LLG*). population: on the adversary's own records of the class, the validation split (LLG+).
 
-    b is what the server knows of the client. The paper sums rows of weights, which needs features that are not
-    negative (ReLU); the bias serves any activation. Exact for one undefended record; worse on trained models
-    and after many local steps. Source: Wainakh et al. (2022), section 4, algorithm 1. Cost: none: O(b k);
-    else `draws` k simulated trainings of the client an update.
+    b is what the server knows of the client, or of all clients together whose mean it sees. The paper sums rows of
+    weights, which needs features that are not negative (ReLU); the bias serves any activation. Exact for one
+    undefended record; worse on trained models and after many local steps. Source: Wainakh et al. (2022), section 4,
+    algorithm 1. Cost: none: O(b k); else `draws` k simulated trainings of the client an update.
     Raises PluginError without observed updates, or with `population` but no such records; NotApplicable where
     clients do not step with SGD or the network does not end in a linear layer.
     """
@@ -48,7 +48,9 @@ class LabelInference(UpdateAttack):
         url="https://arxiv.org/abs/2105.09369",
     )
 
-    records: int | None = Field(None, ge=1, description="records behind each update; None: all a client has")
+    records: int | None = Field(
+        None, ge=1, description="records of each client behind an update; None: all it has"
+    )
     auxiliary: Literal["none", "dummies", "population"] = Field(
         "dummies",
         description="records of its own by which the attacker gauges m and s: none, noise, real ones",

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class PropertyInference(PrivacyAttack):
     """Tells from an update whether all of a client's records have an attribute or none has.
 
-    The server simulates updates of an undefended client on its own records (the validation split), half of them with
-    the attribute and half without, each of as many records, drawn with replacement, as an observed update chosen at
-    random is of; trains a random forest of 50 trees on the updates, and applies it to the updates it observes.
-    attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one site's scanner; `class`
-    is membership of one class, where the forest learns the label distribution.
+    The server simulates updates of undefended clients on its own records (the validation split), half of them with
+    the attribute and half without, each of as many clients and records, drawn with replacement, as an observed update
+    chosen at random is of; trains a random forest of 50 trees on the updates, and applies it to the updates it
+    observes. attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one site's scanner;
+    `class` is membership of one class, where the forest learns the label distribution.
 
     property_auc: area under the ROC curve over the observed updates; property_accuracy: share told right, at
     the forest's majority. Of `targets` observed updates half have the attribute; their clients are drawn by the
@@ -56,7 +56,7 @@ class PropertyInference(PrivacyAttack):
     threshold: float = Field(0.5, ge=0, le=1, description="bright: mean pixel above which an image is bright")
     target: int = Field(0, ge=0, description="class: the class in question")
     records: int = Field(
-        8, ge=1, description="records behind an update, or all that the client has on a side"
+        8, ge=1, description="records of each client behind an update, or all that it has on a side"
     )
     targets: int = Field(40, ge=4, description="updates observed, half of them with the attribute")
     simulated: int = Field(100, ge=10, description="updates simulated to learn from, half of them with it")
