@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,13 +64,28 @@ def _hooks(model: nn.Module) -> list[int]:
     return [len(getattr(module, kind)) for module in model.modules() for kind in HOOKS]
 
 
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor itself, or what a library's own type keeps its values in, such as torchao's integers and scales.
+
+    Such a type has no bytes of its own, and need not know how to be put in a row.
+    """
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
 def _values(model: nn.Module) -> Bytes:
     """The bytes of all tensors, one row a type and device: bytes, as a NaN is unlike itself."""
     import torch
 
     rows: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for _, tensor in _tensors(model):
-        if tensor.layout is torch.strided and not tensor.is_quantized:
-            rows.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().reshape(-1))
+    for _, whole in _tensors(model):
+        for tensor in _plain(whole):
+            if tensor.layout is torch.strided and not tensor.is_quantized:
+                rows.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().reshape(-1))
     # `cat` of one tensor is a copy too.
     return {key: torch.cat(row).view(torch.uint8) for key, row in rows.items()}

@@ -12,7 +12,7 @@ from torch.ao.quantization import get_default_qconfig_mapping
 from torch.nn import functional
 
 import harness
-from harness.api import MetricContext, PluginError
+from harness.api import EvasionAttack, MetricContext, PluginError
 from harness.federation.apply import Apply
 from harness.functional import cross_entropy
 from harness_plugins.compressors.weight_clustering import clustered, kmeans
@@ -106,6 +106,30 @@ def test_dynamic_int8_is_integer_arithmetic_row_by_row():
     assert made.state["1.weight"].dtype == torch.int8
     with pytest.raises(PluginError, match="no linear layer"):
         compressor("dynamic-int8").compress(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten()), context())
+
+
+@pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
+def test_attacks_that_ask_questions_can_ask_the_integer_network_itself(method):
+    module = compressor(method).compress(linear_network(), context()).module
+    x = images(16, seed=3)
+    y = module(x).argmax(1)
+    found = harness.create("attack", "square", eps=0.3, queries=100)(module, x, y)
+    assert (module(found).argmax(1) == y).float().mean() < 1
+
+
+def test_an_attack_that_changes_integer_weights_is_found_out():
+    class Meddles(EvasionAttack):
+        """Doubles a layer's scales."""
+
+        name = "meddles"
+
+        def perturb(self, model, x, y, context):
+            model[1].weight.scale.mul_(2)
+            return x
+
+    module = compressor("dynamic-int8").compress(linear_network(), context()).module
+    with pytest.raises(PluginError, match="meddles changed parameters"):
+        Meddles()(module, images(4), torch.zeros(4, dtype=torch.int64))
 
 
 def test_weight_only_int8_equals_torchao_on_linear_layers():
