@@ -360,8 +360,7 @@ class Training:
             client = self._client(i, images, labels, honest, prepared)
             if poisoning is not None and i in self.malicious:
                 poisoned = poison(poisoning, images, labels, self._poison_context(i))
-                hooks: tuple[ClientHooks, ...] = (*honest, poisoning)
-                client.attacking = self._client(i, *poisoned, hooks, [*prepared, {}])
+                client.attacking = self._attacker(i, *poisoned, poisoning, honest, prepared, len(first))
             clients.append(client)
         if planting is not None:
             clients += [
@@ -369,6 +368,22 @@ class Training:
                 for position, number in enumerate(planting.clients)
             ]
         return clients
+
+    def _attacker(
+        self,
+        number: int,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        attack: PoisoningAttack,
+        honest: tuple[ClientHooks, ...],
+        prepared: list[dict[str, Any]],
+        task: int,
+    ) -> Client:
+        """A client while it attacks. task: how many of the hooks are part of what is trained, and no defence's."""
+        if not attack.controls_training:
+            return self._client(number, images, labels, (*honest, attack), [*prepared, {}])
+        hooks, own = (*honest[:task], attack), [*prepared[:task], {}]
+        return Client(number, images, labels, self._steps(len(labels)), Sampling(), hooks, own)
 
     def _poison_context(self, client: int) -> PoisonContext:
         spec = self.spec

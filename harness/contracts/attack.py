@@ -173,9 +173,13 @@ class PoisoningAttack(ClientHooks, Attack):
     """Changes what malicious clients train on, and, through the client hooks, how they train.
 
     A backdoor also overrides the property `backdoor_target` and the method `trigger`: its success rate is then scored.
+    `controls_training` declares that the attackers run their own training and not the clients' software: in rounds in
+    which they attack they leave out what the stack's defences would do at a client, such as noise and clipping. Without
+    it they tamper with data alone, and the defences act on what is made of these.
     """
 
     family: ClassVar[str] = "poisoning"
+    controls_training: ClassVar[bool] = False
 
     @property
     def backdoor_target(self) -> int | None:

@@ -23,10 +23,12 @@ class AlternatingMinimisation(WithBackdoor):
     what is differentiated: its gradient is rho (delta - previous) / ||delta - previous||. The client's
     records stay clean (section 3.3 and 4).
 
-    Raises PluginError for a backdoor without a trigger. Costs one gradient a step, as honest training.
+    The attackers control their training: they run no client-side defence. Raises PluginError for a backdoor without
+    a trigger. Costs one gradient a step, as honest training.
     """
 
     name: ClassVar[str] = "alternating-minimisation"
+    controls_training: ClassVar[bool] = True
     vectorises: ClassVar[bool] = False  # its gradient counts steps
     reference: ClassVar[Reference | None] = Reference(
         title="Analyzing Federated Learning through an Adversarial Lens",

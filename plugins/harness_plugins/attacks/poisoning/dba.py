@@ -31,13 +31,14 @@ class DistributedBackdoor(PoisoningAttack):
     malicious client of rank r, in order of their numbers, stamps bar r mod 4: with fewer than four malicious
     clients some bars are never trained on. round(fraction n) of a client's n records get the bar and the
     target label, drawn among those of other classes (all of these where they are fewer). All channels are
-    stamped.
+    stamped. The attackers control their training: they run no client-side defence.
 
     images (n, c, h, w) uint8 or float in [0, 1]. Raises PluginError where the bars do not fit the image or
     the target class does not exist. Costs O(n c h w).
     """
 
     name: ClassVar[str] = "dba"
+    controls_training: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="DBA: Distributed Backdoor Attacks against Federated Learning",
         authors="Xie, Huang, Chen, Li",

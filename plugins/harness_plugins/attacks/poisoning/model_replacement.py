@@ -19,10 +19,11 @@ class ModelReplacement(WithBackdoor):
     are malicious and all weigh the same. `bound` scales the result down to a norm, to pass norm-based rules
     (train-and-scale); the paper's anomaly term in the loss (constrain-and-scale) is not part of it.
 
-    Costs O(d) beside the backdoor's own.
+    The attackers control their training: they run no client-side defence. Costs O(d) beside the backdoor's own.
     """
 
     name: ClassVar[str] = "model-replacement"
+    controls_training: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="How To Backdoor Federated Learning",
         authors="Bagdasaryan, Veit, Hua, Estrin, Shmatikov",

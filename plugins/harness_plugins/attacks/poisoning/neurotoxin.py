@@ -21,10 +21,12 @@ class Neurotoxin(WithBackdoor):
     decay their updates are then zero there too. In the first round there is no last update, and nothing is
     masked.
 
-    Costs O(d log d) a client and round beside the backdoor's own.
+    The attackers control their training: they run no client-side defence. Costs O(d log d) a client and round beside
+    the backdoor's own.
     """
 
     name: ClassVar[str] = "neurotoxin"
+    controls_training: ClassVar[bool] = True
     reference: ClassVar[Reference | None] = Reference(
         title="Neurotoxin: Durable Backdoors in Federated Learning",
         authors="Zhang, Panda, Song, Yang, Mahoney, Mittal, Ramchandran, Gonzalez",

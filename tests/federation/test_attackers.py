@@ -1,0 +1,81 @@
+"""What malicious clients run in rounds in which they attack: the stack's defences, or none of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import harness
+from harness.grid import cells
+from harness.plan import Planner
+from harness.scenario import load_text
+from harness.scenario_plan import data_facts, metrics_of
+from harness.training import Training
+
+SCENARIO = """
+schema: 1
+name: attackers
+dataset: digits
+model: {{mlp: {{hidden: [8]}}}}
+federation: {{clients: 4, rounds: 2, weighting: uniform,
+  local: {{steps: 2, batch_size: 16, optimizer: {{sgd: {{lr: 0.1}}}}}}}}
+defences: [[{defence}]]
+threats: [{{name: backdoor, phase: training, malicious: 0.25, attacks: [{attack}]}}]
+"""
+PLAIN = "gradient-noise: {scale: 0}"
+DEFENCES = [
+    "gradient-noise: {scale: 1.0}",
+    "local-dp: {noise_multiplier: 1, clip_norm: 0.01}",
+    "dp-sgd: {noise_multiplier: 1}",
+    "adversarial-training: {attack: {fgsm: {eps: 0.3}}}",
+]
+
+
+def sent(tmp_path, attack, defence) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the malicious client and an honest one send in the first round."""
+    scenario = load_text(SCENARIO.format(attack=attack, defence=defence), tmp_path / "x.yaml")
+    planner = Planner("cpu")
+    plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
+    stage = planner.stages[plan.stages["train"]]
+    training = Training(stage.spec, stage.key, "cpu")
+    (attacker,) = training.malicious
+    ready = training.set_up(training.initial_module())
+    federation = ready.federation
+    federation.begin(ready.schedule, ready.multiplier)
+    start = federation.open(0).start
+    ids = [attacker, (attacker + 1) % 4]
+    updates, _ = federation.train(start, ids, [attacker], {})
+    return updates[ids[0]], updates[ids[1]]
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("attack", ["model-replacement", "neurotoxin", "alternating-minimisation", "dba"])
+def test_attackers_who_control_their_training_run_no_defence(attack, defence, tmp_path):
+    plain, honest = sent(tmp_path, attack, PLAIN)
+    attacker, defended = sent(tmp_path, attack, defence)
+    assert torch.equal(attacker, plain)
+    assert not torch.allclose(defended, honest)
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("attack", ["badnets", "label-flip"])
+def test_attackers_who_poison_data_alone_run_the_defences(attack, defence, tmp_path):
+    assert not torch.allclose(sent(tmp_path, attack, defence)[0], sent(tmp_path, attack, PLAIN)[0])
+
+
+def test_what_is_trained_is_the_same_for_attackers_who_control_their_training(tmp_path):
+    """In fine-tuning a compressor's own hook, such as a distillation loss, is the task and no defence."""
+    text = SCENARIO.format(attack="model-replacement", defence=DEFENCES[0])
+    scenario = load_text(text, tmp_path / "x.yaml")
+    planner = Planner("cpu")
+    plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
+    stage = planner.stages[plan.stages["train"]]
+    training = Training(stage.spec, stage.key, "cpu")
+    task = harness.create("defence", "label-smoothing")
+    module = training.initial_module()
+    members = training.set_up(module, hooks=(task,)).federation.clients
+    (attacker,) = training.malicious
+    attacking = members[attacker].attacking
+    assert [hook.name for hook in attacking.hooks] == ["label-smoothing", "model-replacement"]
+    assert len(attacking.prepared) == 2
+    assert [hook.name for hook in members[attacker].hooks] == ["label-smoothing", "gradient-noise"]
