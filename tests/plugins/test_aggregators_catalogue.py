@@ -471,6 +471,29 @@ def test_crfl_votes():
     assert torch.autograd.grad(voted.logsumexp(1).sum() + voted[:, 0].sum(), x)[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+def test_an_attack_on_crfl_s_votes_ascends_the_error_of_their_mean_probability(scale):
+    """Of unanimous votes too, and where one class alone is near: each class without a vote has the same share."""
+    generator = torch.Generator().manual_seed(3)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(scale * torch.randn(5, 16, generator=generator))
+    x = torch.rand(6, 1, 4, 4, generator=generator, requires_grad=True)
+    y = network(x).argmax(1)
+    answers = create("crfl", sigma_test=0.0, copies=3).inference(network)(x)
+    (found,) = torch.autograd.grad(torch.nn.functional.cross_entropy(answers, y, reduction="sum"), x)
+    # What the cross-entropy grows with, without its own saturation.
+    logits = network.double()(x.double())
+    own = torch.nn.functional.one_hot(y, 5).bool()
+    gap = logits.masked_fill(own, -torch.inf).logsumexp(1) - logits[own]
+    assert scale == 1 or (gap < -36).any()
+    (wanted,) = torch.autograd.grad(gap.sum(), x)
+    cosine = torch.nn.functional.cosine_similarity(
+        *[g.double().flatten(1) / g.double().abs().max() for g in (found, wanted)], eps=0
+    )
+    torch.testing.assert_close(cosine, torch.ones(6, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
 def test_auror_splits_each_coordinate_as_two_means_would():
     x = normal(9, 12, seed=4)
     x[:3, :6] += 4

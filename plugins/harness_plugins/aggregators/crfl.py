@@ -20,9 +20,9 @@ class CRFL(Aggregator):
     weights start at a larger norm, and all of its coordinates get noise; plus N(0, sigma^2) on each coordinate,
     except in the last round. Testing (Algorithm 2): `copies` models with noise N(0, sigma_test^2) each cast one
     vote. The deployed model answers log((votes + 1) / (copies + k)) for k classes, the same copies for every input;
-    its gradient is that of the log of the copies' mean probability (straight-through), so that gradient attacks can
-    be run. The certificate against a stated poisoning budget, which needs constants of the clients' training, is
-    not computed: what is scored is the accuracy.
+    in its gradient the copies' mean probabilities stand for these shares of votes (straight-through), so that attacks
+    which ascend the cross-entropy go where that of the mean probabilities grows. The certificate against a stated
+    poisoning budget, which needs constants of the clients' training, is not computed: what is scored is the accuracy.
 
     It sets the weights themselves, which the server optimiser fedavg with lr 1 carries out; cells with another one
     are not applicable, nor are those with int8 networks that compute in integers, to which noise cannot be added. f is
@@ -99,15 +99,19 @@ def _vote_class() -> type[nn.Module]:
                     name: p.detach() + self.sigma * torch.randn(p.shape, generator=generator).to(p)
                     for name, p in parameters.items()
                 }
-                answer = torch.func.functional_call(self.model, noisy, (x,)).softmax(1)
+                answer = torch.func.functional_call(self.model, noisy, (x,))
                 vote = torch.nn.functional.one_hot(answer.detach().argmax(1), answer.shape[1]).to(answer)
-                probabilities = answer if probabilities is None else probabilities + answer
+                # The likeliest class's is what the others leave: by itself its gradient, p (1 - p), is rounded away.
+                others = answer.softmax(1) * (1 - vote)
+                probability = others + vote * (1 - others.sum(1, keepdim=True))
+                probabilities = probability if probabilities is None else probabilities + probability
                 votes = vote if votes is None else votes + vote
             assert probabilities is not None
             assert votes is not None
-            hard = ((votes + 1) / (self.copies + votes.shape[1])).log()
-            soft = (probabilities / self.copies).clamp(min=1e-12).log()
-            return hard + (soft - soft.detach())
+            share = (votes + 1) / (self.copies + votes.shape[1])
+            mean = probabilities / self.copies
+            # Inside the log: outside, each class without a vote would weigh the same, the second likeliest no more.
+            return (share + (mean - mean.detach())).log()
 
     return ParameterVote
 
