@@ -115,6 +115,16 @@ def test_cw_moves_pixels_that_are_black_or_white():
     assert (model(adversarial).argmax(1) != y).float().mean() > 0.5
 
 
+def test_cw_takes_all_its_steps_whatever_else_is_in_the_batch():
+    """torchattacks ends a batch where the sum of its costs grows, as it does where Adam's first steps overshoot."""
+    model, x = TwoSided(0.5), images(n=16, low=0.0, high=1.0)
+    y = model(x).argmax(1)
+    attack = create("cw", lr=0.1, steps=60)
+    whole = attack(model, x, y)
+    alone = torch.cat([attack(model, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("attack", "settings", "access", "effort"),
     [
