@@ -284,6 +284,28 @@ def test_an_l2_attack_finds_the_same_whatever_the_scale_of_the_logits(name, para
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "ball"),
+    [(name, {}, "linf") for name in ("fgsm", "pgd", "bim", "mi-fgsm", "ni-fgsm", "apgd-ce")]
+    + [("pgd-l2", {}, "l2"), ("apgd-ce", {"ball": "l2", "steps": 20}, "l2")],
+)
+@pytest.mark.parametrize("scale", [8.0, 60.0])
+def test_a_model_is_not_robust_because_it_is_sure(name, parameters, ball, scale):
+    """At 8 gradients are below what torchattacks adds to a length, at 60 the error's own is 0 in float32."""
+    x = images(low=0.0, high=1.0)
+    budget = 0.1 if ball == "linf" else 0.8
+    plain, sure = TwoSided(0.15), TwoSided(scale)
+    y = plain(x).argmax(1)
+    least = {8.0: 27, 60.0: 103}[scale]
+    assert (sure(x).diff(dim=1).abs().flatten() > least).sum() >= len(x) / 2
+    left = [
+        (model(create(name, **parameters)(model, x, y, budget=budget, seed=3)).argmax(1) == y).sum()
+        for model in (plain, sure)
+    ]
+    assert left[0] < len(x)
+    assert left[1] <= left[0] + 1
+
+
 def test_an_l2_attack_does_not_depend_on_the_batch_it_is_run_in():
     model, x = TwoSided(3.0), images(n=32, low=0.0, high=1.0)
     y = model(x).argmax(1)

@@ -24,6 +24,7 @@ class TorchattacksAttack(EvasionAttack):
     implementation: ClassVar[str] = ""  # the class in torchattacks
     single_precision: ClassVar[bool] = False  # the class fails on float64
     cross_entropy: ClassVar[bool] = False  # its loss is the cross-entropy of the model's answers
+    adds_passes: ClassVar[bool] = False  # it adds up gradients of several passes, whose lengths then matter
 
     @abstractmethod
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
@@ -33,7 +34,8 @@ class TorchattacksAttack(EvasionAttack):
         """x (b, c, h, w) in [0, 1], y (b,) -> x_adv like x. Draws from torch's global generators."""
         if context.eps == 0:  # some divide by it, others start at random even so
             return x
-        attack = self.build(self.implementation, model, x, self.arguments(context), self.cross_entropy)
+        loss = {"cross_entropy": self.cross_entropy, "adds_passes": self.adds_passes}
+        attack = self.build(self.implementation, model, x, self.arguments(context), **loss)
         return run(attack, x, y) if self.single_precision else attack(x, y)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -42,17 +44,19 @@ class TorchattacksAttack(EvasionAttack):
         model: nn.Module,
         x: Tensor,
         arguments: dict[str, Any],
+        *,
         cross_entropy: bool = False,
+        adds_passes: bool = False,
     ) -> Any:
         """torchattacks' attack object on [0, 1] pixels: call it with x and y.
 
         cross_entropy: for a loss that is the same of logits and of their log_softmax, whose gradient is exact.
+        Each sample's has some length of its own then, unless the attack `adds_passes`: others ask for its direction.
         """
         import torchattacks
 
-        return getattr(torchattacks, implementation)(
-            _pixel_model_class()(model, x, cross_entropy), **arguments
-        )
+        pixel_model = _pixel_model_class()(model, x, cross_entropy, cross_entropy and not adds_passes)
+        return getattr(torchattacks, implementation)(pixel_model, **arguments)
 
 
 def run(attack: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -87,25 +91,46 @@ def _pixel_model_class() -> type[nn.Module]:
     """Made at the first use: the module must load without torch."""
     import torch
 
+    class Widened(torch.autograd.Function):
+        """To float64; each record's gradient comes back times the power of two that brings it to about 1.
+
+        A confident model's would be 0 in float32, or too short for what torchattacks adds to a length.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor) -> Tensor:
+            ctx.dtype = logits.dtype
+            return logits.double()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+            exponent = torch.frexp(g.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000)
+            return (g * torch.exp2(-exponent.double())).to(ctx.dtype)
+
     class PixelModel(torch.nn.Module):
         """What torchattacks takes for granted and not every network has: a parameter that tells the device.
 
         It also has a short repr: torchattacks formats the whole model for every attack.
         """
 
-        def __init__(self, model: nn.Module, like: Tensor, normalised: bool) -> None:
+        def __init__(self, model: nn.Module, like: Tensor, normalised: bool, rescaled: bool) -> None:
             super().__init__()
             self.model = model
-            self.normalised = normalised
+            self.normalised, self.rescaled = normalised, rescaled
             self.device_marker = torch.nn.Parameter(like.new_empty(0), requires_grad=False)
             self.training = model.training  # torchattacks goes back to this mode
 
         def forward(self, x: Tensor) -> Tensor:
-            # The attack computes in float32, whatever the model does; see `run`.
-            logits = self.model(x.to(self.device_marker.dtype)).to(x.dtype)
+            logits = self.model(x.to(self.device_marker.dtype))
+            if not self.normalised:
+                return logits.to(
+                    x.dtype
+                )  # the attack computes in float32, whatever the model does; see `run`
             # The cross-entropy's gradient by the true class is p - 1, which rounds to 0 for a confident model: what is
-            # left has another sign. Through log_softmax it is minus the sum of the other classes'.
-            return logits.log_softmax(1) if self.normalised else logits
+            # left has another sign. Through log_softmax it is minus the sum of the other classes', and float64 holds
+            # these, and tells losses apart, where float32 has zeros.
+            wide = Widened.apply(logits) if self.rescaled else logits.double()
+            return wide.log_softmax(1)  # type: ignore[no-any-return]
 
         def __repr__(self) -> str:
             return "PixelModel()"

@@ -67,7 +67,7 @@ def _restarted(attack: Any, x: Tensor, y: Tensor, runs: list[int | None]) -> Ten
     images, labels = x.float(), y
     torch.manual_seed(attack.seed)
     found = images.clone()
-    highest = torch.full((len(x),), -torch.inf, device=x.device)
+    highest = torch.full((len(x),), -torch.inf, device=x.device, dtype=torch.float64)
     left = torch.arange(len(x), device=x.device)
     for target in runs:
         if not len(left):
@@ -76,7 +76,7 @@ def _restarted(attack: Any, x: Tensor, y: Tensor, runs: list[int | None]) -> Ten
         best, right, loss, fooling = attack.attack_single_run(images[left], labels[left])
         better = ~right | (loss > highest[left])
         found[left[better]] = torch.where(right[:, None, None, None], best, fooling)[better].detach()
-        highest[left] = torch.maximum(highest[left], loss)
+        highest[left] = torch.maximum(highest[left], loss.double())
         left = left[right]
     return found.to(x.dtype)
 
@@ -111,7 +111,8 @@ class APGD(_Part):
         if context.eps == 0:
             return x
         if self.loss != "targeted":
-            attack = self.build(self.implementation, model, x, self.arguments(context), self.loss == "ce")
+            arguments = self.arguments(context)
+            attack = self.build(self.implementation, model, x, arguments, cross_entropy=self.loss == "ce")
             return _restarted(attack, x, y, [None] * self.restarts)
         settings = {**self.common(context), "steps": self.steps, "n_classes": context.num_classes}
         attack = self.build("APGDT", model, x, settings)

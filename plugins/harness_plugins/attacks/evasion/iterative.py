@@ -101,6 +101,7 @@ class VMIFGSM(MIFGSM):
     )  # fmt: skip
     implementation: ClassVar[str] = "VMIFGSM"
     cross_entropy: ClassVar[bool] = True
+    adds_passes: ClassVar[bool] = True
     samples: int = Field(5, ge=1, description="neighbours whose gradients are averaged (N)")
     beta: float = Field(1.5, gt=0, description="how far neighbours lie, as a multiple of eps")
 
@@ -197,6 +198,7 @@ class EOTPGD(Iterative):
     )  # fmt: skip
     implementation: ClassVar[str] = "EOTPGD"
     cross_entropy: ClassVar[bool] = True
+    adds_passes: ClassVar[bool] = True
     stride: ClassVar[float] = 2.5
     draws: int = Field(2, ge=1, description="passes averaged in a step")
 

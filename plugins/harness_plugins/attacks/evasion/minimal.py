@@ -177,8 +177,7 @@ class OnePixel(TorchattacksAttack):
 class PGDL2(TorchattacksAttack):
     """Projected gradient ascent in an L2 ball: normalised gradient steps, projected to the ball and [0, 1].
 
-    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps. A
-    step has its full length as long as float32 can tell g's square from zero; where it cannot, it goes to the edge.
+    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps.
     """
 
     name = "pgd-l2"
