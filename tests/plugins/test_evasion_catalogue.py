@@ -196,6 +196,19 @@ def test_autoattack_s_robust_accuracy_is_the_closed_form(classes, ball, dual, ep
     assert (found & ~expected).sum() <= 1  # and all but what lies at the boundary is
 
 
+def test_apgd_is_never_targeted_at_the_true_class():
+    """It was, of a sample that a surrogate gets wrong, where its second likeliest class is the true one."""
+    torch.manual_seed(0)
+    model, x = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)),
+        images(n=40, low=0.0, high=1.0),
+    )
+    y = model(x).topk(2).indices[:, 1]
+    found = create("apgd", loss="targeted", steps=10)(model, x, y, budget=0.1)
+    before, after = (model(z).log_softmax(1)[torch.arange(40), y] for z in (x, found))
+    assert (after < before).float().mean() > 0.9
+
+
 def test_the_parts_are_the_published_ones():
     def names(classes):
         return [f"{p.name}:{getattr(p, 'loss', '')}" for p in create("autoattack").parts(classes)]

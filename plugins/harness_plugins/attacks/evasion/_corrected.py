@@ -79,14 +79,16 @@ def _corrected_classes() -> dict[str, type]:
     class APGDT(torchattacks.APGDT):  # type: ignore[misc]
         """Its steps in an L2 ball all have the size of the first sample's, which halves where that one stalls.
 
-        torchattacks' APGD has each sample's own, and is the same but for the loss.
+        torchattacks' APGD has each sample's own, and is the same but for the loss. Of a sample that the model gets
+        wrong to begin with, as a surrogate may, the second likeliest class can be its own: no target at all.
         """
 
         loss = "dlr"
 
         def attack_single_run(self, x_in: Tensor, y_in: Tensor) -> Any:
             with torch.no_grad():
-                self.y_target = self.get_logits(x_in).sort(dim=1)[1][:, -self.target_class]
+                others = self.get_logits(x_in).scatter(1, y_in[:, None], -torch.inf)
+                self.y_target = others.sort(dim=1)[1][:, 1 - self.target_class]
             return torchattacks.APGD.attack_single_run(self, x_in, y_in)
 
         def dlr_loss(self, x: Tensor, y: Tensor) -> Tensor:
