@@ -405,6 +405,10 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
                 f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
                 f"{threat.knowledge}"
             )
+    if threat.capability == "data" and attack.controls_training:
+        raise NotApplicable(
+            f"{attack.name} needs capability: training; the threat {threat.name!r} grants data alone"
+        )
     if isinstance(attack, ByzantineAttack):
         levels = KNOWLEDGE["training"]  # from the most to the least
         if levels.index(threat.knowledge) > levels.index(attack.knowledge):

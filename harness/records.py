@@ -106,7 +106,13 @@ def _training_attack(plan: CellPlan, train: dict[str, Any]) -> dict[str, Any] | 
     attack = plan.cell.attack
     if attack is None:
         return None
-    return {"family": attack.family, "malicious": train["malicious"], "mode": plan.cell.threat.knowledge}
+    threat = plan.cell.threat
+    return {
+        "family": attack.family,
+        "malicious": train["malicious"],
+        "mode": threat.knowledge,
+        "capability": threat.capability_with(attack),
+    }
 
 
 def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device: str) -> dict[str, Any]:

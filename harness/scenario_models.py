@@ -200,6 +200,9 @@ class Scenario(Part):
             # They count where chosen: hashes are older than the choice.
             if getattr(self.compute, name) == Compute.model_fields[name].default:
                 plain["compute"].pop(name)
+        for threat in plain["threats"]:
+            if threat["capability"] is None:  # likewise
+                threat.pop("capability")
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

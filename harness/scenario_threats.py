@@ -12,7 +12,9 @@ from harness.contracts.attack import KNOWLEDGE, Attack, radius_problem
 from harness.contracts.privacy import PrivacyAttack
 from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 
-TRAINING_FIELDS = {"participation": "sampled", "start_round": 1, "stop_round": None}  # and their defaults
+TRAINING_FIELDS = {  # and their defaults
+    "capability": None, "participation": "sampled", "start_round": 1, "stop_round": None,
+}  # fmt: skip
 
 
 class Budget(Part):
@@ -44,6 +46,12 @@ class Threat(Part):
     )
     malicious: float = Field(
         0.0, ge=0, le=1, description="share of malicious clients (training-time threats)"
+    )
+    capability: Literal["data", "training"] | None = Field(
+        None,
+        examples=["training"],
+        description="what malicious clients control: their data, so that they run the clients' defences, or their "
+        "training, so that they run none; default: what each attack's paper gives it (training)",
     )
     participation: Literal["sampled", "always"] = Field(
         "sampled",
@@ -138,6 +146,10 @@ class Threat(Part):
             for field in ("budget", "surrogate"):
                 if values.get(field) is not None:
                     yield (field,), f"{field} is for threats of phase inference; this one is of phase {phase}"
+
+    def capability_with(self, attack: Attack) -> str:
+        """What malicious clients control under this attack: `data` alone, or their `training`."""
+        return self.capability or ("training" if attack.controls_training else "data")
 
     def active(self, done: int = 0) -> range:
         """The rounds attacked, from 0, of a training that goes on after `done` rounds."""

@@ -380,7 +380,8 @@ class Training:
         task: int,
     ) -> Client:
         """A client while it attacks. task: how many of the hooks are part of what is trained, and no defence's."""
-        if not attack.controls_training:
+        assert self.spec.threat is not None
+        if self.spec.threat.capability_with(attack) == "data":
             return self._client(number, images, labels, (*honest, attack), [*prepared, {}])
         hooks, own = (*honest[:task], attack), [*prepared[:task], {}]
         return Client(number, images, labels, self._steps(len(labels)), Sampling(), hooks, own)

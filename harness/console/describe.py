@@ -12,7 +12,15 @@ from harness.registry import Entry
 
 # Facts of a kind that a user chooses by; read from the class, or from an instance where they are properties.
 FACTS = {
-    "attack": ("family", "access", "knowledge", "norm", "default_eps", "needs_non_members"),
+    "attack": (
+        "family",
+        "access",
+        "knowledge",
+        "controls_training",
+        "norm",
+        "default_eps",
+        "needs_non_members",
+    ),
     "aggregator": ("pre", "data_access", "sum_only"),
     "compressor": ("acts_on", "data_access", "fine_tuning_rounds", "summable"),
     "defence": ("protects", "server_view", "couples_samples", "replaces_loss", "replaces_gradient"),

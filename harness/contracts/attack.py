@@ -37,6 +37,9 @@ class Attack(Plugin):
 
     kind: ClassVar[str] = "attack"
     family: ClassVar[str] = ""
+    controls_training: ClassVar[bool] = (
+        False  # malicious clients run what they like, not the clients' software
+    )
 
     @property
     def phase(self) -> str:
@@ -173,13 +176,13 @@ class PoisoningAttack(ClientHooks, Attack):
     """Changes what malicious clients train on, and, through the client hooks, how they train.
 
     A backdoor also overrides the property `backdoor_target` and the method `trigger`: its success rate is then scored.
-    `controls_training` declares that the attackers run their own training and not the clients' software: in rounds in
-    which they attack they leave out what the stack's defences would do at a client, such as noise and clipping. Without
-    it they tamper with data alone, and the defences act on what is made of these.
+    `controls_training` declares that the attackers of its paper run their own training and not the clients' software:
+    in rounds in which they attack they leave out what the stack's defences would do at a client, such as noise and
+    clipping. Without it they tamper with data alone, and the defences act on what is made of these. A threat can say
+    otherwise (`capability`).
     """
 
     family: ClassVar[str] = "poisoning"
-    controls_training: ClassVar[bool] = False
 
     @property
     def backdoor_target(self) -> int | None:
@@ -235,6 +238,7 @@ class ByzantineAttack(Attack):
     """Malicious clients send crafted updates."""
 
     family: ClassVar[str] = "byzantine"
+    controls_training: ClassVar[bool] = True
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
     knowledge: ClassVar[str] = (
         "own"  # the least it needs: own | updates (the others') | omniscient (the rule too)

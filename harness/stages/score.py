@@ -283,6 +283,7 @@ def _backdoor(scoring: Scoring, spec: AttackSpec, attack: PoisoningAttack) -> di
         "target": attack.backdoor_target,
         "samples": len(labels),
         "malicious": scoring.base["malicious"],
+        "capability": spec.threat.capability_with(attack),
     }
     return {"scores": compute_metrics(spec.metrics, context, attack=True), "attack": description}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import harness
-from harness.grid import cells
+from harness.grid import cells, reason_not_applicable
 from harness.plan import Planner
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
@@ -20,7 +22,7 @@ model: {{mlp: {{hidden: [8]}}}}
 federation: {{clients: 4, rounds: 2, weighting: uniform,
   local: {{steps: 2, batch_size: 16, optimizer: {{sgd: {{lr: 0.1}}}}}}}}
 defences: [[{defence}]]
-threats: [{{name: backdoor, phase: training, malicious: 0.25, attacks: [{attack}]}}]
+threats: [{{name: backdoor, phase: training, malicious: 0.25, attacks: [{attack}]{more}}}]
 """
 PLAIN = "gradient-noise: {scale: 0}"
 DEFENCES = [
@@ -31,9 +33,10 @@ DEFENCES = [
 ]
 
 
-def sent(tmp_path, attack, defence) -> tuple[torch.Tensor, torch.Tensor]:
+def sent(tmp_path, attack, defence, more="") -> tuple[torch.Tensor, torch.Tensor]:
     """What the malicious client and an honest one send in the first round."""
-    scenario = load_text(SCENARIO.format(attack=attack, defence=defence), tmp_path / "x.yaml")
+    text = SCENARIO.format(attack=attack, defence=defence, more=more)
+    scenario = load_text(text, tmp_path / "x.yaml")
     planner = Planner("cpu")
     plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
     stage = planner.stages[plan.stages["train"]]
@@ -63,9 +66,46 @@ def test_attackers_who_poison_data_alone_run_the_defences(attack, defence, tmp_p
     assert not torch.allclose(sent(tmp_path, attack, defence)[0], sent(tmp_path, attack, PLAIN)[0])
 
 
+@pytest.mark.parametrize("defence", DEFENCES)
+def test_a_threat_can_give_any_poisoning_its_training(defence, tmp_path):
+    plain, honest = sent(tmp_path, "badnets", PLAIN)
+    attacker, defended = sent(tmp_path, "badnets", defence, ", capability: training")
+    assert torch.equal(attacker, plain)
+    assert not torch.allclose(defended, honest)
+
+
+@pytest.mark.parametrize("attack", ["model-replacement", "neurotoxin", "sign-flip"])
+def test_attacks_beyond_data_are_not_applicable_where_a_threat_grants_data_alone(attack, tmp_path):
+    text = SCENARIO.format(attack=attack, defence=PLAIN, more=", capability: data")
+    scenario = load_text(text, tmp_path / "x.yaml")
+    (cell,) = cells(scenario)
+    reason = reason_not_applicable(cell, data_facts(scenario, None), None)
+    assert reason == f"{attack} needs capability: training; the threat 'backdoor' grants data alone"
+
+
+def test_a_record_says_what_the_attackers_controlled(tmp_path):
+    text = SCENARIO.format(attack="badnets, model-replacement, sign-flip", defence=PLAIN, more="")
+    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
+    found = {record["cell"]["attack"]: record["attack"]["capability"] for record in result.records}
+    assert found == {"badnets": "data", "model-replacement": "training", "sign-flip": "training"}
+
+
+def test_the_default_capability_changes_no_hash(tmp_path):
+    """Boards name scenarios by it."""
+    texts = [
+        SCENARIO.format(attack="badnets", defence=PLAIN, more=more) for more in ("", ", capability: data")
+    ]
+    plain, data = (load_text(text, tmp_path / "x.yaml") for text in texts)
+    assert plain.hash() != data.hash()
+    written = plain.to_dict()
+    assert written["threats"][0].pop("capability") is None
+    older = load_text(json.dumps(written), tmp_path / "x.yaml")
+    assert older.hash() == plain.hash()
+
+
 def test_what_is_trained_is_the_same_for_attackers_who_control_their_training(tmp_path):
     """In fine-tuning a compressor's own hook, such as a distillation loss, is the task and no defence."""
-    text = SCENARIO.format(attack="model-replacement", defence=DEFENCES[0])
+    text = SCENARIO.format(attack="model-replacement", defence=DEFENCES[0], more="")
     scenario = load_text(text, tmp_path / "x.yaml")
     planner = Planner("cpu")
     plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
