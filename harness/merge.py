@@ -18,8 +18,8 @@ from typing import Any
 
 from harness.artifacts import files_of
 from harness.comparable import (
-    ABSOLUTE,
-    RELATIVE,
+    ELSEWHERE,
+    ROUNDED,
     alike,
     comparable_record,
     comparable_result,
@@ -139,8 +139,9 @@ class _Merge:
         self._name_conflicts(bad_cells, bad_stages, stages)
         if self.settled:
             self.report.notes.append(
-                f"{self.settled} cells and stages differ by rounding alone (to {RELATIVE:g} of a number, or "
-                f"{ABSOLUTE:g}), as clients that train as one program do; the first is kept"
+                f"{self.settled} cells and stages differ by rounding alone (to {ROUNDED.relative:g} of a number or "
+                f"{ROUNDED.absolute:g}, scores to {ELSEWHERE.relative:g} or {ELSEWHERE.absolute:g}), as clients "
+                "that train as one program do; the first is kept"
             )
         return self.report
 
@@ -181,7 +182,9 @@ class _Merge:
         return a.keys() == b.keys() and all(
             a[name].shape == b[name].shape
             and a[name].dtype == b[name].dtype
-            and torch.allclose(a[name].double(), b[name].double(), RELATIVE, ABSOLUTE, equal_nan=True)
+            and torch.allclose(
+                a[name].double(), b[name].double(), ROUNDED.relative, ROUNDED.absolute, equal_nan=True
+            )
             for name in a
         )
 

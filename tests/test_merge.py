@@ -303,8 +303,8 @@ def test_how_many_trainings_were_one_program_is_no_contradiction(tmp_path):
     assert (report.cells, report.overlapping) == (4, 2)
 
 
-def rounded(store: Path, by: float) -> None:
-    """Every training of a store, and every loss, off by this factor."""
+def rounded(store: Path, by: float, losses: float) -> None:
+    """Every training of a store off by this share, and every loss by that one."""
     with Store(store) as opened:
         changed = []
         for row in opened.stage_rows():
@@ -314,26 +314,32 @@ def rounded(store: Path, by: float) -> None:
                 weights = {n: t * (1 + by) for n, t in opened.load_tensors(digest).items()}
                 result = {**result, "artifacts": [opened.save_tensors(weights)[0], *others]}
             if row.kind == "clean":
-                scores = {**result["scores"], "loss": result["scores"]["loss"] * (1 + by)}
+                scores = {**result["scores"], "loss": result["scores"]["loss"] * (1 + losses)}
                 result = {**result, "scores": scores}
             changed.append(row._replace(result=result))
         kept = []
         for record, mark in opened.marked_records():
-            record["scores"]["loss"] *= 1 + by
+            record["scores"]["loss"] *= 1 + losses
             kept.append((record, mark))
         opened.adopt(changed, kept, {})
 
 
 @pytest.mark.parametrize(
-    ("text", "by", "conflicts"),
-    [(TOGETHER, 1e-7, 0), (TOGETHER, 1e-2, 12), (TOGETHER.replace("vectorised", "sequential"), 1e-7, 12)],
+    ("text", "by", "losses", "conflicts"),
+    [
+        (TOGETHER, 1e-7, 1e-7, 0),
+        (TOGETHER, 1e-7, 1e-3, 0),  # as where a prediction has flipped
+        (TOGETHER, 1e-7, 1.0, 8),
+        (TOGETHER, 1e-2, 1e-7, 8),
+        (TOGETHER.replace("vectorised", "sequential"), 1e-7, 1e-7, 12),
+    ],
 )
 def test_last_digits_may_differ_where_clients_train_as_one_program_and_nowhere_else(
-    text, by, conflicts, tmp_path
+    text, by, losses, conflicts, tmp_path
 ):
     run(tmp_path / "a", text)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    rounded(tmp_path / "b", by)
+    rounded(tmp_path / "b", by, losses)
     report = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")
     assert len(report.conflicts) == conflicts
     if conflicts:

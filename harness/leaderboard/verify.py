@@ -7,10 +7,10 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.comparable import ELSEWHERE, Tolerance, depends_on_rounding
 from harness.console.pooling import family
 from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
@@ -30,22 +30,9 @@ MAX_DIFFERENCES = 1000
 NOTE = "note: "
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Numbers agree that differ by at most `absolute`, or by the share `relative` of the larger one."""
-
-    relative: float
-    absolute: float
-
-    def agree(self, first: float, second: float) -> bool:
-        if not (math.isfinite(first) and math.isfinite(second)):
-            return repr(float(first)) == repr(float(second))
-        return abs(first - second) <= max(self.absolute, self.relative * max(abs(first), abs(second)))
-
-
 EXACT = Tolerance(1e-6, 1e-12)
-ELSEWHERE = Tolerance(0.05, 0.02)  # on another device, with other libraries or other code of plugins
-# The same for cells with a defence: a mechanism's noise is seeded by all of these, so it is another draw.
+# ELSEWHERE is for another device, other libraries or other code of plugins, and where rounding is by chance. Of these
+# but the last, a mechanism's noise is seeded by all, so that in cells with a defence it is another draw.
 REDRAWN = Tolerance(0.25, 0.1)
 # Of epsilon and delta, which no training decides.
 ACCOUNTED = {EXACT: Tolerance(1e-6, 0), ELSEWHERE: Tolerance(1e-3, 0), REDRAWN: Tolerance(1e-3, 0)}
@@ -74,7 +61,8 @@ def verify(
     cells that are not run. That for constant predictions may be missing in a file, as those older than it lack it,
     which is noted; and where numbers may differ, so may it. Numbers must agree to 1e-6; where device or libraries are
     not the file's, and in cells that use a plugin whose code is not, to 5 % or 0.02, with a defence to 25 % or 0.1
-    (see REDRAWN), of curves the end alone, epsilon and delta to 1e-3. Lines of `differences` that begin with `note: `
+    (see REDRAWN), of curves the end alone, epsilon and delta to 1e-3; to 5 % or 0.02, too, where clients train as one
+    program, whose rounding is by chance. Lines of `differences` that begin with `note: `
     say what is not the same here. They do not decide the verdict, but for code of plugins: where nothing differs and
     some plugin of the file is of other code here, that is `other-code` and not `verified`, as a file may say of its
     code what it likes. Raises HarnessError where nothing can be run: plugins or data are not here, or no cell was
@@ -110,8 +98,9 @@ def verify(
         if record is None:
             continue  # a contradiction already: the scenario has no such cell
         name = cell_name(cell.axes, number)
-        exact = not elsewhere and entry.id in same
-        tolerance = EXACT if exact else ELSEWHERE if cell.defence == "none" else REDRAWN
+        tolerance = _tolerance(cell, record, not elsewhere and entry.id in same)
+        if tolerance is ELSEWHERE and not elsewhere and entry.id in same:
+            notes.append(f"{name}: clients train as one program, so numbers are compared to 5 % or 0.02")
         found += [
             f"{name}: it uses the {plugin}, which the file does not list"
             for plugin in unlisted(submission, record)
@@ -136,6 +125,13 @@ def verify(
         environment=here,
         differences=tuple(lines),
     )
+
+
+def _tolerance(cell: Cell, record: Mapping[str, Any], same: bool) -> Tolerance:
+    """same: whether device, libraries and the code of plugins are the file's."""
+    if same:
+        return ELSEWHERE if depends_on_rounding(record) else EXACT
+    return ELSEWHERE if cell.defence == "none" else REDRAWN
 
 
 def draw(submission: Submission, sample: int, seed: int) -> list[tuple[Cell, str]]:

@@ -375,6 +375,25 @@ def test_of_a_curve_that_is_drawn_anew_the_end_alone_counts(made, records):
     assert said.startswith(f"curve, round {last}: 0 in the file")
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_rounding_by_chance_is_allowed_for_where_clients_train_as_one_program(
+    together, made, again, monkeypatch
+):
+    def edit(data):
+        for cell in data["cells"]:
+            for entry in cell["seeds"].values():
+                entry["scores"].update(
+                    {n: v * 1.001 for n, v in entry["scores"].items() if n == "gzip_bytes"}
+                )
+
+    monkeypatch.setattr("harness.leaderboard.verify.depends_on_rounding", lambda record: together)
+    found = again(changed(made, edit))
+    assert any("gzip_bytes" in c.seeds["0"].scores for c in made.cells if c.status == "scored")
+    assert found.verdict == ("verified" if together else "diverged")
+    assert any("clients train as one program" in text for text in found.differences) is together
+    assert all(not text.startswith(NOTE) for text in found.differences) is not together
+
+
 def test_an_only_seed_has_the_claim_exactly(records, ran):
     kept = [r for r in records if r["cell"]["seed"] == 0]
     made = collect(kept, ran.scenario, name="x")
