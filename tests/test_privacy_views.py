@@ -154,6 +154,16 @@ class LabelsOnly(Noise):
         return Reconstruction(labels=tuple(torch.zeros(3, dtype=torch.int64) for _ in view.observed))
 
 
+class MeanImage(Noise):
+    """Gives the validation split's mean image for every record: what a guess amounts to."""
+
+    name = "test-mean-image"
+
+    def run(self, view, context):
+        mean = view.population[0].mean(0)
+        return Reconstruction(images=tuple(mean.expand(3, *mean.shape).clone() for _ in view.observed))
+
+
 class Overclaims(PrivacyAttack):
     """An audit with the answer written into it."""
 
@@ -182,6 +192,7 @@ class _Module:
             Shadows,
             Noise,
             LabelsOnly,
+            MeanImage,
             Overclaims,
         ):
             register(plugin)
@@ -734,6 +745,16 @@ def test_a_picture_shows_the_originals_over_what_was_got_back(tmp_path):
         float((flat - tile.reshape(1, -1)).abs().amax(1).min()) for tile in tiles[:40] if tile.shape == (8, 8)
     )
     assert nearest < 0.01
+
+
+def test_a_reconstruction_is_held_against_a_guess_that_sees_no_update(tmp_path):
+    (noise,) = scored("threats: [{name: a, attacks: [test-noise]}]", tmp_path)
+    (mean,) = scored("threats: [{name: b, attacks: [test-mean-image]}]", tmp_path)
+    (labels,) = scored("threats: [{name: c, attacks: [test-labels-only]}]", tmp_path)
+    assert noise["scores"]["reconstruction_psnr_gain"] < -1
+    assert mean["scores"]["reconstruction_psnr_gain"] == pytest.approx(0, abs=1e-6)
+    assert "reconstruction_psnr_gain" not in labels["scores"]
+    assert labels["scores"]["label_recovery_gain"] <= labels["scores"]["label_recovery"] < 1
 
 
 def test_without_images_there_is_no_picture(tmp_path):

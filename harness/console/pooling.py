@@ -69,6 +69,10 @@ QUANTITIES = (
         "inversion", "inversion dB", "reconstruction_psnr", "privacy", "lower",
         legend="inversion: mean PSNR of what the strongest attack gets back of records",
     ),
+    Quantity(
+        "inversion_gain", "gain dB", "reconstruction_psnr_gain", "privacy", "lower",
+        legend="gain: that PSNR less the mean validation image's as a guess; 0 or less: nothing was found",
+    ),
     Quantity("epsilon", "epsilon", "epsilon", "any", "lower", digits=2),
     Quantity(
         "audited", "audited ≥", "epsilon_audited", "privacy", "lower", digits=2,

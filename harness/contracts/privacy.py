@@ -201,14 +201,17 @@ class Membership:
 class Reconstruction:
     """What was got back of the records behind each observed update, in any order.
 
-    images: one (b, c, h, w) in [0, 1] an update, or None; labels: one (b,) int64 an update, or None. The truth,
-    true_images and true_labels, is filled in by the engine.
+    images: one (b, c, h, w) in [0, 1] an update, or None; labels: one (b,) int64 an update, or None. The engine fills
+    in the truth, true_images and true_labels, and what a guess has to go by that looks at no update: of the validation
+    records the mean image (c, h, w) and the share of each class (k,).
     """
 
     images: tuple[Tensor, ...] | None = None
     labels: tuple[Tensor, ...] | None = None
     true_images: tuple[Tensor, ...] | None = None
     true_labels: tuple[Tensor, ...] | None = None
+    mean_image: Tensor | None = None
+    class_shares: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,10 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         check_truth(attack.name, found, len(members), len(non_members))
         known = scoring.context(membership=scene.with_groups(found, members, non_members))
     elif isinstance(found, Reconstruction):
-        found = replace(found, true_images=truth[0], true_labels=truth[1])
+        mean, shares = scene.guess()
+        found = replace(
+            found, true_images=truth[0], true_labels=truth[1], mean_image=mean, class_shares=shares
+        )
         known = scoring.context(reconstruction=found)
         if found.images is not None:
             pictures = [scoring.store.save_picture(_picture(truth[0], found.images))]
@@ -165,6 +168,12 @@ class _Scene:
     def population(self) -> tuple[Tensor, Tensor]:
         val = self.training.data.val
         return own_pixels(val.images, self.scoring.device), val.labels.to(self.scoring.device, copy=True)
+
+    def guess(self) -> tuple[Tensor, Tensor]:
+        """The mean image (c, h, w) and class shares (k,) of the validation split: all there is without an update."""
+        images, labels = self.population()
+        counts = torch.bincount(labels, minlength=self.training.data.num_classes)
+        return images.mean(0).cpu(), (counts / counts.sum()).cpu()
 
     def with_groups(self, found: Membership, members: np.ndarray, non_members: np.ndarray) -> Membership:
         groups = self.training.data.train.groups

@@ -57,7 +57,8 @@ def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
         backdoor_target=0,
         membership=Membership(rng.normal(size=records) + member, member, np.arange(records) // 4),
         reconstruction=Reconstruction(
-            images, (world.labels[:2],), tuple((0.9 * i).clamp(0, 1) for i in images), (world.labels[:2],)
+            images, (world.labels[:2],), tuple((0.9 * i).clamp(0, 1) for i in images), (world.labels[:2],),
+            images[0].mean(0), torch.full((CLASSES,), 1 / CLASSES),
         ),
         audit=Audit(0.7, 1e-5, 0.95),
         module=world.net,

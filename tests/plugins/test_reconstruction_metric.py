@@ -8,8 +8,8 @@ import harness
 from harness.api import MetricContext, PluginError, Reconstruction
 
 
-def score(images=None, labels=None, true_images=None, true_labels=None):
-    result = Reconstruction(images, labels, true_images, true_labels)
+def score(images=None, labels=None, true_images=None, true_labels=None, **guess):
+    result = Reconstruction(images, labels, true_images, true_labels, **guess)
     return harness.create("metric", "reconstruction").score(
         MetricContext(3, (1, 16, 16), reconstruction=result)
     )
@@ -126,4 +126,42 @@ def test_the_inputs_are_left_alone():
 def test_every_score_counts_as_a_leak():
     metric = harness.create("metric", "reconstruction")
     assert {s.direction for s in metric.scores.values()} == {"lower"}
-    assert set(metric.scores) == {"reconstruction_psnr", "reconstruction_ssim", "label_recovery"}
+    names = {"reconstruction_psnr", "reconstruction_ssim", "label_recovery"}
+    assert set(metric.scores) == {*names, "reconstruction_psnr_gain", "label_recovery_gain"}
+
+
+# beside a guess ------------------------------------------------------------------------------------
+
+
+def test_the_gain_of_the_mean_image_itself_is_zero():
+    true, mean = (pictures(1), pictures(3, seed=1)), pictures(1, seed=2)[0]
+    found = tuple(mean.expand_as(images).clone() for images in true)
+    scores = score(found, None, true, mean_image=mean)
+    assert scores["reconstruction_psnr_gain"] == 0
+    assert scores["reconstruction_psnr"] > 0
+
+
+def test_the_gain_is_over_the_mean_image_record_by_record():
+    true = 0.5 * pictures(4)
+    mean = torch.full((1, 16, 16), 0.25)
+    scores = score((true + 0.1,), None, (true,), mean_image=mean)
+    guessed = (-10 * (true - mean).square().flatten(1).mean(1).log10()).mean()
+    assert scores["reconstruction_psnr_gain"] == pytest.approx(20 - float(guessed), abs=1e-4)
+    assert "reconstruction_psnr_gain" not in score((true + 0.1,), None, (true,))
+    assert "reconstruction_psnr_gain" not in score((true,), None, (true,), mean_image=mean)  # infinite
+
+
+@pytest.mark.parametrize(
+    ("shares", "true", "guessed"),
+    [
+        ([0.2, 0.5, 0.3], [0], 0.0),  # one record: the likeliest class
+        ([0.2, 0.5, 0.3], [1], 1.0),
+        ([0.2, 0.5, 0.3], [0, 0, 1, 2], 0.75),  # 0.8, 2.0 and 1.2 records: 1, 2 and 1
+        ([0.5, 0.5, 0.0], [1, 1, 1], 1 / 3),  # 1.5 each: the lower class has two
+    ],
+)
+def test_the_guess_of_labels_is_the_class_shares_in_whole_records(shares, true, guessed):
+    labels = torch.tensor(true)
+    scores = score(None, (labels,), None, (labels,), class_shares=torch.tensor(shares))
+    assert scores["label_recovery"] == 1
+    assert scores["label_recovery_gain"] == pytest.approx(1 - guessed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score, match_images
@@ -23,8 +24,12 @@ class ReconstructionQuality(Metric):
     K2 = 0.03); left out for images below 7x7. An update's reconstructions come in any order: they are matched to
     its records so that the summed squared error is least, which for several records lifts even a guess a little.
     label_recovery: sum over classes of min(count found, true count) / records. A share to compare with what the
-    class shares alone would give: it is not 0 for a guess. What the attack did not return is left out. Source:
-    Wang et al. (2004) for SSIM; Geiping et al. (2020) for PSNR of reconstructions.
+    class shares alone would give: it is not 0 for a guess. What the attack did not return is left out.
+    reconstruction_psnr_gain, label_recovery_gain: the same less what a guess scores that looks at no update: for every
+    record the mean image of the validation split, and for b records of an update its class shares times b, rounded to
+    whole records by largest remainders. At 0 or below the attack found out nothing. The mean image is blurred, and
+    nearer to most records than any real image. Source: Wang et al. (2004) for SSIM; Geiping et al. (2020) for PSNR of
+    reconstructions.
     Raises PluginError where images or labels do not fit the records, or images are not finite.
     """
 
@@ -40,7 +45,15 @@ class ReconstructionQuality(Metric):
     scores: ClassVar[dict[str, Score]] = {
         "reconstruction_psnr": Score("lower", "dB", "of reconstructed images; infinite where one is exact"),
         "reconstruction_ssim": Score("lower", "share", "structural similarity of reconstructed images"),
+        "reconstruction_psnr_gain": Score(
+            "lower",
+            "dB",
+            "reconstruction_psnr less that of the mean validation image; 0 or less: nothing was found",
+        ),
         "label_recovery": Score("lower", "share", "labels of the records behind an update that were found"),
+        "label_recovery_gain": Score(
+            "lower", "share", "label_recovery less that of the validation split's class shares"
+        ),
     }
 
     def score(self, context: MetricContext) -> dict[str, float]:
@@ -49,9 +62,20 @@ class ReconstructionQuality(Metric):
             raise PluginError("a reconstruction is needed")
         scores: dict[str, float] = {}
         if result.images is not None and result.true_images is not None:
-            scores |= _images(_pairs(result.true_images, result.images, "images"))
+            pairs = _pairs(result.true_images, result.images, "images")
+            scores |= _images(pairs)
+            if result.mean_image is not None and math.isfinite(scores.get("reconstruction_psnr", math.inf)):
+                guess = result.mean_image.detach().cpu()
+                guessed = _images([(true, guess.expand_as(true)) for true, _ in pairs])
+                gain = scores["reconstruction_psnr"] - guessed["reconstruction_psnr"]
+                scores["reconstruction_psnr_gain"] = gain
         if result.labels is not None and result.true_labels is not None:
-            scores |= _labels(_pairs(result.true_labels, result.labels, "labels"))
+            told = _pairs(result.true_labels, result.labels, "labels")
+            scores |= _labels(told)
+            if result.class_shares is not None and "label_recovery" in scores:
+                shares = result.class_shares.detach().cpu()
+                guessed = _labels([(true, _typical(shares, len(true))) for true, _ in told])
+                scores["label_recovery_gain"] = scores["label_recovery"] - guessed["label_recovery"]
         return scores
 
 
@@ -86,6 +110,18 @@ def _images(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
     if ssim:
         scores["reconstruction_ssim"] = float(np.mean(ssim))
     return scores
+
+
+def _typical(shares: Tensor, count: int) -> Tensor:
+    """(count,) int64 labels in these shares of the classes (k,), rounded to whole records by largest remainders."""
+    import torch
+
+    exact = shares.double() * count
+    counts = exact.floor().long()
+    # Stable: of equal remainders the lower class.
+    order = torch.argsort(exact - counts, descending=True, stable=True)
+    counts[order[: count - int(counts.sum())]] += 1
+    return torch.repeat_interleave(torch.arange(len(shares)), counts)
 
 
 def _labels(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
