@@ -155,7 +155,10 @@ class Cell:
 
 
 def _threat_spec(threat: Threat) -> dict[str, Any]:
-    return threat.model_dump(mode="json", exclude={"attacks"})
+    spec = threat.model_dump(mode="json", exclude={"attacks"})
+    if threat.capability is None:  # it counts where chosen: ids of cells are older than the choice
+        spec.pop("capability")
+    return spec
 
 
 def _json_of_threat(threat: Threat) -> str:

@@ -448,3 +448,10 @@ def test_records_of_two_cells_never_become_one_row(tmp_path, records):
 def test_published_scenarios_keep_their_hashes(file):
     facts = json.loads(file.read_text(encoding="utf-8"))["scenario"]
     assert load_text(facts["text"]).hash() == facts["hash"]
+
+
+@pytest.mark.parametrize("file", sorted(PUBLISHED.glob("*.json")), ids=lambda file: file.stem)
+def test_published_cells_keep_their_ids(file):
+    data = json.loads(file.read_text(encoding="utf-8"))
+    published = {seed["id"] for cell in data["cells"] for seed in cell["seeds"].values()}
+    assert published == {cell.id for cell in cells(load_text(data["scenario"]["text"]))}
