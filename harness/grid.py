@@ -262,7 +262,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for rule in cell.aggregators:
         if rule.data_access == "public":
             _check_public(rule.name, cell)
-    for n in cell.memo.of(_round_sizes, cell.scenario):
+    for n in cell.memo.of(_round_sizes, (cell.scenario, cell.threat)):
         f = tolerated(n, cell.scenario.tolerance)
         for rule in cell.aggregators:
             try:
@@ -281,15 +281,21 @@ def _tolerance_of(scenario: Scenario) -> str:
     return f"{told}: by default the largest `malicious` of the threats"
 
 
-def _round_sizes(scenario: Scenario) -> list[int]:
-    """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own."""
+def _round_sizes(under: tuple[Scenario, Threat]) -> list[int]:
+    """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own.
+
+    under: a threat can put its clients into every round beside those that the coins draw.
+    """
+    scenario, threat = under
     settings = scenario.federation
     if settings.sampling == "fixed":
         return [clients_per_round(settings.clients, settings.participation)]
     sizes: set[int] = set()
     for seed in scenario.seeds:
+        always = threat.participation == "always"
+        present = malicious_clients(settings.clients, threat.malicious, seed) if always else ()
         drawn = participants(
-            settings.clients, settings.participation, settings.rounds, seed, "train", sampling="poisson"
+            settings.clients, settings.participation, settings.rounds, seed, "train", present, "poisson"
         )
         sizes |= {len(ids) for ids in drawn}
     return sorted(sizes - {0})

@@ -407,6 +407,24 @@ seeds: [{}]
     assert chosen["krum", fits] == alone[small]
 
 
+def test_rounds_count_the_clients_that_a_threat_puts_into_all_of_them(tmp_path):
+    """Coins draw five of seven clients, which krum takes with f = 1; the sixth is malicious, and makes f = 2."""
+    text = """
+federation: {clients: 7, rounds: 1, participation: 0.7, sampling: poisson, byzantine_tolerance: 0.2}
+aggregators: [krum]
+threats:
+  - {name: none}
+  - {name: sampled, malicious: 0.34, attacks: [sign-flip]}
+  - {name: always, malicious: 0.34, participation: always, attacks: [sign-flip]}
+seeds: [7]
+"""
+    scenario = load_text(BASE[: BASE.index("federation")] + text, tmp_path / "small.yaml")
+    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store").to_dict()
+    reasons = {c["axes"]["threat"]: c["reason"] for c in found["scenarios"][0]["cells"]}
+    assert reasons["none"] is reasons["sampled"] is None
+    assert reasons["always"].startswith("krum needs n > 2f + 2 updates: n = 6, f = 2;")
+
+
 def test_two_scenarios_of_one_name_are_refused_however_they_are_given(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(BASE)
