@@ -195,6 +195,14 @@ def test_built_in_hooks_that_keep_records_apart_pass_on_them(name, defence):
         check_separation((harness.create("defence", defence), RECORD), net, (1, 28, 28))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_signs_that_fall_by_rounding_are_no_meeting_of_records(seed):
+    """Where an attack starts, TRADES has almost no gradient, and its sign depends on the size of the batch."""
+    torch.manual_seed(seed)
+    net = harness.create("model", "resnet9", width=4).build((3, 16, 16), 10)
+    check_separation((harness.create("defence", "trades", steps=2), RECORD), net, (3, 16, 16))
+
+
 def test_hooks_that_keep_records_apart_pass():
     def noisy(self, x, y, key):
         draws = torch.func.vmap(lambda own, image: uniform(own, image.shape, 0, 0.1))(record_keys(key, x), x)
