@@ -269,8 +269,17 @@ class Training:
         for position, defence in enumerate(self.spec.defences):
             guarantee = promised(defence, [training[position] for training in prepared])
             if guarantee is not None:
-                found.append(guarantee.model_copy(update={"by": defence.name}))
+                unprotected = self._unprotected()
+                own = {i: spent for i, spent in guarantee.client_epsilon.items() if i not in unprotected}
+                found.append(guarantee.model_copy(update={"by": defence.name, "client_epsilon": own}))
         return found
+
+    def _unprotected(self) -> set[str]:
+        """Malicious clients that run their own training: nobody accounts for what these do."""
+        threat, attack = self.spec.threat, self.spec.attack
+        if threat is None or attack is None or threat.capability_with(attack) == "data":
+            return set()
+        return set(map(str, self.malicious))
 
     # parts --------------------------------------------------------------------------------------
 

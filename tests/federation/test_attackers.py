@@ -33,14 +33,18 @@ DEFENCES = [
 ]
 
 
-def sent(tmp_path, attack, defence, more="") -> tuple[torch.Tensor, torch.Tensor]:
-    """What the malicious client and an honest one send in the first round."""
-    text = SCENARIO.format(attack=attack, defence=defence, more=more)
+def training_of(text, tmp_path) -> Training:
+    """The training of a scenario's first cell."""
     scenario = load_text(text, tmp_path / "x.yaml")
     planner = Planner("cpu")
     plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
     stage = planner.stages[plan.stages["train"]]
-    training = Training(stage.spec, stage.key, "cpu")
+    return Training(stage.spec, stage.key, "cpu")
+
+
+def sent(tmp_path, attack, defence, more="") -> tuple[torch.Tensor, torch.Tensor]:
+    """What the malicious client and an honest one send in the first round."""
+    training = training_of(SCENARIO.format(attack=attack, defence=defence, more=more), tmp_path)
     (attacker,) = training.malicious
     ready = training.set_up(training.initial_module())
     federation = ready.federation
@@ -90,6 +94,26 @@ def test_a_record_says_what_the_attackers_controlled(tmp_path):
     assert found == {"badnets": "data", "model-replacement": "training", "sign-flip": "training"}
 
 
+@pytest.mark.parametrize(
+    ("attack", "more", "promised"),
+    [
+        ("badnets", "", True),
+        ("badnets", ", capability: training", False),
+        ("model-replacement", "", False),
+        ("sign-flip", "", False),
+        ("badnets", ", participation: always", True),
+    ],
+)
+@pytest.mark.parametrize("defence", DEFENCES[1:3])
+def test_attackers_who_run_no_defence_are_promised_nothing(defence, attack, more, promised, tmp_path):
+    training = training_of(SCENARIO.format(attack=attack, defence=defence, more=more), tmp_path)
+    (attacker,) = training.malicious
+    done = training.set_up(training.initial_module()).prepared
+    (found,) = training.guarantees([done])
+    assert set(found.client_epsilon) == {str(i) for i in range(4) if promised or i != attacker}
+    assert found.epsilon >= max(found.client_epsilon.values()) > 0
+
+
 def test_the_default_capability_changes_no_hash(tmp_path):
     """Boards name scenarios by it."""
     texts = [
@@ -105,12 +129,9 @@ def test_the_default_capability_changes_no_hash(tmp_path):
 
 def test_what_is_trained_is_the_same_for_attackers_who_control_their_training(tmp_path):
     """In fine-tuning a compressor's own hook, such as a distillation loss, is the task and no defence."""
-    text = SCENARIO.format(attack="model-replacement", defence=DEFENCES[0], more="")
-    scenario = load_text(text, tmp_path / "x.yaml")
-    planner = Planner("cpu")
-    plan = planner.add(next(iter(cells(scenario))), data_facts(scenario, None), metrics_of(scenario))
-    stage = planner.stages[plan.stages["train"]]
-    training = Training(stage.spec, stage.key, "cpu")
+    training = training_of(
+        SCENARIO.format(attack="model-replacement", defence=DEFENCES[0], more=""), tmp_path
+    )
     task = harness.create("defence", "label-smoothing")
     module = training.initial_module()
     members = training.set_up(module, hooks=(task,)).federation.clients
