@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import harness
 from harness.api import EvasionAttack, MetricContext, PluginError
+from harness.evaluation.blank import blank
 from harness.federation.apply import Apply
 from harness.functional import cross_entropy
 from harness_plugins.compressors.weight_clustering import clustered, kmeans
@@ -68,6 +69,38 @@ def test_the_twin_answers_as_the_int8_network_and_has_gradients(model, parameter
     moved = x.clone().requires_grad_()
     functional.cross_entropy(restored.twin(moved), answers.argmax(1)).backward()
     assert moved.grad.flatten(1).abs().amax(1).min() > 0
+
+
+def between(layer):
+    """A network with a layer between two convolutions, which hand 8-bit values on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = nn.Conv2d(SHAPE[0], 8, 3, padding=1), layer, nn.Conv2d(8, 8, 3, padding=1)
+        return nn.Sequential(*parts, nn.Flatten(), nn.Linear(8 * SHAPE[1] * SHAPE[2], CLASSES)).eval()
+
+
+def assert_one_network(method, net):
+    """The file gives the compressed network back, which is near the float one, and the twin answers as it does."""
+    made = method.compress(net, context())
+    restored = method.restore(blank(copy.deepcopy(net)), through_file(made.state), context())
+    x = images(64, seed=5)
+    answers = made.module(x)
+    assert torch.equal(restored.module(x), answers)
+    assert (answers - net(x)).abs().mean() < 0.2 * net(x).std()
+    assert (restored.twin(x) - answers).abs().max() < 0.1 * answers.std()
+
+
+@pytest.mark.parametrize("name", ["static-int8", "qat-int8"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.PReLU(init=0.4), nn.PReLU(8), nn.ELU(), nn.Softmax(1), nn.LeakyReLU(0.3), nn.Hardswish(),
+        nn.LayerNorm([8, *SHAPE[1:]]), nn.InstanceNorm2d(8, affine=True),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_layers_that_file_or_twin_could_not_hold_in_8_bits_stay_in_float(name, layer):
+    assert_one_network(compressor(name), between(layer))
 
 
 def test_an_attack_through_the_twin_fools_the_quantised_network():

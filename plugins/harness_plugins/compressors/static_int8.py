@@ -37,8 +37,9 @@ class StaticInt8(ModelCompressor):
     the largest magnitude, one per output channel or one per tensor. Activations: q in uint8, one (S, Z) per
     tensor, from a histogram of what the calibration images produce, clipped where that lowers the squared
     error. Batch normalisation is folded into the convolution before it and a ReLU module or `F.relu` after
-    it is fused; layers without an 8-bit form (group normalisation, ...) run in float between them. On x86
-    activations use 7 of the 8 bits, as the kernels' 16-bit accumulators require without VNNI.
+    it is fused; layers without an 8-bit form (group normalisation, ...), and those whose form file and twin
+    could not hold (layer normalisation, PReLU, ELU, ...), run in float between them. On x86 activations use 7 of
+    the 8 bits, as the kernels' 16-bit accumulators require without VNNI.
 
     Calibration draws `samples` images without replacement from `context.data()`, with the context's
     generator. The result runs on the CPU only and has no gradients; its twin computes the same in float, each
@@ -169,6 +170,25 @@ def _qconfig_mapping(granularity: str) -> Any:
     )
 
 
+def _left_in_float(module: nn.Module) -> list[type[nn.Module]]:
+    """In place: layers that stay in float become of classes that torch has no 8-bit form of; returns these.
+
+    The forms that it has keep values that are not in the state, and so not in a file (PReLU, ELU, Softmax), or their
+    functions are not in the twin. Between two convolutions a layer would be given its form whatever the mapping says.
+    """
+    from torch import nn
+
+    kinds = (
+        nn.PReLU, nn.ELU, nn.Softmax, nn.LeakyReLU, nn.Hardswish,
+        nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    )  # fmt: skip
+    classes = {kind: type(f"Float{kind.__name__}", (kind,), {}) for kind in kinds}
+    for layer in module.modules():
+        if type(layer) in classes:
+            layer.__class__ = classes[type(layer)]
+    return list(classes.values())
+
+
 def weight_rounding(layer: nn.Module, granularity: str) -> nn.Module:
     """The rounding of this layer's weight in the converted network, differentiable."""
     import torch
@@ -195,12 +215,14 @@ def activation_grid(low: float, high: float) -> tuple[float, int]:
 def _prepare(model: nn.Module, input_shape: tuple[int, int, int], granularity: str) -> Any:
     """The network with fused layers and observers."""
     import torch
+    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
     mapping = _qconfig_mapping(granularity)
     module = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    config = PrepareCustomConfig().set_non_traceable_module_classes(_left_in_float(module))
     try:
-        return prepare_fx(module, mapping, (torch.zeros(1, *input_shape),))
+        return prepare_fx(module, mapping, (torch.zeros(1, *input_shape),), prepare_custom_config=config)
     except Exception as error:  # whatever the network's own code raises while it is traced
         raise PluginError(f"static-int8 cannot trace this network: {error}") from error
 
