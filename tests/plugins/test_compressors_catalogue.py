@@ -103,6 +103,25 @@ def test_layers_that_file_or_twin_could_not_hold_in_8_bits_stay_in_float(name, l
     assert_one_network(compressor(name), between(layer))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose2d(8, 8, 3, padding=1),
+        nn.Sequential(
+            nn.Conv2d(8, 12, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(12, 8, 3, stride=2, padding=1, output_padding=1, groups=4),
+        ),
+        nn.Conv2d(8, 8, (3, 5), padding=(1, 2), padding_mode="reflect"),
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)),
+        nn.Sequential(nn.Tanh(), nn.BatchNorm2d(8), nn.ReLU()),
+    ],
+    ids=["transposed", "strided", "reflect", "norm", "norm-relu"],
+)
+def test_the_twin_has_convolutions_and_norms_of_every_kind(layer):
+    assert_one_network(compressor("static-int8"), between(layer))
+
+
 def test_an_attack_through_the_twin_fools_the_quantised_network():
     model = residual()
     made = compressor("static-int8").compress(model, context())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Rounded(nn.Module):
@@ -49,21 +50,49 @@ class FloatLayer(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.is_linear = self.weight.ndim == 2
         self.relu = "ReLU" in type(layer).__name__
-        self.options = (
-            {}
-            if self.is_linear
-            else {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-        )
+        self.around: list[int] | None = None  # what is padded otherwise than with zeros, last dimension first
+        if self.is_linear:
+            return
+        names = ["stride", "padding", "dilation", "groups"]
+        self.transposed = layer.transposed
+        if self.transposed:
+            names.append("output_padding")
+        self.options = {name: getattr(layer, name) for name in names}
+        if layer.padding_mode != "zeros":
+            self.mode = layer.padding_mode
+            self.around = [p for p in reversed(self.options.pop("padding")) for _ in range(2)]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_linear:
             out = functional.linear(x, self.weight, self.bias)
         else:
-            convolve = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[self.weight.ndim]
+            if self.around is not None:
+                x = functional.pad(x, self.around, mode=self.mode)
+            convolve = CONVOLUTIONS[self.transposed][self.weight.ndim - 3]
             out = convolve(x, self.weight, self.bias, **self.options)
         return out.relu() if self.relu else out
 
 
+class FloatBatchNorm(nn.Module):
+    """A quantised batch normalisation that was not folded into a convolution, before its output is rounded."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.relu = "ReLU" in type(layer).__name__
+        self.eps = layer.eps
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            self.register_buffer(name, getattr(layer, name).detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = (self.running_mean, self.running_var, self.weight, self.bias)
+        out = functional.batch_norm(x, *values, eps=self.eps)  # type: ignore[arg-type]
+        return out.relu() if self.relu else out
+
+
+CONVOLUTIONS: tuple[tuple[Any, ...], ...] = (  # of one, two and three dimensions; then the transposed ones
+    (functional.conv1d, functional.conv2d, functional.conv3d),
+    (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d),
+)
 FLOAT_OPERATIONS: dict[str, Any] = {  # the name of a quantised function -> the same in float
     "quantized.add": torch.add,
     "quantized.add_relu": lambda a, b: torch.add(a, b).relu(),
@@ -118,6 +147,12 @@ def straight_through(module: fx.GraphModule, input_shape: tuple[int, int, int]) 
             and callable(modules[node.target].weight)
         ):
             new[node] = add(node.name, FloatLayer(modules[node.target]), *inputs)
+        elif (
+            node.op == "call_module"
+            and isinstance(modules[node.target], _BatchNorm)
+            and node.name in ranges.found
+        ):
+            new[node] = add(node.name, FloatBatchNorm(modules[node.target]), *inputs)
         elif node.op == "call_module":
             new[node] = add(node.name, copy.deepcopy(modules[node.target]), *inputs)
         elif node.op == "call_function" and "quantized." in str(node.target):
