@@ -53,19 +53,18 @@ class Wire:
         """The updates as the server receives them, and all bytes counted, those of the model's buffers included."""
         if not updates:
             return updates
-        extra = 0 if self._local_buffers else sum(b.numel() for b in buffers.values())
+        extra = 0 if self._local_buffers else sum(b.nbytes for b in buffers.values())
         ids, rows = list(updates), list(updates.values())
-        size = rows[0].numel()
         made = self._through(0, round, ids, rows)
         self._outcome.messages += len(ids)
-        self._outcome.uplink_bytes += sum(made.before) + sum(made.sent) + len(ids) * extra * 4
-        self._outcome.downlink_bytes += sum(made.answered) + len(ids) * (size + extra) * 4
+        self._outcome.uplink_bytes += sum(made.before) + sum(made.sent) + len(ids) * extra
+        self._outcome.downlink_bytes += sum(made.answered) + len(ids) * (rows[0].nbytes + extra)
         return dict(zip(ids, made.updates, strict=True))
 
     def _through(self, link: int, round: int, ids: list[int], rows: list[Tensor]) -> Exchanged:
         """Vectors, one a client, through the chain from this link on, and what the server makes of them."""
         if link == len(self._compressors):
-            return Exchanged(rows, [4 * row.numel() for row in rows], [0] * len(rows), [0] * len(rows))
+            return Exchanged(rows, [row.nbytes for row in rows], [0] * len(rows), [0] * len(rows))
         compressor = self._compressors[link]
         states = [self._state.setdefault((i, link), {}) for i in ids]
         contexts = [partial(self._context, round, i, link) for i in ids]

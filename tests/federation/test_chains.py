@@ -76,6 +76,16 @@ def test_bytes_are_those_of_every_link_s_own_part(chain, expected):
     assert bytes_of(*chain) == expected
 
 
+@pytest.mark.parametrize(("dtype", "each"), [(torch.float32, 4), (torch.float64, 8), (torch.bfloat16, 2)])
+def test_numbers_count_in_the_type_in_which_they_are_sent(dtype, each):
+    plain, top = wire(), wire(TOP)
+    buffers = {"mean": torch.zeros(7, dtype=dtype)}
+    plain.exchange(0, {0: update().to(dtype), 1: update(1).to(dtype)}, buffers)
+    assert plain._outcome.uplink_bytes == plain._outcome.downlink_bytes == 2 * each * (D + 7)
+    top.exchange(0, {0: update().to(dtype)}, {})
+    assert (top._outcome.uplink_bytes, top._outcome.downlink_bytes) == (8 * K, each * D)
+
+
 @pytest.mark.parametrize(
     ("chain", "reason"),
     [
