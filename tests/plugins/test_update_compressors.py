@@ -191,6 +191,12 @@ def test_terngrad_takes_the_largest_of_each_layer():
     assert float(sent(create("terngrad"), tail).abs().max()) == pytest.approx(limit)
 
 
+def test_terngrad_sends_layers_whose_values_are_all_equal():
+    layout = {"slope": slice(0, 1), "bias": slice(1, 4), "weight": slice(4, 8)}
+    u = torch.tensor([0.7, 0.3, 0.3, 0.3, 1.0, -2.0, 0.5, 0.0])
+    assert sent(create("terngrad"), u, layout=layout)[:4].tolist() == u[:4].tolist()
+
+
 def test_sign_sgd_by_its_formula():
     u = torch.tensor([1.0, -3.0, 0.0, 2.0])
     assert sent(create("signsgd"), u).tolist() == [1.5, -1.5, 1.5, 1.5]

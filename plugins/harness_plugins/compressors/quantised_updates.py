@@ -79,7 +79,8 @@ class TernGrad(UpdateCompressor):
 
     b_i = 1 with probability |u_i| / max |u|; layer by layer, as the paper does. `clip` first limits a layer's values to
     that many standard deviations (section 4.2), as in the paper's experiments; without it the result is unbiased.
-    Two bits a coordinate and 4 bytes a layer. No state. Cost: O(d).
+    Values of a layer that are all equal, as the one of a PReLU, have no deviation and are not limited. Two bits a
+    coordinate and 4 bytes a layer. No state. Cost: O(d).
     """
 
     name: ClassVar[str] = "terngrad"
@@ -101,7 +102,7 @@ class TernGrad(UpdateCompressor):
         values, generator = update.detach().float().clone(), context.generator
         largest = []
         for part in _layers(context, len(update)):
-            if self.clip is not None:
+            if self.clip is not None and bool((values[part] != values[part][0]).any()):
                 limit = self.clip * float(values[part].std(correction=0))
                 values[part] = values[part].clamp(-limit, limit)
             largest.append(values[part].abs().max())
