@@ -71,6 +71,21 @@ def test_int8_has_the_parameters_and_macs_of_its_float_network():
     assert score("macs", module=module) == {"macs": MACS}
 
 
+def test_transposed_convolutions_have_the_macs_of_their_inputs_in_int8_too():
+    with torch.random.fork_rng():
+        float_network = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1),  # 4 · 9 · 16
+            nn.ConvTranspose2d(
+                4, 6, 3, stride=2, padding=1, output_padding=1, groups=2
+            ),  # 4 · 16 inputs, 3 · 9
+            nn.Flatten(),
+            nn.Linear(6 * 64, CLASSES),
+        ).eval()
+    expected = {"macs": 4 * 9 * 16 + 4 * 16 * 3 * 9 + 6 * 64 * CLASSES}
+    assert score("macs", module=float_network) == expected
+    assert score("macs", module=int8(float_network).module) == expected
+
+
 def test_macs_count_functional_products_that_no_layer_makes():
     class Products(nn.Module):
         def __init__(self):

@@ -90,8 +90,9 @@ class Macs(Metric):
 
     One multiply-accumulate is half of the floating-point operations that torch counts, which are those of
     convolutions, matrix products and attention, wherever in the network they stand. Quantised convolution
-    and linear layers, which torch does not count, have (outputs) · (weights per output channel). Biases,
-    normalisation, activations and pooling are not counted; zeros in a weight are. Cost: one forward pass.
+    and linear layers, which torch does not count, have (outputs) · (weights per output channel), transposed ones
+    (inputs) · (weights per input channel). Biases, normalisation, activations and pooling are not counted; zeros
+    in a weight are. Cost: one forward pass.
     """
 
     name: ClassVar[str] = "macs"
@@ -106,10 +107,12 @@ class Macs(Metric):
         module = _module(context)
         quantized = 0
 
-        def count(layer: Any, _: Any, output: Tensor) -> None:
+        def count(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             nonlocal quantized
             weight = layer.weight() if is_quantized(layer) else layer.weight
-            quantized += output.numel() * (weight.numel() // len(weight))
+            # A transposed convolution's weight has the input channels first, and each input value meets its part of it.
+            values = inputs[0] if getattr(layer, "transposed", False) else output
+            quantized += values.numel() * (weight.numel() // len(weight))
 
         uncounted = [layer for layer in module.modules() if is_quantized(layer) or is_wrapped(layer)]
         handles = [layer.register_forward_hook(count) for layer in uncounted]
