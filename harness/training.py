@@ -266,20 +266,14 @@ class Training:
         Which of them hold is for `harness.privacy.lineage.strongest` to say.
         """
         found = []
+        malicious = set(map(str, self.malicious))
         for position, defence in enumerate(self.spec.defences):
             guarantee = promised(defence, [training[position] for training in prepared])
             if guarantee is not None:
-                unprotected = self._unprotected()
-                own = {i: spent for i, spent in guarantee.client_epsilon.items() if i not in unprotected}
+                # Nobody accounts for what malicious clients do to their records, or leave out.
+                own = {i: spent for i, spent in guarantee.client_epsilon.items() if i not in malicious}
                 found.append(guarantee.model_copy(update={"by": defence.name, "client_epsilon": own}))
         return found
-
-    def _unprotected(self) -> set[str]:
-        """Malicious clients that run their own training: nobody accounts for what these do."""
-        threat, attack = self.spec.threat, self.spec.attack
-        if threat is None or attack is None or threat.capability_with(attack) == "data":
-            return set()
-        return set(map(str, self.malicious))
 
     # parts --------------------------------------------------------------------------------------
 

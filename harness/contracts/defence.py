@@ -42,9 +42,9 @@ class Guarantee(BaseModel):
     unit: what may be exchanged without being noticed. neighbours: whether such a unit is added or removed, or
     replaced by any other. against: the server, which sees every update, or the recipients of the global models of all
     rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the maximum over clients
-    (their data are disjoint), infinite where nothing is promised; client_epsilon: of each, malicious ones left out that
-    run their own training, as nobody accounts for what these do. accountant: the method by which it was computed.
-    sampling: method, rate and steps of the client with the largest epsilon. group_epsilon: for the largest group, of
+    (their data are disjoint), infinite where nothing is promised; client_epsilon: of each honest one, as nobody
+    accounts for what malicious ones do to their records. accountant: the method by which it was computed. sampling:
+    method, rate and steps of the client with the largest epsilon. group_epsilon: for the largest group, of
     largest_group records. simulated: the noise comes from a seed. `holds` turns false, and `broken_by` says why, where
     another part of the plan touches protected data without accounting for it.
     """
