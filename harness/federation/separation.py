@@ -65,11 +65,10 @@ def check_separation(
                 f"apart (couples_samples = False), so {guard.name} cannot bound one's part"
             )
         for hook in (*hooks, *defences):
-            if (hook.overrides("batch") or hook.overrides("loss")) and not couples(hook) and trial.meet(hook):
-                raise NotApplicable(
-                    f"{guard.name} needs records kept apart, but what {hook_name(hook)} makes of a record depends on "
-                    "the others of its batch, though it says couples_samples = False"
-                )
+            if couples(hook) or not (hook.overrides("batch") or hook.overrides("loss")):
+                continue
+            if (wrong := trial.wrong(hook)) is not None:
+                raise NotApplicable(f"{guard.name} needs records kept apart, but {wrong}")
 
 
 class _Trial:
@@ -113,8 +112,9 @@ class _Trial:
         moved = [n for n in start if n in kept and not _close(values[n].detach(), start[n])]
         return moved, not _close(output, torch.stack(beside), rtol=1e-4, atol=1e-5)
 
-    def meet(self, hook: ClientHooks) -> bool:
-        """Whether the batch or the losses that a hook makes of records are others than of each among its own copies.
+    def wrong(self, hook: ClientHooks) -> str | None:
+        """What is wrong where a hook makes several records of one, or a batch or losses in which records meet: where
+        what it makes of a record is other than among copies of it, or than of it alone.
 
         The network is in eval mode: it has been tried itself. Untrained ones answer all records nearly alike, so that
         little would show where they meet: answers are moved and scaled, each by the same numbers, until they differ.
@@ -142,6 +142,8 @@ class _Trial:
                 return *batch, loss(self.parameters, batch, key).detach()
 
             together = made(self.rows, labels)
+            if len(together[1]) > RECORDS:
+                return f"{hook_name(hook)} makes several of one, each of which is clipped by itself"
 
             def among_copies(i: int) -> bool:
                 return _same(made(self.rows[[i] * RECORDS], labels[[i] * RECORDS]), together, i, i)
@@ -150,7 +152,12 @@ class _Trial:
                 return _same(made(self.rows[i : i + 1], labels[i : i + 1]), together, 0, i)
 
             places = range(RECORDS)
-            return not (all(map(among_copies, places)) and any(map(alone, places)))
+            if all(map(among_copies, places)) and any(map(alone, places)):
+                return None
+        return (
+            f"what {hook_name(hook)} makes of a record depends on the others of its batch, though it says "
+            "couples_samples = False"
+        )
 
 
 def _same(found: Sequence[Tensor], expected: Sequence[Tensor], place: int, other: int) -> bool:

@@ -159,6 +159,19 @@ def test_hooks_that_do_not_say_that_they_couple_records_are_tried(part):
     check_separation((own, CLIENT), network(nn.Linear(16, 16)), SHAPE)
 
 
+COPIES = ("batch", lambda self, x, y, key: (x.repeat_interleave(4, 0), y.repeat_interleave(4)))
+SOME_COPIES = ("batch", lambda self, x, y, key: tuple(v.repeat_interleave(1 + (y == 1), 0) for v in (x, y)))
+
+
+@pytest.mark.parametrize("part", [COPIES, SOME_COPIES])
+def test_hooks_that_make_several_records_of_one_are_refused_where_records_are_protected(part):
+    """Each copy is clipped by itself, so that four move the sum by four times as much as noise is made for."""
+    own, net = hook(part), network(nn.Linear(16, 16))
+    with pytest.raises(NotApplicable, match="third-party makes several of one, each of which is clipped"):
+        check_separation((own, RECORD), net, SHAPE)
+    check_separation((own, CLIENT), net, SHAPE)
+
+
 MIXES = ("batch", lambda self, x, y, key: (x.flip(0) * 0.5 + x * 0.5, y))
 RANKS = ("batch", lambda self, x, y, key: (x, y[torch.argsort(x.flatten(1).sum(1)).argsort()]))
 FLATTENS = weighted(lambda losses: 1 + 0.3 * (losses - losses.mean()).tanh())
