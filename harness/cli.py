@@ -125,10 +125,9 @@ def run(
     if export is not None:
         check_format(export)
     paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
-
-    from harness.engine import run as execute
-
     with make_observer(make_console(stderr=True), quiet=quiet) as observer:
+        from harness.engine import run as execute
+
         result = execute(
             paths, device=device, jobs=workers, store=store, select=select or None, fail_fast=fail_fast,
             timeout=timeout, observer=observer, shard=shard, executor=executor, address=address, artifacts=artifacts,

@@ -569,6 +569,15 @@ def test_live_bars_count_and_leave_failures_above():
     assert not observer.progress.live.is_started
 
 
+def test_there_is_a_line_before_there_is_a_plan():
+    target = console(color=True)
+    with LiveObserver(target, Clock()) as observer:
+        (overall,) = observer.progress.tasks
+        assert overall.description == "reading scenarios and data"
+        assert overall.total is None
+    assert "reading scenarios and data" in target.file.getvalue()
+
+
 def test_the_terminal_is_given_back_after_an_error():
     observer = LiveObserver(console(color=True), Clock())
     with pytest.raises(RuntimeError), observer:

@@ -131,9 +131,12 @@ class LiveObserver(Observer):
             expand=True,
         )
         self._overall: TaskID | None = None
+        self._planned = False
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> LiveObserver:
+        # Libraries, scenarios and data take seconds before there is a plan.
+        self._overall = self.progress.add_task("reading scenarios and data", total=None, text="")
         self.progress.start()
         return self
 
@@ -142,8 +145,7 @@ class LiveObserver(Observer):
 
     def plan_ready(self, plan: dict[str, Any]) -> None:
         super().plan_ready(plan)
-        if self._overall is None:
-            self._overall = self.progress.add_task("", total=BAR, text="")
+        self._planned = True
         self._refresh()
 
     def stage_started(self, key: str, kind: str, label: str) -> None:
@@ -179,11 +181,12 @@ class LiveObserver(Observer):
         self.progress.console.print(Text(line, style="red"))
 
     def _refresh(self) -> None:
-        if self._overall is None:
+        if self._overall is None or not self._planned:
             return
         left = self.estimate.seconds_left(self.clock())
         self.progress.update(
             self._overall,
+            total=BAR,
             completed=round(self.estimate.share * BAR),
             description=summary(self.estimate),
             text="" if left is None else f"about {duration(left)} left",
