@@ -37,9 +37,7 @@ class Attack(Plugin):
 
     kind: ClassVar[str] = "attack"
     family: ClassVar[str] = ""
-    controls_training: ClassVar[bool] = (
-        False  # malicious clients run what they like, not the clients' software
-    )
+    controls_training: ClassVar[bool | None] = None  # training: see PoisoningAttack
 
     @property
     def phase(self) -> str:
@@ -183,6 +181,7 @@ class PoisoningAttack(ClientHooks, Attack):
     """
 
     family: ClassVar[str] = "poisoning"
+    controls_training: ClassVar[bool | None] = False
 
     @property
     def backdoor_target(self) -> int | None:
@@ -238,7 +237,7 @@ class ByzantineAttack(Attack):
     """Malicious clients send crafted updates."""
 
     family: ClassVar[str] = "byzantine"
-    controls_training: ClassVar[bool] = True
+    controls_training: ClassVar[bool | None] = True
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
     knowledge: ClassVar[str] = (
         "own"  # the least it needs: own | updates (the others') | omniscient (the rule too)
