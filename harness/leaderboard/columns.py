@@ -152,6 +152,8 @@ COLUMNS = (
            "the same less what the mean validation image scores as a guess; 0 or less: nothing was found", chance=0.0),
     Column("labels", "Labels recovered", "%", "label_recovery", "privacy", "lower", ("privacy",),
            "labels of the records behind an update that were found", 100),
+    Column("label_gain", "Label gain", "points", "label_recovery_gain", "privacy", "lower", ("privacy",),
+           "the same less what the class shares score as a guess; 0 or less: nothing was found", 100, chance=0.0),
     Column("size", "Size", "kB", "serialized_bytes", "clean", "lower", ("overview", "compression"),
            "the model's file, written and read back; 1 kB is 1000 bytes", 1e-3),
     Column("uplink", "Uplink", "kB", "uplink_bytes_per_round", "clean", "lower",
