@@ -13,7 +13,8 @@ _BY_UNIT = {
     "share": _SHARE, "probability": _SHARE, "s": _AMOUNT, "ms": _AMOUNT, "B": _AMOUNT, "bytes": _AMOUNT,
     "bytes per client": _AMOUNT, "MAC": _AMOUNT,
 }  # fmt: skip
-_SIGNED = ("reconstruction_ssim",)  # a share that can be negative: images can be each other's negative
+# Shares that can be negative: images can be each other's negative, and a guess can be better than an attack.
+_SIGNED = ("reconstruction_ssim", "label_recovery_gain")
 
 
 def range_of(name: str, unit: str | None) -> Range:
