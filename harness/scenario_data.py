@@ -11,6 +11,7 @@ from harness.contracts.model import Model
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.nesting import plugins_in, with_nested
+from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, MAX_NOISE, epsilon
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from harness.scenario_models import Scenario
 
 STACKS = ("defences", "aggregators", "compressors")
+BOUNDS = set(ACCOUNTANTS) - set(APPROXIMATE)
+LARGEST = 2**40  # bytes of a network's weights; what else is too large for a machine shows there
+REACHED = 0.05  # epsilons above it are within every accountant's reach; looking costs seconds of imports
 DRAWING = 1.0  # seconds after which no other seed's partition is drawn
 REPEATED = 0.01  # share of test images: public collections have a few duplicates
 
@@ -38,7 +42,8 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
 
 def remarks(scenario: Scenario, splits: Splits) -> list[str]:
     """What of data that can be used makes scores mean less than they seem to."""
-    return [note for note in (_untaught(scenario, splits), repeats(scenario, splits)) if note]
+    found = (_untaught(scenario, splits), repeats(scenario, splits), *_subsets(scenario, len(splits.test)))
+    return [note for note in found if note]
 
 
 def _untaught(scenario: Scenario, splits: Splits) -> str | None:
@@ -49,6 +54,16 @@ def _untaught(scenario: Scenario, splits: Splits) -> str | None:
         return None
     classes = ", ".join(missing)
     return f"no training image of {scenario.dataset.label()} is of the class {classes}: no model can learn it"
+
+
+def _subsets(scenario: Scenario, records: int) -> Iterator[str]:
+    """A note for each subset of the test images that is larger than all of them, which are taken then."""
+    declared = {
+        f"threat {threat.name}": threat.subset for threat in scenario.threats if threat.phase != "privacy"
+    }
+    for who, subset in {**declared, "evaluation": scenario.evaluation.subset}.items():
+        if subset is not None and subset > records:
+            yield f"{who}: subset is {subset}, but there are {records} test images: all of them are taken"
 
 
 def repeats(scenario: Scenario, splits: Splits) -> str | None:
@@ -151,6 +166,7 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
     # A model says of wrong constants what was said of them.
     yield from constants or _unbuildable(scenario, splits)
     yield from _deltas(scenario, records)
+    yield from _epsilons(scenario, records)
 
 
 def _constants(scenario: Scenario, channels: int) -> Found:
@@ -175,7 +191,13 @@ def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
         return
     for place, model in _models(scenario):
         try:
-            outlined(model, splits.input_shape, classes, scenario.normalization)
+            module = outlined(model, splits.input_shape, classes, scenario.normalization)
+            size = sum(weight.nbytes for weight in module.parameters())
+            if size > LARGEST:
+                yield (
+                    place,
+                    f"the weights of {model.label()} take {size / 2**40:,.0f} TiB, more than can be trained",
+                )
         except HarnessError as error:
             yield place, str(error)
         except Exception:
@@ -227,4 +249,22 @@ def _deltas(scenario: Scenario, records: int) -> Found:
                     ("defences", i, j, "delta"),
                     f"{defence.name}: delta {delta:g} must be below 1 / {records} = {1 / records:.3g}, one over the "
                     "number of training records",
+                )
+
+
+def _epsilons(scenario: Scenario, records: int) -> Found:
+    """Targets that no noise reaches: an accountant's bound on a training stays above 0, however much noise there is."""
+    for i, stack in enumerate(scenario.defences):
+        for j, defence in enumerate(stack):
+            target, accountant = getattr(defence, "epsilon", None), getattr(defence, "accountant", None)
+            if accountant not in BOUNDS or not isinstance(target, float) or target > REACHED:
+                continue
+            delta = getattr(defence, "delta", None) or 1 / (10 * records)
+            # One step, in which hardly anybody takes part: any training has more to account for.
+            least = epsilon([(MAX_NOISE, 1 / records, 1)], delta, accountant)
+            if least > target:
+                yield (
+                    ("defences", i, j, "epsilon"),
+                    f"{defence.name}: no noise reaches epsilon {target:g}: at delta {delta:.3g} the accountant "
+                    f"{accountant} counts {least:.2g} at least",
                 )

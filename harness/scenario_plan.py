@@ -82,7 +82,8 @@ def plan_scenarios(
             skipped.append((where, str(error)))
         except Exception as error:  # a plugin's own: it must not take the other scenarios down
             who = " ".join(getattr(error, "raised_by", ("the data set or the model",)))
-            skipped.append((where, f"{who} raised {type(error).__name__}: {error}"))
+            said = str(error).partition("\n")[0]  # PyTorch adds the stack of its own code
+            skipped.append((where, f"{who} raised {type(error).__name__}: {said}"))
     details = _named(skipped)
     if not facts:
         raise ScenarioError(details)

@@ -53,6 +53,21 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             ["7:66: dp-sgd: delta 0.5 must be below 1 / ", "7:71: dp-sgd: delta 0.1 must be below 1 / "],
         ),
         (
+            "defences: [none, dp-sgd: {epsilon: {sweep: [8, 1e-9, 1e-3]}}]\n",
+            [
+                "5:48: dp-sgd: no noise reaches epsilon 1e-09: at delta 7.95e-05 the accountant rdp counts 0.00",
+                "5:54: dp-sgd: no noise reaches epsilon 0.001: at delta 7.95e-05 the accountant rdp counts 0.00",
+            ],
+        ),
+        (
+            "defences: [dp-fedavg: {epsilon: 1e-3, accountant: prv}, dp-ftrl: {epsilon: 1e-3, accountant: gdp}]\n",
+            ["5:33: dp-fedavg: no noise reaches epsilon 0.001: "],
+        ),
+        (
+            "compressors: [none, distillation: {student: {mlp: {hidden: [1000000000000]}}}]\n",
+            ["5:36: the weights of mlp(hidden=[1000000000000]) take 273 TiB, more than can be trained"],
+        ),
+        (
             "compressors: [none, distillation, [top-k: {ratio: 0.1}, distillation: {rounds: 2, student: lenet5}]]\n",
             [
                 "5:21: lenet5 needs images of at least 12x12 pixels, not 8x8",
@@ -233,6 +248,15 @@ def test_a_wrong_path_in_a_text_is_said_without_a_place(line, column, shown, nea
         check_data(scenario, f"{HEAD}{line}\n")
 
 
+def test_numbers_beyond_pytorchs_are_one_line(tmp_path, capsys):
+    file = tmp_path / "x.yaml"
+    file.write_text(BASE.replace("mlp", f"{{mlp: {{hidden: [1{'0' * 30}]}}}}"))
+    assert main(["validate", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{file}: model mlp raised ")
+    assert err.count("\n") == 1
+
+
 def test_nothing_is_proposed_where_nothing_is_near(places):
     with pytest.raises(PluginError, match=r"zzz is not there \(tried [^;]*\)$"):
         find_file("zzz", places)
@@ -318,6 +342,22 @@ def test_a_dataset_that_tests_on_what_it_trains_on_is_noted(tmp_path, capsys, ca
     for _ in range(2):
         data_facts(load_text(file.read_text(), file), Store(tmp_path / "runs"))
     assert caplog.text.count("100.0% of the test images") == 1  # where a run is planned: once a content
+
+
+def test_a_subset_larger_than_the_test_images_is_told(tmp_path, capsys):
+    threats = (
+        "threats:\n  - {name: near, subset: 359, budget: {norm: linf, eps: 0.1}, attacks: [fgsm]}\n"
+        "  - {name: far, subset: 1000, budget: {norm: linf, eps: 0.2}, attacks: [fgsm]}\n"
+        "  - {name: members, subset: 1000, attacks: [loss-threshold]}\n"
+    )
+    file = tmp_path / "x.yaml"
+    file.write_text(BASE + "evaluation: {subset: 400}\n" + threats)
+    assert main(["validate", str(file)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: ")]
+    assert notes == [
+        "  note: threat far: subset is 1000, but there are 359 test images: all of them are taken",
+        "  note: evaluation: subset is 400, but there are 359 test images: all of them are taken",
+    ]
 
 
 def test_one_class_is_refused_and_a_class_without_training_images_is_told(tmp_path, capsys):
