@@ -46,7 +46,7 @@ def test_the_file_is_an_image(tmp_path, capsys):
     [
         ("  - {name: none}\n", "t.png", "no threat has a backdoor"),
         (ATTACKS, "t.nonsense", "ends in .png"),
-        (ATTACKS, "nowhere/t.png", "--out"),
+        (ATTACKS, "nowhere/t.png", "nowhere/t.png: No such file or directory\n"),
         (
             "  - {name: b, malicious: 0.2, attacks: [badnets: {target: 12}]}\n",
             "t.png",

@@ -57,5 +57,7 @@ def draw(found: Sequence[Strip], out: Path) -> None:
     """Writes the strips below each other as an image. Raises HarnessError where the file cannot be written."""
     try:
         paint(found).save(out)
-    except (OSError, ValueError) as error:  # ValueError: an ending that stands for no image format
+    except ValueError as error:  # an ending that stands for no image format
         raise HarnessError(f"--out {out}: {error}; use a name that ends in .png") from None
+    except OSError as error:
+        raise HarnessError(f"--out {out}: {error.strerror or error}") from None
