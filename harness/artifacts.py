@@ -46,7 +46,7 @@ class Artifacts:
         try:
             (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot use the store {self.path}: {error}") from error
+            raise StoreError(f"cannot use the store {self.path}: {error.strerror or error}") from error
 
     def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
         """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""
