@@ -331,8 +331,11 @@ def read(path: Path) -> Submission:
             raise HarnessError(
                 f"{path}: {size / 2**20:.0f} MiB; a submission has at most {MAX_BYTES >> 20} MiB"
             )
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise HarnessError(f"{path}: not a submission: the file is empty")
         data = json.loads(
-            path.read_text(encoding="utf-8"),
+            text,
             parse_constant=_refuse,
             parse_float=_finite,
             object_pairs_hook=_unique,
@@ -344,7 +347,9 @@ def read(path: Path) -> Submission:
         raise HarnessError(f"{path}: there is no such file" + (f"; {hint}" if hint else "")) from None
     except OSError as error:
         raise HarnessError(f"{path}: not a submission: {error.strerror or error}") from None
-    except ValueError as error:  # of JSON, of UTF-8, of ours
+    except json.JSONDecodeError as error:
+        raise HarnessError(f"{path}: not a submission: no JSON: {error}") from None
+    except ValueError as error:  # of UTF-8, of ours
         raise HarnessError(f"{path}: not a submission: {error}") from None
     return parse(data, str(path))
 

@@ -256,12 +256,13 @@ def test_a_file_that_is_not_there_is_told_from_one_that_is_wrong(tmp_path):
 
 
 def test_what_is_no_json_object(refused):
-    assert "not a submission: expecting" in refused("").lower()
+    assert "not a submission: the file is empty" in refused("\n")
+    assert "not a submission: no JSON: Expecting value" in refused("schema: 1\n")
     assert "not a submission: " in refused("{")
     assert "not a submission: " in refused("[1, 2]")
     assert "not a submission: " in refused("null")
     assert "not a submission: " in refused('"text"')
-    assert "not a submission: Extra data" in refused("{} {}")
+    assert "not a submission: no JSON: Extra data" in refused("{} {}")
     assert "codec can't decode byte 0xff" in refused(b'{"name": "\xff"}')
     assert "not a submission: " in refused(json.dumps(handmade.plain()).encode("utf-16"))
     assert "not a submission: " in refused(b"\x00" * 100)
