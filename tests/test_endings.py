@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -91,6 +93,16 @@ def exists(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_ctrl_c_while_libraries_are_imported_is_no_error(monkeypatch, capsys):
+    class Interrupted(ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "harness.cli", Interrupted("harness.cli"))
+    assert runpy.run_module("harness", run_name="harness.__main__")["main"]() == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_sigterm_of_others_stays_theirs():
