@@ -80,6 +80,29 @@ def test_explain_tells_what_a_whole_patient_is_left_with_broken_or_not(ran, hold
     assert "unprotected: [val]" not in console.file.getvalue()  # it would not help
 
 
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"malicious": [2], "capability": "data"}, ", who run the defences on records that they change"),
+        ({"malicious": [2], "capability": "training"}, ", who control their training and run no defence"),
+        ({"malicious": [2]}, ""),
+        ({"family": "evasion"}, None),
+        (None, None),
+    ],
+)
+def test_explain_says_that_no_guarantee_is_for_malicious_clients(attack, said, ran):
+    with Store(ran[1]) as opened:
+        kept = next(r for r in opened.records("small") if r["guarantee"] and r["guarantee"]["holds"])
+    for guarantee in (kept["guarantee"], None):
+        console = Console(file=io.StringIO(), width=200)
+        render_chain({**kept, "attack": attack, "guarantee": guarantee}, console)
+        last = console.file.getvalue().splitlines()[-1]
+        if said is None or guarantee is None:
+            assert last.startswith("guaranteed: ")
+        else:
+            assert last == f"not for the malicious clients{said}"
+
+
 def test_explain_says_which_cells_there_are(ran, capsys, tmp_path):
     _, store = ran
     assert main(["explain", "zzzz", "--store", str(store)]) == 2

@@ -69,6 +69,8 @@ def _verdict(record: dict[str, Any]) -> list[tuple[str, str]]:
     else:
         lines.append((f"guaranteed: {_bound(guarantee)}", "bold green"))
         lines += _group(guarantee)
+    if guarantee is not None:
+        lines += _attackers(record["attack"] or {})
     audit = (record["attack"] or {}).get("audit")
     if audit is not None:
         line = f"audited: epsilon of at least {audit['epsilon']:.3g}, at confidence {audit['confidence']:g}"
@@ -82,6 +84,17 @@ def _bound(guarantee: dict[str, Any]) -> str:
         f"epsilon {guarantee['epsilon']:.4g} at delta {guarantee['delta']:.3g} for a {guarantee['unit']}, "
         f"{guarantee['accountant']} accountant"
     )
+
+
+def _attackers(attack: dict[str, Any]) -> list[tuple[str, str]]:
+    """Whom no guarantee is for: attackers on training, by what they control, which older records do not say."""
+    if not attack.get("malicious"):
+        return []
+    controlled = {
+        "data": ", who run the defences on records that they change",
+        "training": ", who control their training and run no defence",
+    }
+    return [(f"not for the malicious clients{controlled.get(attack.get('capability', ''), '')}", "")]
 
 
 def _group(guarantee: dict[str, Any]) -> list[tuple[str, str]]:
