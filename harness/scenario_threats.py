@@ -50,8 +50,8 @@ class Threat(Part):
     capability: Literal["data", "training"] | None = Field(
         None,
         examples=["training"],
-        description="what malicious clients control: their data, so that they run the clients' defences, or their "
-        "training, so that they run none; default: what each attack's paper gives it (training)",
+        description="what malicious clients control (training-time threats): their data, so that they run the "
+        "clients' defences, or their training, so that they run none; default: what each attack's paper gives it",
     )
     participation: Literal["sampled", "always"] = Field(
         "sampled",
