@@ -23,6 +23,7 @@ from harness.federation.chain import check_chain
 from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
 from harness.naming import Naming
 from harness.options import FedAvg
+from harness.scenario_threats import identifying
 from harness.stacks import check_nothing_dropped, check_stack
 
 if TYPE_CHECKING:
@@ -155,10 +156,7 @@ class Cell:
 
 
 def _threat_spec(threat: Threat) -> dict[str, Any]:
-    spec = threat.model_dump(mode="json", exclude={"attacks"})
-    if threat.capability is None:  # it counts where chosen: ids of cells are older than the choice
-        spec.pop("capability")
-    return spec
+    return identifying(threat.model_dump(mode="json", exclude={"attacks"}))
 
 
 def _json_of_threat(threat: Threat) -> str:

@@ -35,7 +35,7 @@ from harness.scenario_parts import (
     repeated,
     spec_of,
 )
-from harness.scenario_threats import Threat
+from harness.scenario_threats import Threat, identifying
 
 
 def _default_aggregators() -> tuple[tuple[Aggregator, ...], ...]:
@@ -200,9 +200,7 @@ class Scenario(Part):
             # They count where chosen: hashes are older than the choice.
             if getattr(self.compute, name) == Compute.model_fields[name].default:
                 plain["compute"].pop(name)
-        for threat in plain["threats"]:
-            if threat["capability"] is None:  # likewise
-                threat.pop("capability")
+        plain["threats"] = [identifying(threat) for threat in plain["threats"]]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

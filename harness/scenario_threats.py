@@ -15,6 +15,14 @@ from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 TRAINING_FIELDS = {  # and their defaults
     "capability": None, "participation": "sampled", "start_round": 1, "stop_round": None,
 }  # fmt: skip
+LATER = ("capability",)  # ids of cells and hashes of scenarios are older than these: they count where chosen
+
+
+def identifying(threat: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a threat as JSON values what tells it from others, in ids and hashes."""
+    return {
+        name: value for name, value in threat.items() if name not in LATER or value != TRAINING_FIELDS[name]
+    }
 
 
 class Budget(Part):

@@ -65,13 +65,12 @@ def _verdict(record: dict[str, Any]) -> list[tuple[str, str]]:
         if any(PROTECTED_VAL in why for why in guarantee["broken_by"]):
             lines.append((OWN_VAL, ""))
         lines.append((f"without what breaks it: {_bound(guarantee)}", ""))
-        lines += _group(guarantee)
     else:
         lines.append((f"guaranteed: {_bound(guarantee)}", "bold green"))
-        lines += _group(guarantee)
+    attack = record["attack"] or {}
     if guarantee is not None:
-        lines += _attackers(record["attack"] or {})
-    audit = (record["attack"] or {}).get("audit")
+        lines += [*_group(guarantee), *_attackers(attack)]
+    audit = attack.get("audit")
     if audit is not None:
         line = f"audited: epsilon of at least {audit['epsilon']:.3g}, at confidence {audit['confidence']:g}"
         violated = VIOLATION in record["flags"]

@@ -131,7 +131,6 @@ class LiveObserver(Observer):
             expand=True,
         )
         self._overall: TaskID | None = None
-        self._planned = False
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> LiveObserver:
@@ -145,7 +144,6 @@ class LiveObserver(Observer):
 
     def plan_ready(self, plan: dict[str, Any]) -> None:
         super().plan_ready(plan)
-        self._planned = True
         self._refresh()
 
     def stage_started(self, key: str, kind: str, label: str) -> None:
@@ -181,7 +179,7 @@ class LiveObserver(Observer):
         self.progress.console.print(Text(line, style="red"))
 
     def _refresh(self) -> None:
-        if self._overall is None or not self._planned:
+        if self._overall is None:
             return
         left = self.estimate.seconds_left(self.clock())
         self.progress.update(

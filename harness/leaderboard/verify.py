@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 MAX_DIFFERENCES = 1000
 NOTE = "note: "
 
-
 EXACT = Tolerance(1e-6, 1e-12)
 # ELSEWHERE is for another device, other libraries or other code of plugins, and where rounding is by chance. Of these
 # but the last, a mechanism's noise is seeded by all, so that in cells with a defence it is another draw.
@@ -99,8 +98,9 @@ def verify(
         if record is None:
             continue  # a contradiction already: the scenario has no such cell
         name = cell_name(cell.axes, number)
-        tolerance = _tolerance(cell, record, not elsewhere and entry.id in same)
-        rounded += tolerance is ELSEWHERE and not elsewhere and entry.id in same
+        at_home = not elsewhere and entry.id in same
+        tolerance = _tolerance(cell, record, at_home)
+        rounded += at_home and tolerance is ELSEWHERE
         found += [
             f"{name}: it uses the {plugin}, which the file does not list"
             for plugin in unlisted(submission, record)
@@ -132,9 +132,9 @@ def verify(
     )
 
 
-def _tolerance(cell: Cell, record: Mapping[str, Any], same: bool) -> Tolerance:
-    """same: whether device, libraries and the code of plugins are the file's."""
-    if same:
+def _tolerance(cell: Cell, record: Mapping[str, Any], at_home: bool) -> Tolerance:
+    """at_home: whether device, libraries and the code of plugins are the file's."""
+    if at_home:
         return ELSEWHERE if depends_on_rounding(record) else EXACT
     return ELSEWHERE if cell.defence == "none" else REDRAWN
 
