@@ -84,7 +84,8 @@ def unusable(scenario: Scenario, error: HarnessError, text: str | None = None) -
     """
     document = _document(scenario, text)
     place = _dataset_place(document, error) if document is not None else ()
-    message = f"the dataset {scenario.dataset.name} cannot be used: {error}"
+    name = scenario.dataset.name
+    message = f"the dataset {name} cannot be used: {str(error).removeprefix(f'dataset {name}: ')}"
     return _error(scenario, document, [(place, message)])
 
 

@@ -206,7 +206,7 @@ def test_an_error_of_any_kind_says_whose_it_is(text, kind, message, tmp_path):
     ("text", "message"),
     [
         ("model: no-module", "model no-module: build returned NoneType, not a network"),
-        ("dataset: pair", "dataset pair: load returned tuple, not Splits"),
+        ("dataset: pair", "the dataset pair cannot be used: load returned tuple, not Splits"),
     ],
 )
 def test_what_cannot_even_be_planned_names_its_plugin(text, message, tmp_path):

@@ -292,6 +292,28 @@ def test_npz_with_one_wrong_byte(tmp_path, save):
     assert refusals(dataset.load, file, "data.npz is not a readable .npz file: ", step=9) > 100
 
 
+def test_what_is_no_npz_is_said_in_words(tmp_path):
+    file = tmp_path / "data.npz"
+    load = make("npz", path=str(file)).load
+
+    def said():
+        with pytest.raises(HarnessError) as refused:
+            load()
+        return str(refused.value).removeprefix(f"dataset npz: {file} is not a readable .npz file: ")
+
+    for content in (b"", b"hello\n", b"PK\x03\x04 cut off"):
+        file.write_bytes(content)
+        assert said() == "no whole ZIP archive, such as numpy.savez writes"
+    np.save(tmp_path / "data.npy", np.zeros(3))
+    (tmp_path / "data.npy").rename(file)
+    assert said() == "no whole ZIP archive, such as numpy.savez writes"
+    np.savez(file, **{**archive(), "train_labels": np.array([{}], dtype=object)}, allow_pickle=True)
+    assert said() == "an array holds Python objects; it may hold numbers or text"
+    file.unlink()
+    file.mkdir()
+    assert said() == "Is a directory"
+
+
 # imagefolder ------------------------------------------------------------------------------------
 
 

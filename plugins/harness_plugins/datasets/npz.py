@@ -72,7 +72,9 @@ class Npz(Dataset):
                 arrays = {key: archive[key] for key in archive.files if key.partition("_")[0] in SPLITS}
                 keys = list(archive.files)
         except UNREADABLE as error:
-            raise HarnessError(f"dataset npz: {file} is not a readable .npz file: {error}") from None
+            raise HarnessError(
+                f"dataset npz: {file} is not a readable .npz file: {_why(file, error)}"
+            ) from None
         present = [s for s in SPLITS if s != "val" or f"{s}_images" in arrays or f"{s}_labels" in arrays]
         missing = [
             f"{s}_{what}" for s in present for what in ("images", "labels") if f"{s}_{what}" not in arrays
@@ -91,6 +93,17 @@ class Npz(Dataset):
         return content_hash(
             [hash_file(find_file(self.path, root))], self.model_dump(mode="json", exclude={"path"})
         )
+
+
+def _why(file: Path, error: Exception) -> str:
+    """What is wrong with it, for who made the file: NumPy takes all that is no archive for a pickle."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if not zipfile.is_zipfile(file):
+        return "no whole ZIP archive, such as numpy.savez writes"
+    if "pickle" in str(error):
+        return "an array holds Python objects; it may hold numbers or text"
+    return str(error)
 
 
 def read_arrays(where: str, arrays: dict[str, np.ndarray], present: list[str]) -> dict[str, Split]:
