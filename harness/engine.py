@@ -132,10 +132,16 @@ def run(
 
             warm_up(_heavy_modules(loaded))  # beside the plan, which has libraries of its own to import
         device, limit = resources(executor, device, jobs)
-        # Last, so that no bad argument leaves an empty store.
+        # Last, so that no bad argument leaves an empty store; nor do data that nothing can be planned with.
+        new = not folder.exists()
         opened = held.enter_context(Store(folder))
         held.enter_context(opened.lock())
-        planned, metrics, skipped = plan_scenarios(loaded, device, opened, wanted, part)
+        try:
+            planned, metrics, skipped = plan_scenarios(loaded, device, opened, wanted, part)
+        except HarnessError:
+            if new:
+                opened.discard()
+            raise
         if executor == "local":
             peak = _peak(planned, opened)
             devices = worker_devices(jobs, device, peak)

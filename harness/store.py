@@ -119,6 +119,15 @@ class Store(Artifacts):
         """Close the database connection."""
         self._db.close()
 
+    def discard(self) -> None:
+        """Take away a store that was just made and holds no results: whoever found it would look for some."""
+        self.close()
+        with contextlib.suppress(OSError):  # the lock last: until then nobody else writes here
+            (self.path / DATABASE).unlink()
+            (self.path / "artifacts").rmdir()
+            (self.path / "lock").unlink()
+            self.path.rmdir()
+
     def __enter__(self) -> Store:
         return self
 

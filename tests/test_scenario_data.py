@@ -86,6 +86,21 @@ def test_the_place_is_named_before_anything_runs(command, text, places, tmp_path
     assert len(lines) == len(places)
     for line, place in zip(lines, places, strict=True):
         assert line.startswith(f"{file}:{place}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_that_nothing_can_be_planned_with_take_no_folder_away_that_was_there(tmp_path):
+    scenario = load_text(BASE + "federation: {clients: 5000}\n")
+    (tmp_path / "own").mkdir()
+    with Store(tmp_path / "runs") as store:
+        store.put_fact("kept", 1)
+    for folder in ("own", "runs", "new/runs"):
+        with pytest.raises(ScenarioError, match="5000 clients cannot share"):
+            run(scenario, device="cpu", jobs=0, store=tmp_path / folder)
+    assert (tmp_path / "own").is_dir()
+    assert not (tmp_path / "new" / "runs").exists()
+    with Store(tmp_path / "runs") as store:
+        assert store.fact("kept") == 1
 
 
 def test_a_model_that_cannot_take_the_images_is_named_at_its_place():
