@@ -44,7 +44,7 @@ from harness.console.signals import ended_like_ctrl_c
 from harness.console.starter_commands import init
 from harness.console.store_commands import merge
 from harness.console.surroundings import explained
-from harness.errors import HarnessError, ScenarioError, with_file
+from harness.errors import HarnessError, ScenarioError, from_interrupt, with_file
 from harness.leaderboard.commands import leaderboard
 
 app = typer.Typer(
@@ -381,7 +381,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {said}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        if not from_interrupt(error):
+            raise
         print("interrupted", file=sys.stderr)
         return 130
     return 0

@@ -46,6 +46,17 @@ class UnwritableStore(StoreError):
     """Nothing can be written into the store: a run that went on would lose what it computes."""
 
 
+def from_interrupt(error: BaseException) -> bool:
+    """Whether it is Ctrl-C, or what became of it.
+
+    Code that is not Python's, such as pydantic's, raises errors of its own where an interrupt falls into it.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__
+    return seen is not None
+
+
 @contextmanager
 def blamed(plugin: Plugin) -> Iterator[None]:
     """What is raised inside is this plugin's, unless it is another's further in; its record then says so."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import records
 from harness.bundles import bundles
-from harness.errors import StoreError, UnwritableStore
+from harness.errors import StoreError, UnwritableStore, from_interrupt
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.lending import places
 from harness.schedule import Schedule
@@ -81,7 +81,9 @@ class Runner:
         try:
             self._prepare()
             self._loop()
-        except KeyboardInterrupt:
+        except (Exception, KeyboardInterrupt) as error:
+            if not from_interrupt(error):
+                raise
             self.tally.interrupted = True
         finally:
             self.executor.close()

@@ -105,6 +105,18 @@ def test_ctrl_c_while_libraries_are_imported_is_no_error(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_what_an_interrupt_became_in_compiled_code_is_no_traceback(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise ValueError("Error calling function") from KeyboardInterrupt()
+
+    monkeypatch.setattr("harness.cli.app", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr("harness.cli.app", lambda *_, **__: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["list"])
+
+
 def test_sigterm_of_others_stays_theirs():
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))

@@ -439,6 +439,23 @@ def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
         assert after[key] == finished  # not done a second time
 
 
+@pytest.mark.parametrize("where", ["stage", "runner"])
+def test_an_interrupt_that_compiled_code_made_an_error_of_its_own_is_one(where, tmp_path, monkeypatch):
+    """pydantic raises PydanticSerializationError where SIGINT falls into its serialiser; its cause is the interrupt."""
+
+    def serialise(*_, **__):
+        raise ValueError("Error calling function") from KeyboardInterrupt()
+
+    monkeypatch.setattr("harness.stages.execute" if where == "stage" else "harness.records.scored", serialise)
+    result = run("aggregators: [mean, median]", tmp_path)
+    assert result.interrupted
+    assert not result.records
+    monkeypatch.undo()
+    again = run("aggregators: [mean, median]", tmp_path)
+    assert [record["status"] for record in again.records] == ["scored", "scored"]
+    assert again.cached["train"] == (where == "runner")
+
+
 TINY = """
 schema: 1
 name: tiny

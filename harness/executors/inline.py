@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import describe_error
+from harness.errors import describe_error, from_interrupt
 from harness.executors import Event, reporter
 from harness.store import Store
 
@@ -31,6 +31,8 @@ class InlineExecutor:
         try:
             execute(stage, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
         except (Exception, SystemExit) as error:  # a plugin must not end the run
+            if from_interrupt(error):
+                raise
             self._events.append(Event("failed", stage.key, describe_error(error)))
         else:
             self._events.append(Event("done", stage.key))

@@ -59,13 +59,7 @@ class SecureStrategy(FederationStrategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         assert self._opened is not None
-        size = self._mean.numel()
-        updates = dict.fromkeys(self._opened.ids, self._mean)
-        outcome = self.federation.outcome
-        outcome.messages += len(updates)
-        outcome.uplink_bytes += len(updates) * 4 * size
-        outcome.downlink_bytes += len(updates) * 4 * size
-        return self._close(self._opened, updates, {})
+        return self._close(self._opened, dict.fromkeys(self._opened.ids, self._mean), {})
 
     def _protocol(self, grid: Grid, opened: Opened, server_round: int) -> tuple[Tensor, set[int]]:
         """One round of SecAgg+: the weighted mean of the updates (d,), and whose they were."""
