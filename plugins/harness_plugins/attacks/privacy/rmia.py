@@ -18,10 +18,11 @@ class Rmia(ShadowAttack):
     the target's softmax probability of x's label. p(x), what it would be without the target, comes from the
     shadow models:
 
-    online: the mean of their p(x|shadow) over all of them, half of which were trained on x;
+    online: the mean of their p(x|shadow) over all of them, about half of which were trained on x where every client
+        takes part;
     offline: ((1 + a) p_out(x) + (1 - a)) / 2, p_out being the mean over those not trained on x.
 
-    p(z) is made by the same formula. The population is the view's own, which no model is trained on: every
+    p(z) is made by the same formula. The population is the view's own, which no client trains on: every
     shadow model counts for it, as out. All in float64 logarithms; ratios of the population are sorted once, so
     O(shadows (n + |Z|) + (n + |Z|) log |Z|). A score takes one of |Z| + 1 values: ties are frequent, and where
     models overfit little most scores are 0 at the paper's gamma = 2, so that gamma = 1 tells records apart better.
