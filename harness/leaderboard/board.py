@@ -115,9 +115,10 @@ class Row:
 
     @property
     def claim(self) -> Claim | None:
-        """The weakest guarantee among its scored cells; None: there is none."""
-        claims = [cell.guarantee for cell in self.cells if cell.status == "scored" and cell.guarantee]
-        return max(claims, key=_weakness, default=None)
+        """The weakest guarantee among its scored cells; None: some has none, which is the weakest."""
+        claims = [cell.guarantee for cell in self.cells if cell.status == "scored"]
+        given = [claim for claim in claims if claim is not None]
+        return max(given, key=_weakness, default=None) if len(given) == len(claims) else None
 
 
 @dataclass

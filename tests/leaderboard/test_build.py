@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -326,9 +327,9 @@ def test_masked_and_refuted_values_are_marked_and_do_not_win():
     )
 
     refuted = small("refuted")
-    refuted["cells"].append(
-        cell((*BASE, "audit", "audit"), "privacy", {"epsilon_audited": [9.0] * 3}, "a", guarantee=claim(8.0))
-    )
+    refuted["cells"].append(cell((*BASE, "audit", "audit"), "privacy", {"epsilon_audited": [9.0] * 3}, "a"))
+    for item in refuted["cells"]:
+        item["guarantee"] = claim(8.0)
     for seed in refuted["cells"][-1]["seeds"].values():
         seed["flags"] = ["audit-violation"]
     (row,) = board_of(refuted).rows
@@ -394,12 +395,14 @@ def test_the_page_knows_every_mark(tmp_path):
 
 def test_the_epsilon_shown_is_the_weakest_guarantee_and_says_for_whom():
     def with_claims(*claims: dict[str, Any] | None) -> Any:
+        """A row whose cells claim these, and the first those that are left."""
         one = small()
-        for item, given in zip(one["cells"], claims, strict=False):
+        for item, given in zip_longest(one["cells"], claims, fillvalue=claims[0]):
             item["guarantee"] = given
         return board_of(one).rows[0].values["epsilon"]
 
-    assert (with_claims().text, with_claims().mean) == ("none", math.inf)
+    assert (with_claims(None).text, with_claims(None).mean) == ("none", math.inf)
+    assert with_claims(claim(2.0), None).text == "none"  # with a scored cell that has none
     assert with_claims(claim(2.0), claim(3.0)).mean == 3.0
     assert with_claims(claim(2.0), claim(1.0, holds=False)).text == "broken"
     assert with_claims(claim(None), claim(1.0)).text == "inf"

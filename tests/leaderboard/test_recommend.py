@@ -33,10 +33,11 @@ def board(**changes):
     for name, (accuracy, size, guarantee) in rows.items():
         scores = {"accuracy": accuracy, "serialized_bytes": [size] * 3}
         axes = (name, "mean", "none", "none", "none")
-        cells.append(cell(axes, "clean", scores, **({"guarantee": guarantee} if guarantee else {})))
+        claimed = {"guarantee": guarantee} if guarantee else {}
+        cells.append(cell(axes, "clean", scores, **claimed))
         robust = changes.get(name, [0.5, 0.5, 0.5])
         axes = (name, "mean", "none", "evasion", "pgd")
-        cells.append(cell(axes, "evasion", {**scores, "robust_accuracy": robust}))
+        cells.append(cell(axes, "evasion", {**scores, "robust_accuracy": robust}, **claimed))
     return plain("lab", cells)
 
 
