@@ -372,6 +372,14 @@ def test_signguard_filters_norms_and_clips_to_the_median():
     )
 
 
+def test_signguard_takes_all_rows_where_none_has_a_plausible_norm():
+    x = torch.tensor([[0.01], [0.02], [10.0], [20.0]]).expand(4, 6)  # the median is 5.01, and nobody near it
+    seen: list = []
+    result = create("signguard", upper=1.5, share=1.0)(x, reporter=seen.append)
+    assert seen[0]["kept"] == [0, 1, 2, 3]
+    torch.testing.assert_close(result, torch.full((6,), (0.01 + 0.02 + 5.01 + 5.01) / 4))
+
+
 def test_flame_is_a_clipped_mean_of_the_admitted_models_plus_noise():
     from sklearn.cluster import HDBSCAN
 

@@ -19,7 +19,8 @@ class SignGuard(Aggregator):
     shares of positive, zero and negative values, over a random `share` of the coordinates, lie in the largest
     cluster found by mean shift (bandwidth: scikit-learn's estimate at quantile 0.5). Those that pass both are
     clipped to the median norm and averaged. f and the weights are not used. Without any such row all rows
-    that pass the norm filter count.
+    that pass the norm filter count, and all rows where none does: the median of an even n is between two norms,
+    which may both be far from it.
 
     updates (n, d) -> (d,). Costs O(n d + n^2). Draws from the context's generator. Reports the rows kept.
     """
@@ -50,7 +51,7 @@ class SignGuard(Aggregator):
         alike = torch.from_numpy(self._largest_cluster(self._signs(updates, context)))
         kept = (plausible & alike).nonzero().flatten().tolist()
         if not kept:
-            kept = plausible.nonzero().flatten().tolist()
+            kept = plausible.nonzero().flatten().tolist() or list(range(len(updates)))
         context.report(kept=kept)
         return mean_of(updates, kept, clip_factors(norms, median))
 
