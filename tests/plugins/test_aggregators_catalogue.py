@@ -345,6 +345,24 @@ def test_clipped_clustering_clips_to_all_norms_seen():
     )
 
 
+@pytest.mark.parametrize(("honest", "zeros"), [(6, 2), (6, 3), (5, 4)])
+@pytest.mark.parametrize("first", ["honest", "zeros"])
+def test_clipped_clustering_makes_two_clusters_where_merges_are_equally_far(honest, zeros, first):
+    from sklearn.cluster import AgglomerativeClustering
+
+    x = normal(1, 20) + 0.1 * normal(honest, 20, seed=1)
+    nothing = torch.zeros(zeros, 20, dtype=x.dtype)  # as free-riders send: at 1 from one another and from all
+    x = torch.cat([x, nothing] if first == "honest" else [nothing, x])
+    unit = (x / x.norm(dim=1, keepdim=True)).nan_to_num(0)
+    distances = (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0).numpy()
+    labels = AgglomerativeClustering(2, metric="precomputed", linkage="average").fit_predict(distances)
+    seen: list = []
+    create("clipped-clustering")(x, reporter=seen.append)
+    assert seen[0]["kept"] == np.flatnonzero(labels == np.bincount(labels).argmax()).tolist()
+    create("clipped-clustering")(torch.ones(5, 20), reporter=seen.append)  # nothing to tell apart
+    assert seen[1]["kept"] == [0, 1, 2, 3, 4]
+
+
 def test_without_any_trust_nothing_moves():
     x = -planted(m=1)[:5].abs()
     assert not create("fltrust")(x, root_update=lambda: torch.ones(300, dtype=torch.float64)).any()

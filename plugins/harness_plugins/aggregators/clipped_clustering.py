@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 class ClippedClustering(Aggregator):
     """Clips to the median of all norms seen so far, then averages the larger of two clusters by cosine.
 
-    Average-linkage agglomerative clustering into two clusters on 1 - cos(x_i, x_j); of equally large ones the
-    one with the lowest row. Clipping does not change a cosine. f and the weights are not used.
+    Average-linkage agglomerative clustering into two clusters on 1 - cos(x_i, x_j), those that the last merge
+    joins; of equally large ones the one with the lowest row. Where merges before it are as far, as with rows of
+    zeros, which are at 1 from all, scipy's order decides. Where all merges are equally far, as among equal rows,
+    all rows are kept. Clipping does not change a cosine. f and the weights are not used.
 
     updates (n, d) -> (d,). Costs O(n^2 d). Keeps every norm it has seen. Reports the rows kept.
     """
@@ -45,8 +47,7 @@ class ClippedClustering(Aggregator):
 
     @staticmethod
     def _larger(updates: Tensor) -> list[int]:
-        import numpy as np
-        from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.cluster.hierarchy import linkage, to_tree
         from scipy.spatial.distance import squareform
 
         n = len(updates)
@@ -54,10 +55,11 @@ class ClippedClustering(Aggregator):
             return list(range(n))
         distances = (1 - cosines(gram_matrix(updates))).fill_diagonal_(0).clamp(min=0).numpy()
         tree = linkage(squareform(distances, checks=False), method="average")
-        labels = fcluster(tree, 2, criterion="maxclust")
-        first = labels[0]
-        larger = first if 2 * (labels == first).sum() >= n else 3 - first
-        return [int(i) for i in np.flatnonzero(labels == larger)]
+        if tree[0, 2] == tree[-1, 2]:
+            return list(range(n))
+        last = to_tree(tree)
+        one, other = (sorted(part.pre_order()) for part in (last.left, last.right))
+        return min(one, other, key=lambda rows: (-len(rows), rows[0]))
 
 
 PLUGINS = (ClippedClustering,)
