@@ -306,6 +306,16 @@ def test_mimic_does_not_depend_on_the_scale_of_the_updates(scale):
     torch.testing.assert_close(scaled["direction"], state["direction"])
 
 
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**-40, 2.0**36, 2.0**70])
+def test_mimic_learns_from_updates_whose_products_float32_cannot_hold(scale):
+    state, scaled = {}, {}
+    for round in range(6):
+        honest = (normal(8, 40, seed=round) * torch.linspace(3, 0.1, 40, dtype=torch.float64)).float()
+        row = craft("mimic", honest, state=state, round=round)[0]
+        assert torch.equal(craft("mimic", scale * honest, state=scaled, round=round)[0], scale * row)
+    torch.testing.assert_close(scaled["direction"], state["direction"])
+
+
 # Free-riders ----------------------------------------------------------------------------------------------------------
 
 

@@ -74,8 +74,11 @@ class Mimic(ByzantineAttack):
         else:
             state["mean"] = (seen * state["mean"] + mean) / (seen + 1)
         centred = honest - state["mean"]
-        step = (centred @ state["direction"]) @ centred
-        length = float(step.norm())
+        along = centred @ state["direction"]
+        most = float(along.abs().max())
+        # Its length alone is of no use, and as products of small or large updates it would not fit float32.
+        step = (along / most if most > 0 else along) @ centred
+        length = float(step.double().norm())
         direction = seen * state["direction"] + (step / length if length > 0 else 0)
         norm = float(direction.norm())
         if norm > 0:
