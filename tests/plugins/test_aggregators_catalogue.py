@@ -584,6 +584,13 @@ def test_deepsight_finds_the_weight_behind_the_bias_where_the_layer_is_parametri
     torch.testing.assert_close(create("deepsight", samples=50)(x[:, order], **turned), expected[order])
 
 
+def test_deepsight_takes_no_other_layers_bias_for_the_output_layers():
+    x, given = linear_context(12)
+    given["layout"] = {"1.bias": slice(0, 4), "5.weight": slice(4, x.shape[1])}  # of a norm
+    with pytest.raises(PluginError, match=r"weight and bias as the last two parameters, not '1\.bias' and"):
+        create("deepsight", samples=5)(x, **given)
+
+
 def test_deepsight_needs_the_network():
     with pytest.raises(PluginError, match="needs the network"):
         create("deepsight")(normal(8, 10))

@@ -94,7 +94,7 @@ class DeepSight(Aggregator):
         pair = sorted(names[-2:], key=lambda name: name.rpartition(".")[2].startswith("bias"))
         weight, bias = (updates[:, context.layout[name]].cpu().double() for name in pair)
         classes = bias.shape[1]
-        if weight.shape[1] % classes:
+        if _layer(names[-2]) != _layer(names[-1]) or weight.shape[1] % classes:
             raise PluginError(
                 f"deepsight needs an output layer with weight and bias as the last two parameters, "
                 f"not {names[-2]!r} and {names[-1]!r}"
@@ -147,6 +147,12 @@ class DeepSight(Aggregator):
         """(n, n): 0 for two models of one cluster (or both of none), else 1."""
         labels = self._cluster(values, precomputed)
         return (labels[:, None] != labels[None, :]).astype(float)
+
+
+def _layer(name: str) -> str:
+    """The layer that a parameter belongs to."""
+    before, parametrized, _ = f".{name}".partition(".parametrizations.")
+    return before if parametrized else before.rpartition(".")[0]
 
 
 PLUGINS = (DeepSight,)
