@@ -71,8 +71,8 @@ def slow_caf(x, f):
         if values[-1] < least:
             best, least = mean, values[-1]
         spread = (rows @ vectors[:, -1]) ** 2
-        c = c * (1 - spread / spread[c > 0].max())
-        c = np.maximum(c, 0)
+        left = 1 - spread / spread[c > 0].max()
+        c = c * np.where(left > 1e-9, left, 0)  # equal rows share the largest spread, whatever rounding says
     return best
 
 
@@ -232,6 +232,17 @@ class TestFormulas:
         larger = labels == np.bincount(labels).argmax()
         clipped = slow_clip(exact, np.median(np.linalg.norm(exact, axis=1)))
         close(create("clipped-clustering")(x), clipped[larger].mean(0), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n", "f"), [(10, 2), (10, 3), (11, 4)])
+def test_caf_drops_equal_rows_together(n, f, dtype):
+    """As attackers send them: what rounding left of one that was as far as the farthest counted as the farthest."""
+    for seed in range(20):
+        x = 0.3 * normal(n, 200, seed=seed) + 0.3 * normal(1, 200, seed=100 + seed)
+        x[-f:] = -10 * x[:-f].mean(0)
+        x = x.to(dtype)
+        close(create("caf")(x, f=f), slow_caf(x.double().numpy(), f), dtype)
 
 
 @pytest.mark.parametrize(("n", "f"), [(5, 1), (7, 2), (9, 3), (9, 4), (8, 0)])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 4096  # subsets looked at together
+ROUNDING = 1e-9  # of a ratio of projections in float64: equal rows' differ by less
 
 
 def _check(rule: Aggregator, n: int, f: int, limit: int) -> None:
@@ -176,10 +177,11 @@ class CovarianceFilter(Aggregator):
     """Covariance-bound-agnostic filter (CAF): down-weighs rows along the direction of most variance.
 
     Starting from weights c = 1: v is the top eigenvector of the covariance about the weighted mean mu, with
-    eigenvalue lambda; c_i <- c_i (1 - t_i / max t) with t_i = <x_i - mu, v>^2; while sum c > n - 2f. The mean
-    with the least lambda seen is the result; with f = 0 it is the plain mean. Eigenvectors are exact, through
-    the n x n Gram matrix in float64: ByzFL takes one step of power iteration from a random vector, and
-    returns nothing where all rows are equal. Weights are ignored.
+    eigenvalue lambda; c_i <- c_i (1 - t_i / max t) with t_i = <x_i - mu, v>^2, the max over c_i > 0; while
+    sum c > n - 2f. The mean with the least lambda seen is the result; with f = 0 it is the plain mean. A factor
+    below 1e-9 counts as zero, so that equal rows go together. Eigenvectors are exact, through the n x n Gram
+    matrix in float64: ByzFL takes one step of power iteration from a random vector, and returns nothing where
+    all rows are equal. Weights are ignored.
 
     updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n^2 d + f n^3). Reports the weights.
     """
@@ -210,7 +212,8 @@ class CovarianceFilter(Aggregator):
 
         f = tolerated(self, updates, context)
         n = len(updates)
-        distances = squared_distances(scaled_down(updates)[0])  # the weights don't depend on the scale
+        rows, _ = scaled_down(updates)  # the weights don't depend on the scale
+        distances = squared_distances(rows, exact=True)
         c = torch.ones(n, dtype=torch.float64)
         best, least = c / n, math.inf
         while float(c.sum()) > n - 2 * f:
@@ -227,7 +230,8 @@ class CovarianceFilter(Aggregator):
             top = float(spread[c > 0].max())
             if top <= 0:  # all rows that count are equal
                 break
-            c = (c * (1 - spread / top)).clamp(min=0)
+            left = 1 - spread / top
+            c = c * left.where(left > ROUNDING, 0.0)
         context.report(weights=best)
         return combine(best[None], updates)[0]
 
