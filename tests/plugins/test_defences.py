@@ -740,6 +740,15 @@ def test_gradient_clipping_is_torchs(max_norm):
     torch.testing.assert_close(flat(clipped), torch.cat([p.grad.reshape(-1) for p in params.values()]))
 
 
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e19, 1e30])
+def test_an_exploding_gradient_is_clipped_and_not_lost(size):
+    raw = {"a": torch.full((3,), size), "b": torch.full((2, 2), -size)}
+    local = make_local(network(), None, gradient=lambda params, batch, key: raw)
+    clipped = flat(GradientClipping(max_norm=2.0).gradient(local)({}, records(), KEY)).double()
+    norm = size * 7**0.5
+    torch.testing.assert_close(clipped, flat(raw).double() * min(1.0, 2.0 / norm), rtol=1e-5, atol=0)
+
+
 def test_gradient_clipping_after_dp_sgd_is_post_processing():
     module, batch = network(), records()
     loss = cross_entropy(Apply(module))

@@ -41,9 +41,10 @@ class GradientClipping(Defence):
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
             grads = inner(params, batch, key)
-            norm = torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt()
-            scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
-            return {name: g * scale for name, g in grads.items()}
+            # In float64: the square of an exploding gradient leaves float32, and its norm would be infinite.
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads.values()]
+            scale = (self.max_norm / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp(max=1.0)
+            return {name: g * scale.to(g) for name, g in grads.items()}
 
         return gradient
 
