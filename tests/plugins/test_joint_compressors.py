@@ -109,6 +109,32 @@ def test_power_sgd_conserves_what_it_does_not_send_and_drops_what_is_not_finite(
     torch.testing.assert_close(received[1:], alone)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
+def test_power_sgd_does_not_depend_on_the_updates_length(scale):
+    """Q has the length of an update, so that M Q has its square, which float32 does not hold."""
+    method, states, small = create("powersgd", rank=2), [[{} for _ in range(3)] for _ in "ab"], [{}, {}]
+    for round in range(3):
+        rows = updates(3, seed=round)
+        plain, _, _ = exchange(method, rows, states[0], small[0], round)
+        scaled, _, _ = exchange(method, [scale * row for row in rows], states[1], small[1], round)
+        torch.testing.assert_close(torch.stack(scaled) / scale, torch.stack(plain), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("long", [1e25, 3e38])
+def test_power_sgd_survives_one_client_that_has_diverged(long):
+    """Its update spoilt everybody's for good: through Q at the server, and the clients' own residuals."""
+    method, states, server = create("powersgd", rank=2), [{} for _ in range(3)], {}
+    exchange(method, updates(3), states, server)
+    wild = updates(3, seed=1)
+    wild[0] = long * wild[0].sign()
+    received, _, _ = exchange(method, wild, states, server, 1)
+    assert all(r.isfinite().all() for r in received)
+    for round in range(2, 4):
+        received, _, _ = exchange(method, updates(2, seed=round), states[1:], server, round)
+        assert all(r.isfinite().all() for r in received)
+    assert all(state["residual"].isfinite().all() for state in states)
+
+
 def test_power_sgd_of_one_client_is_its_encoding():
     method, rows = create("powersgd", rank=2), updates(1)
     together, sent, _ = exchange(method, rows)

@@ -121,6 +121,17 @@ def test_what_is_not_sent_is_kept(name, parameters):
 
 
 @pytest.mark.parametrize(("name", "parameters"), FEEDBACK, ids=str)
+def test_what_does_not_fit_the_wire_leaves_the_residual(name, parameters):
+    """A float64 update of 1e200 arrives as infinity and is dropped: the client's next one is not to be."""
+    method, state, u = create(name, **parameters), {}, update(50, dtype=torch.float64)
+    sent(method, u, state)
+    kept = state["residual"].clone()
+    assert not sent(method, 1e200 * u, state).isfinite().all()
+    assert torch.equal(state["residual"], kept)
+    assert sent(method, u, state, seed=1).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "parameters"), FEEDBACK, ids=str)
 def test_contraction(name, parameters):
     u = update(500, seed=9)
     left = float((u - sent(create(name, **parameters), u)).square().sum())

@@ -34,8 +34,8 @@ def with_residual(update: Tensor, state: dict[str, Any], wanted: bool) -> Tensor
 
 
 def keep_residual(carried: Tensor, sent: Tensor, state: dict[str, Any], wanted: bool) -> None:
-    """What was not sent is kept for the next update; an update that is not finite leaves it as it was."""
-    if wanted and bool(carried.isfinite().all()):
+    """What was not sent is kept for the next update; what is not finite, on the wire either, leaves it as it was."""
+    if wanted and bool(carried.isfinite().all()) and bool(sent.isfinite().all()):
         state["residual"] = carried - sent.to(carried)
 
 

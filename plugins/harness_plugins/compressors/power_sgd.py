@@ -15,7 +15,7 @@ from harness.api import (
     UpdateCompressionContext,
     UpdateCompressor,
 )
-from harness_plugins.compressors._updates import check_update, keep_residual, raw_update, with_residual
+from harness_plugins.compressors._updates import check_update, keep_residual, with_residual
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,8 @@ class PowerSGD(UpdateCompressor):
 
     The decoded updates of a round share P, so one client's message alone says little, and robust rules see all
     updates in one subspace of rank r a layer. Without the other clients (`encode`) the mean is the client's own.
-    An update that is not finite is sent as such and takes no part in P. Bytes: r (n + m) floats up; n r and m r down,
+    An update that is not finite, or so long that sums over the round do not fit float32, is sent as such and takes no
+    part in P. Bytes: r (n + m) floats up; n r and m r down,
     P and Q. No compressor can follow, as clients and server answer each other. State: the residual at the clients, Q
     at the server.
     Cost: O(d r).
@@ -61,10 +62,13 @@ class PowerSGD(UpdateCompressor):
         for update in updates:
             check_update(self, update)
         carried = [with_residual(u, s, self.error_feedback) for u, s in zip(updates, states, strict=True)]
-        raw = [raw_update(c) for c in carried]
+        raw = [_as_it_is(c, len(carried)) for c in carried]
         finite = [i for i, r in enumerate(raw) if r is None]
         received = [c if r is None else r.tensors["raw"] for c, r in zip(carried, raw, strict=True)]
         sent = [0 if r is None else r.nbytes for r in raw]
+        for c, r, row, state in zip(carried, raw, received, states, strict=True):
+            if r is not None:
+                keep_residual(c, row, state, self.error_feedback)
         before, answered = [0] * len(updates), [0] * len(updates)
         if not finite:
             return Exchanged(received, sent, before, answered)
@@ -81,7 +85,8 @@ class PowerSGD(UpdateCompressor):
                 continue
             matrices = [value.view(-1, columns) for value in own]
             first = self._start(server, name, columns, context)
-            left = self._orthonormal(sum(m @ first for m in matrices) / len(matrices))
+            small = _scaled(*matrices)
+            left = self._orthonormal(sum(m @ first for m in small) / len(small))
             rights = [m.T @ left for m in matrices]
             for row, right in zip(rows, rights, strict=True):
                 row[part] = (left @ right.T).flatten()
@@ -97,7 +102,8 @@ class PowerSGD(UpdateCompressor):
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
-        if (raw := raw_update(carried)) is not None:
+        if (raw := _as_it_is(carried, 1)) is not None:
+            keep_residual(carried, raw.tensors["raw"], state, self.error_feedback)
             return raw
         tensors: dict[str, Tensor] = {}
         for name, part in _layers(context, len(update)).items():
@@ -107,7 +113,7 @@ class PowerSGD(UpdateCompressor):
                 tensors[name] = own.clone()
                 continue
             matrix = own.view(-1, columns)
-            left = self._orthonormal(matrix @ self._start(state, name, columns, context))
+            left = self._orthonormal(_scaled(matrix)[0] @ self._start(state, name, columns, context))
             tensors[f"{name}.P"], tensors[f"{name}.Q"] = left, matrix.T @ left
             state[name] = tensors[f"{name}.Q"]
         payload = Payload(tensors)
@@ -137,7 +143,7 @@ class PowerSGD(UpdateCompressor):
     def _start(
         self, state: dict[str, Any], name: str, columns: int, context: UpdateCompressionContext
     ) -> Tensor:
-        """Q (m, r) of the last round; in the first one Gaussian, the same for all."""
+        """Q (m, r) of the last round, its length of no account; in the first one Gaussian, the same for all."""
         import torch
 
         kept: Tensor | None = state.get(name)
@@ -146,13 +152,35 @@ class PowerSGD(UpdateCompressor):
             kept = torch.randn(columns, self.rank, generator=generator, device=generator.device)
         if kept.shape != (columns, self.rank):
             raise PluginError(f"{self.name}: the layer {name!r} has changed its shape")
-        return kept
+        return _scaled(kept)[0]
 
     def _orthonormal(self, matrix: Tensor) -> Tensor:
         """Orthonormal columns (n, r) that span the matrix's; a zero matrix gives any."""
         import torch
 
         return torch.linalg.qr(matrix).Q
+
+
+def _as_it_is(carried: Tensor, clients: int) -> Payload | None:
+    """What is sent of an update that is not finite, or of which as many as there are clients could not be added up."""
+    import torch
+
+    length = float(torch.linalg.vector_norm(carried, dtype=torch.float64))
+    fits = clients * length <= torch.finfo(torch.float32).max
+    return None if fits else Payload({"raw": carried.detach().float()})
+
+
+def _scaled(*matrices: Tensor) -> list[Tensor]:
+    """All times one power of two that brings their largest value to about 1.
+
+    M Q grows with the square of an update's length, which need not fit float32; the columns of P do not depend on it.
+    """
+    import torch
+
+    largest = torch.stack([m.abs().max() for m in matrices]).max()
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)
+    factor = torch.ldexp(torch.ones_like(largest), -exponent)
+    return [m * factor for m in matrices]
 
 
 def _layers(context: UpdateCompressionContext, d: int) -> dict[str, slice]:

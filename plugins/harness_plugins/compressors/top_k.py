@@ -81,7 +81,7 @@ class TopK(UpdateCompressor):
         k = max(1, round(self.ratio * d))
         positions = carried.abs().topk(k, sorted=False).indices.sort().values
         values = carried[positions].to(torch.float32)
-        if self.error_feedback and bool(carried.isfinite().all()):
+        if self.error_feedback and bool(carried.isfinite().all()) and bool(values.isfinite().all()):
             rest = carried.clone()
             rest[positions] -= values.to(rest.dtype)
             state["residual"] = rest
