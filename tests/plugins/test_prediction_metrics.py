@@ -118,6 +118,22 @@ def test_large_logits_do_not_overflow_the_loss():
     assert loss == {"loss": pytest.approx(5e3)}
 
 
+def test_auroc_counts_equal_probabilities_as_ties():
+    """Rounding told them apart: an area of 0.28 where it is 1/2."""
+    shifted = np.arange(3) + np.array([0, 1, 3, 2], dtype=np.float32)[:, None]
+    assert score("auroc", 3, labels=np.array([0, 1, 0, 2]), logits=shifted) == {"auroc": 0.5}
+    rng = np.random.default_rng(
+        0
+    )  # few different values, as of 8-bit networks: rows are others in another order
+    labels, logits = rng.integers(0, 6, 300), np.round(2 * rng.normal(size=(300, 6))) / 2
+    expected = []
+    for c in range(6):
+        odds = logits[:, c] - np.log(np.exp(np.delete(logits, c, axis=1)).sum(1))
+        expected.append(reference.roc_auc_score(labels == c, odds.round(9)))
+    found = score("auroc", 6, labels=labels, logits=logits.astype(np.float32))["auroc"]
+    assert found == pytest.approx(np.mean(expected), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["accuracy", "balanced-accuracy", "macro-f1", "auroc", "loss"])
 def test_misfits_are_refused_and_inputs_kept(name):
     labels, logits = predictions(3)

@@ -152,11 +152,13 @@ class AUROC(Metric):
         classes = range(logits.shape[1])
         if len(classes) < 2 or np.isnan(logits).any():
             return {}
+        # Measured from each row's greatest and added up in order of size: rounding alone would tell rows of the same
+        # probabilities apart, of which 8-bit networks give many.
+        rows = logits.astype(np.float64)
+        greatest = rows.max(1, keepdims=True)
+        rows = rows - np.where(np.isfinite(greatest), greatest, 0)
         with np.errstate(invalid="ignore"):
-            odds = [
-                logits[:, c].astype(np.float64) - log_normalizer(np.delete(logits, c, axis=1))
-                for c in classes
-            ]
+            odds = [rows[:, c] - log_normalizer(np.sort(np.delete(rows, c, axis=1))) for c in classes]
         chosen = classes[1:] if len(classes) == 2 else classes
         area = float(np.mean([auroc(odds[c], labels == c) for c in chosen]))
         return {} if np.isnan(area) else {"auroc": area}
