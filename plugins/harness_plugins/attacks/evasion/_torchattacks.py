@@ -107,6 +107,18 @@ def _pixel_model_class() -> type[nn.Module]:
             exponent = torch.frexp(g.abs().amax(1, keepdim=True)).exponent.clamp(-1000, 1000)
             return (g * torch.exp2(-exponent.double())).to(ctx.dtype)
 
+    def lowered(logits: Tensor, lead: float) -> Tensor:
+        """The same, the first class at most `lead` ahead of the second: e^-lead is still a number.
+
+        How far it leads decides the length of the cross-entropy's gradient by the others' logits, not its direction.
+        """
+        if logits.shape[1] < 2:
+            return logits
+        top = logits.detach().topk(2, dim=1)
+        beyond = (top.values[:, :1] - top.values[:, 1:] - lead).clamp(min=0).nan_to_num(nan=0.0, posinf=0.0)
+        first = torch.arange(logits.shape[1], device=logits.device) == top.indices[:, :1]
+        return logits - beyond * first
+
     class PixelModel(torch.nn.Module):
         """What torchattacks takes for granted and not every network has: a parameter that tells the device.
 
@@ -130,7 +142,7 @@ def _pixel_model_class() -> type[nn.Module]:
             # left has another sign. Through log_softmax it is minus the sum of the other classes', and float64 holds
             # these, and tells losses apart, where float32 has zeros.
             wide = Widened.apply(logits) if self.rescaled else logits.double()
-            return wide.log_softmax(1)  # type: ignore[no-any-return]
+            return lowered(wide, 600 if self.rescaled else 70).log_softmax(1)  # type: ignore[no-any-return]
 
         def __repr__(self) -> str:
             return "PixelModel()"
