@@ -101,6 +101,36 @@ def test_macs_count_functional_products_that_no_layer_makes():
     assert score("parameters", module=Products()) == {"parameters": 64 * 64 + 64 + 64 * CLASSES}
 
 
+class Attends(nn.Module):
+    """Four patches of 16 pixels, as vectors of 16."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        patches = x.unflatten(2, (-1, 4)).unflatten(4, (-1, 4)).transpose(3, 4).reshape(len(x), -1, 16)
+        found = self.layer(*[patches] * (3 if isinstance(self.layer, nn.MultiheadAttention) else 1))
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+def test_macs_of_fused_layers_are_those_of_their_products():
+    """Attention, transformer and recurrent layers are one call each for torch, of which it counts nothing."""
+    n, d = 4, 16
+    attention = n * d * 3 * d + 2 * n * n * d + n * d * d
+    head, before = d * CLASSES, torch.backends.mha.get_fastpath_enabled()
+    for layer, expected in (
+        (nn.MultiheadAttention(d, 2, batch_first=True), attention),
+        (nn.TransformerEncoderLayer(d, 2, 32, batch_first=True), attention + 2 * n * d * 32),
+        (nn.LSTM(d, d, batch_first=True), n * 4 * d * 2 * d),
+        (nn.GRU(d, d, batch_first=True), n * 3 * d * 2 * d),
+    ):
+        assert score("macs", module=Attends(layer).eval()) == {"macs": expected + head}
+    assert torch.backends.mkldnn.enabled
+    assert torch.backends.cudnn.enabled
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
 def test_macs_are_those_of_one_image_and_half_of_torchs_operations():
     module = network()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -89,9 +89,9 @@ class Macs(Metric):
     """macs: multiply-accumulate operations of one image's forward pass.
 
     One multiply-accumulate is half of the floating-point operations that torch counts, which are those of
-    convolutions, matrix products and attention, wherever in the network they stand. Quantised convolution
-    and linear layers, which torch does not count, have (outputs) · (weights per output channel), transposed ones
-    (inputs) · (weights per input channel). Biases, normalisation, activations and pooling are not counted; zeros
+    convolutions, matrix products and attention, wherever in the network they stand, inside fused layers too. Quantised
+    convolution and linear layers, which torch does not count, have (outputs) · (weights per output channel), transposed
+    ones (inputs) · (weights per input channel). Biases, normalisation, activations and pooling are not counted; zeros
     in a weight are. Cost: one forward pass.
     """
 
@@ -117,7 +117,7 @@ class Macs(Metric):
         uncounted = [layer for layer in module.modules() if is_quantized(layer) or is_wrapped(layer)]
         handles = [layer.register_forward_hook(count) for layer in uncounted]
         try:
-            with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with evaluating(module), torch.no_grad(), unfused(), FlopCounterMode(display=False) as counter:
                 module(_images(module, context, 1))
         finally:
             for handle in handles:
@@ -225,6 +225,27 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Inside, attention, transformer and recurrent layers take one step after another, which torch counts.
+
+    Of their fused forms, one call each, it counts nothing, but for some of attention.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends: Any = torch.backends
+    fast, one, other = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
+    backends.mha.set_fastpath_enabled(False)
+    backends.mkldnn.enabled = backends.cudnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        backends.mha.set_fastpath_enabled(fast)
+        backends.mkldnn.enabled, backends.cudnn.enabled = one, other
 
 
 def _module(context: MetricContext) -> nn.Module:
