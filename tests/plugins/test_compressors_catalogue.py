@@ -160,6 +160,30 @@ def test_dynamic_int8_is_integer_arithmetic_row_by_row():
         compressor("dynamic-int8").compress(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten()), context())
 
 
+def test_dynamic_int8_leaves_the_layer_inside_attention_as_torchao_does():
+    class Transformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.head = nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.block(x.flatten(1).unflatten(1, (-1, 8))).mean(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Transformer().eval()
+    method, x = compressor("dynamic-int8"), images(8)
+    made = method.compress(net, context())
+    assert made.facts["quantized_layers"] == 3
+    assert made.state["block.self_attn.out_proj.weight"].dtype == torch.float32
+    answers = made.module(x)
+    torch.testing.assert_close(answers, net(x), atol=0.05, rtol=0)
+    torch.testing.assert_close(made.twin(x), answers, atol=0.02, rtol=0)
+    restored = method.restore(blank(net), through_file(made.state), context())
+    assert torch.equal(restored.module(x), answers)
+
+
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
 def test_attacks_that_ask_questions_can_ask_the_integer_network_itself(method):
     module = compressor(method).compress(linear_network(), context()).module

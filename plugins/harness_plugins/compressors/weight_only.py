@@ -230,9 +230,12 @@ class DynamicInt8(ModelCompressor):
 
 
 def _linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    """Name -> linear layer, but for the one inside attention, whose weight attention takes and torchao leaves alone."""
     from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    return {k: layer for k, layer in found.items() if not isinstance(layer, NonDynamicallyQuantizableLinear)}
 
 
 PLUGINS = (WeightOnly, DynamicInt8)
