@@ -40,6 +40,15 @@ def test_a_class_is_a_property_too(tmp_path):
     assert run.records[0]["units"]["property_auc"]["direction"] == "lower"
 
 
+def test_updates_beyond_float32_are_scored_like_others(tmp_path):
+    found, _ = scores(
+        tmp_path,
+        "property-inference: {threshold: 0.31, targets: 4, simulated: 10}",
+        "[gradient-noise: {scale: 1.0e+40}]",
+    )
+    assert 0 <= found[0]["property_auc"] <= 1
+
+
 def test_clients_hold_what_is_asked_about():
     from harness.federation.observe import observe
     from harness.stage_specs import TrainSpec

@@ -16,6 +16,7 @@ from harness.api import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
@@ -103,17 +104,22 @@ class PropertyInference(PrivacyAttack):
             )
             index = pool[drawn]
             update = simulate(observed, images[index], labels[index])
-            features.append(update.detach().cpu().numpy())
+            features.append(_seen(update))
             truth.append(has)
             context.progress(number + 1, self.simulated)
         seed = int(torch.randint(2**31 - 1, (1,), generator=context.generator, device=images.device))
         forest = RandomForestClassifier(50, random_state=seed).fit(np.stack(features), truth)
-        given = forest.predict_proba(torch.stack([o.update for o in view.observed]).cpu().numpy())[:, 1]
+        given = forest.predict_proba(np.stack([_seen(o.update) for o in view.observed]))[:, 1]
         real = np.array([bool(o.attribute) for o in view.observed])
         return {
             "property_auc": float(roc_auc_score(real, given)),
             "property_accuracy": float(((given > 0.5) == real).mean()),
         }
+
+
+def _seen(update: Tensor) -> np.ndarray:
+    """(d,) float32, as the forest takes it: what is infinite there is the largest number; NaN is a missing value."""
+    return update.detach().cpu().float().nan_to_num(nan=float("nan")).numpy()  # type: ignore[no-any-return]
 
 
 PLUGINS = (PropertyInference,)
