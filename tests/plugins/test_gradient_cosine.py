@@ -151,6 +151,15 @@ def test_the_scale_of_an_update_does_not_matter():
     np.testing.assert_allclose(scores_of(larger, *sides), scores_of(rounds, *sides), rtol=1e-9)
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e-14, 1e19, 1e30])
+def test_neither_do_scales_whose_squares_leave_float32(factor):
+    draw = torch.Generator().manual_seed(0)
+    weights, updates = torch.randn(D, generator=draw), torch.randn(4, D, generator=draw)
+    sides = [records(np.random.default_rng(seed), 5, dtype=torch.float32) for seed in (1, 2)]
+    scores = [scores_of([kept(0, weights, each)], *sides) for each in (updates, factor * updates)]
+    np.testing.assert_allclose(*scores, atol=1e-6)
+
+
 def test_the_order_of_clients_and_records_does_not_matter():
     rounds, members, others = made()
     turned = [kept(r.round, r.weights, r.updates.flip(0)) for r in rounds]

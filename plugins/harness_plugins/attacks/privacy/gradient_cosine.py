@@ -106,7 +106,6 @@ class GradientCosine(PrivacyAttack):
     ) -> Iterator[Tensor]:
         """(b, updates) of each chunk of records: the cosine between minus each update and their gradients."""
         import torch
-        from torch.nn import functional
 
         apply, weights = view.apply, kept.weights.detach()
         assert apply is not None
@@ -125,13 +124,23 @@ class GradientCosine(PrivacyAttack):
             return torch.where(true, logits, 0.0).sum() - others
 
         gradients = torch.func.vmap(torch.func.grad(log_odds), in_dims=(None, 0, 0))
-        directions = functional.normalize(kept.updates.to(weights), dim=1)
+        directions = _directions(kept.updates.to(weights))
         chunk = max(1, min(RECORDS, ELEMENTS // len(weights)))
         for start in range(0, len(labels), chunk):
             part = slice(start, start + chunk)
-            rows = functional.normalize(gradients(weights, images[part], labels[part]).detach(), dim=1)
+            rows = _directions(gradients(weights, images[part], labels[part]).detach())
             # Minus the update with the gradient of -phi: the signs cancel.
             yield (rows @ directions.T).nan_to_num(nan=0.0).clamp(-1.0, 1.0)
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows (n, d) of length 1, at whatever scale: the squares of very large or small numbers leave float32.
+
+    A row that is zero or undefined has NaN.
+    """
+    from torch.nn import functional
+
+    return functional.normalize(rows / rows.abs().amax(1, keepdim=True), dim=1)
 
 
 PLUGINS = (GradientCosine,)
