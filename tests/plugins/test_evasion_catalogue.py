@@ -342,6 +342,27 @@ def test_a_model_is_not_robust_because_it_is_surer_than_numbers_hold(name, ball,
     assert left[1] <= left[0] + 1
 
 
+@pytest.mark.parametrize("scale", [60.0, 600.0])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [(name, {}) for name in ("FGSM", "PGD", "BIM", "FFGSM", "RFGSM", "MIFGSM", "NIFGSM", "PGDL2")]
+    + [("DIFGSM", {"diversity_prob": 0.0})]
+    + [(name, {}) for name in ("EOTPGD", "SINIFGSM", "VMIFGSM")],
+)
+def test_a_sure_model_is_not_robust_to_the_library_s_own_classes(name, settings, scale):
+    """At 60 the cross-entropy's gradient is 0 in float32, and images stayed as they were."""
+    x = images(low=0.0, high=1.0)
+    ball, budget = ("l2", 0.8) if name == "PGDL2" else ("linf", 0.1)
+    attack = create("torchattack", attack=name, ball=ball, settings=settings)
+    plain, sure = TwoSided(0.15), TwoSided(scale)
+    y = plain(x).argmax(1)
+    left = [
+        (model(attack(model, x, y, budget=budget, seed=3)).argmax(1) == y).sum() for model in (plain, sure)
+    ]
+    assert left[0] < len(x)
+    assert left[1] <= left[0] + 1
+
+
 def test_an_l2_attack_does_not_depend_on_the_batch_it_is_run_in():
     model, x = TwoSided(3.0), images(n=32, low=0.0, high=1.0)
     y = model(x).argmax(1)

@@ -21,6 +21,9 @@ ACCESS = {
     "GN": "none",
     "VANILA": "none",
 }
+# Classes whose loss is the cross-entropy alone; the latter add up gradients of several passes.
+CROSS_ENTROPY = ("BIM", "DIFGSM", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "RFGSM", "TIFGSM")
+SEVERAL_PASSES = ("EOTPGD", "SINIFGSM", "VMIFGSM", "VNIFGSM")
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
@@ -30,9 +33,10 @@ class AnyTorchattack(CorrectedAttack):
     `settings` are checked against the class's signature. Where it takes eps, the radius is passed on, and
     where it takes alpha, 2.5 eps / steps unless given: the library's own alpha may never reach a larger eps.
     Where it takes eps_for_division, that is 1e-35 unless given: the library's own 1e-10 outweighs the gradients
-    of a confident model. Where it takes a seed, that is the run's own unless given: the library's is always 0.
-    CW, APGDT and Square are put right as in cw, apgd and square, and a sample whose result is not finite stays as it
-    was.
+    of a confident model. The gradient of the cross-entropy, where that is the class's loss, is taken as the plugins of
+    the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
+    always 0. CW, APGDT and Square are put right as in cw, apgd and square, and a sample whose result is not finite
+    stays as it was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """
@@ -96,7 +100,9 @@ class AnyTorchattack(CorrectedAttack):
     def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
         if context.eps == 0:
             return x
-        found = run(self.build(self.attack, model, x, self.arguments(context)), x, y)
+        adds_passes = self.attack in SEVERAL_PASSES
+        loss = {"cross_entropy": adds_passes or self.attack in CROSS_ENTROPY, "adds_passes": adds_passes}
+        found = run(self.build(self.attack, model, x, self.arguments(context), **loss), x, y)
         return finite_or_same(x, found)
 
     def arguments(self, context: EvasionContext) -> dict[str, Any]:
