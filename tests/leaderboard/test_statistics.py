@@ -159,12 +159,14 @@ def test_too_few_pairs_and_infinite_scores():
     one = statistics.paired_difference({0: 3.0, 1: 1.0}, {0: 1.0, 2: 1.0})
     assert (one.mean, one.pairs) == (2.0, 1)
     assert np.isnan([one.low, one.high, one.p]).all()
+    assert math.isnan(statistics.paired_difference({0: 3.0}, {0: 3.0}).p)
     none = statistics.paired_difference({0: 3.0}, {1: 1.0})
     assert none.pairs == 0
     assert np.isnan(none[:4]).all()
-    infinite = statistics.paired_difference({0: math.inf, 1: 1.0}, {0: math.inf, 1: 2.0})
-    assert infinite.pairs == 2
-    assert np.isnan(infinite[:4]).all()
+    for other in (math.inf, 1.0):
+        infinite = statistics.paired_difference({0: math.inf, 1: 1.0}, {0: other, 1: 2.0})
+        assert infinite.pairs == 2
+        assert np.isnan(infinite[:4]).all()
 
 
 def test_pairs_need_seeds():
