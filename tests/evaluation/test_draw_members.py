@@ -23,9 +23,10 @@ def test_all_non_members_and_as_many_members():
 
 
 def test_the_limit_counts_records_a_side():
-    members, others = draw_members(MEMBERS, OTHERS, None, 7, _rng())
-    assert (len(members), len(others)) == (7, 7)
-    assert np.isin(others, OTHERS).all()
+    for limit in (1, 7):
+        members, others = draw_members(MEMBERS, OTHERS, None, limit, _rng())
+        assert (len(members), len(others)) == (limit, limit)
+        assert np.isin(others, OTHERS).all()
     assert len(draw_members(OTHERS, MEMBERS, None, 100, _rng())[0]) == 20
 
 
