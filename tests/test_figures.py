@@ -212,6 +212,31 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     assert "the order may be chance" in out.read_text()
 
 
+@pytest.mark.parametrize("lost", ["failed", "flagged", "infinite"])
+def test_ranks_compare_no_means_over_different_seeds(lost, tmp_path):
+    """Seed 1 is hard for every rule: without it the worse rule would look like the better one."""
+    found = []
+    for block in range(4):
+        for rule, value in (("better", 0.6), ("worse", 0.5), ("third", 0.1)):
+            for seed in (0, 1):
+                score = value + block / 100 - 0.3 * seed
+                one = record(len(found), 0.9, score, aggregator=rule, compressor=f"c{block}", seed=seed)
+                one["cell"] |= {"threat": "e", "attack": "pgd"}
+                one["config"]["threat"]["phase"] = "inference"
+                if (block, rule, seed) == (0, "worse", 1):
+                    if lost == "failed":
+                        one |= {"status": "failed", "scores": {}}
+                    elif lost == "flagged":
+                        one["flags"] = [FLAG]
+                    else:
+                        one["scores"]["robust_accuracy"] = float("inf")
+                found.append(one)
+    out = tmp_path / "ranks.svg"
+    assert draw_ranks(found, out, "t", "aggregator", "robust").blocks == 3
+    assert "better  1.00" in out.read_text()
+    assert "worse  2.00" in out.read_text()
+
+
 def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, monkeypatch, capsys):
     path = tmp_path / "s.yaml"
     path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\naggregators: [mean, krum]\n")

@@ -218,10 +218,10 @@ def _mean(values: Iterable[float]) -> float:
 def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Omnibus:
     """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
 
-    A block is everything else: the other axes, threat and attack, averaged over seeds. Blocks of one scenario share
-    data and seeds, so p comes out too small: the figure describes the scenario. After Demsar, "Statistical comparisons
-    of classifiers over multiple data sets" (JMLR 2006). Returns the test and its
-    blocks. Raises HarnessError.
+    A block is everything else: the other axes, threat and attack, averaged over seeds; a value that lacks a seed that
+    another of its block has is not compared, as in the table. Blocks of one scenario share data and seeds, so p comes
+    out too small: the figure describes the scenario. After Demsar, "Statistical comparisons of classifiers over
+    multiple data sets" (JMLR 2006). Returns the test and its blocks. Raises HarnessError.
     """
     import numpy as np
 
@@ -234,7 +234,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
         raise HarnessError(f"{key} is what a training guarantees under every attack alike: it is not ranked")
     distrusted = {MASKED} if chosen.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
     distrusted |= {CONSTANT} if chosen.key in HOLLOW else set()
-    blocks: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    found: dict[tuple[str, ...], dict[str, dict[Any, float]]] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
@@ -243,12 +243,13 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
             continue
         cell = record["cell"]
         place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))
-        blocks.setdefault(place, {}).setdefault(str(cell[by]), []).append(float(value))
-    methods = list(dict.fromkeys(m for block in blocks.values() for m in block))
+        found.setdefault(place, {}).setdefault(str(cell[by]), {})[cell.get("seed")] = float(value)
+    blocks = [_complete(block) for block in found.values()]
+    methods = list(dict.fromkeys(m for block in blocks for m in block))
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
     counted = BY_KEY[key].compared
-    table = np.array([[counted(_mean(block.get(m, ()))) for m in methods] for block in blocks.values()])
+    table = np.array([[counted(block.get(m, math.nan)) for m in methods] for block in blocks])
     kept, _ = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
@@ -276,6 +277,12 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
             f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}\n{SHARED}", fontsize=7
         )
     return one.test
+
+
+def _complete(block: Mapping[str, Mapping[Any, float]]) -> dict[str, float]:
+    """The mean over seeds of each method that has all seeds of the block."""
+    seeds = {seed for own in block.values() for seed in own}
+    return {method: fmean(own.values()) for method, own in block.items() if own.keys() == seeds}
 
 
 def _claim(ranking: Any) -> str:
