@@ -237,6 +237,19 @@ def test_ranks_compare_no_means_over_different_seeds(lost, tmp_path):
     assert "worse  2.00" in out.read_text()
 
 
+def test_ranks_of_equal_means_are_tied(tmp_path):
+    """0.1 and 0.2, 0.3 and 0.0 have one mean, which floats round to two numbers."""
+    found = [
+        record(0, score, aggregator=rule, compressor=f"c{block}", seed=seed)
+        for block in range(4)
+        for rule, scores in (("one", (0.1, 0.2)), ("other", (0.3, 0.0)), ("worst", (0.05, 0.05)))
+        for seed, score in enumerate(scores)
+    ]
+    out = tmp_path / "ranks.svg"
+    draw_ranks(found, out, "t", "aggregator", "accuracy")
+    assert all(f"{rule}  1.50" in out.read_text() for rule in ("one", "other"))
+
+
 def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, monkeypatch, capsys):
     path = tmp_path / "s.yaml"
     path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\naggregators: [mean, krum]\n")

@@ -260,12 +260,14 @@ def _means(scores: Mapping[str, Mapping[Hashable, Sequence[float]]]) -> Scores:
 
 
 def _block(scores: Scores, methods: Sequence[str]) -> list[float] | None:
-    """One value a method, over the configurations that all have; None where there is none.
-
-    With DIGITS, as equal means of unequal numbers differ in their last ones, and a rank would make that a win.
-    """
+    """One value a method, over the configurations that all have; None where there is none."""
     if any(method not in scores for method in methods):
         return None
     shared = [other for other in scores[methods[0]] if all(other in scores[method] for method in methods)]
     values = [math.fsum(scores[method][other] for other in shared) for method in methods]
-    return [float(f"{value / len(shared):.{DIGITS}g}") for value in values] if shared else None
+    return [ranked(value / len(shared)) for value in values] if shared else None
+
+
+def ranked(mean: float) -> float:
+    """With DIGITS: equal means of unequal numbers differ in their last ones, and a rank would make that a win."""
+    return float(f"{mean:.{DIGITS}g}")
