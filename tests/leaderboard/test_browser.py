@@ -301,6 +301,15 @@ def test_a_card_has_every_score_and_what_repeats_it(visit, site, tmp_path):
     expect(page).not_to_have_url(re.compile("card="))
 
 
+def test_a_radius_is_written_in_grey_levels_where_it_is_a_whole_number_of_them(visit):
+    page = visit("#")
+    steps = [0, 1, 2, 8, 64, 128, 254, 255, 510, 765, 4000]
+    short = [float(f"{step / 255:.5g}") for step in steps]  # as the page has them
+    assert page.evaluate("radii => radii.map(greyLevels)", short) == steps
+    others = [0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.5, 12.3]  # 1.5 is no 383/255
+    assert page.evaluate("radii => radii.map(greyLevels)", others) == [None] * len(others)
+
+
 def test_rows_are_compared_by_their_shared_seeds(visit, site):
     page = visit()
     first = site.row("chest v1", "none", "krum", "none")

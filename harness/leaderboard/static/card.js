@@ -82,7 +82,7 @@ function openCard(id) {
 // The radius in steps of 1/255 where it is a whole number of them; null elsewhere. Five digits were kept of it.
 function greyLevels(radius) {
   const steps = Math.round(radius * 255);
-  return Math.abs(radius * 255 - steps) < 2e-3 * Math.max(steps, 0.01) ? steps : null;
+  return Number((steps / 255).toPrecision(5)) === radius ? steps : null;
 }
 
 function drawCurves(row) {
