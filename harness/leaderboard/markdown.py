@@ -136,8 +136,8 @@ def shown(board: Board) -> list[Row]:
 
 
 def _costs(value: Value | None, column: Column) -> tuple[float, float]:
-    """By unit, lower is better; NaN for what cannot be compared."""
-    if value is None or not value.fair:
+    """By unit, lower is better; NaN for what cannot be compared. No guarantee is the worst epsilon, and compares."""
+    if value is None or not value.trusted:
         return math.nan, math.nan
     return by_unit(column.compared(value.mean), column.better, value.clients)
 

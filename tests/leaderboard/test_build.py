@@ -967,6 +967,27 @@ def test_a_long_board_shows_its_front_in_the_readme():
     assert all(row in kept for row in front[:ROWS])
 
 
+def test_a_front_in_the_readme_needs_no_guarantee():
+    """Without a guarantee epsilon is as bad as can be, which the other columns may make up for."""
+    data = synthetic.plain(
+        "lab",
+        [
+            synthetic.cell(
+                (f"d{number}", "mean", "none", "none", "none"),
+                "clean",
+                {
+                    "accuracy": [0.9 - number / 1000],
+                    "uplink_bytes_per_round": [100.0 if number == 79 else 200.0],
+                },
+            )
+            for number in range(80)
+        ],
+    )
+    names = [row.axes[0] for row in shown(board_of(data))]
+    assert len(names) == ROWS
+    assert {"d0", "d79"} <= set(names)  # the most accurate one, and the one that sends least
+
+
 def test_the_readme_shows_values_intervals_and_the_best(tmp_path):
     worse = small("worse", ("a", "mean", "none"))
     for seed in worse["cells"][0]["seeds"].values():
