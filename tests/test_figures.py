@@ -92,6 +92,10 @@ def test_what_a_front_leaves_out_is_counted_with_its_reason(tmp_path):
     alone = record(9, 0.9, defence="g")
     front = draw_pareto([*trade_off(), alone], tmp_path / "x.svg", "t", "accuracy", "robust")
     assert front.said.endswith("not drawn: 1 without robust")
+    records = trade_off()
+    records[-1]["flags"] = [CONSTANT]
+    front = draw_pareto(records, tmp_path / "x.svg", "t", "accuracy", "robust")
+    assert front.said == "2 on the front; not drawn: 1 predicting one class for every test image"
 
 
 def test_what_has_no_front_says_so(tmp_path):

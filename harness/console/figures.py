@@ -139,6 +139,7 @@ def _why_not(value: Value | None, of: Quantity) -> str:
         value.violated: "refuted by an audit",
         value.masked: "suspected of gradient masking",
         value.incomplete: "lacking attacks or seeds",
+        value.constant: "predicting one class for every test image",
     }
     return why.get(True, "")
 
