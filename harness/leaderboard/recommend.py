@@ -168,7 +168,8 @@ def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Adv
     rows = [row for row in candidates if any(row.submission is one for one in board.sound)]
     fitting = [row for row in rows if all(_meets(row, limit) for limit in limits)]
     advice.exclusions = sorted(
-        (_exclusion(candidates, limit, limits) for limit in limits), key=lambda e: -(e.failed + e.unknown)
+        (_exclusion(candidates, rows, limit, limits) for limit in limits),
+        key=lambda e: -(e.failed + e.unknown),
     )
     if not fitting:
         advice.notes = _diverged(board)
@@ -219,8 +220,9 @@ def _costs(row: Row, column: Column) -> tuple[float, float]:
     return by_unit(column.compared(value.mean), column.better, value.clients)
 
 
-def _exclusion(rows: Sequence[Row], limit: Limit, limits: Sequence[Limit]) -> Exclusion:
-    asked = [value for row in rows if (value := limit.value(row)) is not None]
+def _exclusion(rows: Sequence[Row], sound: Sequence[Row], limit: Limit, limits: Sequence[Limit]) -> Exclusion:
+    """sound: those of the rows that can fit, as no re-run of them diverged."""
+    asked = [value for row in sound if (value := limit.value(row)) is not None]
     known = [limit.column.compared(value.mean) for value in asked if math.isfinite(value.mean)]
     comparable = [row for row in rows if trusted(row, limit.column) is not None]
     others = [other for other in limits if other is not limit]
@@ -228,7 +230,7 @@ def _exclusion(rows: Sequence[Row], limit: Limit, limits: Sequence[Limit]) -> Ex
         limit,
         failed=sum(not _meets(row, limit) for row in comparable),
         unknown=len(rows) - len(comparable),
-        would_fit=sum(all(_meets(row, other) for other in others) for row in rows),
+        would_fit=sum(all(_meets(row, other) for other in others) for row in sound),
         best=(max if limit.column.better == "higher" else min)(known) if known else None,
     )
 

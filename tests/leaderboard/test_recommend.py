@@ -317,6 +317,13 @@ def test_a_submission_whose_re_run_diverged_is_left_out():
     (advice,) = recommend([parse(cheat, "b")], [], ("accuracy",))
     assert not advice.suggestions
     assert advice.notes == ["a re-run diverged from cheat: left out"]
+    for one in cheat["cells"]:
+        for seed in one["seeds"].values():
+            seed["scores"]["accuracy"] = 0.99
+    (advice,) = recommend([parse(board(), "a"), parse(cheat, "b")], [limit("accuracy", 0.95)], ("accuracy",))
+    (exclusion,) = advice.exclusions
+    assert exclusion.would_fit == 4  # nothing of the other submission does, with or without a limit
+    assert exclusion.best == pytest.approx(0.91)
 
 
 def record(scenario, defence, compressor="none", flags=()):
