@@ -227,8 +227,8 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     import numpy as np
 
     from harness.leaderboard.columns import BY_KEY, HOLLOW
-    from harness.leaderboard.comparisons import complete_blocks
-    from harness.leaderboard.ranks import Ranking, ranked
+    from harness.leaderboard.comparisons import compared_mean, complete_blocks
+    from harness.leaderboard.ranks import Ranking
 
     chosen = quantity(key)
     if BY_KEY[key].pooling == "claim":
@@ -250,7 +250,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
     counted = BY_KEY[key].compared
-    table = np.array([[ranked(counted(block.get(m, math.nan))) for m in methods] for block in blocks])
+    table = np.array([[compared_mean(counted(block.get(m, math.nan))) for m in methods] for block in blocks])
     kept, _ = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from harness.errors import HarnessError
 
 Floats = npt.NDArray[np.float64]
+DIGITS = 12  # significant, of means that are compared
 CHUNK = 1024  # points that the Pareto front takes in at a time
 
 
@@ -173,13 +174,18 @@ def win_rates(
     return WinRates(share, low, high, count)
 
 
+def compared_mean(mean: float) -> float:
+    """With DIGITS: equal means of unequal numbers differ in their last ones, and that would make one of them better."""
+    return float(f"{mean:.{DIGITS}g}")
+
+
 def by_unit(value: float, better: str, clients: bool) -> tuple[float, float]:
     """A value as two coordinates of a Pareto front where lower is better: one of records, one of clients.
 
     better: `higher` or `lower`, of the value. Those of different units then never beat each other, and both beat an
-    infinite cost.
+    infinite cost. Equal means are one coordinate: see `compared_mean`.
     """
-    cost = -value if better == "higher" else value
+    cost = compared_mean(-value if better == "higher" else value)
     return (math.inf, cost) if clients else (cost, math.inf)
 
 

@@ -29,6 +29,7 @@ from harness.leaderboard.comparisons import (
     Omnibus,
     average_ranks,
     cliques,
+    compared_mean,
     friedman,
     nemenyi_critical_difference,
     win_rates,
@@ -37,7 +38,6 @@ from harness.leaderboard.statistics import holm
 
 ALPHA = 0.05
 MOST = 40  # methods of one ranking: more pairs than a reader, or Holm's method, can make anything of
-DIGITS = 12  # significant, of the values that are ranked
 ROUGH = 10  # blocks below which the chi-squared approximation of Friedman's test is rough
 RANKED = ("accuracy", "robust", "byzantine", "backdoor", "mia", "inversion", "size", "uplink")
 ON_TRAINING = ("byzantine", "backdoor")  # each attack of these is a training of its own
@@ -265,9 +265,4 @@ def _block(scores: Scores, methods: Sequence[str]) -> list[float] | None:
         return None
     shared = [other for other in scores[methods[0]] if all(other in scores[method] for method in methods)]
     values = [math.fsum(scores[method][other] for other in shared) for method in methods]
-    return [ranked(value / len(shared)) for value in values] if shared else None
-
-
-def ranked(mean: float) -> float:
-    """With DIGITS: equal means of unequal numbers differ in their last ones, and a rank would make that a win."""
-    return float(f"{mean:.{DIGITS}g}")
+    return [compared_mean(value / len(shared)) for value in values] if shared else None

@@ -60,6 +60,18 @@ def test_the_front_comes_first_and_the_first_objective_orders_it():
     assert {s.row.axes[0] for s in advice.suggestions if s.front} == {"good", "fast", "private"}
 
 
+def test_equal_means_beat_each_other_in_nothing():
+    """0.1 and 0.2, 0.3 and 0.0 have one mean, which floats round to two numbers."""
+    for seeds in ([0.1, 0.2], [0.3, 0.0]), ([0.3, 0.0], [0.1, 0.2]):
+        cells = [
+            cell((name, "mean", "none", "none", "none"), "clean", {"accuracy": accuracy})
+            for name, accuracy in zip("ab", seeds, strict=True)
+        ]
+        advice, names = advise(objectives=("accuracy",), data=plain("lab", cells, scenario={"seeds": [0, 1]}))
+        assert names == ["a", "b"]
+        assert [s.front for s in advice.suggestions] == [True, True]
+
+
 def test_guarantees_for_records_and_for_clients_are_not_compared():
     rows = {
         "none": (0.60, None),
