@@ -335,6 +335,16 @@ def test_rows_are_compared_by_their_shared_seeds(visit, site):
     assert page.url == link
 
 
+def test_guarantees_have_no_difference_over_seeds(visit, site):
+    """What the worst seed of each row gets is no pair, and has no interval."""
+    ids = [site.row("chest v1", f"dp-sgd(epsilon={e})", "krum", "none").id for e in (1, 8)]
+    page = visit()
+    sizes = "([id, key]) => bySeed(byId.get(id), byKey.get(key)).size"
+    for id_ in ids:
+        assert page.evaluate(sizes, [id_, "epsilon"]) == 0
+        assert page.evaluate(sizes, [id_, "accuracy"]) == 3
+
+
 def test_attacks_that_do_worse_than_guessing_do_not_differ(visit):
     """As on the command line: see test_what_does_not_compare_has_no_better_side."""
     found = visit().evaluate(

@@ -62,8 +62,9 @@ function unpack(row, column, parts) {
 
 const pooled = (row, column) => unpack(row, column, row.source.v[column.place]);
 
-// A row's number at each seed, by seed; empty where there are not several.
+// A row's number at each seed, by seed; empty where there are not several, and for a guarantee, which is the worst seed's.
 function bySeed(row, column) {
+  if (column.pooling === "claim") return new Map();
   const seeds = DATA.submissions[row.source.s].seeds, numbers = row.source.p[column.place], value = pooled(row, column);
   if (!numbers && (!value || value.seeds < 2 || value.text)) return new Map();
   return new Map(seeds.map((seed, place) => [seed, numbers ? numbers[place] : value.mean]).filter(([, mean]) => mean !== null));
