@@ -129,6 +129,9 @@ def test_the_heatmap_shows_means_over_seeds(tmp_path):
     assert draw_heatmap(found, out, "t") == 1
     text = out.read_text()
     assert [value for value in (">15<", ">85<", ">95<") if value in text] == [">15<", ">85<", ">95<"]
+    assert "†" not in text
+    draw_heatmap(found[:-1], out, "t")  # without a seed of krum under attack
+    assert all(f">{value}<" in out.read_text() for value in ("15", "80†", "95", "t; †: lacks seeds"))
     with pytest.raises(HarnessError, match="no attack on training"):
         draw_heatmap(found[::2], out, "t")
 

@@ -162,11 +162,12 @@ def _costs(value: Value, of: Quantity) -> tuple[float, float]:
 def draw_heatmap(records: Records, out: Path, title: str) -> int:
     """Accuracy of every aggregator under every attack on training, a panel a defence; returns the panels.
 
-    Mean over seeds, of uncompressed models; the column `none` is accuracy without an attack. An attack under several
-    threats has a column for each. Raises HarnessError.
+    Mean over seeds, of uncompressed models, with a † where it lacks a seed that others have; the column `none` is
+    accuracy without an attack. An attack under several threats has a column for each. Raises HarnessError.
     """
     clean = ("none", "none")
     cells: dict[str, dict[tuple[str, tuple[str, str]], list[float]]] = {}
+    seeds: dict[tuple[str, str, tuple[str, str]], set[Any]] = {}
     compressed = any(record["cell"]["compressor"] != "none" for record in records)
     for record in records:
         kind = family(dict(record))
@@ -178,10 +179,13 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
         attack = clean if kind == "clean" else (cell["threat"], cell["attack"])
         place = (cell["aggregator"], attack)
         cells.setdefault(cell["defence"], {}).setdefault(place, []).append(100 * accuracy)
+        seeds.setdefault((cell["defence"], *place), set()).add(cell.get("seed"))
     attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
     attacks.sort(key=lambda attack: attack != clean)  # without an attack first, however records are ordered
     if not cells or attacks == [clean]:
         raise HarnessError("no attack on training was scored on an uncompressed model: there is no heatmap")
+    every = set().union(*seeds.values())
+    lacking = any(own != every for own in seeds.values())
     threats = Counter(attack for _, attack in attacks)
     labels = [
         shorten(attack, 24) + f"\n{shorten(threat, 24)}" * (threats[attack] > 1) for threat, attack in attacks
@@ -197,14 +201,16 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
             for i, row in enumerate(table):
                 for j, value in enumerate(row):
                     shade = "white" if value < 60 else "black"
-                    text = "–" if math.isnan(value) else f"{value:.0f}"
+                    there = seeds.get((defence, rules[i], attacks[j]))
+                    text = "–" if math.isnan(value) else f"{value:.0f}" + "†" * (there != every)
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
             axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
             axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
             if len(cells) > 1:
                 axes.set_title(shorten(titles[defence], 60), fontsize=8)
         drawn.colorbar(image, ax=grid[:, 0].tolist(), label="accuracy (%)", shrink=0.8)
-        drawn.suptitle(f"{title}, uncompressed models" if compressed else title, fontsize=9)
+        title += ", uncompressed models" * compressed + "; †: lacks seeds" * lacking
+        drawn.suptitle(title, fontsize=9)
     return len(cells)
 
 
