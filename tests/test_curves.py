@@ -76,6 +76,17 @@ def test_what_means_little_is_hollow(flag, stored, tmp_path):
     assert flagged.read_text().count("fill: #ffffff") > plain.read_text().count("fill: #ffffff")
 
 
+def test_a_mean_that_lacks_a_seed_is_hollow(stored, tmp_path):
+    _, records = stored
+    whole, lacking = tmp_path / "a.svg", tmp_path / "b.svg"
+    lost = next(
+        r for r in records if r["cell"]["threat"] != "none" and r["cell"]["attack"].startswith("fgsm")
+    )
+    draw_curves(curves(records), whole, "t")
+    draw_curves(curves([r for r in records if r is not lost]), lacking, "t")
+    assert lacking.read_text().count("fill: #ffffff") == whole.read_text().count("fill: #ffffff") + 1
+
+
 def test_what_cannot_be_drawn_says_why(stored, capsys):
     folder, records = stored
     one = [r for r in records if r["cell"]["threat"] in ("none", "e-eps0.1")]

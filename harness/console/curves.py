@@ -130,15 +130,22 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
-    """The mean over seeds, a band from the least to the greatest, hollow markers where a value is flagged."""
+    """The mean over seeds, a band from the least to the greatest.
+
+    Hollow markers where a value is flagged, or where a seed is missing that the curve has at another radius.
+    """
     radii = sorted({point[0] for point in points})
     at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]
-    flagged = [any(p[2] for p in points if p[0] == radius) for radius in radii]
+    seeds = max(map(len, at))
+    hollow = [
+        len(values) < seeds or any(p[2] for p in points if p[0] == radius)
+        for radius, values in zip(radii, at, strict=True)
+    ]
     style = series_style(number)
     x = [255 * radius for radius in radii]
     mean = [sum(values) / len(values) for values in at]
     axes.plot(x, mean, **style._asdict(), linewidth=1, label=name, markersize=4)
-    for place, value, doubtful in zip(x, mean, flagged, strict=True):
+    for place, value, doubtful in zip(x, mean, hollow, strict=True):
         if doubtful:
             axes.plot(place, value, **style._asdict(), markersize=4, markerfacecolor="white")
     if any(len(values) > 1 for values in at):

@@ -61,9 +61,9 @@ def plot(
     """Draw a scenario's results, ready for a paper.
 
     curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
-    hollow markers mean that gradient masking is suspected. pareto: two quantities of every configuration, and the
-    front. heatmap: accuracy of every aggregator under every attack on training, of uncompressed models. ranks: a
-    critical-difference diagram.
+    hollow markers mean that gradient masking is suspected, or a seed is missing. pareto: two quantities of every
+    configuration, and the front. heatmap: accuracy of every aggregator under every attack on training, of
+    uncompressed models. ranks: a critical-difference diagram.
 
     Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, epsilon, audited, size, uplink.
 
