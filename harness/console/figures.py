@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -166,8 +166,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
     accuracy without an attack. An attack under several threats has a column for each. Raises HarnessError.
     """
     clean = ("none", "none")
-    cells: dict[str, dict[tuple[str, tuple[str, str]], list[float]]] = {}
-    seeds: dict[tuple[str, str, tuple[str, str]], set[Any]] = {}
+    cells: dict[str, dict[tuple[str, tuple[str, str]], dict[Any, float]]] = {}  # accuracies by seed
     compressed = any(record["cell"]["compressor"] != "none" for record in records)
     for record in records:
         kind = family(dict(record))
@@ -178,14 +177,14 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
             continue
         attack = clean if kind == "clean" else (cell["threat"], cell["attack"])
         place = (cell["aggregator"], attack)
-        cells.setdefault(cell["defence"], {}).setdefault(place, []).append(100 * accuracy)
-        seeds.setdefault((cell["defence"], *place), set()).add(cell.get("seed"))
+        cells.setdefault(cell["defence"], {}).setdefault(place, {})[cell.get("seed")] = 100 * accuracy
     attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
     attacks.sort(key=lambda attack: attack != clean)  # without an attack first, however records are ordered
     if not cells or attacks == [clean]:
         raise HarnessError("no attack on training was scored on an uncompressed model: there is no heatmap")
-    every = set().union(*seeds.values())
-    lacking = any(own != every for own in seeds.values())
+    found = [own for panel in cells.values() for own in panel.values()]
+    every = {seed for own in found for seed in own}
+    lacking = any(own.keys() != every for own in found)
     threats = Counter(attack for _, attack in attacks)
     labels = [
         shorten(attack, 24) + f"\n{shorten(threat, 24)}" * (threats[attack] > 1) for threat, attack in attacks
@@ -196,13 +195,14 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
     with figure(out, 3.2 + 0.55 * len(attacks), height) as drawn:
         grid = drawn.subplots(len(cells), 1, squeeze=False, sharex=True)
         for axes, (defence, panel) in zip(grid[:, 0], cells.items(), strict=True):
-            table = [[_mean(panel.get((rule, attack), ())) for attack in attacks] for rule in rules]
+            by_seed = [[panel.get((rule, attack), {}) for attack in attacks] for rule in rules]
+            table = [[fmean(own.values()) if own else math.nan for own in row] for row in by_seed]
             image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
             for i, row in enumerate(table):
                 for j, value in enumerate(row):
                     shade = "white" if value < 60 else "black"
-                    there = seeds.get((defence, rules[i], attacks[j]))
-                    text = "–" if math.isnan(value) else f"{value:.0f}" + "†" * (there != every)
+                    lacks = by_seed[i][j].keys() != every
+                    text = "–" if math.isnan(value) else f"{value:.0f}" + "†" * lacks
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
             axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
             axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
@@ -212,11 +212,6 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
         title += ", uncompressed models" * compressed + "; †: lacks seeds" * lacking
         drawn.suptitle(title, fontsize=9)
     return len(cells)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return fmean(found) if found else math.nan
 
 
 # critical differences -------------------------------------------------------------------------------
