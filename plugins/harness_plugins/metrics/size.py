@@ -117,7 +117,12 @@ class Macs(Metric):
         uncounted = [layer for layer in module.modules() if is_quantized(layer) or is_wrapped(layer)]
         handles = [layer.register_forward_hook(count) for layer in uncounted]
         try:
-            with evaluating(module), torch.no_grad(), unfused(), FlopCounterMode(display=False) as counter:
+            with (
+                evaluating(module),
+                torch.no_grad(),
+                unfused(module),
+                FlopCounterMode(display=False) as counter,
+            ):
                 module(_images(module, context, 1))
         finally:
             for handle in handles:
@@ -228,7 +233,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unfused() -> Iterator[None]:
+def unfused(module: nn.Module) -> Iterator[None]:
     """Inside, attention, transformer and recurrent layers take one step after another, which torch counts.
 
     Of their fused forms, one call each, it counts nothing, but for some of attention.
@@ -237,9 +242,11 @@ def unfused() -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     backends: Any = torch.backends
+    recurrent = any(isinstance(layer, torch.nn.RNNBase) for layer in module.modules())
     fast, one, other = backends.mha.get_fastpath_enabled(), backends.mkldnn.enabled, backends.cudnn.enabled
     backends.mha.set_fastpath_enabled(False)
-    backends.mkldnn.enabled = backends.cudnn.enabled = False
+    if recurrent:  # convolutions keep the kernels that they have
+        backends.mkldnn.enabled = backends.cudnn.enabled = False
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
