@@ -138,6 +138,12 @@ def test_contraction(name, parameters):
     assert left < float(u.square().sum())
 
 
+def test_qsgd_takes_a_bucket_larger_than_any_memory():
+    u, exact = update(100), create("qsgd", bucket=100)
+    for bucket in (512, 10**12):  # one norm for the whole update
+        assert torch.equal(sent(create("qsgd", bucket=bucket), u), sent(exact, u))
+
+
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("d", [1, 7, 8, 9, 100])
 def test_bits_are_packed_and_come_back(width, d):

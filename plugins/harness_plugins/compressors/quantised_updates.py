@@ -45,7 +45,8 @@ class QSGD(UpdateCompressor):
         if (raw := raw_update(update)) is not None:
             return raw
         d, generator = len(update), context.generator
-        rows = torch.nn.functional.pad(update.detach().float(), (0, -d % self.bucket)).view(-1, self.bucket)
+        bucket = min(self.bucket, d)  # however large one for the whole update is given to be
+        rows = torch.nn.functional.pad(update.detach().float(), (0, -d % bucket)).view(-1, bucket)
         # In float64, as squares of numbers that float32 holds need not fit it.
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64).float()
         if not bool((self.levels * norms).isfinite().all()):
@@ -71,7 +72,7 @@ class QSGD(UpdateCompressor):
         d, norms = int(payload.facts["d"]), payload.tensors["norms"]
         codes = unpack(payload.tensors["codes"], width_for(2 * self.levels + 1), d).float()
         signed = torch.where(codes > self.levels, self.levels - codes, codes)
-        return signed / self.levels * norms.repeat_interleave(self.bucket)[:d]
+        return signed / self.levels * norms.repeat_interleave(min(self.bucket, d))[:d]
 
 
 class TernGrad(UpdateCompressor):
