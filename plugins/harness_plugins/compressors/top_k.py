@@ -12,7 +12,7 @@ from harness.api import (
     UpdateCompressionContext,
     UpdateCompressor,
 )
-from harness_plugins.compressors._updates import add_to_residual
+from harness_plugins.compressors._updates import add_to_residual, check_update, keep_residual, with_residual
 
 if TYPE_CHECKING:
     import torch
@@ -69,22 +69,14 @@ class TopK(UpdateCompressor):
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         import torch
 
-        if update.ndim != 1 or not len(update) or not update.is_floating_point():
-            raise PluginError(
-                f"top-k needs an update (d,) of floats, d >= 1, not {tuple(update.shape)} {update.dtype}"
-            )
+        check_update(self, update)
         d = len(update)
-        residual = state.get("residual") if self.error_feedback else None
-        if residual is not None and residual.shape != update.shape:
-            raise PluginError(f"top-k: the update has {d} coordinates, the residual {len(residual)}")
-        carried = update.detach() if residual is None else update.detach() + residual.to(update)
+        carried = with_residual(update, state, self.error_feedback)
         k = max(1, round(self.ratio * d))
         positions = carried.abs().topk(k, sorted=False).indices.sort().values
         values = carried[positions].to(torch.float32)
-        if self.error_feedback and bool(carried.isfinite().all()) and bool(values.isfinite().all()):
-            rest = carried.clone()
-            rest[positions] -= values.to(rest.dtype)
-            state["residual"] = rest
+        sent = torch.zeros_like(carried).index_copy_(0, positions, values.to(carried))
+        keep_residual(carried, sent, state, self.error_feedback)
         return Payload({"values": values, "indices": positions.to(index_dtype(d))}, {"d": d})
 
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
