@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import predicted
-
-if TYPE_CHECKING:
-    pass
 
 RADII = (0.25, 0.5, 1.0)
 
@@ -71,8 +68,8 @@ class CertifiedAccuracy(Metric):
         found = context.certificate
         if found is None or not len(found.labels):
             raise PluginError("certified-accuracy needs a certificate of some test samples")
-        radii = np.where(found.predicted == found.labels, found.radii, 0.0)
         right = found.predicted == found.labels
+        radii = np.where(right, found.radii, 0.0)
         limit = {} if np.isinf(found.limit) else {"certified_radius_limit": float(found.limit)}
         if found.limit <= 0:  # too few votes for any certificate
             return limit

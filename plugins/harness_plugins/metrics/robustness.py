@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from harness.api import Metric, MetricContext, PluginError, Reference, Score
 from harness_plugins.metrics.classification import checked, predicted
-
-if TYPE_CHECKING:
-    pass
 
 
 class RobustAccuracy(Metric):
