@@ -12,6 +12,7 @@ from harness_plugins.aggregators._columns import combine, mean_of, tolerated
 from harness_plugins.aggregators._distances import gram_about, scaled_down, squared_distances
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 BATCH = 4096  # subsets looked at together
@@ -74,8 +75,8 @@ class MinimumDiameterAveraging(Aggregator):
         return mean_of(updates, kept)
 
     @staticmethod
-    def _first(apart, f: int) -> list[int]:  # type: ignore[no-untyped-def]
-        """The first n - f rows, in lexicographic order, of which no two are too far apart."""
+    def _first(apart: np.ndarray, f: int) -> list[int]:
+        """The first n - f rows, in lexicographic order, of which no two are too far apart. apart: as for `_covers`."""
         n = len(apart)
         kept: list[int] = []
         out: set[int] = set()
@@ -94,7 +95,7 @@ class MinimumDiameterAveraging(Aggregator):
         return kept
 
 
-def _covers(apart, budget: int) -> bool:  # type: ignore[no-untyped-def]
+def _covers(apart: np.ndarray, budget: int) -> bool:
     """Whether at most `budget` rows can be left out so that no two remaining ones are too far apart.
 
     apart (m, m) bool, symmetric. Branches on the row with most conflicts: it goes, or all that it conflicts
