@@ -52,9 +52,8 @@ class Bucketing(PreAggregator):
         buckets = math.ceil(n / self.s)
         starts = torch.arange(0, n, self.s, device=updates.device)
         order = order.to(updates.device)
-        rows = functional.embedding_bag(
-            order, updates.detach(), starts, mode="mean"
-        )  # gathers and averages at once
+        # Gathers and averages at once.
+        rows = functional.embedding_bag(order, updates.detach(), starts, mode="mean")
         weights = context.weights.new_full((buckets,), 1 / buckets)
         return rows, context.with_rows(weights, [MERGED] * buckets)
 

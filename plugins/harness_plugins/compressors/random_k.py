@@ -49,9 +49,8 @@ class RandomK(UpdateCompressor):
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
-        if (
-            raw := raw_update(carried)
-        ) is not None:  # the coordinates drawn need not show that it has diverged
+        # The coordinates drawn need not show that it has diverged.
+        if (raw := raw_update(carried)) is not None:
             return raw
         positions = self._draw(len(update), context)
         values = carried[positions].float()

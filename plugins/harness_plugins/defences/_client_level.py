@@ -186,9 +186,8 @@ class NoisyMean(Aggregator):
         equal = context.with_rows(context.weights.new_full((n,), 1 / n), context.client_ids)
         equal.state = context.state.setdefault("rule", {})
         result = self.rule.aggregate(clipped, equal)
-        if (
-            self.rule.sum_only and MERGED not in context.client_ids
-        ):  # rows of several clients are means already
+        # Rows of several clients are means already.
+        if self.rule.sum_only and MERGED not in context.client_ids:
             result = result * (n / self.expected)
         return result + noise / self.expected
 

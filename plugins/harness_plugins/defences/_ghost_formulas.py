@@ -234,9 +234,8 @@ def comparisons(
     found = []
     for part in parts:
         wanted, own = expected[part.name], alone[part.name].norm()
-        size = (
-            weights * (1e-3 * part.squared.sqrt() + noise)
-        ).sum()  # of what was added up, though little may be left
+        # The size of what was added up, though little may be left of it.
+        size = (weights * (1e-3 * part.squared.sqrt() + noise)).sum()
         same = (part.sum(weights).reshape(wanted.shape) - wanted).norm() <= size
         found.append((same, f"the formulas do not give autograd's gradient of {part.name}"))
         same = (part.squared[0].sqrt() - own).abs() <= 1e-3 * own + noise[0]

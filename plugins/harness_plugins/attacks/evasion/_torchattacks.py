@@ -135,9 +135,8 @@ def _pixel_model_class() -> type[nn.Module]:
         def forward(self, x: Tensor) -> Tensor:
             logits = self.model(x.to(self.device_marker.dtype))
             if not self.normalised:
-                return logits.to(
-                    x.dtype
-                )  # the attack computes in float32, whatever the model does; see `run`
+                # The attack computes in float32, whatever the model does; see `run`.
+                return logits.to(x.dtype)
             # The cross-entropy's gradient by the true class is p - 1, which rounds to 0 for a confident model: what is
             # left has another sign. Through log_softmax it is minus the sum of the other classes', and float64 holds
             # these, and tells losses apart, where float32 has zeros.
