@@ -15,7 +15,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import check_finite, file_tensors, load_dense
+from harness_plugins.compressors._state import check_finite, file_tensors, load_dense
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

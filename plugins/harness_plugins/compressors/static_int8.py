@@ -21,7 +21,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import check_finite, check_names, zeroed
+from harness_plugins.compressors._state import check_finite, check_names, zeroed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,7 +16,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import check_finite, check_names, file_tensors
+from harness_plugins.compressors._state import check_finite, check_names, file_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

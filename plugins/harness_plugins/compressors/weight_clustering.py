@@ -15,8 +15,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors._updates import pack, unpack, width_for
-from harness_plugins.compressors.state import (
+from harness_plugins.compressors._state import (
     check_finite,
     check_names,
     file_tensors,
@@ -24,6 +23,7 @@ from harness_plugins.compressors.state import (
     other_names,
     weight_key,
 )
+from harness_plugins.compressors._updates import pack, unpack, width_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -15,7 +15,7 @@ from harness.api import (
     Reference,
     Surroundings,
 )
-from harness_plugins.compressors.state import (
+from harness_plugins.compressors._state import (
     check_finite,
     check_names,
     file_tensors,
