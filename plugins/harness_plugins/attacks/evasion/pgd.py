@@ -1,4 +1,4 @@
-"""Projected gradient descent in the L-inf ball."""
+"""Projected gradient descent, in the L-inf ball and in the L2 ball."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 
 from harness.api import EvasionContext, Field, Reference, pgd
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, TorchattacksAttack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -96,4 +96,40 @@ class PGD(TorchattacksAttack):
         return attack
 
 
-PLUGINS = (PGD,)
+class PGDL2(TorchattacksAttack):
+    """Projected gradient ascent in an L2 ball: normalised gradient steps, projected to the ball and [0, 1].
+
+    x_{t+1} = clip(x + project(x_t + alpha g / ||g||_2 - x, eps), 0, 1). The default step is 2.5 eps / steps.
+    """
+
+    name = "pgd-l2"
+    reference = Reference(
+        title="Towards deep learning models resistant to adversarial attacks",
+        authors="Madry, Makelov, Schmidt, Tsipras, Vladu", venue="ICLR", year=2018,
+        url="https://arxiv.org/abs/1706.06083",
+    )  # fmt: skip
+    implementation: ClassVar[str] = "PGDL2"
+    cross_entropy: ClassVar[bool] = True
+    norm: ClassVar[str | None] = "l2"
+    default_eps: ClassVar[float | None] = 1.0
+    eps: float | None = Field(
+        None, ge=0, description="L2 radius in [0, 1] pixels; None: the threat's budget, else 1"
+    )
+    alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; None: 2.5 eps / steps")
+    steps: int = Field(20, ge=1, description="gradient steps")
+    random_start: bool = Field(True, description="start at a random point of the ball, else at x")
+
+    @property
+    def effort(self) -> int:
+        return self.steps
+
+    def arguments(self, context: EvasionContext) -> dict[str, Any]:
+        assert context.eps is not None
+        alpha = 2.5 * context.eps / self.steps if self.alpha is None else self.alpha
+        return {
+            "eps": context.eps, "alpha": alpha, "steps": self.steps, "random_start": self.random_start,
+            "eps_for_division": ZERO_GUARD,
+        }  # fmt: skip
+
+
+PLUGINS = (PGD, PGDL2)
