@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,8 +20,8 @@ from harness.api import (
     mean_gradient,
     record_keys,
     split,
-    uniform,
 )
+from harness_plugins.defences._gaussian import gaussian
 from harness_plugins.defences.adversarial_training import AdversarialTraining
 from harness_plugins.defences.trades import PairLoss
 
@@ -201,10 +200,7 @@ class CleanLogitPairing(Defence):
     def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if not self.sigma or not len(y):
             return x, y
-        # Box and Muller: two uniform numbers make one Gaussian.
-        first, second = (uniform(split(record_keys(key, x), i), x.shape) for i in (0, 1))
-        noise = (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()
-        return (x + self.sigma * noise).clamp(0, 1), y
+        return (x + self.sigma * gaussian(record_keys(key, x), x.shape)).clamp(0, 1), y
 
     def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
         import torch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.api import Defence, Field, Reference, record_keys, split, uniform
+from harness.api import Defence, Field, Reference, record_keys
+from harness_plugins.defences._gaussian import gaussian
 
 if TYPE_CHECKING:
     import torch
@@ -51,15 +52,9 @@ class RandomizedSmoothing(Defence):
         return True
 
     def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
-
         if not len(y):
             return x, y
-        keys = record_keys(key, x)
-        # Box and Muller: two uniform numbers make a normal one.
-        radius = (-2 * (1 - uniform(split(keys, 0), x.shape)).clamp(min=2**-25).log()).sqrt()
-        noise = radius * (2 * torch.pi * uniform(split(keys, 1), x.shape)).cos()
-        return x + self.sigma * noise.to(x), y
+        return x + self.sigma * gaussian(record_keys(key, x), x.shape).to(x), y
 
     def inference(self, model: nn.Module) -> nn.Module:
         return _smoothed_class()(model, self.sigma, self.samples)
