@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from harness.api import Membership, PluginError, PrivacyAttack, PrivacyContext, PrivacyView, Reference
 from harness_plugins.attacks.privacy._shadows import log_odds
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 class LossThreshold(PrivacyAttack):
@@ -36,14 +30,11 @@ class LossThreshold(PrivacyAttack):
         """scores (members then non-members,) float64 and the truth beside them."""
         import numpy as np
 
-        sides = [self._scores(view, *side) for side in (view.members, view.non_members)]
+        sides = [log_odds(self.name, view.logits, *side) for side in (view.members, view.non_members)]
         if not all(len(scores) for scores in sides):
             raise PluginError(f"{self.name} needs members and non-members")
         is_member = np.repeat([True, False], [len(scores) for scores in sides])
         return Membership(np.concatenate(sides), is_member)
-
-    def _scores(self, view: PrivacyView, images: Tensor, labels: Tensor) -> np.ndarray:
-        return log_odds(self.name, view.logits, images, labels)
 
 
 PLUGINS = (LossThreshold,)
