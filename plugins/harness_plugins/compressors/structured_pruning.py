@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,12 +16,12 @@ from harness.api import (
     Reference,
     Surroundings,
 )
+from harness_plugins.compressors._importance import Importance, is_root
 from harness_plugins.compressors._state import check_finite, check_names, file_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-BATCH = 64  # images of one gradient
 TOLERANCE = 0.25  # relative distance from the ratio asked for, above which a record carries a warning
 
 
@@ -132,64 +132,6 @@ class StructuredPruning(ModelCompressor):
         return CompressedModel(module, dict(state))
 
 
-class Importance:
-    """A group -> what its channels (C,) are worth, None where that is not defined for it."""
-
-    def __init__(self, settings: StructuredPruning, module: nn.Module, context: CompressionContext) -> None:
-        self.settings, self.module, self.context = settings, module, context
-        self._gradients: list[dict[int, Tensor]] = []  # for each batch: id of a parameter -> its gradient
-
-    def refresh(self) -> None:
-        """Gradients at the present weights, where they are used."""
-        import torch
-        from torch.nn import functional
-
-        if self.settings.importance != "taylor":
-            return
-        images, labels = self.context.data()
-        generator = self.context.generator
-        order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
-        parameters = list(self.module.parameters())
-        self._gradients = []
-        with torch.enable_grad():
-            for batch in order[: self.settings.samples].split(BATCH):
-                x, y = (part[batch].to(parameters[0].device) for part in (images, labels))
-                loss = functional.cross_entropy(self.module(x), y)
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
-                pairs = zip(parameters, found, strict=True)
-                self._gradients.append({id(p): g for p, g in pairs if g is not None})
-
-    def __call__(self, group: Any) -> Tensor | None:
-        import torch
-
-        kind = self.settings.importance
-        if kind == "magnitude":
-            return summed(group, lambda layer: layer.weight.detach().square())
-        if kind == "scale":
-            return summed(
-                group,
-                lambda layer: None if _is_root(layer) else layer.weight.detach().abs(),
-            )
-        if kind == "random":
-            worth, generator = summed(group, lambda layer: layer.weight.detach()), self.context.generator
-            return (
-                None
-                if worth is None
-                else torch.rand(len(worth), generator=generator, device=generator.device)
-            )
-        parts = []
-        for gradients in self._gradients:
-            part = summed(
-                group,
-                lambda layer, of=gradients: (
-                    layer.weight.detach() * of[id(layer.weight)] if id(layer.weight) in of else None
-                ),
-            )
-            if part is not None:
-                parts.append(part.square())
-        return torch.stack(parts).mean(0) if parts else None
-
-
 def _pruner(
     module: nn.Module,
     input_shape: tuple[int, int, int],
@@ -255,48 +197,6 @@ def _all_trainable(module: nn.Module) -> Iterator[None]:
             parameter.grad = None
 
 
-def summed(group: Any, values: Callable[[Any], Tensor | None]) -> Tensor | None:
-    """The sum (C,) over a group's layers of values(layer), shaped like their weights, for each channel.
-
-    None where no layer has any. torch-pruning's own importances leave depthwise convolutions out and, where
-    one comes first in a group that ends in a flattened linear layer, return the linear layer's number of inputs
-    instead of C values.
-    """
-    import torch
-    from torch_pruning.pruner import function
-
-    importance = None
-    for member in group:
-        layer, rows = member.dep.target.module, member.root_idxs
-        incoming = member.dep.handler in (function.prune_conv_in_channels, function.prune_linear_in_channels)
-        sums = None if getattr(layer, "weight", None) is None else values(layer)
-        sums = None if sums is None else by_channel(layer, incoming, sums)
-        if sums is None or any(row is None for row in rows):
-            continue
-        if importance is None:
-            importance = torch.zeros(len(group[0].idxs), device=sums.device)
-        importance.index_add_(0, torch.tensor(rows, device=sums.device), sums[list(member.idxs)].float())
-    return importance
-
-
-def by_channel(layer: nn.Module, incoming: bool, values: Tensor) -> Tensor | None:
-    """The sum of values, shaped like the weight, for each output (or input) channel; None: not counted."""
-    from torch import nn
-    from torch.nn.modules.batchnorm import _NormBase
-    from torch.nn.modules.conv import _ConvNd
-
-    if isinstance(layer, _ConvNd):
-        values = values.flatten(2).sum(2)
-        if incoming != layer.transposed:  # channels of the second dimension, which counts within a group
-            return values.view(layer.groups, -1, values.shape[1]).sum(1).flatten()
-        return values.sum(1)
-    if isinstance(layer, nn.Linear):
-        return values.sum(0 if incoming else 1)
-    if isinstance(layer, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and values.ndim == 1:
-        return values
-    return None
-
-
 def _output_layers(graph: Any) -> list[nn.Module]:
     """The convolution and linear layers whose channels are the output's, through any layers between."""
     nodes = list(graph.module2node.values())
@@ -308,7 +208,7 @@ def _output_layers(graph: Any) -> list[nn.Module]:
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if _is_root(node.module):
+        if is_root(node.module):
             found.append(node.module)
         else:
             waiting += node.inputs
@@ -317,19 +217,12 @@ def _output_layers(graph: Any) -> list[nn.Module]:
     return found
 
 
-def _is_root(module: nn.Module) -> bool:
-    from torch import nn
-    from torch.nn.modules.conv import _ConvNd
-
-    return isinstance(module, (_ConvNd, nn.Linear))
-
-
 def _channels(module: nn.Module) -> dict[str, int]:
     """Output channels of each convolution and linear layer."""
     return {
         name: int(getattr(layer, "out_channels", None) or layer.out_features)
         for name, layer in module.named_modules()
-        if _is_root(layer)
+        if is_root(layer)
     }
 
 
