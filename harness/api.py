@@ -73,11 +73,13 @@ from harness.functional import (
     batch_norms,
     detached,
     fgsm,
+    held_back,
     in_place_of,
     input_gradient,
     kept_in_range,
     mean_gradient,
     pgd,
+    to_climb,
 )
 from harness.hookspecs import Register, hookimpl
 from harness.privacy import accounting
@@ -168,6 +170,7 @@ __all__ = [
     "fgsm",
     "find_file",
     "hash_file",
+    "held_back",
     "hold_out",
     "hookimpl",
     "in_place_of",
@@ -180,6 +183,7 @@ __all__ = [
     "pgd",
     "record_keys",
     "split",
+    "to_climb",
     "torch_generator",
     "uniform",
 ]

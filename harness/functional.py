@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Batch, GradientFn, LossFn, Params
 
 
+SURE = 14.0  # logits; e^-14 is well above 6e-8, where float32's digits beside 1 end
+
+
 def detached(params: Params) -> Params:
     """The same values, cut off from the graph: what an attack inside a loss differentiates through."""
     return {name: value.detach() for name, value in params.items()}
@@ -27,15 +30,54 @@ def in_place_of(moved: Tensor, x: Tensor) -> Tensor:
     return moved.detach() + (x - x.detach())
 
 
+class CrossEntropy:
+    """The base loss: per-sample cross-entropy of `apply(params, x)` logits."""
+
+    def __init__(self, apply: Callable[[Params, Tensor], Tensor]) -> None:
+        self.apply = apply
+
+    def __call__(self, params: Params, batch: Batch, key: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        x, y = batch
+        return functional.cross_entropy(self.apply(params, x), y, reduction="none")
+
+
 def cross_entropy(apply: Callable[[Params, Tensor], Tensor]) -> LossFn:
     """The base loss: per-sample cross-entropy of `apply(params, x)` logits."""
-    from torch.nn import functional
+    return CrossEntropy(apply)
 
-    def loss(params: Params, batch: Batch, key: Tensor) -> Tensor:
+
+def held_back(logits: Tensor, y: Tensor, like: Tensor | None = None) -> Tensor:
+    """logits (b, k) with class y at most 14 ahead of all others, for losses that an attack inside training climbs.
+
+    like: logits (b, k) that say by how much class y goes back; None: the given ones. Where a model is sure, p_y - 1
+    rounds to 0 in float32 from a lead of 17 on and the others' p from 104 on: the cross-entropy's gradient has another
+    direction then, and at last none. The lead decides the length of that gradient alone.
+    """
+    import torch
+
+    own = torch.arange(logits.shape[1], device=y.device) == y[:, None]
+    leads = (logits if like is None else like).detach()
+    lead = leads.masked_fill(~own, -torch.inf).amax(1) - leads.masked_fill(own, -torch.inf).amax(1)
+    beyond = (lead - SURE).clamp(min=0).nan_to_num(nan=0.0, posinf=0.0)
+    return logits - own * beyond[:, None]
+
+
+def to_climb(loss: LossFn) -> LossFn:
+    """What an attack inside training climbs for a loss: the base loss with logits held back, any other as it is."""
+    if not isinstance(loss, CrossEntropy):
+        return loss
+
+    apply = loss.apply
+
+    def climbed(params: Params, batch: Batch, key: Tensor) -> Tensor:
+        from torch.nn import functional
+
         x, y = batch
-        return functional.cross_entropy(apply(params, x), y, reduction="none")
+        return functional.cross_entropy(held_back(apply(params, x), y), y, reduction="none")
 
-    return loss
+    return climbed
 
 
 def masked_mean(losses: Tensor, mask: Tensor | None) -> Tensor:

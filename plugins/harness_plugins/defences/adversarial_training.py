@@ -15,6 +15,7 @@ from harness.api import (
     in_place_of,
     record_keys,
     split,
+    to_climb,
     uniform,
 )
 
@@ -81,7 +82,7 @@ class AdversarialTraining(Defence):
     def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
         if self.fraction == 0:
             return loss
-        attack = self.attack.functional(self.attack.radius())
+        attack, climbed = self.attack.functional(self.attack.radius()), to_climb(loss)
 
         def adversarial(params: Params, batch: Batch, key: Tensor) -> Tensor:
             x, y = batch
@@ -89,7 +90,7 @@ class AdversarialTraining(Defence):
                 return loss(params, batch, key)
             fixed = detached(params)
             keys = record_keys(key, x)
-            found = attack(lambda images: loss(fixed, (images, y), key), x.detach(), split(keys, 0))
+            found = attack(lambda images: climbed(fixed, (images, y), key), x.detach(), split(keys, 0))
             moved = in_place_of(found, x)
             if self.fraction < 1:
                 coin = uniform(split(keys, 1), y.shape) < self.fraction

@@ -20,6 +20,7 @@ from harness.api import (
     mean_gradient,
     record_keys,
     split,
+    to_climb,
 )
 from harness_plugins.defences._gaussian import gaussian
 from harness_plugins.defences.adversarial_training import AdversarialTraining
@@ -140,13 +141,13 @@ class AdversarialWeightPerturbation(Defence):
 
     def gradient(self, local: Local) -> GradientFn:
         attack = self.attack.functional(self.attack.radius())
-        mean_gradients = mean_gradient(local.loss)
+        mean_gradients, climbed = mean_gradient(local.loss), to_climb(local.loss)
 
         def gradient(params: Params, batch: Batch, key: Tensor) -> Params:
             x, y = batch
             fixed = detached(params)
             start = split(record_keys(key, x), 0)
-            moved = attack(lambda images: local.loss(fixed, (images, y), key), x.detach(), start).detach()
+            moved = attack(lambda images: climbed(fixed, (images, y), key), x.detach(), start).detach()
             ascent = mean_gradients(fixed, (moved, y), key)
             there = {
                 name: w + self.gamma * w.norm() * ascent[name] / (ascent[name].norm() + 1e-20)

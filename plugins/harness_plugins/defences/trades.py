@@ -11,6 +11,7 @@ from harness.api import (
     Field,
     Reference,
     detached,
+    held_back,
     in_place_of,
     input_gradient,
     kept_in_range,
@@ -70,7 +71,7 @@ class PairLoss(Defence):
         from torch.nn import functional
 
         def error(images: Tensor) -> Tensor:
-            return functional.cross_entropy(logits(images), y, reduction="none")
+            return functional.cross_entropy(held_back(logits(images), y), y, reduction="none")
 
         return pgd(error, x, split(key, 0), self.eps, self.step_size(), self.steps)
 
@@ -92,10 +93,13 @@ class TRADES(PairLoss):
     beta: float = Field(6.0, ge=0, description="weight of the divergence (1/lambda)")
 
     def adversarial(self, logits: Predict, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        clean = logits(x).log_softmax(1).detach()
+        there = logits(x).detach()
+        likeliest = there.argmax(1)
+        clean = held_back(there, likeliest).log_softmax(1)
 
         def divergence(images: Tensor) -> Tensor:
-            return (clean.exp() * (clean - logits(images).log_softmax(1))).sum(1)
+            moved = held_back(logits(images), likeliest, like=there).log_softmax(1)
+            return (clean.exp() * (clean - moved)).sum(1)
 
         half = 0.001 * 3**0.5  # a uniform number in [-half, half] has deviation 0.001
         moved = kept_in_range(x + uniform(split(key, 0), x.shape, -half, half), x)

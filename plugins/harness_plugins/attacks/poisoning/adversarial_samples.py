@@ -12,6 +12,7 @@ from harness.api import (
     PoisoningAttack,
     Reference,
     detached,
+    held_back,
     in_place_of,
     record_keys,
     split,
@@ -75,7 +76,7 @@ class AdversarialSamples(PoisoningAttack):
             fixed = detached(params)
 
             def error(images: Tensor) -> Tensor:
-                return functional.cross_entropy(logits(fixed, images), y, reduction="none")
+                return functional.cross_entropy(held_back(logits(fixed, images), y), y, reduction="none")
 
             keys = record_keys(key, x)
             moved = attack(error, x.detach(), split(keys, 0)).detach()
