@@ -347,7 +347,8 @@ def test_a_model_is_not_robust_because_it_is_surer_than_numbers_hold(name, ball,
     ("name", "settings"),
     [(name, {}) for name in ("FGSM", "PGD", "BIM", "FFGSM", "RFGSM", "MIFGSM", "NIFGSM", "PGDL2")]
     + [("DIFGSM", {"diversity_prob": 0.0})]
-    + [(name, {}) for name in ("EOTPGD", "SINIFGSM", "VMIFGSM")],
+    + [(name, {}) for name in ("EOTPGD", "SINIFGSM", "VMIFGSM", "UPGD", "APGD")]
+    + [("UPGD", {"eot_iter": 2}), ("APGD", {"eot_iter": 2})],
 )
 def test_a_sure_model_is_not_robust_to_the_library_s_own_classes(name, settings, scale):
     """At 60 the cross-entropy's gradient is 0 in float32, and images stayed as they were."""

@@ -24,6 +24,8 @@ ACCESS = {
 # Classes whose loss is the cross-entropy alone; the latter add up gradients of several passes.
 CROSS_ENTROPY = ("BIM", "DIFGSM", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "RFGSM", "TIFGSM")
 SEVERAL_PASSES = ("EOTPGD", "SINIFGSM", "VMIFGSM", "VNIFGSM")
+# Classes whose parameters say which loss it is, and over how many passes they average.
+ONE_OF_LOSSES = ("APGD", "UPGD")
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
@@ -101,7 +103,11 @@ class AnyTorchattack(CorrectedAttack):
         if context.eps == 0:
             return x
         adds_passes = self.attack in SEVERAL_PASSES
-        loss = {"cross_entropy": adds_passes or self.attack in CROSS_ENTROPY, "adds_passes": adds_passes}
+        cross_entropy = adds_passes or self.attack in CROSS_ENTROPY
+        if self.attack in ONE_OF_LOSSES:
+            given = {**self._signature(), **self.settings}
+            adds_passes, cross_entropy = given["eot_iter"] > 1, given["loss"] == "ce"
+        loss = {"cross_entropy": cross_entropy, "adds_passes": adds_passes}
         found = run(self.build(self.attack, model, x, self.arguments(context), **loss), x, y)
         return finite_or_same(x, found)
 
