@@ -587,6 +587,47 @@ def test_imagefolder_with_one_wrong_byte(tmp_path, monkeypatch, suffix):
     assert refusals(dataset.load, file, rf"a/x.{suffix} is not a readable image: ") > 10
 
 
+# What a camera stores where row 0 and column 0 of its pixels are which sides of the picture (EXIF 2.3, 4.6.4 A).
+STORED = {
+    1: lambda upright: upright,
+    2: np.fliplr,
+    3: lambda upright: np.rot90(upright, 2),
+    4: np.flipud,
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: np.rot90,
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_imagefolder_turns_images_as_their_exif_says(tmp_path, suffix, orientation):
+    upright = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    options = {"lossless": True} if suffix == "webp" else {}
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            stored.save(folder / f"0.{suffix}", exif=exif, **options)
+    splits = make("imagefolder", path=str(tmp_path)).load()
+    for part in parts(splits):
+        for image in part.images:
+            np.testing.assert_array_equal(image, upright.transpose(2, 0, 1))
+
+
+def test_imagefolder_keeps_images_whose_exif_is_damaged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    for split in ("train", "val", "test"):
+        for name, exif in (("a", b"Exif\0\0no header"), ("b", b"Exif\0\0II*\0")):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / "0.png", exif=exif)
+    for image in make("imagefolder", path=str(tmp_path)).load().train.images:
+        np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
+
+
 def test_imagefolder_fingerprint(tmp_path):
     write_images(tmp_path, {"a": 2, "b": 2})
     dataset = make("imagefolder", path=str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,13 +18,23 @@ DEEP = ("I", "F")  # PIL modes, or their beginnings, with more than 8 bits a cha
 # In PIL's raw modes with 16 bits a channel, of which it drops 8; not in those with 16 bits a pixel.
 PACKED_DEEP = re.compile(";16[BLN]")
 BITS_PER_SAMPLE = 258  # TIFF's tag
+ORIENTATION = 274  # EXIF's tag
+TURNS = {  # what brings an image of this orientation upright; 1: it is; PIL turns anticlockwise
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 # What PIL raises on a damaged file, by its format and by which of its bytes are wrong.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError)
 
 
 def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None, resample: str) -> np.ndarray:
-    """One image as (channels, h, w) uint8, resized to (size, size) if size is given.
+    """One image as (channels, h, w) uint8, upright by its EXIF orientation, resized to (size, size) if size is given.
 
     Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
     Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped or cut).
@@ -61,10 +72,25 @@ def _deep(image: Image) -> bool:
 def _array(image: Image, channels: int, size: int | None, resample: int) -> np.ndarray:
     import numpy as np
 
-    converted = image.convert("L" if channels == 1 else "RGB")
+    converted = _upright(image.convert("L" if channels == 1 else "RGB"), image)
     if size is not None and converted.size != (size, size):
         converted = converted.resize((size, size), resample)
     return np.asarray(converted, dtype=np.uint8)
+
+
+def _upright(converted: Image, source: Image) -> Image:
+    """An image turned and mirrored as its EXIF orientation says: cameras store pixels as the sensor was held.
+
+    source: what it was converted from, decoded: PIL has then turned a TIFF already and dropped its tag.
+    """
+    from PIL.Image import Transpose
+
+    try:
+        orientation = source.getexif().get(ORIENTATION)
+    except (*DAMAGED, struct.error, LookupError):  # a damaged tag: the pixels are there, how they lie is not
+        return converted
+    name = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return converted if name is None else converted.transpose(Transpose[name])
 
 
 def stack(name: str, items: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:

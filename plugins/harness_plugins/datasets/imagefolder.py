@@ -19,8 +19,8 @@ class ImageFolder(Dataset):
 
     Classes are the training folders in alphabetical order; val and test may lack some, not add any. Files
     are found at any depth below a class folder, in the order of their paths; hidden ones and other types
-    are left out. Pixels are uint8, converted to `channels`, and resized to (size, size) only where size is
-    given; images of different sizes are then an error.
+    are left out. Pixels are uint8, upright by the EXIF orientation, converted to `channels`, and resized to
+    (size, size) only where size is given; images of different sizes are else an error.
 
     Splits: those that are folders, also called training, valid, validation, dev or testing, in whatever
     case; no other folder may then stand beside them. Missing test and val are held out of train (or of the

@@ -25,8 +25,8 @@ class Parquet(Dataset):
     Or path is one .parquet file, taken as train. The image column is found by its type, the label column by
     its ClassLabel metadata, else by the name `label`; class names come from that metadata, else are the
     numbers themselves. A file that numbers the classes otherwise than the first one is read by their names.
-    Pixels are uint8, converted to `channels`, and resized to (size, size) only where size is given; images of
-    different sizes are then an error.
+    Pixels are uint8, upright by the EXIF orientation, converted to `channels`, and resized to (size, size) only
+    where size is given; images of different sizes are else an error.
 
     Splits: those that have files. Missing test and val are held out of train: test_fraction, then
     val_fraction, of its records, whole groups only, stratified by class, seeded by split_seed. `groups` is
