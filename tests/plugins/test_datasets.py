@@ -628,6 +628,21 @@ def test_imagefolder_keeps_images_whose_exif_is_damaged(tmp_path):
         np.testing.assert_array_equal(image, pixels.transpose(2, 0, 1))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_imagefolder_takes_names_of_another_encoding(tmp_path):
+    root = os.fsencode(tmp_path)
+    for name in (b"a", b"b"):
+        os.mkdir(os.path.join(root, name))
+        for i in range(10):
+            with open(os.path.join(root, name, b"M\xfcller%d.png" % i), "wb") as file:  # Latin-1
+                Image.new("L", (3, 3), i).save(file, "png")
+    made = make("imagefolder", path=str(tmp_path), channels=1)
+    assert len(made.load().train) == 14
+    before = made.fingerprint()
+    os.rename(os.path.join(root, b"a", b"M\xfcller0.png"), os.path.join(root, b"a", b"M\xe4ller0.png"))
+    assert made.fingerprint() != before
+
+
 def test_imagefolder_fingerprint(tmp_path):
     write_images(tmp_path, {"a": 2, "b": 2})
     dataset = make("imagefolder", path=str(tmp_path))

@@ -145,5 +145,5 @@ def content_hash(content: Iterable[str], parameters: dict[str, Any]) -> str:
     """sha256 over hashes or names of the content, in order, and the parameters that shape what is loaded."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for item in content:
-        digest.update(b"\0" + item.encode())
+        digest.update(b"\0" + item.encode(errors="surrogateescape"))  # a name may be of no encoding
     return digest.hexdigest()
