@@ -16,7 +16,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 from harness.leaderboard.board import Board, Row, Value, boards
 from harness.leaderboard.columns import BY_KEY, Column
-from harness.leaderboard.comparisons import by_unit, pareto_front
+from harness.leaderboard.comparisons import by_unit, compared_mean, pareto_front
 from harness.leaderboard.statistics import PairedDifference, holm, paired_difference, too_few
 from harness.leaderboard.submission import Submission, read
 from harness.leaderboard.submit import of_store
@@ -36,8 +36,11 @@ class Limit:
     protects: Protects | None = None
 
     def met(self, value: float) -> bool:
-        counted = self.column.compared(value)
-        return counted >= self.bound if self.column.better == "higher" else counted <= self.bound
+        """A mean may miss a bound that it equals by its last digit, as a float; a guarantee is no mean."""
+        counted, bound = self.column.compared(value), self.bound
+        if self.column.pooling != "claim":
+            counted, bound = compared_mean(counted), compared_mean(bound)
+        return counted >= bound if self.column.better == "higher" else counted <= bound
 
     def value(self, row: Row) -> Value | None:
         """The row's value that this limit asks about, where it can be trusted."""

@@ -72,6 +72,34 @@ def test_equal_means_beat_each_other_in_nothing():
         assert [s.front for s in advice.suggestions] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("key", "score", "bound", "values"),
+    [
+        (
+            "accuracy",
+            "accuracy",
+            0.95,
+            [341 / 360, 342 / 360, 343 / 360],
+        ),  # as floats, a mean of 0.9499999999999998
+        ("accuracy", "accuracy", 0.173, [0.173] * 3),
+        ("size", "serialized_bytes", 0.022, [0.022] * 3),
+    ],
+)
+def test_a_mean_that_equals_the_bound_meets_it(key, score, bound, values):
+    data = plain("lab", [cell(("a", "mean", "none", "none", "none"), "clean", {score: values})])
+    advice, names = advise(limit(key, bound), objectives=(key,), data=data)
+    assert names == ["a"]
+    assert [e.failed for e in advice.exclusions] == [0]
+    wrong = bound + 1e-9 if key == "accuracy" else bound - 1e-9
+    assert advise(limit(key, wrong), objectives=(key,), data=data)[1] == []
+
+
+def test_a_guarantee_meets_no_bound_below_it():
+    axes = ("a", "mean", "none", "none", "none")
+    cells = [cell(axes, "clean", {"accuracy": [0.8] * 3}, guarantee=claim(4.0000000000001))]
+    assert advise(limit("epsilon", 4.0), objectives=("accuracy",), data=plain("lab", cells))[1] == []
+
+
 def test_guarantees_for_records_and_for_clients_are_not_compared():
     rows = {
         "none": (0.60, None),
