@@ -169,7 +169,8 @@ def test_an_attack_that_gives_another_score_is_not_missed():
         ([None, None], "none", float("inf")),
         ([{"epsilon": 4.0, "holds": True}, {"epsilon": 8.0, "holds": True}], None, 8.0),
         ([{"epsilon": 4.0, "holds": True}, {"epsilon": 4.0, "holds": False}], "broken", float("inf")),
-        ([{"epsilon": float("inf"), "holds": True}, None], "inf", float("inf")),
+        ([{"epsilon": float("inf"), "holds": True}, {"epsilon": 4.0, "holds": True}], "inf", float("inf")),
+        ([{"epsilon": 4.0, "holds": True}, None], "none", float("inf")),
     ],
 )
 def test_epsilon_is_the_largest_and_says_when_it_promises_nothing(guarantees, text, mean):

@@ -211,7 +211,7 @@ def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
     guarantees = [record["guarantee"] for record in scored if record.get("guarantee")]
     if not scored:
         return None
-    if not guarantees:
+    if len(guarantees) < len(scored):  # some has none, which is the weakest
         return Value(math.inf, text="none")
     if not all(guarantee.get("holds", True) for guarantee in guarantees):
         return Value(math.inf, text="broken")
