@@ -160,20 +160,24 @@ def test_dynamic_int8_is_integer_arithmetic_row_by_row():
         compressor("dynamic-int8").compress(nn.Sequential(nn.Conv2d(1, 5, 8), nn.Flatten()), context())
 
 
-def test_dynamic_int8_leaves_the_layer_inside_attention_as_torchao_does():
-    class Transformer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-            self.head = nn.Linear(8, CLASSES)
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
 
-        def forward(self, x):
-            return self.head(self.block(x.flatten(1).unflatten(1, (-1, 8))).mean(1))
+    def forward(self, x):
+        return self.head(self.block(x.flatten(1).unflatten(1, (-1, 8))).mean(1))
 
+
+def transformer(seed=0):
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Transformer().eval()
-    method, x = compressor("dynamic-int8"), images(8)
+        torch.manual_seed(seed)
+        return Transformer().eval()
+
+
+def test_dynamic_int8_leaves_the_layer_inside_attention_as_torchao_does():
+    net, method, x = transformer(), compressor("dynamic-int8"), images(8)
     made = method.compress(net, context())
     assert made.facts["quantized_layers"] == 3
     assert made.state["block.self_attn.out_proj.weight"].dtype == torch.float32
@@ -512,6 +516,24 @@ def test_low_rank_layers_lose_nothing_and_cost_less():
     torch.testing.assert_close(made.module(x), model(x), rtol=1e-4, atol=1e-4)
     before, after = 24 * 54 * 9, 3 * 54 * 9 + 24 * 3 * 9
     assert macs(model) - macs(made.module) == before - after
+
+
+def test_low_rank_factors_work_inside_a_transformer_layer():
+    """Whose fused form, in eval mode, takes the weights of its two linear layers itself."""
+    net, method, x = transformer(), compressor("low-rank", energy=0.5), images(8)
+    made = method.compress(net, context())
+    assert {"block.linear1", "block.linear2"} < made.facts["ranks"].keys()
+    with torch.no_grad():
+        answers = made.module(x)
+        for name in made.facts["ranks"]:
+            first, second = made.module.get_submodule(name)
+            net.get_submodule(name).weight.copy_(second.weight @ first.weight)
+        torch.testing.assert_close(answers, net(x), rtol=1e-4, atol=1e-5)
+        restored = method.restore(transformer(seed=1), through_file(made.state), context())
+        assert torch.equal(restored.module.eval()(x), answers)
+        encoder = nn.Sequential(nn.TransformerEncoder(net.block, 1)).eval()
+        thin, mask = method.compress(encoder, context()).module, torch.zeros(8, 6, dtype=torch.bool)
+        assert thin[0](torch.ones(8, 6, 8), src_key_padding_mask=mask).isfinite().all()
 
 
 def test_clusters_of_few_different_weights_lose_nothing():

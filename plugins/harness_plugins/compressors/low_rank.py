@@ -130,10 +130,19 @@ def _pair(layer: Any, rank: int) -> nn.Sequential:
 
 def _replaced(module: nn.Module, name: str, layer: nn.Module) -> nn.Module:
     """The module with another layer at a name, in place; the layer itself where the name is empty."""
+    from torch import nn
+
     if not name:
         return layer
-    parent, _, own = name.rpartition(".")
-    setattr(module.get_submodule(parent), own, layer)
+    path, _, own = name.rpartition(".")
+    parent = module.get_submodule(path)
+    setattr(parent, own, layer)
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        # Else the fused form of it, and of encoders for padded input, takes the weights of its linear layers itself.
+        parent.activation_relu_or_gelu = 0
+        for outer in module.modules():
+            if isinstance(outer, nn.TransformerEncoder):
+                outer.use_nested_tensor = False
     return module
 
 
