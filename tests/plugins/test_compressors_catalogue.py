@@ -719,6 +719,24 @@ def test_a_shared_weight_is_compressed_wherever_it_is_used(name, parameters, val
         assert not any(key.startswith("b.") for key in made.state)
 
 
+@pytest.mark.parametrize("name", ["magnitude-pruning", "random-pruning"])
+def test_a_shared_weight_is_pruned_once(name):
+    model, x = shared(False), images(20, seed=3)
+    method = compressor(name, ratio=0.5)
+    made = method.compress(model, context())
+    total = sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    assert made.facts == {"weights": total, "zeros": total // 2, "sparsity": 0.5}
+    assert made.module.b.weight is made.module.a.weight
+    if name == "magnitude-pruning":
+        both = torch.cat([model.a.weight.flatten(), model.head.weight.flatten()]).abs()
+        expected = model.a.weight * (model.a.weight.abs() > both.sort().values[total // 2 - 1])
+        assert torch.equal(made.module.a.weight, expected)
+    restored = method.restore(shared(False, seed=1), through_file(made.state), context())
+    assert torch.equal(restored.module(x), made.module(x))
+    with pytest.raises(PluginError, match="share a weight"):
+        compressor(name, fine_tune_rounds=1).compress(model, context())
+
+
 def trained_codebooks(steps, make, *, zeros=0):
     """A clustered network's centroids before and after steps of an optimiser, those of a plain loop, and sizes.
 

@@ -65,9 +65,14 @@ class Pruning(ModelCompressor):
             share = 1 - (1 - self.ratio) ** (step / self.steps)
             kept = self._masks(weight_layers(module), kept, share, context.generator)
             masks = {name: Mask(mask & before[name]) for name, mask in kept.items()}
+            if not self.fine_tune_rounds:  # nothing trains: layers may share a weight
+                with torch.no_grad():
+                    for name, mask in masks.items():
+                        shared: Tensor = module.get_submodule(name).weight  # type: ignore[assignment]
+                        shared.copy_(mask(shared))
+                continue
             with with_weights(module, masks, baked=True):
-                if self.fine_tune_rounds:
-                    context.fine_tune(module, self.fine_tune_rounds)
+                context.fine_tune(module, self.fine_tune_rounds)
             module.eval()
         weights = [layer.weight for layer in weight_layers(module).values()]
         total, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
