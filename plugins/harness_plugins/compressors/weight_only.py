@@ -38,9 +38,9 @@ class WeightOnly(ModelCompressor):
     """Weights of convolution and linear layers as integers of `bits` bits; they are used in float.
 
     Symmetric: w = s q, with q in [-128, 127] or [-8, 7] and s = max|w| over half of that range, one a group of
-    weights: the output channel's, cut into runs of `group` (null: whole). It saves memory and bytes sent; the
-    arithmetic, and so MACs and gradients, is that of the float network. By torchao's quantisation primitives,
-    which its own weight-only configurations apply to linear layers alone.
+    weights: the output channel's (of transposed convolutions the input channel's), cut into runs of `group` (null:
+    whole). It saves memory and bytes sent; the arithmetic, and so MACs and gradients, is that of the float network. By
+    torchao's quantisation primitives, which its own weight-only configurations apply to linear layers alone.
 
     The file holds for each such layer `weight` (int8, or uint8 with two values a byte), `weight.scale` and all
     other tensors in float. A weight that layers share is held, and counted, once, under its first name. facts:
