@@ -52,9 +52,8 @@ class RunResult:
     planned: int = 0  # cells of the plan: more than there are records of, where the run ended before
 
     def __post_init__(self) -> None:
-        self._folder = (
-            self.store.absolute()
-        )  # where records are, also after a change of the working directory
+        # Where records are, also after a change of the working directory.
+        self._folder = self.store.absolute()
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:

@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 OVERHEAD = 0.15  # seconds a stage costs beside its arithmetic: loading, partitioning, storing
 MEASURED = 0.1  # seconds that a network is measured for, if three runs take less
 COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning
-NOMINAL = (
-    1e-2,
-    1e-4,
-)  # seconds of a step and of an image's forward pass, of a network that cannot be measured
+# Seconds of a step and of an image's forward pass, of a network that cannot be measured.
+NOMINAL = (1e-2, 1e-4)
 
 
 def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float]) -> dict[str, float]:

@@ -30,9 +30,8 @@ class Naming:
 
     def __init__(self, scenario: Scenario | None = None) -> None:
         self._names: Mapping[type[Plugin], str] = {}
-        self._full: frozenset[tuple[int, ...]] = (
-            frozenset()
-        )  # values whose numbers are written in full, by identity
+        # Values whose numbers are written in full, by identity.
+        self._full: frozenset[tuple[int, ...]] = frozenset()
         if scenario is None:
             return
         axes: dict[str, Sequence[tuple[Plugin, ...]]] = {

@@ -72,9 +72,8 @@ class CellPlan:
     """A cell and its stages by role, or why it is not run."""
 
     cell: Cell
-    stages: dict[str, str] = field(
-        default_factory=dict
-    )  # role -> key: train, compress, clean, attack, variant:NAME, surrogate train
+    # Role -> key: train, compress, clean, attack, variant:NAME, surrogate train.
+    stages: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
     error: dict[str, Any] | None = None  # planning itself failed
     data: list[dict[str, Any]] = field(default_factory=list)  # data sets that its plugins hold, by content

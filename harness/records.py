@@ -148,9 +148,8 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "provenance": {
             **environment(device),
             "plugins": plugin_list(plugins, memo),
-            "trackers": plugin_list(
-                filter(registry().knows, scenario.trackers), memo
-            ),  # they decide no score
+            # They decide no score.
+            "trackers": plugin_list(filter(registry().knows, scenario.trackers), memo),
             "dataset": {
                 "fingerprint": facts.fingerprint,
                 "train": facts.train,

@@ -36,9 +36,8 @@ class Reader(Reporter):
             return None  # names of what could not be loaded would all be reported as unknown
         with registry.registry().seeing(files):
             value, good = self.model(Scenario, self.document.data, ())
-        unread = {
-            problem.mark for problem in self.document.problems
-        }  # nothing else can be said of what stands there
+        # Nothing else can be said of what stands there.
+        unread = {problem.mark for problem in self.document.problems}
         known = set(self.document.problems)
         self.problems = [p for p in self.problems if p in known or p.mark not in unread]
         return value.model_copy(update={"files": files}) if good and not self.problems else None

@@ -151,9 +151,8 @@ class Store(Artifacts):
                 raise StoreError(
                     f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
                 ) from None
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk: the name is for others to read, the lock is held
+            # A full disk: the name is for others to read, the lock is held.
+            with contextlib.suppress(OSError):
                 file.seek(0)
                 file.truncate()
                 file.write(f"process {os.getpid()}")

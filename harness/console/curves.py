@@ -16,9 +16,8 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.evaluation.masking import without_radius
 
-Point = tuple[
-    float, float, bool
-]  # radius, robust accuracy in [0, 1], whether a flag says that it means little
+# Radius, robust accuracy in [0, 1], whether a flag says that it means little.
+Point = tuple[float, float, bool]
 Panel = dict[str, list[Point]]  # defences -> points
 CHARACTER = 0.06  # inches of a legend's text, at most
 HANDLE = 8  # characters that the line before it takes

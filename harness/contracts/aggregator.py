@@ -165,9 +165,8 @@ class PreAggregator(Aggregator):
 
 def rows_finite(updates: Tensor) -> Tensor:
     """updates (n, d) -> (n,) bool: whether a row holds neither NaN nor infinity."""
-    finite = updates.sum(
-        1
-    ).isfinite()  # many times faster than looking at every value, and sure where it says yes
+    # Many times faster than looking at every value, and sure where it says yes.
+    finite = updates.sum(1).isfinite()
     return finite if bool(finite.all()) else updates.isfinite().all(dim=1)
 
 

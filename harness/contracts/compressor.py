@@ -35,9 +35,8 @@ class CompressedModel:
     differentiable: bool = True
     twin: nn.Module | None = None
     device: str | None = None  # "cpu" where the kernels exist only there; None: any
-    facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # what was reached, e.g. the sparsity; kept in the record
+    # What was reached, e.g. the sparsity; kept in the record.
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

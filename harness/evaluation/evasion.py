@@ -63,10 +63,8 @@ def attack_batch(
         generator = torch_generator("evasion-context", seed, device=x.device)
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         before = Untouched(model) if verify else None
-        with (
-            blamed(attack),
-            torch.enable_grad(),
-        ):  # the clone: an inference tensor or a graph's part cannot be attacked
+        # The clone: an inference tensor or a graph's part cannot be attacked.
+        with blamed(attack), torch.enable_grad():
             found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)
         changed = None if before is None else before.changed()
     if changed is not None:
@@ -223,9 +221,8 @@ def evade(
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
         if changed.any():
-            with global_generators(
-                derive("evasion-answer", seed, *place), x.device
-            ):  # a model may answer at random
+            # A model may answer at random.
+            with global_generators(derive("evasion-answer", seed, *place), x.device):
                 adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
         done += len(batch)
         if progress is not None:

@@ -51,9 +51,8 @@ def _ensure_server() -> None:
     Python's tracker of shared resources comes first: it starts so too, and would lift the block for the server.
     """
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # a new process has the mask of its parent
+    # A new process has the mask of its parent.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:

@@ -10,9 +10,8 @@ import signal
 from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
-signal.pthread_sigmask(
-    signal.SIG_UNBLOCK, {signal.SIGINT}
-)  # held back until here by what started this process
+# Held back until here by what started this process.
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 if os.environ.get(SAFE_PATH) == SAFE_PATH_OF_SERVER:
     # It was for this process: programs that plugins start find what they always did.

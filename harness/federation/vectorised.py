@@ -213,9 +213,8 @@ class VectorisedTrainer(LocalTrainer):
     # the program -----------------------------------------------------------------------------------
 
     def _together(self, tasks: list[Task]) -> list[Trained]:
-        order = sorted(
-            range(len(tasks)), key=lambda i: -tasks[i].client.steps
-        )  # those who go on stay in front
+        # Those who go on stay in front.
+        order = sorted(range(len(tasks)), key=lambda i: -tasks[i].client.steps)
         cohort = Cohort(self, [tasks[i] for i in order])
         cohort.train()
         cohort.count_batches()

@@ -31,9 +31,8 @@ class FlowerError(HarnessError):
 
 def train(training: Training, report: Report) -> Trained:
     """The same training by `flwr run` on a SuperLink of its own. Raises what the training raised, by name."""
-    device, _, number = training.device.partition(
-        ":"
-    )  # of several GPUs, Flower's processes see only this one
+    # Of several GPUs, Flower's processes see only this one.
+    device, _, number = training.device.partition(":")
     with private_folder() as folder:
         env = environment(folder, int(number) if number else None)
         job = Job(training.spec, training.stage_key, device)

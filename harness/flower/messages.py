@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 BUFFER = "buffer."  # the prefix of buffers' names among the arrays
+# Of a Start, beside its tensors.
 FACTS = (
     "round",
     "multiplier",
@@ -23,7 +24,7 @@ FACTS = (
     "clients",
     "malicious",
     "share",
-)  # of a Start, beside its tensors
+)
 WHO = ("clients", "malicious", "share")  # those of them that tell who else takes part
 HELLO, TRAIN, CRAFT = "query", "train", "train.craft"
 

@@ -132,9 +132,8 @@ def superlink(
 
 
 def _answers(port: int, scheme: str) -> bool:
-    if (
-        scheme == "https"
-    ):  # its certificate is the caller's affair: ask whether the port of its health is open
+    if scheme == "https":
+        # Its certificate is the caller's affair: ask whether the port of its health is open.
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -182,9 +182,8 @@ def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Toler
         found.append(f"curve: {len(entry.curve)} rounds in the file, {len(again)} here")
     else:
         points = list(zip(entry.curve, again, strict=True))
-        if (
-            tolerance is not EXACT
-        ):  # with other noise or rounding, rounds on the way wander further than the end
+        # With other noise or rounding, rounds on the way wander further than the end.
+        if tolerance is not EXACT:
             points = points[-1:]
         for (number, there), (_, here) in points:
             if not tolerance.agree(there, here):

@@ -18,13 +18,8 @@ from harness.console.describe import annotated_bounds, bounds
 from harness.errors import PluginError
 from harness.testing.core import CheckFailed, CheckSkipped, Subject, check, require
 
-METHODS = (
-    "partitioner",
-    "defence",
-    "aggregator",
-    "compressor",
-    "attack",
-)  # kinds whose plugins are published methods
+# Kinds whose plugins are published methods.
+METHODS = ("partitioner", "defence", "aggregator", "compressor", "attack")
 HEAVY = ("torch", "torchvision", "torchattacks", "torch_pruning", "torchao", "opacus", "sklearn", "flwr", "ray",
          "tensorflow", "jax", "transformers")  # fmt: skip
 
