@@ -69,13 +69,11 @@ class Reporter:
         path: Location,
         inner: Location,
         choices: Choices,
-        example: Any = None,
     ) -> None:
         if not error.details:
             self.finding(path, inner, [str(error)], spec, choices)
-        self.findings(
-            [((*inner, *loc), text, value) for loc, text, value in error.details], path, choices, example
-        )
+        details = [((*inner, *loc), text, value) for loc, text, value in error.details]
+        self.findings(details, path, choices)
 
     def validation(self, error: ValidationError, raw: Any, path: Location, example: Any = None) -> None:
         details: list[tuple[Location, str, Any]] = []
@@ -89,7 +87,7 @@ class Reporter:
         self.findings(details, path, {}, example)
 
     def findings(
-        self, details: list[tuple[Location, str, Any]], path: Location, choices: Choices, example: Any
+        self, details: list[tuple[Location, str, Any]], path: Location, choices: Choices, example: Any = None
     ) -> None:
         """Group by place: the branches of a union are reported as one mistake."""
         places: dict[Location, list[tuple[Location, str, Any]]] = {}

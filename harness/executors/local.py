@@ -257,9 +257,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
         send(Event("began", stage.key))
         try:
             execute(stage, store, device, partial(reporter, send=send, every=0.2))
-        except Exception as error:
-            event = Event("failed", stage.key, describe_error(error))
-        except SystemExit as error:  # a plugin must not end a worker
+        except (Exception, SystemExit) as error:  # a plugin must not end a worker
             event = Event("failed", stage.key, describe_error(error))
         else:
             event = Event("done", stage.key)

@@ -14,7 +14,7 @@ build-backend = "hatchling.build"
 
 [project]
 name = "{name}"
-version = "{version}"
+version = "1.0.0"
 description = "{description}"
 license = "Apache-2.0"
 dependencies = [
@@ -43,7 +43,6 @@ def write_app(
     server: str,
     client: str,
     config: dict[str, Any],
-    version: str = "1.0.0",
 ) -> Path:
     """Write the app and return its package's folder. server, client: the sources of the two modules.
 
@@ -54,7 +53,6 @@ def write_app(
     text = CONFIGURED.format(
         name=name,
         package=package,
-        version=version,
         description=description.replace('"', "'"),
         harness=__version__,
         config="\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items()),

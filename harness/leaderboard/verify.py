@@ -162,7 +162,7 @@ def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Toler
         said = record["reason"] or f"{error.get('type')}: {error.get('message')}"
         return [f"scored in the file, {record['status']} here: {line(said, 200)}"]
     found = list(_scores(entry, record, tolerance))
-    found += _guarantee(cell, entry, record, ACCOUNTED[tolerance])
+    found += _guarantee(cell, record, ACCOUNTED[tolerance])
     silent = CONSTANT not in entry.flags or tolerance is not EXACT
     ignored = {MASKED, CONSTANT} if silent else {MASKED}
     flags = [sorted(set(given) - ignored) for given in (entry.flags, record["flags"])]
@@ -288,7 +288,7 @@ def _scores(entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Ite
             yield f"{name}: {there[name]:.9g} in the file, {here[name]:.9g} here"
 
 
-def _guarantee(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
+def _guarantee(cell: Cell, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
     """The file's claim is the worst over seeds: no seed may have more, and an only seed must have it exactly."""
     claim, here = cell.guarantee, record["guarantee"]
     if claim is None or here is None:

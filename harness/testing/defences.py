@@ -146,13 +146,13 @@ def _update(subject: Subject, training: Any, delta: Any) -> Any:
     return subject.plugin.update(delta, context)
 
 
-def _begin(subject: Subject, dtype: str = "float32", others: Any = ()) -> Any:
+def _begin(subject: Subject, dtype: str = "float32") -> Any:
     from harness.testing.local import begin
     from harness.testing.toy import toy
 
     setting = Setting(dtype=dtype, scene=subject.outcome().setting.scene)
     world = toy(setting)
-    return begin((subject.plugin, *others), world, setting), world
+    return begin((subject.plugin,), world, setting), world
 
 
 @check(*HOOKS, when=lambda plugin: not getattr(plugin, "couples_samples", False)

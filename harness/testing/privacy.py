@@ -58,7 +58,7 @@ def _trial(attack: PrivacyAttack, setting: Setting) -> Trial:
         members=(world.images[:SIDE].clone(), world.labels[:SIDE].clone()),
         non_members=(world.images[SIDE : 2 * SIDE].clone(), world.labels[SIDE : 2 * SIDE].clone()),
         module=world.net,
-        variants={v.name: _variant(v, world, setting) for v in variants},
+        variants={v.name: _variant(v, world) for v in variants},
         population=(world.images[2 * SIDE :].clone(), world.labels[2 * SIDE :].clone()),
         observed=_observed(attack, world),
         apply=world.logits,
@@ -93,7 +93,7 @@ def _logits(module: Any) -> Any:
     return logits
 
 
-def _variant(variant: TrainingVariant, world: Any, setting: Setting) -> VariantView:
+def _variant(variant: TrainingVariant, world: Any) -> VariantView:
     """A stand-in for another training: the toy network, moved a little, and a mask like the engine's."""
     import torch
 
