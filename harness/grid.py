@@ -1,34 +1,24 @@
-"""Scenario → cells: one value on each axis, one threat, one attack, one seed; and which of them make sense."""
+"""Scenario → cells: one value on each axis, one threat, one attack, one seed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.contracts.aggregator import PreAggregator
-from harness.contracts.attack import KNOWLEDGE, Attack, ByzantineAttack, EvasionAttack, Surrogate
+from harness.contracts.attack import Attack, EvasionAttack, Surrogate
 from harness.contracts.base import Plugin
 from harness.contracts.compressor import Compressor, ModelCompressor, UpdateCompressor
-from harness.contracts.defence import Defence, hiding
-from harness.contracts.privacy import PrivacyAttack
-from harness.errors import HarnessError, NotApplicable, PluginError, did_you_mean
-from harness.federation.chain import check_chain
-from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
+from harness.contracts.defence import Defence
+from harness.errors import HarnessError, did_you_mean
 from harness.naming import Naming
-from harness.options import FedAvg
 from harness.scenario_threats import identifying
-from harness.stacks import check_nothing_dropped, check_stack
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from harness.contracts.aggregator import Aggregator
     from harness.scenario import Scenario, Threat
 T = TypeVar("T")
@@ -236,209 +226,3 @@ class DataFacts:
     train: int
     val: int
     test: int
-
-
-def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None) -> str | None:
-    """Why a cell makes no sense, or None. module: the scenario's model on the meta device.
-
-    It is said of a combination, not of one of its seeds: mean scores of some seeds alone would be of another grid.
-    """
-    try:
-        _check_training(cell, module)
-        _check_compression(cell)
-        _check_attack(cell, facts)
-    except (NotApplicable, PluginError) as error:
-        return str(error)
-    return None
-
-
-def _check_training(cell: Cell, module: nn.Module | None) -> None:
-    check_stack(cell.defences, module)
-    _check_view(cell)
-    _check_chain(cell)
-    _check_attackers(cell)
-    for rule in cell.aggregators:
-        if rule.data_access == "public":
-            _check_public(rule.name, cell)
-    for n in cell.memo.of(_round_sizes, (cell.scenario, cell.threat)):
-        f = tolerated(n, cell.scenario.tolerance)
-        for rule in cell.aggregators:
-            try:
-                n, f = rule.check(n, f)
-            except PluginError as error:
-                if getattr(rule, "f", None) is None and re.search(r"\bf\b", str(error)):
-                    raise PluginError(f"{error}; {_tolerance_of(cell.scenario)}") from error
-                raise
-
-
-def _tolerance_of(scenario: Scenario) -> str:
-    """Where f comes from: it holds in cells without an attack too, so that cells can be compared."""
-    told = f"f is the share federation.byzantine_tolerance of the clients, here {scenario.tolerance:g}"
-    if scenario.federation.byzantine_tolerance is not None:
-        return told
-    return f"{told}: by default the largest `malicious` of the threats"
-
-
-def _round_sizes(under: tuple[Scenario, Threat]) -> list[int]:
-    """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own.
-
-    under: a threat can put its clients into every round beside those that the coins draw.
-    """
-    scenario, threat = under
-    settings = scenario.federation
-    if settings.sampling == "fixed":
-        return [clients_per_round(settings.clients, settings.participation)]
-    sizes: set[int] = set()
-    for seed in scenario.seeds:
-        always = threat.participation == "always"
-        present = malicious_clients(settings.clients, threat.malicious, seed) if always else ()
-        drawn = participants(
-            settings.clients, settings.participation, settings.rounds, seed, "train", present, "poisson"
-        )
-        sizes |= {len(ids) for ids in drawn}
-    return sorted(sizes - {0})
-
-
-def _check_view(cell: Cell) -> None:
-    """Where the server sees sums of updates alone, nothing may need the updates themselves."""
-    hider = hiding(cell.defences)
-    if hider is None:
-        return
-    looking = [rule.name for rule in cell.aggregators if not rule.sum_only]
-    looking += [d.name for d in cell.defences if type(d).aggregator is not Defence.aggregator]
-    looking += [compressor.name for compressor in cell.update_compressors if not compressor.summable]
-    if looking:
-        raise NotApplicable(
-            f"{looking[0]} needs every update; with {hider.name} the server sees only their sum"
-        )
-    if isinstance(cell.attack, ByzantineAttack) and cell.threat.knowledge != "own":
-        raise NotApplicable(
-            f"with {hider.name} nobody sees other clients' updates; the threat {cell.threat.name!r} grants them, "
-            "set `knowledge: own`"
-        )
-
-
-def _check_attackers(cell: Cell) -> None:
-    """Whom a rule trusts is there and does not attack, and who attacks is drawn as a guarantee takes him to be."""
-    settings, threat = cell.scenario.federation, cell.threat
-    for rule in cell.aggregators:
-        if rule.trusts and settings.participation < 1:
-            raise NotApplicable(
-                f"{rule.name} trusts client {rule.trusts[0]}, which does not take part in every round with "
-                f"participation {settings.participation:g}"
-            )
-    if not threat.malicious:
-        return
-    for rule in cell.aggregators:
-        for seed in cell.scenario.seeds if rule.trusts else ():
-            malicious = malicious_clients(settings.clients, threat.malicious, seed)
-            if misplaced := sorted(set(rule.trusts) & set(malicious)):
-                raise NotApplicable(
-                    f"{rule.name} trusts client {misplaced[0]}, which is malicious under seed {seed}: "
-                    "trust another one, or the server's own update"
-                )
-    if threat.participation == "always" and settings.sampling == "poisson":
-        for defence in cell.defences:
-            if defence.protects == "client":
-                raise NotApplicable(
-                    f"{defence.name} counts on a coin for every client (federation.sampling: poisson), and under "
-                    f"the threat {threat.name!r} the malicious ones take part always"
-                )
-
-
-def _check_chain(cell: Cell) -> None:
-    """What a rule declares that it needs of those before it, and of the server optimiser after it."""
-    merging = None
-    for rule in cell.aggregators:
-        if rule.follows_clients and merging is not None:
-            raise NotApplicable(
-                f"{rule.name} needs to know whose update a row is; {merging.name}, before it, merges clients' updates"
-            )
-        if isinstance(rule, PreAggregator) and rule.merges_clients:
-            merging = rule
-    server = cell.scenario.federation.server
-    setting = [rule.name for rule in cell.aggregators if rule.sets_weights]
-    if setting and not (isinstance(server, FedAvg) and server.lr == 1):
-        raise NotApplicable(
-            f"{setting[0]} sets the global weights itself, which only the server optimiser fedavg with lr 1 carries "
-            f"out, not {server.name} with lr {getattr(server, 'lr', 1):g}"
-        )
-
-
-def _check_compression(cell: Cell) -> None:
-    check_chain(cell.update_compressors)
-    for compressor in cell.model_compressors:
-        if compressor.data_access == "public":
-            _check_public(compressor.name, cell)
-        hooks = compressor.fine_tuning_hooks
-        check_nothing_dropped(cell.defences, [(f"{compressor.name}'s fine-tuning", hooks)])
-    for compressor, following in pairwise(cell.model_compressors):
-        if compressor.comes_last:
-            raise NotApplicable(
-                f"{compressor.name} must come last: it leaves no weights in float32 for {following.name}"
-            )
-    for compressor, rule in product(cell.model_compressors, cell.aggregators):
-        if rule.remembers_clients and compressor.fine_tuning_rounds:
-            raise NotApplicable(
-                f"{compressor.name} fine-tunes, for which rules begin anew: {rule.name} would have forgotten what it "
-                "has learned of clients"
-            )
-        if rule.perturbs_weights and not compressor.differentiable:
-            raise NotApplicable(
-                f"{rule.name} deploys copies with other weights, and those of {compressor.name} are no parameters"
-            )
-
-
-def _check_public(name: str, cell: Cell) -> None:
-    if "val" not in cell.scenario.unprotected:
-        raise NotApplicable(
-            f"{name} needs public data and the scenario declares none; "
-            "add `unprotected: [val]` if the validation split may be used freely"
-        )
-
-
-def _check_attack(cell: Cell, facts: DataFacts) -> None:
-    attack, threat = cell.attack, cell.threat
-    if attack is None:
-        return
-    attack.check(facts.num_classes, facts.input_shape)
-    if isinstance(attack, PrivacyAttack):
-        optimizer = cell.scenario.federation.local.optimizer.name
-        if attack.needs_sgd and optimizer != "sgd":
-            raise NotApplicable(f"{attack.name} needs clients that step with sgd, not {optimizer}")
-        levels = KNOWLEDGE["privacy"]
-        if levels.index(threat.knowledge) > levels.index(attack.knowledge):
-            raise NotApplicable(
-                f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
-                f"{threat.knowledge}"
-            )
-    if threat.capability == "data" and attack.controls_training:
-        raise NotApplicable(
-            f"{attack.name} needs capability: training; the threat {threat.name!r} grants data alone"
-        )
-    if isinstance(attack, ByzantineAttack):
-        levels = KNOWLEDGE["training"]  # from the most to the least
-        if levels.index(threat.knowledge) > levels.index(attack.knowledge):
-            raise NotApplicable(
-                f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
-                f"{threat.knowledge}"
-            )
-    if isinstance(attack, EvasionAttack):
-        if attack.access == "gradients" and threat.knowledge == "black-box" and attack.surrogate is None:
-            raise NotApplicable(f"{attack.name} needs gradients; the threat {threat.name!r} is black-box")
-        if threat.budget is not None and attack.norm != threat.budget.norm:
-            bounded = f"bounded in {attack.norm}" if attack.norm else "not bounded by a norm"
-            raise NotApplicable(
-                f"{attack.name} is {bounded}; the budget of {threat.name!r} is in {threat.budget.norm}"
-            )
-        radius = attack.radius(None if threat.budget is None else threat.budget.eps)
-        if threat.budget is not None and radius is not None and radius > threat.budget.eps:
-            raise NotApplicable(
-                f"{attack.name} asks for eps = {radius:g}, more than the budget of {threat.name!r}, "
-                f"{threat.budget.eps:g}"
-            )
-        if not cell.ways:
-            names = ", ".join(c.name for c in cell.model_compressors if not c.differentiable)
-            raise NotApplicable(
-                f"{attack.name} needs gradients; {names} is not differentiable — add `surrogate: uncompressed`"
-            )

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.applicability import reason_not_applicable
 from harness.borders import outlined
 from harness.data_root import dataset_key
 from harness.dataset_cache import load_splits
 from harness.entry_points import BUILTIN
 from harness.errors import HarnessError, ScenarioError, StoreError, describe_error, with_file
-from harness.grid import Cell, DataFacts, cells, reason_not_applicable, select
+from harness.grid import Cell, DataFacts, cells, select
 from harness.identity import digest
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry

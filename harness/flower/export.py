@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.applicability import reason_not_applicable
 from harness.contracts.aggregator import Aggregator
 from harness.contracts.defence import Defence
 from harness.errors import HarnessError, did_you_mean
 from harness.flower.app_folder import write_app
 from harness.flower.discretion import conflict, discreet
-from harness.grid import Cell, DataFacts, cells, reason_not_applicable
+from harness.grid import Cell, DataFacts, cells
 from harness.local_plugins import LocalFile
 from harness.nesting import with_nested
 from harness.plan import Planner

@@ -88,7 +88,7 @@ def applicable(submission: Submission, found: list[tuple[Cell, Planned]]) -> lis
 
     Raises HarnessError where that cannot be said, with the reason: the data are not here, or not at hand.
     """
-    from harness.grid import reason_not_applicable
+    from harness.applicability import reason_not_applicable
 
     refused = [(cell, real) for cell, real in found if cell.status == "not-applicable"]
     if not refused:

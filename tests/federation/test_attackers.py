@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import harness
-from harness.grid import cells, reason_not_applicable
+from harness.applicability import reason_not_applicable
+from harness.grid import cells
 from harness.plan import Planner
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
