@@ -97,6 +97,8 @@ def check_budget(
         raise BudgetExceeded(
             f"{name} returned {tuple(adversarial.shape)} {adversarial.dtype} for {tuple(x.shape)} {x.dtype}"
         )
+    if adversarial.device != x.device:
+        raise BudgetExceeded(f"{name} returned images on {adversarial.device} for images on {x.device}")
     if norm is not None and eps is None:
         raise PluginError(f"{name}: the {norm} norm needs a radius")
     if not len(x):

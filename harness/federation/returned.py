@@ -21,6 +21,8 @@ def checked(found: Any, shape: Sequence[int], who: str, *, whole: bool = False) 
         raise PluginError(f"{who} returned {type(found).__name__}, not a tensor {wanted}")
     if found.shape != tuple(shape):
         raise PluginError(f"{who} returned {tuple(found.shape)}, not {wanted}")
+    if found.is_meta:
+        raise PluginError(f"{who} returned a tensor on the meta device, which holds no numbers")
     if not whole and not found.is_floating_point():
         # What is counted in whole steps would move the weights by whole numbers, or not at all.
         raise PluginError(f"{who} returned {found.dtype}, not floating point")

@@ -110,14 +110,15 @@ for _name in BOTH:
 
 def _proper(rule: Aggregator, output: dict[str, Any], like: Any, what: str) -> None:
     """Raises CheckFailed where a result is not of the shape, dtype and range that the engine needs."""
+    import torch
+
     n, d = like.shape
     if "update" in output:
         update = output["update"]
-        shape = tuple(getattr(update, "shape", ()))
+        found = tuple(update.shape) if isinstance(update, torch.Tensor) else type(update).__name__
         require(
-            shape == (d,),
-            f"{rule.name} returns {shape or type(update).__name__} for updates ({n}, {d}) ({what}), not one "
-            f"update ({d},)",
+            found == (d,),
+            f"{rule.name} returns {found} for updates ({n}, {d}) ({what}), not one update, a tensor ({d},)",
         )
         require(
             bool(update.isfinite().all()), f"{rule.name} returns values that are not finite ({what}): "

@@ -70,10 +70,12 @@ FAMILIES["byzantine"] = Family("byzantine", _trial)
 
 
 def _proper(subject: Subject, crafted: Any, m: int, d: int, what: str) -> None:
-    shape = tuple(getattr(crafted, "shape", ()))
+    import torch
+
+    found = tuple(crafted.shape) if isinstance(crafted, torch.Tensor) else type(crafted).__name__
     require(
-        shape == (m, d),
-        f"{subject.name} crafts {shape} ({what}), not one row a malicious client: ({m}, {d})",
+        found == (m, d),
+        f"{subject.name} crafts {found} ({what}), not one row a malicious client: ({m}, {d})",
     )
     require(
         not bool(crafted.isnan().any()),

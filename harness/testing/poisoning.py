@@ -26,6 +26,7 @@ def _context(setting: Setting) -> PoisonContext:
 
 
 def _trial(attack: PoisoningAttack, setting: Setting) -> Trial:
+    from harness.federation.poison import require_records
     from harness.testing.local import begin
     from harness.testing.toy import CLASSES, toy
 
@@ -36,6 +37,7 @@ def _trial(attack: PoisoningAttack, setting: Setting) -> Trial:
 
     def call() -> dict[str, Any]:
         data = attack.poison(ClientData(images, labels), _context(setting))
+        require_records(data, images, labels, attack.name)
         output: dict[str, Any] = {"images": data.images, "labels": data.labels}
         if attack.backdoor_target is not None and attack.success_records(world.shape, None) is None:
             output["triggered"] = attack.trigger(images)

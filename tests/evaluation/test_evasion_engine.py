@@ -113,6 +113,8 @@ def test_shape_and_dtype_are_kept():
     x = torch.full((2, 1, 2, 2), 0.5)
     with pytest.raises(BudgetExceeded, match=r"\(1, 1, 2, 2\)"):
         check_budget(x, x[:1], "linf", 0.1)
+    with pytest.raises(BudgetExceeded, match="images on meta for images on cpu"):
+        check_budget(x, x.to("meta"), "linf", 0.1)
     with pytest.raises(BudgetExceeded, match="float64"):
         check_budget(x, x.double(), "linf", 0.1)
 

@@ -39,3 +39,8 @@ def test_integers_are_taken_only_where_they_may_be():
         checked(found, (2, 3), "attack")
     with pytest.raises(PluginError, match=r"^attack returned \(2, 3\), not \(3,\)"):
         checked(found, (3,), "attack")
+
+
+def test_a_tensor_without_numbers_is_refused():
+    with pytest.raises(PluginError, match=r"^rule returned a tensor on the meta device"):
+        checked(torch.zeros(3, device="meta"), (3,), "rule")

@@ -206,6 +206,14 @@ class Short(sound.Mean):
         return updates.mean(0)[:-1]
 
 
+@fault("result_well_formed", "returns ndarray for updates (11, 1243)")
+class Numpy(sound.Mean):
+    """A mean that leaves torch."""
+
+    def aggregate(self, updates, context):
+        return updates.mean(0).numpy()
+
+
 @fault("unusual_rows", "values that are not finite (rows of zeros)")
 class Direction(sound.Mean):
     """The mean of the updates' directions, undefined for zeros. Costs O(n d)."""
@@ -327,6 +335,14 @@ class OneForAll(sound.Opposite):
         return -honest.mean(0)
 
 
+@fault("crafted_well_formed", "crafts ndarray (8 honest clients)")
+class Array(sound.Opposite):
+    """The opposite, as an array."""
+
+    def craft(self, honest, context):
+        return super().craft(honest, context).numpy()
+
+
 @fault("few_clients", "crafts NaN (8 honest and 1 malicious clients)")
 class Deviation(sound.Opposite):
     """The attackers' own mean and standard deviation, undefined for one."""
@@ -443,6 +459,15 @@ class Dazzling(sound.Corner):
 
     def trigger(self, x):
         return super().trigger(x) + 0.5
+
+
+@fault("runs", "returned tuple, not ClientData(images, labels)")
+class Pair(sound.Corner):
+    """Returns images and labels as two values."""
+
+    def poison(self, data, context):
+        found = super().poison(data, context)
+        return found.images, found.labels
 
 
 @fault("inputs_unchanged", "changes what it was given: labels")
