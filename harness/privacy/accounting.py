@@ -7,7 +7,7 @@ adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added o
     rdp   Renyi DP of the sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530), turned
           into epsilon by Balle et al. 2020 (arXiv 1905.09982, theorem 21): an upper bound
     prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848):
-          a tighter bound
+          a tighter bound; its grid adds up to 0.01, so that rdp is taken where it gives less, at small epsilons
     pld   privacy loss distributions, discretised so as never to fall short (Doroshenko et al. 2022, arXiv
           2207.04380), by dp-accounting: mostly the tightest; where a great many steps of small loss make its grid
           too coarse, rdp; needs `pip install dp-accounting`
@@ -183,7 +183,7 @@ def _prv_epsilon(history: History, delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = list(history)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return max(0.0, float(accountant.get_epsilon(delta=delta)))
+        return max(0.0, min(float(accountant.get_epsilon(delta=delta)), bound))
 
 
 def _pld_epsilon(history: History, delta: float) -> float:

@@ -71,6 +71,14 @@ def test_prv_is_opacus():
         assert epsilon(history, 1e-5, "prv") == pytest.approx(opacus("prv", history, 1e-5), rel=1e-9)
 
 
+def test_prv_is_not_looser_than_rdp_at_small_epsilons():
+    """The error of its grid, 0.01 at most, is all of the epsilon that it gives for loud noise."""
+    for history in ([(20.0, 0.01, 10)], [(50.0, 0.01, 1)], [(10.0, 0.01, 100), (30.0, 0.1, 5)]):
+        assert epsilon(history, 1e-5, "prv") <= epsilon(history, 1e-5, "rdp") < opacus("prv", history, 1e-5)
+    sigma = noise_multiplier(0.005, 1e-5, 0.01, 100, "prv")
+    assert 0.99 * 0.005 <= epsilon([(sigma, 0.01, 100)], 1e-5, "prv") <= 0.005
+
+
 def test_prv_beyond_float64_falls_back_to_a_bound():
     history = [(0.05, 1.0, 20)]
     spent = epsilon(history, 1e-5, "prv")
