@@ -196,6 +196,20 @@ def test_a_digit_comes_back_from_a_smooth_network(digits, name):
         assert label.tolist() == [y[i].item()]
 
 
+@pytest.mark.parametrize("name", ["dlg", "idlg"])
+def test_a_digit_comes_back_from_a_network_that_is_sure_of_it(digits, name):
+    """Its gradient is short, and L-BFGS's tolerances are absolute: it stopped where it began."""
+    module, (x, y) = smooth(), (digits[0][3:4], digits[1][3:4])
+    observed = observe(module, x, y)
+    while observed.gradient().norm() > 3e-3:
+        with torch.no_grad():
+            module[-1].bias[y] += 0.1
+        observed = observe(module, x, y)
+    found = run(harness.create("attack", name), observed)
+    assert psnr(found.images[0], x) > 40
+    assert torch.equal(found.labels[0], y)
+
+
 def test_dlg_follows_several_local_steps(digits):
     x, y = digits[0][:1], digits[1][:1]
     observed = observe(smooth(), x, y, epochs=3, momentum=0.9, weight_decay=0.01)

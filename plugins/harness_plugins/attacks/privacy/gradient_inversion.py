@@ -76,10 +76,11 @@ class DLG(_Inversion):
 
     min over x (b, c, h, w), z (b, k) of |g(x, softmax(z)) - g*|^2 by L-BFGS (lr 1, 20 inner iterations and a
     history of 100 a step), where g = -update / lr: the gradient for one step of SGD, for several the sum of
-    theirs, with the client's steps simulated. x and z start from N(0, 1) and are free; the best point seen is
-    clamped to [0, 1], with the labels argmax z. Works for smooth networks (sigmoid, tanh) on one or a few
-    records, and far less well with ReLU and max-pooling. About one start in four gets stuck or diverges, so the
-    best of three is the default, where the paper takes one of 300 steps.
+    theirs, with the client's steps simulated. Where |g*| < 1, as of records of which the model is sure, the distance is
+    divided by |g*|^2: torch's L-BFGS has absolute tolerances, and would stop at once. x and z start from N(0, 1)
+    and are free; the best point seen is clamped to [0, 1], with the labels argmax z. Works for smooth networks
+    (sigmoid, tanh) on one or a few records, and far less well with ReLU and max-pooling. About one start in four
+    gets stuck or diverges, so the best of three is the default, where the paper takes one of 300 steps.
     Source: Zhu, Liu and Han (2019), section 3.2, algorithm 1; settings of section 4. Cost: up to 25 iterations
     forward and double backward passes an update and restart.
     Raises PluginError without observed updates, NotApplicable where clients do not step with SGD.
@@ -108,6 +109,8 @@ class DLG(_Inversion):
         from harness_plugins.attacks.privacy._inversion import sgd_settings, simulate
 
         lr = sgd_settings(observed)[0]
+        length = float((observed.update / lr).norm())
+        unit = lr * length if 0 < length < 1 else lr
         device, normal = observed.weights.device, context.generator
         shape = (observed.records, *observed.input_shape)
         x = torch.randn(shape, generator=normal, device=device).requires_grad_()
@@ -122,7 +125,7 @@ class DLG(_Inversion):
             nonlocal best
             optimizer.zero_grad()
             targets = free[1].softmax(1) if labels is None else labels
-            loss = ((simulate(observed, x, targets) - observed.update) / lr).square().sum()
+            loss = ((simulate(observed, x, targets) - observed.update) / unit).square().sum()
             reached = float(loss.detach())
             if reached < best[0]:
                 best = (reached, *_snapshot(free, labels))
