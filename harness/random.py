@@ -126,6 +126,33 @@ def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+GeneratorStates = tuple[bytes, tuple[object, ...], tuple[object, ...]]
+
+
+def generator_states() -> GeneratorStates:
+    """Where the global generators of torch on the CPU, NumPy and Python are, to be compared by ==."""
+    import numpy as np
+    import torch
+
+    kind, words, *rest = np.random.get_state()
+    return (
+        torch.default_generator.get_state().numpy().tobytes(),
+        (kind, np.asarray(words).tobytes(), *rest),
+        random.getstate(),
+    )
+
+
+def restore_generators(states: GeneratorStates) -> None:
+    """Puts them back to where they were."""
+    import numpy as np
+    import torch
+
+    own, (kind, words, *rest), python = states
+    torch.default_generator.set_state(torch.frombuffer(bytearray(own), dtype=torch.uint8))
+    np.random.set_state((kind, np.frombuffer(words, np.uint32), *rest))  # type: ignore[arg-type]
+    random.setstate(python)
+
+
 def make_key(*parts: object, device: torch.device | str = "cpu") -> Tensor:
     """A key for the counter-based functions below: int64 scalar."""
     import torch

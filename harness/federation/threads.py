@@ -21,6 +21,7 @@ from torch import nn
 
 from harness.federation.local import LocalTrainer, Task, Trained
 from harness.functional import batch_norms
+from harness.random import generator_states, restore_generators
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,8 @@ class ThreadedTrainer(LocalTrainer):
 
     The first four rounds take turns, one after another and in threads; from then on the faster way is taken: clients
     whose steps are short wait for the interpreter, and threads only get in each other's way. Where a network or a
-    defence draws from torch's global generator, of which there is one for all threads, a network keeps more between
-    its clients than counts in buffers, or cannot be copied, they train one after another.
+    defence draws from a global generator of torch, NumPy or Python, of which there is one for all threads, a network
+    keeps more between its clients than counts in buffers, or cannot be copied, they train one after another.
     """
 
     def __init__(self, *args: Any, at_a_time: int) -> None:
@@ -75,13 +76,13 @@ class ThreadedTrainer(LocalTrainer):
                 return self._one_by_one(tasks, f"the network cannot be copied ({type(error).__name__})")
         values = plain_values(self.module)
         held = {n: b.clone() for n, b in self.module.named_buffers() if n not in self.buffer_names}
-        before = torch.default_generator.get_state()
+        before = generator_states()
         started = time.perf_counter()
         done = self._share_out(self._pool, tasks, held, values)
         elapsed = time.perf_counter() - started
-        if not torch.equal(before, torch.default_generator.get_state()):
-            torch.default_generator.set_state(before)
-            return self._one_by_one(tasks, "they draw from torch's global generator")
+        if generator_states() != before:
+            restore_generators(before)
+            return self._one_by_one(tasks, "they draw from a global generator")
         for one in done:
             if isinstance(one, Exception):
                 raise one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 import threading
 from functools import partial
 
@@ -19,7 +20,7 @@ from harness.federation import threads
 from harness.federation.local import LocalTrainer, Start
 from harness.federation.threads import ThreadedTrainer, plain_values
 from harness.federation.vector import buffer_names, flatten, float_buffers, load_buffers, load_vector
-from harness.random import torch_generator
+from harness.random import generator_states, global_generators, torch_generator
 
 ROUNDS = 4  # two each way
 
@@ -281,6 +282,41 @@ def test_a_client_s_own_generator_is_its_own(tmp_path):
     for client in clients:
         client.hooks, client.prepared = (UsesGenerator(),), [{}]
     assert same(stage, clients=clients).facts["at_a_time"] == 3
+
+
+class DrawsGlobally(ClientHooks):
+    def __init__(self, draw):
+        self.draw = draw
+
+    def update(self, delta, context):
+        return delta + self.draw()
+
+
+GLOBAL = {
+    "torch": lambda: float(torch.rand(())),
+    "numpy": lambda: np.random.random(),
+    "numpy's normals": lambda: np.random.normal(),  # which keep the second of a pair for the next call
+    "python": lambda: random.random(),
+}
+
+
+@pytest.mark.parametrize("draw", GLOBAL.values(), ids=GLOBAL)
+def test_clients_that_draw_from_a_global_generator_train_one_by_one(tmp_path, draw):
+    stage = training(tmp_path)
+    clients = floats(members(stage))
+    for client in clients:
+        client.hooks, client.prepared = (DrawsGlobally(draw),), [{}]
+    weights, found = flatten(stage.initial_module()), []
+    for made in (LocalTrainer, partial(AlwaysThreads, at_a_time=3)):
+        trainer = made(stage.initial_module(), stage.spec.federation.local, 3, "stage", "float32", "cpu")
+        with global_generators(7, "cpu"):
+            tasks = trainer.tasks(clients, Start(0, weights), [{}] * len(clients))
+            trained = [update for update, _ in trainer.train_all(tasks)]
+            found.append((trained, generator_states()))
+    (alone, after), (together, then) = found
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert after == then
+    assert trainer.facts == {"clients": "sequential"}
 
 
 def test_the_first_client_s_error_is_the_one_that_is_raised(tmp_path):
