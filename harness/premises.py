@@ -61,15 +61,12 @@ class Content:
         return {"name": self.dataset.name, "distribution": distribution, "fingerprint": self.fingerprint}
 
     def check(self) -> None:
-        """Raises HarnessError where the data are others now. Hashes them once a process."""
-        if self in _CHECKED:
-            return
+        """Raises HarnessError where the data are others now.
+
+        Hashes them every time: what holds them reads them anew in each stage, so no earlier look counts.
+        """
         if fingerprint_now(self.dataset, self.root) != self.fingerprint:
             raise data_changed(self.dataset)
-        _CHECKED.add(self)
-
-
-_CHECKED: set[Content] = set()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 from small import write_images
 
 import harness
-from harness import premises, source_code
+from harness import source_code
 from harness.errors import HarnessError
 from harness.registry import registry
 from harness.scenario import load_text
@@ -158,15 +158,19 @@ def test_data_replaced_during_a_run_fail_what_reads_them(nested, images, tmp_pat
     assert (again.scored, again.executed["train"]) == (1, 1)
 
 
-def test_nested_data_are_hashed_once_a_process(images, tmp_path, monkeypatch):
-    dataset = registry().create("dataset", "npz", {"path": "images.npz"})
-    content = premises.Content(dataset, tmp_path, dataset.fingerprint(tmp_path))
-    calls = []
-    real = type(dataset).fingerprint
-    monkeypatch.setattr(type(dataset), "fingerprint", lambda *given: calls.append(1) or real(*given))
-    for _ in range(3):
-        content.check()
-    assert len(calls) == 1
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_nested_data_replaced_between_two_stages_fail_those_to_come(jobs, images, tmp_path):
+    attack = "edge-case: {images: {npz: {path: images.npz}}, source: 1, target: 0}"
+    text = BASE + f"seeds: [0, 1]\nthreats: [{{name: b, malicious: 0.25, attacks: [{attack}]}}]\n"
+    reference = run(text, tmp_path, store=tmp_path / "reference")
+    edit = AtTrainingOf("seed 1", lambda: invert(images))  # the first training has found them as they were
+    _, second = run(text, tmp_path, jobs=jobs, observer=edit).records
+    assert second["status"] == "failed"
+    assert "the data of npz" in second["error"]["message"]
+    invert(images)
+    again = run(text, tmp_path, jobs=jobs)
+    assert again.executed["train"] == 1
+    assert [r["scores"] for r in again.records] == [r["scores"] for r in reference.records]
 
 
 def test_local_files_are_what_was_hashed_and_need_no_check(tmp_path):
