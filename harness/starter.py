@@ -143,7 +143,7 @@ def _data(given: str, file: Path) -> tuple[str, str]:
 
 
 def _path(given: str) -> Path:
-    return Path(os.path.expandvars(given)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(given)))  # as `find_file`: an unknown ~name stays
 
 
 def _kind(path: Path) -> str:

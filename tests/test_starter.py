@@ -77,6 +77,12 @@ def test_data_that_cannot_be_read_writes_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bad.npz"]
 
 
+def test_a_home_that_nobody_has_is_a_name_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HarnessError, match="there is no file or folder ~nobody-here/data"):
+        write_scenario(Answers(data="~nobody-here/data"), tmp_path / "a.yaml")
+
+
 def test_a_model_that_cannot_take_the_data_writes_nothing(tmp_path):
     images = _folder(tmp_path / "images", [f"{i}.png" for i in range(10)])
     (images / "b").rename(tmp_path / "elsewhere")
