@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from harness.registry import registry
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
 from harness.starter_images import Numbered, is_grey, numbered
+from harness.yaml_loader import parse
 
 if TYPE_CHECKING:
     from harness.contracts.data import Splits
@@ -80,6 +82,7 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
     kind, data = _checked(answers, file)
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["wrapped"] = lambda text: f"{{{text}}}"
+    environment.filters["text"] = _text
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.from_string(_template()).render(
         name=answers.name or re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-") or "scenario",
@@ -96,6 +99,12 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
         device_bytes=answers.device_bytes,
         seeds=list(range(answers.seeds)),
     )
+
+
+def _text(text: str) -> str:
+    """As YAML reads it back: in quotes where it would be a number, nothing, or end before a #."""
+    plain = parse(f"name: {text}").data == {"name": text}
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _checked(answers: Answers, file: Path) -> tuple[str, str]:

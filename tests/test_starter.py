@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_data_that_cannot_be_read_writes_nothing(tmp_path):
     with pytest.raises(HarnessError, match="not a readable"):
         write_scenario(Answers(data=str(tmp_path / "bad.npz")), tmp_path / "x.yaml")
     assert [p.name for p in tmp_path.iterdir()] == ["bad.npz"]
+
+
+@pytest.mark.parametrize("stem", ["2024", "1e5", "null", "true", "0x1f", "on", "plain"])
+def test_a_file_may_be_called_what_yaml_takes_for_something_else(stem, tmp_path):
+    file = tmp_path / f"{stem}.yaml"
+    write_scenario(Answers(threats=()), file)
+    assert load(file).name == stem
+
+
+@pytest.mark.parametrize("name", ["x # y", "'q'", "a: b", "{a}"])
+def test_a_name_is_refused_as_it_was_given(name, tmp_path):
+    with pytest.raises(HarnessError, match=f"{re.escape(repr(name))} cannot be a name"):
+        write_scenario(Answers(threats=(), name=name), tmp_path / "a.yaml")
 
 
 def test_a_home_that_nobody_has_is_a_name_like_any_other(tmp_path, monkeypatch):
