@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import DirectGrid
+from direct import DirectGrid
 from flwr.app import Message
 from flwr.cli.build import build_fab_from_disk
 from safetensors.torch import load_file

@@ -45,6 +45,12 @@ def ran(tmp_path_factory):
 
 
 @pytest.fixture
+def clean_checkout(monkeypatch):
+    """Runs of the test are from the commit that the run above is from."""
+    monkeypatch.setattr("harness.provenance.engine", lambda: CLEAN)
+
+
+@pytest.fixture
 def records(ran):
     """The run's records, fresh copies that a test may change."""
     with Store(ran.store) as opened:

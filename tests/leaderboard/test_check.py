@@ -488,15 +488,13 @@ metrics: [accuracy, robust-accuracy, epsilon]
 
 
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
-def test_honest_claims_of_every_mechanism_are_in_order(sampling, tmp_path, monkeypatch):
-    from conftest import CLEAN as ENGINE
-
+@pytest.mark.usefixtures("clean_checkout")
+def test_honest_claims_of_every_mechanism_are_in_order(sampling, tmp_path):
     from harness.engine import run
     from harness.leaderboard.submit import collect
     from harness.scenario import load
     from harness.store import Store
 
-    monkeypatch.setattr("harness.provenance.engine", lambda: ENGINE)
     path = tmp_path / "mechanisms.yaml"
     path.write_text(MECHANISMS.replace("SAMPLING", sampling))
     assert run(path, device="cpu", jobs=0, store=tmp_path / "runs").scored == 12

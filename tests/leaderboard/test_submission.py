@@ -323,14 +323,12 @@ def test_a_record_names_the_engine_that_computed_its_stages_not_the_one_that_wro
     assert made.environment.commit is None
 
 
-def test_stages_of_an_older_store_count_as_computed_by_an_unknown_engine(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("clean_checkout")
+def test_stages_of_an_older_store_count_as_computed_by_an_unknown_engine(tmp_path):
     from harness.engine import run
 
     path, store = tmp_path / "tiny.yaml", tmp_path / "runs"
     path.write_text(TINY)
-    monkeypatch.setattr(
-        "harness.provenance.engine", lambda: {"version": "0.1.0", "commit": "1f" * 20, "dirty": False}
-    )
     run(path, device="cpu", jobs=0, store=store)
     with Store(store) as opened:
         rows = opened.stage_rows()
