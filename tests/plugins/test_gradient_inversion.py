@@ -4,49 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from observed import observe
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional
 
 import harness
-from harness.api import NotApplicable, ObservedUpdate, PluginError, PrivacyContext, PrivacyView
+from harness.api import NotApplicable, PluginError, PrivacyContext, PrivacyView
 from harness_plugins.attacks.privacy import _inversion as inversion
-
-
-def flat(module):
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
-
-
-def layout(module):
-    slices, start = {}, 0
-    for name, parameter in module.named_parameters():
-        slices[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    return slices
-
-
-def observe(module, x, y, *, epochs=1, batch_size=None, classes=10, **settings):
-    """What a client with torch.optim.SGD really sends, trained on consecutive batches."""
-    options = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False} | settings
-    client, size = copy.deepcopy(module), batch_size or len(x)
-    optimizer = torch.optim.SGD(client.parameters(), **options)
-    for _ in range(epochs):
-        for images, labels in zip(x.split(size), y.split(size), strict=True):
-            optimizer.zero_grad()
-            functional.cross_entropy(client(images), labels).backward()
-            optimizer.step()
-    return ObservedUpdate(
-        update=flat(client) - flat(module),
-        weights=flat(module),
-        module=module,
-        layout=layout(module),
-        records=len(x),
-        batch_size=size,
-        epochs=epochs,
-        optimizer={"name": "sgd", **options},
-        num_classes=classes,
-        input_shape=tuple(x.shape[1:]),
-    )
 
 
 def run(attack, *observed, classes=10, seed=0, progress=lambda done, total: None):

@@ -1,8 +1,8 @@
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from observed import observe
 from torch import nn
 from torch.nn import functional
 
@@ -16,25 +16,6 @@ SHAPE = (1, 6, 6)
 def network(classes=10, activation=nn.ReLU, bias=True, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 32), activation(), nn.Linear(32, classes, bias=bias))
-
-
-def observe(module, x, y, classes=10, epochs=1, batch_size=None, **settings):
-    options = {"lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "nesterov": False} | settings
-    client, size, layout, start = copy.deepcopy(module), batch_size or len(x), {}, 0
-    optimizer = torch.optim.SGD(client.parameters(), **options)
-    for _ in range(epochs):
-        for images, labels in zip(x.split(size), y.split(size), strict=True):
-            optimizer.zero_grad()
-            functional.cross_entropy(client(images), labels).backward()
-            optimizer.step()
-    for name, parameter in module.named_parameters():
-        layout[name] = slice(start, start + parameter.numel())
-        start += parameter.numel()
-    before, after = (torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in (module, client))
-    optimizer = {"name": "sgd", **options}
-    return ObservedUpdate(
-        after - before, before, module, layout, len(x), size, epochs, optimizer, classes, SHAPE
-    )
 
 
 def records(n, classes=10, seed=0):
@@ -192,7 +173,7 @@ def test_labels_are_recovered_exactly_from_true_gradients(auxiliary, classes, co
     observed, truth = [], []
     for seed in range(3):
         x, y = records(count, classes, seed)
-        observed.append(observe(network(classes), x, y, classes))
+        observed.append(observe(network(classes), x, y, classes=classes))
         truth.append(y)
     result = infer(*observed, classes=classes, population=population, auxiliary=auxiliary, draws=2)
     assert result.images is None
