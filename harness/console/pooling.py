@@ -12,7 +12,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked
-from harness.leaderboard.columns import BY_KEY, HOLLOW, is_part, written
+from harness.leaderboard.columns import BY_KEY, HOLLOW, counts_under, is_part, written
 
 AXES = ("defence", "aggregator", "compressor")
 KB = 1000.0
@@ -137,7 +137,7 @@ def pool(records: Sequence[dict[str, Any]]) -> list[Row]:
     families |= {_attack(record): family(record) for record in records if record["status"] == "scored"}
     rows = [Row(axes) for axes in configurations]
     for quantity in QUANTITIES:
-        relevant = [r for r in records if _counts(quantity, families[_attack(r)])]
+        relevant = [r for r in records if counts_under(quantity.family, families[_attack(r)])]
         asked = Asked()
         for r in relevant:
             outcome = r["status"]
@@ -162,11 +162,6 @@ def _point(record: dict[str, Any], quantity: Quantity) -> tuple[Any, ...]:
     return (seed,) if quantity.family == "clean" else (*_attack(record), seed)
 
 
-def _counts(quantity: Quantity, of: str) -> bool:
-    """An attack on the released model leaves clean scores as they are."""
-    return of == quantity.family or (quantity.family == "clean" and of in ("evasion", "privacy"))
-
-
 def _score(record: dict[str, Any], quantity: Quantity) -> float | None:
     """In the score's own unit."""
     value = (record.get("scores") or {}).get(quantity.score)
@@ -186,7 +181,7 @@ def _pooled(
     masked = violated = subset = constant = False
     for record in records:
         score = _score(record, quantity)
-        if score is None or not _counts(quantity, families[_attack(record)]):
+        if score is None or not counts_under(quantity.family, families[_attack(record)]):
             continue
         flags = record.get("flags") or ()
         masked |= quantity.family == "evasion" and MASKED in flags

@@ -19,7 +19,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked, Attack, Outcome
-from harness.leaderboard.columns import BY_KEY, COLUMNS, HOLLOW, Column, is_part, part_tested, signs
+from harness.leaderboard.columns import COLUMNS, HOLLOW, Column, counts_under, is_part, part_tested, signs
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.statistics import interval
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
@@ -105,7 +105,7 @@ class Row:
 
         Of models that an attack on training left so, the values under that attack say it alone.
         """
-        released = (cell for cell in self.cells if _counts(BY_KEY["accuracy"], cell.family))
+        released = (cell for cell in self.cells if counts_under("clean", cell.family))
         return any(CONSTANT in seed.flags for cell in released for seed in cell.seeds.values())
 
     @property
@@ -313,7 +313,7 @@ def _pooled(
         subset = False
         for cell in own_cells:
             attack = (cell.threat, cell.attack)
-            if not _counts(column, own[attack]):
+            if not counts_under(column.family, own[attack]):
                 continue
             points: dict[int, Point] = {
                 number: (number,) if clean else (*attack, number) for number in map(int, cell.seeds)
@@ -357,11 +357,6 @@ def _families(submission: Submission) -> dict[Attack, str]:
     """A cell without scores says little about its attack; a scored cell of the same attack says more."""
     found: dict[Attack, str] = {(cell.threat, cell.attack): cell.family for cell in submission.cells}
     return found | {(c.threat, c.attack): c.family for c in submission.cells if c.status == "scored"}
-
-
-def _counts(column: Column, family: str) -> bool:
-    """An attack on the released model leaves clean scores as they are."""
-    return family == column.family or (column.family == "clean" and family in ("evasion", "privacy"))
 
 
 def _guaranteed(row: Row) -> Value | None:

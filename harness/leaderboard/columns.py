@@ -42,6 +42,14 @@ def is_part(used: int | None, whole: int | None) -> bool:
     return used is not None and whole is not None and used < whole
 
 
+def counts_under(family: str, attack: str) -> bool:
+    """Whether a quantity of one family is pooled over the cells of attacks of another, or the same.
+
+    An attack on the released model leaves clean scores as they are.
+    """
+    return attack == family or (family == "clean" and attack in ("evasion", "privacy"))
+
+
 def part_tested(used: int | None, whole: int | None) -> str | None:
     """What is to be said where a scenario's evaluation uses a part of the test set."""
     if not is_part(used, whole):
