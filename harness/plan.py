@@ -87,9 +87,8 @@ class Plan:
     stages: dict[str, Stage]
     facts: dict[str, DataFacts]  # scenario name -> its dataset
     device: str
-    shard: dict[str, int] | None = (
-        None  # where it is a part of a plan: index, count, cells, and cells of the whole
-    )
+    # Where it is a part of a plan: index, count, cells, and cells of the whole.
+    shard: dict[str, int] | None = None
 
     def count(self, kind: str) -> int:
         return sum(stage.kind == kind for stage in self.stages.values())

@@ -43,9 +43,8 @@ class TrainSpec:
     variant: TrainingVariant | None = None
     fingerprint: str = ""  # of the dataset's content; without it no cache of decoded data is used
     engine: str = "local"  # what runs the rounds
-    noise_key: str | None = (
-        None  # seeds mechanism noise instead of the stage's key: the same for every engine
-    )
+    # Seeds mechanism noise instead of the stage's key: the same for every engine.
+    noise_key: str | None = None
 
     @property
     def weighting(self) -> str:

@@ -239,9 +239,8 @@ class ByzantineAttack(Attack):
     family: ClassVar[str] = "byzantine"
     controls_training: ClassVar[bool | None] = True
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
-    knowledge: ClassVar[str] = (
-        "own"  # the least it needs: own | updates (the others') | omniscient (the rule too)
-    )
+    # The least it needs: own | updates (the others') | omniscient (the rule too).
+    knowledge: ClassVar[str] = "own"
 
     @abstractmethod
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:

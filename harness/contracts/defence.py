@@ -52,9 +52,8 @@ class Guarantee(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     unit: Literal["record", "group", "client"]
-    neighbours: Literal["add-remove", "replace"] = (
-        "add-remove"  # replace: a client's data exchanged for any other
-    )
+    # `replace`: a client's data exchanged for any other.
+    neighbours: Literal["add-remove", "replace"] = "add-remove"
     # server: even from a server that sees every update. recipients: from those who get the global models of
     # all rounds; the server is trusted, and the noise fits a uniform mean of clipped updates alone.
     against: Literal["server", "recipients"] = "server"

@@ -245,9 +245,8 @@ class PrivacyAttack(Attack):
     knowledge: ClassVar[str] = "black-box"
     scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold
     audits: ClassVar[bool] = False  # True: its result is an Audit
-    needs_sgd: ClassVar[bool] = (
-        False  # True: it reads gradients off updates, which only clients with SGD send
-    )
+    # True: it reads gradients off updates, which only clients with SGD send.
+    needs_sgd: ClassVar[bool] = False
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
         """Further trainings it needs, beside the target."""

@@ -110,9 +110,8 @@ class LocalTrainer:
         self.module = module
         self.settings = settings  # a scenario's federation.local
         self.seed = seed
-        self.noise_seed = (
-            noise_seed  # the stage key and the purpose: mechanism noise is never shared by stages
-        )
+        # The stage key and the purpose: mechanism noise is never shared by stages.
+        self.noise_seed = noise_seed
         self.generator = torch_generator  # where mechanism noise and the records of a batch are drawn
         self.device = device
         self.precision = precision

@@ -390,8 +390,8 @@ class Federation:
             if len(rows) < len(order):  # without the updates that are not finite, which the server gets too
                 lost = [i for i in honest_ids if i not in context.ids]
                 order = [*context.ids, *lost, *byzantine]
-                known, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
-                rows = torch.cat([known, torch.stack([updates[i] for i in lost]), sent])
+                given, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
+                rows = torch.cat([given, torch.stack([updates[i] for i in lost]), sent])
             return self._aggregate(start, rows, rows_finite(rows), order, buffers, states, trial=True)
 
         context = ByzantineContext(
