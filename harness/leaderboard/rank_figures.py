@@ -8,13 +8,16 @@ from typing import Any
 
 from harness.console.output import count_of, shorten
 from harness.leaderboard.board import Board
+from harness.leaderboard.columns import Column, written
+from harness.leaderboard.comparisons import Floats
 from harness.leaderboard.ranks import ROUGH, Ranking, Unranked, rankings
 
 AXIS, BAR, ROW, TOP = 420, 14, 24, 52  # widths of a diagram's parts, heights of a row and of its head
-GLYPH = 7  # about the width of a letter
+GLYPH = 7.5  # about the width of a letter, at most
 TICKS = 12
 BLOCKS = 12  # of which a table shows the values
 PAIRS = 60
+MORE = 3  # decimals that a table may write above those of the board
 
 
 def ranks(found: Sequence[Board]) -> dict[str, Any]:
@@ -28,15 +31,11 @@ def ranks(found: Sequence[Board]) -> dict[str, Any]:
 
 def _ranking(one: Ranking) -> dict[str, Any]:
     shown = one.blocks if len(one.blocks) <= BLOCKS else ()
-    show = one.column.show
+    means = [one.column.show(float(mean)) for mean in one.table.mean(0)]
+    columns = [means, *(_told_apart(one.column, block) for block in one.table[: len(shown)])]
     table = [
-        [
-            method,
-            f"{one.ranks[i]:.2f}",
-            show(float(one.table[:, i].mean())),
-            *map(show, one.table[: len(shown), i]),
-        ]
-        for i, method in enumerate(one.methods)
+        [method, f"{rank:.2f}", *(texts[i] for texts in columns)]
+        for i, (method, rank) in enumerate(zip(one.methods, map(float, one.ranks), strict=True))
     ]
     return {
         "key": f"{one.board or 'all'}|{one.axis}|{one.column.key}",
@@ -63,15 +62,28 @@ def _ranking(one: Ranking) -> dict[str, Any]:
     }
 
 
+def _told_apart(column: Column, values: Floats) -> list[str]:
+    """Values of one block, with as many decimals as it takes to see whose rank is better: equal texts, equal ranks.
+
+    At most MORE decimals above the column's own: below that differences are of rounding.
+    """
+    scaled = [float(value) * column.scale for value in values]
+    for digits in range(column.digits, column.digits + MORE + 1):
+        texts = [written(value, digits) for value in scaled]
+        if len(set(texts)) == len(set(scaled)):
+            break
+    return texts
+
+
 def verdict(one: Ranking) -> list[str]:
     """What the tests say, and how far that reaches, in sentences."""
     test, blocks, methods = one.test, len(one.blocks), len(one.methods)
     if test.test == "friedman":
         name = (
-            f"Friedman's test (χ² = {test.statistic:.2f}, {methods - 1} degrees of freedom, p = {_p(test.p)})"
+            f"Friedman's test (χ² = {test.statistic:.2f}, {methods - 1} degrees of freedom, {_p_is(test.p)})"
         )
     else:
-        name = f"Wilcoxon's signed-rank test (p = {_p(test.p)})"
+        name = f"Wilcoxon's signed-rank test ({_p_is(test.p)})"
     noun = "attack" if one.board else "data set"
     if one.differs:
         said = [f"{name} over {count_of(blocks, noun)} rejects that all are alike."]
@@ -102,7 +114,7 @@ def diagram(one: Ranking) -> dict[str, Any]:
     fits = one.groups and distance <= count - 1
     said = f"critical difference {distance:.2f}"
     labels = [shorten(method, 36) for method in one.methods]
-    left = GLYPH * (2 + max(map(len, [*labels, *[said] * bool(fits)])))
+    left = math.ceil(GLYPH * (2 + max(map(len, [*labels, *[said] * bool(fits)]))))
 
     def x(rank: float) -> float:
         return round(left + AXIS * (rank - 1) / (count - 1), 1)
@@ -161,3 +173,8 @@ def _bounds(low: float, high: float) -> str:
 
 def _p(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _p_is(p: float) -> str:
+    """As part of a sentence: `p = 0.12`, `p < 0.001`."""
+    return f"p {_p(p)}" if p < 0.001 else f"p = {_p(p)}"

@@ -11,7 +11,7 @@ from scipy.stats import friedmanchisquare, wilcoxon
 
 from harness.leaderboard.board import boards
 from harness.leaderboard.columns import BY_KEY
-from harness.leaderboard.rank_figures import BLOCKS, PAIRS, diagram, ranks, verdict
+from harness.leaderboard.rank_figures import BLOCKS, PAIRS, _ranking, diagram, ranks, verdict
 from harness.leaderboard.ranks import ALPHA, MOST, Ranking, rank, rankings
 from harness.leaderboard.submission import parse
 
@@ -280,3 +280,24 @@ def test_the_page_has_every_ranking_and_says_what_is_not_ranked():
     _, many = planted(BLOCKS + 1, 13)
     wide = rank("defence", ACCURACY, many)
     assert len(wide.pairs) == 78 > PAIRS
+
+
+def test_values_that_rank_differently_are_written_differently():
+    """Else two methods of the same number have ranks 1 and 2; equal ones stay short."""
+    blocks = [
+        ("a", {"x": {0: 0.50123}, "y": {0: 0.50131}, "z": {0: 0.4}}),
+        ("b", {"x": {0: 0.7}, "y": {0: 0.7}, "z": {0: 0.6}}),
+    ]
+    table = _ranking(rank("defence", ACCURACY, blocks))["table"]
+    assert {line[0]: line[3:] for line in table} == {
+        "x": ["50.12", "70.0"],
+        "y": ["50.13", "70.0"],
+        "z": ["40.00", "60.0"],
+    }
+
+
+def test_a_small_p_is_written_as_less():
+    _, many = planted(30, 5)
+    said = " ".join(verdict(rank("defence", ACCURACY, many)))
+    assert "p < 0.001)" in said
+    assert "= <" not in said
