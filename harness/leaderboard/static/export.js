@@ -47,16 +47,25 @@ function exportLatex() {
   const texts = columns.filter((key) => !byKey.has(key) && key !== "state");
   const head = ["Defence", "Aggregator", "Compressor", ...texts.map((key) => TEXTS[key]),
     ...numbers.map((column) => tex(`${column.title}${column.unit ? ` [${column.unit}]` : ""} ${DATA.arrows[column.better]}`))];
+  const marks = new Set();
+  let single = false;
   const value = (row, column) => {
     const found = row.values[column.place];
     if (!found) return "--";
     const main = tex(shownNumber(column, found));
+    for (const sign of signs(found)) marks.add(sign);
+    if (found.seeds === 1) single = true;
     const bold = found.bits & DATA.bits.best ? `\\textbf{${main}}` : main;
+    if (column.key === "epsilon") return bold + (claimOf(row) ? ` {\\scriptsize ${tex(below(row, column, found))}}` : "");
     return found.low === null ? bold : `${bold} {\\scriptsize [${tex(show(column, found.low))}, ${tex(show(column, found.high))}]}`;
   };
   const lines = rows.map((row) => [...AXES.map((axis) => tex(row[axis])), ...texts.map((key) => tex(row[key])),
     ...numbers.map((column) => value(row, column))].join(" & ") + " \\\\");
-  const note = `${state.board ? `Board ${tex(state.board)}. ` : ""}Means over seeds and 95\\,\\% intervals; bold is the best of the board.`;
+  // Away from the page nobody else says what was left out, and what the marks mean.
+  const note = [state.board ? `Board ${tex(state.board)}.` : "Numbers of different boards are not comparable.",
+    state.attack ? `Columns of attacks are of ${tex(JSON.parse(state.attack).join(" / "))} alone.` : "",
+    `Means over seeds and 95\\,\\% intervals${single ? "; without an interval where there is one seed" : ""}; bold is the best of the board.`,
+    ...Object.entries(DATA.signs).filter(([sign]) => marks.has(sign)).map(([sign, text]) => `${tex(sign)} ${tex(text)}.`)].filter((part) => part).join(" ");
   download(fileName("tex"), "text/x-tex", ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering",
     `\\begin{tabular}{${"l".repeat(3 + texts.length)}${"r".repeat(numbers.length)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",
     ...lines, "\\bottomrule", "\\end{tabular}", `\\caption{${note}}`, "\\end{table}", ""].join("\n"));
