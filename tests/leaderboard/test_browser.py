@@ -356,11 +356,44 @@ def test_attacks_that_do_worse_than_guessing_do_not_differ(visit):
 def test_a_flag_and_a_heading_are_shown_whole_without_scrolling(visit):
     """Half of a flag says something else."""
     page = visit("board=pneumonia-small+v1")
-    flag = page.locator(f"{ROWS} .badge").filter(has_text="constant-predictions").first
+    flag = page.locator(f"{ROWS} .badge").filter(has_text="constant if attacked").first
     holder = page.locator("#table .tabulator-tableholder")
     heads = page.locator("#table button.head").all()
     for node in (flag, holder, *heads):
         assert node.evaluate("node => node.scrollWidth <= node.clientWidth")
+
+
+def test_a_flag_of_attacked_models_alone_is_not_told_of_the_released_one(visit, site):
+    """That an attack on training won is its result, and no warning of what the row releases."""
+    page = visit("board=pneumonia-small+v1")
+    of = "id => flagsOf(byId.get(id)).map(one => [one.text, one.released])"
+    rows = {row.id: row for row in site.board("pneumonia-small v1").rows}
+    found = {id_: page.evaluate(of, id_) for id_ in rows}
+    for id_, row in rows.items():
+        name = "constant-predictions" if row.constant else "constant if attacked"
+        assert found[id_] == [[name, row.constant]]
+    assert {flags[0][1] for flags in found.values()} == {True, False}
+    legend = page.locator("#legend div").filter(has_text="constant if attacked")
+    expect(legend).to_contain_text("after an attack on training, not without one")
+    attacked = next(id_ for id_, row in rows.items() if not row.constant)
+    expect(visit(f"card={attacked}").locator("#card")).to_contain_text("Without an attack it does not.")
+
+
+def test_flags_without_room_are_counted(visit, site):
+    page = visit("board=byzantine-fashion+v1")
+    row = next(row for row in site.board("byzantine-fashion v1").rows if len(row.flags) == 2)
+    expect(page.locator(ROWS).first).to_be_visible()
+    texts = (
+        "([id, room]) => [...stateNode(byId.get(id), room).children].map(one => one.firstChild.textContent)"
+    )
+    assert page.evaluate(texts, [row.id, 1]) == ["verified", "+1", "constant if attacked"]
+    assert page.evaluate(texts, [row.id, 2]) == ["verified", "constant if attacked", "dropped if attacked"]
+
+
+def test_the_name_of_a_board_is_shown_whole(visit):
+    page = visit("board=")
+    for text in page.locator(f"{ROWS} [tabulator-field=board] .text").all():
+        assert text.evaluate("node => node.scrollHeight <= node.clientHeight + 1")
 
 
 # permalinks, files --------------------------------------------------------------------------------
@@ -424,6 +457,28 @@ def test_the_shown_table_is_exported_as_csv_and_latex(visit, site, tmp_path):
     assert f"& {written(accuracy, 'accuracy')} {{\\scriptsize [{low}, {high}]}} &" in lines[0]
     assert "\\begin{tabular}" in texts["LaTeX"]
     assert not re.search(r"(?<!\\)%(?! \\usepackage)", texts["LaTeX"])
+
+
+def test_a_latex_table_says_what_its_numbers_are_of(visit, site, tmp_path):
+    """In a paper nothing stands beside it: which attack, which delta, what the marks mean."""
+    page = visit("board=chest+v1&attack=%5B%22byzantine%22%2C%22alie%22%5D")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="LaTeX", exact=True).click()
+    saved.value.save_as(tmp_path / "attack.tex")
+    text = (tmp_path / "attack.tex").read_text(encoding="utf-8")
+    assert (
+        "\\caption{Board chest v1. Columns of attacks are of byzantine / alie alone. Means over seeds" in text
+    )
+    assert site.row("chest v1", "dp-sgd(epsilon=1)", "mean", "none").claim.delta == 1e-5
+    assert " {\\scriptsize $\\delta$ 1.00e-5} &" in text
+    page = visit("board=byzantine-fashion+v1&tab=aggregation")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="LaTeX", exact=True).click()
+    saved.value.save_as(tmp_path / "marks.tex")
+    caption = (tmp_path / "marks.tex").read_text(encoding="utf-8").splitlines()[-2]
+    assert "without an interval where there is one seed" in caption
+    assert "\\dag{} lacks attacks or seeds that this board asks for" in caption
+    assert "\\ddag" not in caption
 
 
 def test_ranks_show_the_chosen_ranking(visit, site):

@@ -17,17 +17,19 @@ function openCard(id) {
   state.card = id;
   const one = DATA.submissions[row.source.s], board = DATA.boards[row.source.b], claim = claimOf(row);
   const clean = cleanCell(row);
-  const flags = row.source.f.map((flag) => TEXT[flag]);
+  const flags = new Map(flagsOf(row).map((one) => [one.flag, one]));
   const children = [
     h("h2", {id: "card-title", tabindex: -1}, row.defence, h("small", {}, ` / ${row.aggregator} / ${row.compressor}`)),
     h("p", {class: "badges"}, h("span", {class: "badge"}, board.label), board.superseded ? h("span", {class: "badge warn"}, "superseded") : null,
       h("span", {class: `badge ${one.verification ? one.verification.verdict : ""}`}, one.verification ? one.verification.verdict : "unverified"),
       h("span", {class: "badge"}, one.official ? "official" : "unofficial"),
-      ...flags.map((flag) => h("span", {class: flag === "audit-violation" ? "badge bad" : "badge warn"}, flag))),
+      ...[...flags.values()].map(flagNode)),
     ...one.because.map((reason) => h("p", {class: "notice"}, `Unofficial: ${reason}`)),
-    flags.includes("audit-violation") ? h("p", {class: "notice bad"}, "An audit refutes the guarantee: suspect a bug in the defence.") : null,
-    flags.includes("gradient-masking-suspected") ? h("p", {class: "notice"}, "Gradient masking is suspected: robust accuracy is probably too high.") : null,
-    flags.includes("constant-predictions") ? h("p", {class: "notice"}, "A model of this row predicts one class for every test image, at some seed or under some attack: what attacks leave or reach there says nothing of it.") : null,
+    flags.has("audit-violation") ? h("p", {class: "notice bad"}, "An audit refutes the guarantee: suspect a bug in the defence.") : null,
+    flags.has("gradient-masking-suspected") ? h("p", {class: "notice"}, "Gradient masking is suspected: robust accuracy is probably too high.") : null,
+    flags.has("constant-predictions") ? h("p", {class: "notice"}, flags.get("constant-predictions").released
+      ? "A model of this row predicts one class for every test image, at some seed or under some attack: what attacks leave or reach there says nothing of it."
+      : "After an attack on training, at some seed at least, the model of this row predicts one class for every test image; the attack's notes below say so. Without an attack it does not.") : null,
     DATA.few[one.seeds.length] ? h("p", {class: "notice"}, DATA.few[one.seeds.length]) : null,
     h("div", {class: "charts"}, h("figure", {id: "by-round"}), h("figure", {id: "by-eps"})),
     h("h3", {}, "Pooled over attacks"),

@@ -21,6 +21,13 @@ const TEXTS = {
   defence: "Defence", aggregator: "Aggregator", compressor: "Compressor", board: "Board", dataset: "Data set",
   submission: "Submission", state: "State",
 };
+// What a row's flags mean, and what they are called where only models that an attack on training left have them.
+const FLAGS = new Map([
+  ["constant-predictions", ["predicts one class for every test image, at some seed at least", "constant if attacked"]],
+  ["updates-dropped", ["updates that were not finite were dropped: a tenth of a training's, or all of a round", "dropped if attacked"]],
+  ["gradient-masking-suspected", ["a weaker attack does better than one with gradients: robust accuracy is probably too high", ""]],
+  ["audit-violation", ["an audit refutes the guarantee: suspect a bug in the defence", ""]],
+]);
 const byKey = new Map(COLUMNS.map((column, place) => [column.key, Object.assign(column, {place})]));
 
 const list = (place) => DATA.tables.lists[place].map((part) => TEXT[part]);
@@ -143,6 +150,19 @@ function span(column, value) {
 }
 
 const claimOf = (row) => (row.source.g === null ? null : DATA.tables.guarantee[row.source.g]);
+
+// A row's flags, those of its released model first: what each is called, what it means, and whether it is of that model.
+function flagsOf(row) {
+  const released = new Set(row.source.c.filter((cell) => ["clean", "evasion", "privacy"].includes(cell.y)).flatMap((cell) => cell.f || []));
+  return row.source.f.map((place) => {
+    const flag = TEXT[place], [note, other] = FLAGS.get(flag) || ["", ""];
+    return released.has(place) || !other ? {flag, text: flag, note, released: true}
+      : {flag, text: other, note: `after an attack on training, not without one: ${note}`, released: false};
+  }).sort((a, b) => b.released - a.released);
+}
+
+const flagNode = ({flag, text, note, released}) =>
+  h("span", {class: `badge${flag === "audit-violation" ? " bad" : released ? " warn" : ""}`, title: note || null}, text);
 
 function meaning(value) {
   const said = [...signs(value)].map((sign) => DATA.signs[sign]);

@@ -116,17 +116,20 @@ function nameNode(cell) {
   return h("span", {class: "name"}, button, ...nameMarks(row));
 }
 
-function stateNode(row) {
+// room: how many flags there is room for; of the others it says how many there are, and which on hovering.
+function stateNode(row, room = Infinity) {
   const one = DATA.submissions[row.source.s];
   const verdict = one.verification ? one.verification.verdict : "unverified";
-  const flags = row.source.f.map((flag) => TEXT[flag]);
   const failed = row.source.c.filter((one) => one.x === "failed").length;
+  const all = [...flagsOf(row).map((one) => [one.text, flagNode(one)]),
+    ...(failed ? [[`${failed} failed`, h("span", {class: "badge warn"}, `${failed} failed`)]] : [])];
+  const rest = all.slice(room).map(([text]) => text).join(", ");
   return h("span", {class: "badges"}, h("span", {class: `badge ${verdict}`}, verdict),
-    ...flags.map((flag) => h("span", {class: flag === "audit-violation" ? "badge bad" : "badge warn"}, flag)),
-    failed ? h("span", {class: "badge warn"}, `${failed} failed`) : null);
+    rest ? h("span", {class: "badge", title: `also: ${rest}`}, `+${all.length - room}`, h("span", {class: "unseen"}, ` more: ${rest}`)) : null,
+    ...all.slice(0, room).map(([, node]) => node));
 }
 
-function textNode(cell) { return document.createTextNode(String(cell.getValue())); }
+function textNode(cell) { return h("span", {class: "text", title: String(cell.getValue())}, String(cell.getValue())); }
 
 function definitions() {
   const wide = window.innerWidth > 720;
@@ -147,8 +150,8 @@ function definitions() {
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
     } else {
       // A flag is a long word, and half of one says something else.
-      found.push({title: TEXTS[key], field: key, sorter, minWidth: key === "state" ? 152 : 112,
-        formatter: key === "state" ? (cell) => stateNode(cell.getData()) : textNode,
+      found.push({title: TEXTS[key], field: key, sorter, minWidth: {state: 152, board: 134}[key] || 112,
+        formatter: key === "state" ? (cell) => stateNode(cell.getData(), 1) : textNode,
         titleFormatter: header(TEXTS[key], "", "", "")});
     }
   }
@@ -271,6 +274,8 @@ function drawLegend() {
     const column = byKey.get(key);
     if (column) list.push([`${column.title} ${DATA.arrows[column.better]}`, column.note]);
   }
-  $("legend").replaceChildren(...[...list, ...Object.entries(DATA.signs)].map(([term, text]) =>
+  const flags = new Map();
+  if (visibleColumns().includes("state")) for (const row of shown) for (const one of flagsOf(row)) if (one.note) flags.set(one.text, one.note);
+  $("legend").replaceChildren(...[...list, ...Object.entries(DATA.signs), ...flags].map(([term, text]) =>
     h("div", {}, h("dt", {}, term), h("dd", {}, text))));
 }
