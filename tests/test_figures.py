@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
+from itertools import combinations
 
 import pytest
 
 from harness import cli
-from harness.console.drawing import series_style
+from harness.console.drawing import figure, series_style
 from harness.console.figures import SHARED, Front, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
@@ -47,6 +49,46 @@ def test_the_front_holds_what_nothing_else_beats(tmp_path, ending):
         text = out.read_text()
         assert all(f">{name}<" in text for name in "abc")
         assert "t: filled on the Pareto front" in text
+
+
+def test_labels_of_points_side_by_side_hide_nothing(tmp_path, monkeypatch):
+    """Points of a front are often close: their names must not be written over each other."""
+    boxes = []
+
+    def looked_at(out, width, height):
+        @contextmanager
+        def go():
+            with figure(out, width, height) as drawn:
+                yield drawn
+                boxes.extend((note.get_text(), note.get_window_extent()) for note in drawn.axes[0].texts)
+
+        return go()
+
+    monkeypatch.setattr("harness.console.figures.figure", looked_at)
+    records, number = [], 0
+    for defence in ("first", "second"):
+        for place in range(4):
+            cell = {"defence": defence, "aggregator": f"some-long-rule-{place}"}
+            clean, robust = 0.9 + place / 1000, 0.5 - place / 1000 - (defence == "second") / 5
+            records.append(record(number, clean, **cell))
+            records.append(record(number + 1, clean, robust, threat="e", attack="pgd", **cell))
+            number += 2
+    assert draw_pareto(records, tmp_path / "x.svg", "t", "accuracy", "robust").points == 4
+    assert sorted(text for text, _ in boxes) == [f"some-long-rule-{place}" for place in range(4)]
+    assert not [1 for (_, a), (_, b) in combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_an_axis_with_a_chance_level_says_what_less_counts_as(tmp_path):
+    records = []
+    for number, (defence, auc) in enumerate((("a", 0.42), ("b", 0.49))):
+        records.append(record(2 * number, 0.9, defence=defence))
+        one = record(2 * number + 1, 0.9, defence=defence, threat="m", attack="loss", phase="privacy")
+        records.append(one | {"scores": {"mia_auc": auc}})
+    out = tmp_path / "x.svg"
+    assert draw_pareto(records, out, "t", "accuracy", "mia").points == 2
+    assert "0.50 is chance, and less counts as chance" in out.read_text()
+    draw_pareto(trade_off(), out, "t", "accuracy", "robust")
+    assert "chance" not in out.read_text()
 
 
 def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):

@@ -18,11 +18,15 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
     from harness.leaderboard.comparisons import Omnibus
 
 KINDS = ("curves", "pareto", "heatmap", "ranks")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
 OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # and the figures that have them
+Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -110,21 +114,69 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
                 [p[0] for p in line], [p[1] for p in line], color="#888888", linewidth=0.8, linestyle=style, zorder=1,
                 label=f"epsilon for a {unit}" if line and any(clients) else None,
             )  # fmt: skip
-        left, right = axes.get_xlim()
-        for i, row in enumerate(rows):
-            rest = " / ".join(row.axes[j] for j in varying[1:])
-            if front[i] and rest:
-                beyond = points[i][0] > (left + right) / 2  # the label goes where there is room
-                axes.annotate(
-                    shorten(rest, 30), (points[i][0], points[i][1]), textcoords="offset points",
-                    xytext=(-5 if beyond else 5, 3), ha="right" if beyond else "left", fontsize=6,
-                )  # fmt: skip
-        axes.set_xlabel(f"{across.header} ({'higher' if across.better == 'higher' else 'lower'} is better)")
-        axes.set_ylabel(f"{up.header} ({'higher' if up.better == 'higher' else 'lower'} is better)")
+        axes.set_xlabel(_axis(across))
+        axes.set_ylabel(_axis(up))
         axes.grid(alpha=0.25, linewidth=0.5)
         drawn.legend(loc="outside lower center", ncols=2, frameon=False)
         drawn.suptitle(f"{title}: filled on the Pareto front", fontsize=9)
+        rest = [" / ".join(row.axes[j] for j in varying[1:]) for row in rows]
+        labels: dict[Point, list[str]] = {}
+        for i, text in enumerate(rest):
+            if front[i] and text:
+                labels.setdefault((points[i][0], points[i][1]), []).append(shorten(text, 30))
+        texts = {p: own[0] + f" and {len(own) - 1} more" * (len(own) > 1) for p, own in labels.items()}
+        _label(drawn, texts, [(px, py) for px, py in points if math.isfinite(px) and math.isfinite(py)])
     return Front(int(front.sum()), left_out)
+
+
+def _axis(of: Quantity) -> str:
+    """An axis' title. What is worse than guessing is drawn as it is, yet counts as guessing: so it says."""
+    from harness.leaderboard.columns import BY_KEY
+
+    said, chance = f"{of.header} ({of.better} is better)", BY_KEY[of.key].chance
+    return (
+        said
+        if chance is None
+        else f"{said}\n{of.show(chance * of.scale)} is chance, and less counts as chance"
+    )
+
+
+def _label(drawn: Figure, labels: Mapping[Point, str], points: Sequence[Point]) -> None:
+    """Puts a text beside each point: where it hides least of other texts, of points, and of what is outside."""
+    axes = drawn.axes[0]
+    drawn.draw_without_rendering()  # only then it is known where everything is
+    inside = axes.get_window_extent()
+    across = drawn.dpi * 3 / 72  # half a marker, in pixels
+    taken: list[Sequence[float]] = [
+        (x - across, y - across, x + across, y + across) for x, y in axes.transData.transform(points)
+    ]
+    for point, text in sorted(labels.items(), key=lambda item: (-item[0][1], item[0][0])):
+        beyond = (
+            axes.transData.transform(point)[0] > (inside.x0 + inside.x1) / 2
+        )  # the side with more room first
+        tried: list[tuple[float, int, Annotation]] = []
+        for down in (3, -8, 11, -16, 19, -24):
+            for side in (-5, 5) if beyond else (5, -5):
+                note = axes.annotate(
+                    text, point, textcoords="offset points", xytext=(side, down), fontsize=6,
+                    ha="right" if side < 0 else "left",
+                )  # fmt: skip
+                box = note.get_window_extent()
+                outside = max(0, inside.x0 - box.x0) + max(0, box.x1 - inside.x1)
+                outside += max(0, inside.y0 - box.y0) + max(0, box.y1 - inside.y1)
+                hidden = sum(_overlap(box.extents, other) for other in taken)
+                tried.append((hidden + outside * box.height, len(tried), note))
+        kept = min(tried, key=lambda one: one[:2])[2]
+        for *_, note in tried:
+            if note is not kept:
+                note.remove()
+        taken.append(kept.get_window_extent().extents)
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0
 
 
 def _why_not(value: Value | None, of: Quantity) -> str:
@@ -272,7 +324,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
             below = len(methods) - 0.3 + 0.35 * number
             axes.plot([min(ends), max(ends)], [below, below], color="black", linewidth=2)
         axes.set_xlim(0.9, len(methods) + 0.9)
-        axes.invert_yaxis()
+        axes.set_ylim(len(methods) - 0.4 + 0.35 * len(one.groups), -0.6)
         axes.set_yticks([])
         axes.set_xlabel(f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)")
         axes.set_title(

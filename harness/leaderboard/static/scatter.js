@@ -86,7 +86,8 @@ function drawScatter() {
         line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
     });
   });
-  const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`;
+  const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`
+    + (column.chance === null ? "" : `<br>${show(column, column.chance)} is chance, and less counts as chance`);
   const narrow = window.innerWidth < 720 && !printing;
   $("plot").hidden = !usable.length;
   if (usable.length) Plotly.react($("plot"), traces, layout({
