@@ -15,7 +15,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 
@@ -126,7 +126,7 @@ def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-GeneratorStates = tuple[bytes, tuple[object, ...], tuple[object, ...]]
+GeneratorStates = tuple[bytes, tuple[Any, ...], tuple[Any, ...]]
 
 
 def generator_states() -> GeneratorStates:
