@@ -53,9 +53,32 @@ def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
         inner = loss if loss is base else _with_key(loss, INNER + losses)
         found = hook.loss(inner, logits)
         if found is not inner:
-            loss = found
+            loss = _one_a_record(found, getattr(hook, "name", "a hook"))
             losses += 1
     return loss
+
+
+def _one_a_record(loss: Any, who: str) -> LossFn:
+    """A hook's loss, which raises PluginError where it gives anything but a loss a record.
+
+    A sum over the batch would pass for its mean, and train with a learning rate as many times as large.
+    """
+    if not callable(loss):
+        raise PluginError(
+            f"{who}.loss returned {type(loss).__name__}, not a function of (params, batch, key)"
+        )
+
+    def checked(params: Params, batch: Batch, key: Tensor) -> Tensor:
+        found: Tensor = loss(params, batch, key)
+        wanted, shape = batch[1].shape, getattr(found, "shape", None)
+        if shape != wanted:
+            what = type(found).__name__ if shape is None else tuple(shape)
+            raise PluginError(
+                f"the loss of {who} returned {what}, not {tuple(wanted)}: one loss a record, without a mean or a sum"
+            )
+        return found
+
+    return checked
 
 
 def _with_key(loss: LossFn, number: int) -> LossFn:
@@ -81,5 +104,27 @@ def composed_gradient(
     gradient = mean_gradient(loss, mask)
     for hook, own in zip(hooks, prepared, strict=True):
         if hook.overrides("gradient"):
-            gradient = hook.gradient(local(loss, gradient, own)) or gradient
+            found = hook.gradient(local(loss, gradient, own))
+            if found is not None:
+                gradient = _of_each_parameter(found, getattr(hook, "name", "a hook"))
     return gradient
+
+
+def _of_each_parameter(gradient: Any, who: str) -> GradientFn:
+    """A hook's gradient, which raises PluginError where it gives anything but one of each parameter."""
+    if not callable(gradient):
+        raise PluginError(
+            f"{who}.gradient returned {type(gradient).__name__}, not a function of (params, batch, key)"
+        )
+
+    def checked(params: Params, batch: Batch, key: Tensor) -> Params:
+        found: Params = gradient(params, batch, key)
+        if not isinstance(found, dict):
+            raise PluginError(
+                f"the gradient of {who} returned {type(found).__name__}, not a dictionary name -> tensor"
+            )
+        if missing := params.keys() - found.keys():
+            raise PluginError(f"the gradient of {who} has none of the parameter {min(missing)!r}")
+        return found
+
+    return checked
