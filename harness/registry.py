@@ -9,6 +9,7 @@ the built-ins (empty: none).
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -303,6 +304,18 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
     raise PluginError(f"{article} {kind} is `name` or `name: {{parameter: value}}`, not {found}")
 
 
+def _known_hooks(manager: pluggy.PluginManager) -> None:
+    """Raises PluginError where a plugin marks a function that is no hook, with the nearest hook."""
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        found = re.search(r"unknown hook '(\w+)'", str(error))
+        if found is None:
+            raise
+        hooks = [name for name in vars(hookspecs) if name.startswith("harness_")]
+        raise PluginError(f"unknown hook {found[1]!r}; {did_you_mean(found[1], hooks)}") from error
+
+
 def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:
     """The plugin classes that a module registers, each checked. Raises whatever is wrong with it."""
     found: list[type[Plugin]] = []
@@ -312,7 +325,7 @@ def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identit
         found.append(plugin)
 
     manager.register(module, identity)
-    manager.check_pending()
+    _known_hooks(manager)
     if not manager.get_hookcallers(module):
         raise PluginError("it implements no hook; mark harness_register with @hookimpl")
     for implementation in manager.hook.harness_register.get_hookimpls():

@@ -195,7 +195,10 @@ FAULTS = {
     "file": ("open('no-such-file')\n", r"rule.py:1: FileNotFoundError: .*; what a local plugin reads is not in "),
     "exits": ("import sys\nsys.exit(3)\n", r"rule.py:2: SystemExit: 3"),
     "no hook": ("x = 1\n", r"rule.py: it implements no hook; mark harness_register with @hookimpl"),
-    "mistyped hook": (RULE.replace("harness_register", "harness_regster"), r"rule.py: .*hook 'harness_regster'"),
+    "mistyped hook": (
+        RULE.replace("harness_register", "harness_regster"),
+        r"rule.py: unknown hook 'harness_regster'; did you mean 'harness_register'",
+    ),
     "not a plugin": (RULE.replace("register(Rule)", "register(dict)"), r"rule.py: register\(\) takes plugin classes"),
     "observer": (
         RULE + "\n@hookimpl\ndef harness_run_started(run):\n    pass\n",

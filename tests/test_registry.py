@@ -465,3 +465,63 @@ def test_the_version_needed_is_found_in_a_module_below_a_package(tmp_path, monke
 def test_what_is_no_plugin_is_named_in_words(spec, found):
     with pytest.raises(PluginError, match=rf"^an attack is `name` or .*, not {found}$"):
         split_spec("attack", spec)
+
+
+class _Low(Aggregator):
+    """A mean whose default its own bound excludes."""
+
+    name = "low"
+    f: int = Field(-1, ge=0, description="unused")
+    g: int = Field(1, ge=0, description="unused")
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+class _Old(Aggregator):
+    """A mean that is written as a class of its own would be."""
+
+    name = "old"
+
+    def __init__(self, trim=3):
+        self.trim = trim
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+class _Remembering(Aggregator):
+    """A mean that keeps what it saw."""
+
+    name = "remembering"
+
+    def aggregate(self, updates, context):
+        self.last = updates.mean(0)
+        return self.last
+
+
+def test_a_default_that_the_class_itself_excludes_is_the_fault_of_the_class():
+    excluded = (
+        r"^aggregator low: its own default is not allowed: f must be at least 0, not -1\. .* class _Low$"
+    )
+    with pytest.raises(PluginError, match=excluded):
+        _Low.create()
+    with pytest.raises(PluginError, match=excluded):
+        _Low.create({"g": -1})  # the class is wrong whatever is given
+    with pytest.raises(PluginError, match=r"^aggregator low: f must be at least 0, not -2$"):
+        _Low.create({"f": -2})
+    assert _Low.create({"f": 0}).f == 0
+
+
+def test_a_plugin_that_sets_an_attribute_of_its_own_is_told_where_the_value_belongs():
+    import torch
+
+    parameter = (
+        r"^_Old sets its attribute 'trim', .* field of the class, `trim: int = Field\(.* without an __init__"
+    )
+    with pytest.raises(PluginError, match=parameter):
+        _Old.create({"trim": 2})
+    with pytest.raises(
+        PluginError, match=r"_Remembering sets its attribute 'last', .* `state` of the context"
+    ):
+        _Remembering()(torch.ones(3, 2))

@@ -95,7 +95,20 @@ class Plugin(BaseModel, metaclass=_Made):
         try:
             return cls(**(parameters or {}))
         except ValidationError as error:
-            raise parameter_error(cls, error) from None
+            raise default_error(cls, error, parameters or {}) or parameter_error(cls, error) from None
+
+    if not TYPE_CHECKING:  # where it would let everything be set
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Raises PluginError, which says where a value belongs, for anything but a private attribute."""
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise PluginError(
+                    f"{type(self).__name__} sets its attribute {name!r}, and a plugin cannot be changed. A parameter "
+                    f"is a field of the class, `{name}: int = Field(1, ge=0, description=...)`, without an __init__; "
+                    "what is kept from call to call goes into `state` of the context, where that has one"
+                ) from error
 
     def parameters(self, *, explicit: bool = False) -> dict[str, Any]:
         """The parameters as plain JSON values; only those given (not defaults) with `explicit`."""
@@ -163,6 +176,24 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
 
     details = findings(plugin.name, plugin.model_fields, error)
     return PluginError(f"{plugin.kind} {plugin.name}: " + "; ".join(sentences(details)), details)
+
+
+def default_error(
+    plugin: type[Plugin], error: ValidationError, given: Mapping[str, Any]
+) -> PluginError | None:
+    """That defaults of the class itself do not pass: nothing that a scenario says is to blame. None: they do."""
+    from harness.findings import findings
+    from harness.scenario_errors import sentences
+
+    wrong = {item["loc"][0] for item in error.errors() if item["loc"] and item["type"] != "missing"}
+    wrong &= plugin.model_fields.keys() - given.keys()
+    details = [d for d in findings(plugin.name, plugin.model_fields, error) if d[0] and d[0][0] in wrong]
+    if not details:
+        return None
+    return PluginError(
+        f"{plugin.kind} {plugin.name}: its own default is not allowed: {'; '.join(sentences(details))}. Correct it in "
+        f"the class {plugin.__name__}"
+    )
 
 
 class Shown:

@@ -148,7 +148,7 @@ def immutable(subject: Subject) -> None:
     copied = copy.deepcopy(plugin)
     try:
         setattr(copied, name, value)
-    except (ValidationError, AttributeError, ValueError, TypeError):
+    except (PluginError, ValidationError, AttributeError, ValueError, TypeError):
         pass
     else:
         raise CheckFailed(
