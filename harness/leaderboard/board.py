@@ -105,8 +105,13 @@ class Row:
 
         Of models that an attack on training left so, the values under that attack say it alone.
         """
+        return CONSTANT in self.released_flags
+
+    @property
+    def released_flags(self) -> set[str]:
+        """Those of the model that it releases, and not only of models that an attack on training left."""
         released = (cell for cell in self.cells if counts_under("clean", cell.family))
-        return any(CONSTANT in seed.flags for cell in released for seed in cell.seeds.values())
+        return {flag for cell in released for seed in cell.seeds.values() for flag in seed.flags}
 
     @property
     def clean(self) -> Cell | None:

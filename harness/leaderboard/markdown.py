@@ -82,6 +82,10 @@ def _board(board: Board) -> Iterator[str]:
         labels = [markdown(axis) for axis in row.axes] + [markdown(row.submission.name)] * several
         yield _line([*labels, *(_value(row.values.get(column.key), column) for column in columns)])
     yield ""
+    deltas = sorted({claim.delta for row in rows if (claim := row.claim) and claim.holds and claim.delta})
+    if deltas:
+        yield f"Guaranteed ε holds at δ = {', '.join(f'{delta:.3g}' for delta in deltas)}."
+        yield ""
     for flag, names in _flags(rows).items():
         few = "; ".join(map(markdown, names[:FLAGGED])) + f" and {len(names) - FLAGGED} more" * (
             len(names) > FLAGGED
@@ -102,7 +106,8 @@ def _flags(rows: Sequence[Row]) -> dict[str, list[str]]:
     for row in rows:
         for flag in row.flags:
             if flag not in (MASKED, VIOLATION):
-                found.setdefault(flag, []).append(" / ".join(row.axes))
+                where = "" if flag in row.released_flags else " after an attack on training, not without one"
+                found.setdefault(flag + where, []).append(" / ".join(row.axes))
     return found
 
 

@@ -378,10 +378,19 @@ def test_a_model_that_an_attack_left_with_one_class_counts_with_the_accuracy_tha
     made = small()
     for seed in made["cells"][3]["seeds"].values():
         seed["flags"] = ["constant-predictions"]
-    (row,) = board_of(made).rows
+    board = board_of(made)
+    (row,) = board.rows
     assert not row.constant
     assert row.values["byzantine"].fair
     assert not any(value.constant for value in row.values.values())
+    said = "Flagged constant-predictions after an attack on training, not without one: none / mean / none."
+    assert said in readme([board], [])
+
+
+def test_a_board_says_at_which_delta_its_guarantees_hold():
+    text = readme([board_of(synthetic.realistic("lab"))], [])
+    assert "Guaranteed ε holds at δ = 1e-05." in text
+    assert "at δ" not in readme([board_of(small())], [])
 
 
 def test_the_page_knows_every_mark(tmp_path):
