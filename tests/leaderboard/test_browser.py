@@ -390,6 +390,26 @@ def test_flags_without_room_are_counted(visit, site):
     assert page.evaluate(texts, [row.id, 2]) == ["verified", "constant if attacked", "dropped if attacked"]
 
 
+def test_rows_of_different_methods_do_not_look_alike(visit, site):
+    """A name that is cut off within its first method's parameters says nothing of the second."""
+    page = visit("board=pneumonia-small+v1")
+    names = page.evaluate("ROWS.map(row => [row.board, row.short.defence, row.defence])")
+    own = {(short, whole) for board, short, whole in names if board == "pneumonia-small v1"}
+    assert {short for short, _ in own} == {
+        "none",
+        "dp-sgd",
+        "adversarial-training",
+        "adversarial-training + dp-sgd",
+    }
+    for board in site.boards:
+        pairs = {(short, whole) for label, short, whole in names if label == board.label}
+        assert len({short for short, _ in pairs}) == len(pairs)
+    # Several settings of one method keep what tells them apart.
+    assert {"dp-sgd(epsilon=1)", "dp-sgd(epsilon=8)"} <= {s for label, s, _ in names if label == "chest v1"}
+    titles = page.locator(f"{ROWS} button.open").first.get_attribute("title")
+    assert titles == "dp-sgd(epsilon=8,max_grad_norm=1) / mean / none"
+
+
 def test_the_name_of_a_board_is_shown_whole(visit):
     page = visit("board=")
     for text in page.locator(f"{ROWS} [tabulator-field=board] .text").all():

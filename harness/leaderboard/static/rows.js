@@ -25,7 +25,7 @@ const TEXTS = {
 const FLAGS = new Map([
   ["constant-predictions", ["predicts one class for every test image, at some seed at least", "constant if attacked"]],
   ["updates-dropped", ["updates that were not finite were dropped: a tenth of a training's, or all of a round", "dropped if attacked"]],
-  ["gradient-masking-suspected", ["a weaker attack does better than one with gradients: robust accuracy is probably too high", ""]],
+  ["gradient-masking-suspected", ["a weaker attack does better than one with gradients: robust accuracy is probably too high", "", "masking suspected"]],
   ["audit-violation", ["an audit refutes the guarantee: suspect a bug in the defence", ""]],
 ]);
 const byKey = new Map(COLUMNS.map((column, place) => [column.key, Object.assign(column, {place})]));
@@ -53,6 +53,21 @@ const ROWS = DATA.rows.map((row, place) => {
       ...row.f.map((flag) => TEXT[flag])].join("\n").toLowerCase(),
   };
 });
+// What a row is called where there is little room: a label that is too long goes without its parameters, which are cut
+// off otherwise, and with them what follows, such as `+ dp-sgd`. Not where another label of its board is then the same.
+const method = (label) => label.replace(/\([^()]*(\([^()]*(\([^()]*\)[^()]*)*\)[^()]*)*\)/g, "");
+const room = {defence: 24, aggregator: 16, compressor: 16};
+for (const board of DATA.boards) {
+  const own = ROWS.filter((row) => row.board === board.label);
+  for (const axis of AXES) {
+    const labels = new Map();
+    for (const label of new Set(own.map((row) => row[axis]))) labels.set(method(label), [...(labels.get(method(label)) || []), label]);
+    for (const row of own) {
+      const short = method(row[axis]);
+      (row.short ||= {})[axis] = row[axis].length > room[axis] && labels.get(short).length === 1 ? short : row[axis];
+    }
+  }
+}
 const byId = new Map(ROWS.map((row) => [row.id, row]));
 
 // null: none. A number n: the clean cell's score, with the bits n - 1. Else [mean or text, bits, seeds, low, high].
@@ -155,8 +170,8 @@ const claimOf = (row) => (row.source.g === null ? null : DATA.tables.guarantee[r
 function flagsOf(row) {
   const released = new Set(row.source.c.filter((cell) => ["clean", "evasion", "privacy"].includes(cell.y)).flatMap((cell) => cell.f || []));
   return row.source.f.map((place) => {
-    const flag = TEXT[place], [note, other] = FLAGS.get(flag) || ["", ""];
-    return released.has(place) || !other ? {flag, text: flag, note, released: true}
+    const flag = TEXT[place], [note, other, short] = FLAGS.get(flag) || ["", ""];
+    return released.has(place) || !other ? {flag, text: short || flag, note, released: true}
       : {flag, text: other, note: `after an attack on training, not without one: ${note}`, released: false};
   }).sort((a, b) => b.released - a.released);
 }

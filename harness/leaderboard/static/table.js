@@ -111,8 +111,8 @@ function nameMarks(row) {
 function nameNode(cell) {
   const row = cell.getData();
   const button = h("button", {type: "button", class: "open", title: row.name, "data-row": row.id,
-    onclick: (event) => { event.stopPropagation(); openCard(row.id); }}, h("b", {}, row.defence),
-    h("small", {}, `${row.aggregator} / ${row.compressor}`));
+    onclick: (event) => { event.stopPropagation(); openCard(row.id); }}, h("b", {}, row.short.defence),
+    h("small", {}, `${row.short.aggregator} / ${row.short.compressor}`));
   return h("span", {class: "name"}, button, ...nameMarks(row));
 }
 
@@ -137,7 +137,7 @@ function definitions() {
   const found = [
     {title: "Compare", field: "id", width: 44, formatter: pickNode, hozAlign: "center", ...fixed,
       titleFormatter: () => h("span", {class: "unseen"}, "Compare")},
-    {title: "Configuration", field: "name", width: wide ? 206 : 172, formatter: nameNode, sorter, frozen: wide,
+    {title: "Configuration", field: "name", width: wide ? Math.max(212, Math.min(276, window.innerWidth - 1068)) : 172, formatter: nameNode, sorter, frozen: wide,
       headerSortTristate: true, titleFormatter: header("Configuration", "defence, aggregator / compressor", "", "")},
   ];
   for (const key of visibleColumns()) {
