@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from pydantic import SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
 from harness.contracts.base import Plugin
 from harness.contracts.data import Dataset
 from harness.entry_points import normalized
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PluginError
 from harness.nesting import members, plugins_in
 from harness.registry import registry
 
@@ -51,6 +52,13 @@ def identity_of(plugin: Plugin, fingerprint: Fingerprint | None = None) -> dict[
     else:
         content = {}
     plain = plugin.model_dump(mode="json", exclude={*holding, *hidden})
+    for name, written in plain.items():
+        lost = _lost(values.get(name), written, name)
+        if lost is not None:
+            raise PluginError(
+                f"{plugin.kind} {plugin.name!r}: {lost} is left out where its parameters are written, so that scores "
+                "of two of its values could not be told apart"
+            )
     held = {name: _described(values[name], fingerprint) for name in sorted(holding - hidden.keys())}
     return {
         "kind": plugin.kind,
@@ -62,6 +70,29 @@ def identity_of(plugin: Plugin, fingerprint: Fingerprint | None = None) -> dict[
         "libraries": libraries_of(plugin),
         **content,
     }
+
+
+def _lost(value: Any, written: Any, where: str) -> str | None:
+    """The place of something that a value holds and its JSON does not say, None if there is nothing.
+
+    It is a secret, a field with `exclude`, or one of a subclass in the place of its base.
+    """
+    if isinstance(value, SecretStr | SecretBytes):
+        return where
+    inner = members(value)
+    if isinstance(inner, dict) and isinstance(written, dict):
+        if not written.keys() <= inner.keys():
+            return None  # written in a way of its own
+        for name, item in inner.items():
+            if name not in written:
+                return f"{where}.{name}"
+            if (lost := _lost(item, written[name], f"{where}.{name}")) is not None:
+                return lost
+    elif isinstance(inner, list) and isinstance(written, list) and not isinstance(value, set | frozenset):
+        for number, pair in enumerate(zip(inner, written, strict=False)):
+            if (lost := _lost(*pair, f"{where}[{number}]")) is not None:
+                return lost
+    return None
 
 
 def _described(value: Any, fingerprint: Fingerprint | None) -> Any:

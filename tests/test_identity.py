@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SecretStr
 from small import write_images
 
 from harness import identity
 from harness.api import Aggregator, Dataset, Field, Split, Splits, find_file, hash_file, hookimpl
 from harness.engine import plan
+from harness.errors import PluginError
 from harness.identity import canonical, identity_of, libraries_of
 from harness.nesting import plugins_in, with_nested
 from harness.provenance import plugin_list
@@ -74,6 +76,7 @@ class Scaled(Dataset):
 def harness_register(register):
     register(Holder)
     register(Scaled)
+    register(Silent)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +113,45 @@ def test_nested_plugins_are_found_at_any_depth(how):
 def test_what_holds_none_holds_none():
     assert list(plugins_in({"a": [1, ("b",)], "c": None})) == []
     assert Holder().parameters() == identity_of(Holder())["parameters"]
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    shown: int = 0
+
+
+class Excluding(Inner):
+    scale: float = Field(1.0, exclude=True)
+
+
+class More(Inner):
+    scale: float = 1.0
+
+
+class Silent(Aggregator):
+    """Holds what JSON does not say."""
+
+    name = "identity-silent"
+    inner: Inner = Field(Inner(), description="whose subclasses may have more")
+    many: tuple[Excluding, ...] = Field((), strict=False, description="with a field that is left out")
+    secret: SecretStr | None = Field(None, description="written as stars")
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+UNSAID = {
+    "inner.scale": lambda: Silent(inner=More(scale=2.0)),
+    "many[0].scale": lambda: Silent(many=(Excluding(), Excluding(scale=2.0))),
+    "secret": lambda: Silent(secret=SecretStr("a")),
+}
+
+
+@pytest.mark.parametrize("where", UNSAID)
+def test_parameters_that_are_not_written_in_full_have_no_key(where):
+    identity_of(Silent(inner=Inner(shown=1)))
+    with pytest.raises(PluginError, match=re.escape(f"'identity-silent': {where} is left out where")):
+        identity_of(UNSAID[where]())
 
 
 # data -----------------------------------------------------------------------------------------------
