@@ -171,12 +171,12 @@ class _Merge:
         self.settled += 1
         return True
 
-    def _same_tensors(self, first: int, other: int, digest: str, another: str) -> bool:
+    def _same_tensors(self, first: int, other: int, artifact: str, another: str) -> bool:
         """Whether two artifacts, each of its store, hold the same tensors but for rounding."""
         import torch
 
         try:
-            a, b = self.stores[first].load_tensors(digest), self.stores[other].load_tensors(another)
+            a, b = self.stores[first].load_tensors(artifact), self.stores[other].load_tensors(another)
         except StoreError:  # no artifact, or a damaged one
             return False
         return a.keys() == b.keys() and all(

@@ -161,9 +161,9 @@ def _legend(
 ) -> list[str]:
     lines = [q.legend for q in quantities if q.legend]
     shown = [row.values[q.key] for row in rows for q in quantities if q.key in row.values]
-    signs = ["bold: best of the column"] * bold
-    signs += [f"±: standard deviation over {seeds} seeds"] * (seeds > 1)
-    lines += ["; ".join(signs)] if signs else []
+    general = ["bold: best of the column"] * bold
+    general += [f"±: standard deviation over {seeds} seeds"] * (seeds > 1)
+    lines += ["; ".join(general)] if general else []
     if any(value.incomplete for value in shown):
         lines.append("†: lacks attacks or seeds that were asked for, so not compared")
     if any(value.masked for value in shown):

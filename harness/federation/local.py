@@ -172,9 +172,9 @@ class LocalTrainer:
         gradient = self._gradient(client, hooks, noise, at)
         order = self.generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
-        seeded = seeded_modules(self.device, self.seed, client.id, round)
+        drawing = seeded_modules(self.device, self.seed, client.id, round)
         masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None
-        own = seeded if self.seeds_modules else contextlib.nullcontext()
+        own = drawing if self.seeds_modules else contextlib.nullcontext()
         with own, masked(self.dropouts, masks), pooled_first(self.module):
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):

@@ -311,7 +311,7 @@ def _pooled(
     asked = Asked()
     found: list[tuple[Row, dict[int, list[float]], set[Hashable], set[str], bool]] = []
     for row, own_cells in cells:
-        own, counts = families[id(row.submission)], id(row.submission) in reference
+        own, in_reference = families[id(row.submission)], id(row.submission) in reference
         seeds: dict[int, list[float]] = {}
         there: set[Hashable] = set()
         flags: set[str] = set()
@@ -336,7 +336,7 @@ def _pooled(
                     outcome = cell.status
                 else:
                     outcome = "silent" if seed.error is None else "failed"
-                asked.see(attack, point, outcome, counts)
+                asked.see(attack, point, outcome, in_reference)
         if seeds:
             found.append((row, seeds, there, flags, subset))
     wanted = asked.points
