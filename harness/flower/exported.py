@@ -181,7 +181,7 @@ def client_app(cell: Path, load: LoadData) -> ClientApp:
         if data is None:
             if "deployment" in config:
                 raise HarnessError("this SuperNode has no data of its own and must not train in a deployment")
-            return answer_training(_cell(cell, pinned(cell).job(context)), message, context)
+            return answer_training(_simulated(pinned(cell).job(context)), message, context)
         if "deployment" not in config:
             raise HarnessError(
                 "this SuperNode has data of its own and does not train with a simulation's seeds"
@@ -200,7 +200,8 @@ def client_app(cell: Path, load: LoadData) -> ClientApp:
 
 
 @lru_cache(maxsize=1)
-def _cell(cell: Path, job: Job) -> Simulated:
+def _simulated(job: Job) -> Simulated:
+    """Kept for the next message."""
     return simulated(job)
 
 

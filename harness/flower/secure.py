@@ -109,17 +109,21 @@ class SecureStrategy(FederationStrategy):
 
 
 def unwrap(message: Message) -> Message:
-    """What `secaggplus_mod` passes on, as the message that a plain round sends."""
+    """What `secaggplus_mod` passes on, as the message that a plain round sends: the same one, with other content."""
     config = dict(message.content.config_records["fitins.config"])
     sent = list(message.content.array_records["fitins.parameters"].values())
     arrays = {name: Array(array.numpy()) for name, array in zip(("weights", "moved"), sent, strict=False)}
     content = RecordDict({messages.CONFIG: ConfigRecord({**config, "attacks": False})})
     content[messages.ARRAYS] = ArrayRecord(arrays)
-    return replace_content(message, content)
+    message.content = content
+    return message
 
 
 def wrap(reply: Message, weighting: str) -> Message:
-    """A plain answer in the form that `secaggplus_mod` masks: the update, and its weight."""
+    """A plain answer, the same one, in the form that `secaggplus_mod` masks: the update, and its weight.
+
+    Raises PluginError for buffers, and for an update that is not finite or leaves [-CLIPPING, CLIPPING].
+    """
     update, buffers = messages.read_update(reply.content, "cpu")
     if buffers:
         raise PluginError(
@@ -137,13 +141,8 @@ def wrap(reply: Message, weighting: str) -> Message:
     content["fitres.num_examples"] = MetricRecord({"num_examples": examples})
     content["fitres.metrics"] = ConfigRecord({})
     content["fitres.status"] = ConfigRecord({"code": 0, "message": ""})
-    return replace_content(reply, content)
-
-
-def replace_content(message: Message, content: RecordDict) -> Message:
-    """The message with other content."""
-    message.content = content
-    return message
+    reply.content = content
+    return reply
 
 
 def mask(message: Message, context: Context, train: Callable[[Message, Context], Message]) -> Message:

@@ -28,8 +28,9 @@ class NodesLost(HarnessError):
 
 
 class RemoteAttackers(Federation):
-    """A federation whose attackers craft in a malicious client's app, fed by a side channel that only simulations
-    have: what the threat grants them is sent there, and nothing else.
+    """A federation whose attackers craft in a malicious client's app.
+
+    A side channel that only simulations have feeds it: what the threat grants them is sent there, and nothing else.
     """
 
     ask: Callable[[int, RecordDict], RecordDict] | None = None  # (client, content) -> its answer
