@@ -43,7 +43,7 @@ def find_scenarios(arguments: Sequence[str]) -> list[Path]:
 
 
 def parse_jobs(text: str) -> int | Literal["auto"]:
-    """`auto` or a number of processes, at least 0."""
+    """`auto` or a number of processes, at least 0. Raises HarnessError for anything else."""
     if text == "auto":
         return "auto"
     if text.isascii() and text.isdigit():

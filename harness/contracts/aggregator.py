@@ -200,7 +200,11 @@ def finite_rows(
 def default_context(
     aggregator: Aggregator, updates: Tensor, f: int | None = None, **given: Any
 ) -> AggregationContext:
-    """A context for one call outside a federation: uniform weights, round 0, the rule's own f if it has one."""
+    """A context for one call outside a federation: uniform weights, round 0, the rule's own f if it has one.
+
+    updates (n, d), n >= 1. given: further fields of the context, in the place of these. Raises PluginError for updates
+    of another form, an f outside [0, n), and where the rule does not tolerate f among n.
+    """
     import torch
 
     from harness.errors import PluginError

@@ -246,7 +246,8 @@ class UpdateCompressor(Compressor):
         """All messages of a round: updates (d,), one a client, with each one's state and the server's.
 
         As it is, every client encodes by itself; for methods in which the server answers in the middle of a round
-        it can be overridden. A context's random streams begin anew with every call of it.
+        it can be overridden. A context's random streams begin anew with every call of it. Raises PluginError where
+        `encode` returns no payload that can be counted, or `decode` another shape than the update's.
         """
         payloads = [
             self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)

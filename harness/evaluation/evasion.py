@@ -126,7 +126,10 @@ def check_budget(
 
 
 def distances(x: Tensor, adversarial: Tensor, norm: str) -> Tensor:
-    """How far each sample moved, (b,) float64. norm: linf, l2, or l0 (pixels that differ in any channel)."""
+    """How far each sample moved, (b,) float64. norm: linf, l2, or l0 (pixels that differ in any channel).
+
+    x, adversarial (b, c, h, w). Raises PluginError for another norm.
+    """
     import torch
 
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -175,7 +178,7 @@ def evade(
     their clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
     numbers. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
     mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked); batch_size, where
-    batches had to be halved, the smallest tried.
+    batches had to be halved, the smallest tried. Raises HarnessError for labels that are not (n,).
     """
     import torch
 

@@ -15,7 +15,10 @@ ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "recons
 
 
 def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
-    """The scores of every metric that has what it needs; those that need an attack only where asked for them."""
+    """The scores of every metric that has what it needs; those that need an attack only where asked for them.
+
+    Raises PluginError for a metric that needs what nobody provides, or returns what it does not declare.
+    """
     _check_names(metrics)
     scores: dict[str, float] = {}
     for metric in metrics:
@@ -33,7 +36,10 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
 
 
 def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) -> dict[str, list[float]]:
-    """score -> [low, high], of the metrics about an attack that give intervals."""
+    """score -> [low, high], of the metrics about an attack that give intervals.
+
+    Raises PluginError for an interval that is not (low, high), or of a score that its metric does not declare.
+    """
     _check_names(metrics)
     intervals: dict[str, list[float]] = {}
     for metric in metrics:

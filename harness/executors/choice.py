@@ -34,7 +34,10 @@ def connection(executor: str, address: str, artifacts: str) -> AbstractContextMa
 
 
 def resources(executor: str, device: str, jobs: str | int) -> tuple[str, int]:
-    """The device, and how many stages at a time: 0 for this process; on Ray, 0 for all that there is room for."""
+    """The device, and how many stages at a time: 0 for this process; on Ray, 0 for all that there is room for.
+
+    Raises HarnessError for a device that is not there, and for jobs that the executor has no use for.
+    """
     if executor == "local":
         device = resolve_device(device)
         return device, job_count(jobs, device)

@@ -20,7 +20,7 @@ INNER = 1 << 32
 
 
 def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
-    """(x, y), key -> the batch to train on, left to right."""
+    """(x, y), key -> the batch to train on, left to right; raises PluginError where a hook does not return a batch."""
     changing = [(position, hook) for position, hook in enumerate(hooks) if hook.overrides("batch")]
 
     def changed(batch: Batch, key: Tensor) -> Batch:

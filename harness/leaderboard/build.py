@@ -79,7 +79,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def load(folder: Path) -> list[submissions.Submission]:
-    """Every submission in `folder`/records, by file name."""
+    """Every submission in `folder`/records, by file name. Raises HarnessError as `build` does."""
     records = folder / "records"
     if not records.is_dir():
         raise HarnessError(f"{records}: no such folder; submissions are the files in it that end in .json")

@@ -48,7 +48,7 @@ def page(found: Sequence[Board], files: Sequence[str]) -> str:
 
 @lru_cache(maxsize=1)
 def plotly() -> str:
-    """plotly.js, as the plotly package ships it."""
+    """plotly.js, as the plotly package ships it. Raises HarnessError where it is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:

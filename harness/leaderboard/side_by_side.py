@@ -99,7 +99,8 @@ def compare_submissions(a: Submission, b: Submission, scores: Iterable[str] = ()
 def compare_rows(submission: Submission, first: str, second: str, scores: Iterable[str] = ()) -> list[Pair]:
     """Two configurations of one submission, under every threat and attack that both have.
 
-    first, second: `defence / aggregator / compressor`; parts that are the same in all rows may be left out.
+    first, second: `defence / aggregator / compressor`; parts that are the same in all rows may be left out. Raises
+    HarnessError where they are the same row, or one is none.
     """
     if row_of(submission, first) == row_of(submission, second):
         raise HarnessError(f"{first!r} and {second!r} are the same row")

@@ -363,7 +363,10 @@ def parse(data: Any, where: str) -> Submission:
 
 
 def write(submission: Submission, path: Path) -> None:
-    """One file, sorted and indented so that a pull request shows what changed; replaced in one step."""
+    """One file, sorted and indented so that a pull request shows what changed; replaced in one step.
+
+    Raises HarnessError where it cannot be written.
+    """
     text = json.dumps(
         submission.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True, allow_nan=False
     )

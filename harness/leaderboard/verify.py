@@ -140,7 +140,10 @@ def _tolerance(cell: Cell, record: Mapping[str, Any], at_home: bool) -> Toleranc
 
 
 def draw(submission: Submission, sample: int, seed: int) -> list[tuple[Cell, str]]:
-    """At most `sample` scored cells, each with one of its scored seeds, in the file's order."""
+    """At most `sample` scored cells, each with one of its scored seeds, in the file's order.
+
+    Raises HarnessError for a sample below 1, and where no cell has a score.
+    """
     if sample < 1:
         raise HarnessError(f"at least one cell must be run, not {sample}")
     candidates = []

@@ -98,7 +98,8 @@ def group_epsilon(
     time, each at one client, so every change costs at most e(d), the largest over clients. Record-level
     (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of Differential
     Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found by bisection
-    on log d; inf where there is none. Below d = 1e-10 prv and pld count with rdp, also a bound.
+    on log d; inf where there is none. Below d = 1e-10 prv and pld count with rdp, also a bound. Raises PluginError
+    for k < 1, a delta outside (0, 1) and an unknown accountant.
     """
     clients = tuple(_segments(history) for history in histories)
     _check(delta, accountant)

@@ -76,7 +76,10 @@ class Scoring:
         return part if subset is None else stratified(part, subset)
 
     def certificate(self) -> Certificate | None:
-        """What the defences prove about some test records, if they prove anything."""
+        """What the defences prove about some test records, if they prove anything.
+
+        Raises PluginError where a radius exceeds the limit that the defences state.
+        """
         certify = self.released.certify
         if certify is None:
             return None
@@ -109,7 +112,10 @@ class Scoring:
         return found
 
     def predict(self, images: Tensor, module: nn.Module | None = None) -> np.ndarray:
-        """Logits of the released model, or of another; one that answers at random draws from the seed."""
+        """Logits (n, k) of the released model, or of another; one that answers at random draws from the seed.
+
+        Raises PluginError where there are not as many of them as the data have classes.
+        """
         seed = derive(self.spec.model.train.seed, "inference")
         with seeded_modules(self.device, seed):
             chosen = self.released.module if module is None else module
