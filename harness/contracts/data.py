@@ -251,7 +251,8 @@ def hold_out(
     """Positions (kept, held out), about `fraction` of the records of each class held out, whole groups only.
 
     A group counts towards its most frequent class. What rounding to whole groups gives or takes in one class, up to
-    half an average group, the next makes up for, in random order. Both results are sorted; neither is empty.
+    half an average group, the next makes up for, in random order. A group that is too large for what a class still
+    lacks ends its draw, or is passed over where more than half is lacking. Both results are sorted; neither is empty.
     Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
     """
     import numpy as np
@@ -270,8 +271,11 @@ def hold_out(
     for value in rng.permutation(np.unique(stratum)):
         members = rng.permutation(np.flatnonzero(stratum == value))
         wanted = np.clip(wanted, -half, half) + fraction * size[members].sum()
+        few = wanted / 2
         for member in members:
             if size[member] / 2 > wanted:
+                if wanted > few:  # too large, and smaller ones may follow
+                    continue
                 break
             out[member] = True
             wanted -= size[member]

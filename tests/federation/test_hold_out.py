@@ -42,6 +42,19 @@ def test_groups_stay_whole_and_a_large_one_starves_no_class():
         assert abs((labels[out] == 1).sum() - 40) <= 2
 
 
+def test_a_large_group_does_not_keep_smaller_ones_of_its_class_in():
+    """One patient of 90 images and ten of one, who alone are a tenth: drawn after the large one too."""
+    labels = np.r_[np.zeros(100, int), np.ones(100, int)]
+    groups = np.r_[np.zeros(90, int), 1 + np.arange(110)]
+    for seed in range(100):
+        _, out = draw(labels, groups, 0.1, seed)
+        assert 5 <= (labels[out] == 0).sum() <= 10
+    sites = np.repeat([0, 1, 2], [1000, 50, 50])
+    for seed in range(100):
+        _, out = draw(np.zeros(1100, int), sites, 0.1, seed)  # it was refused where the large site came first
+        assert len(out) == 100
+
+
 def test_few_groups_in_each_class_are_still_held_out():
     labels = np.repeat(np.arange(50), 6)
     groups = np.arange(300) // 2  # three patients of two images in each class
