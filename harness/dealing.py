@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.contracts.data import hold_out
-from harness.errors import PluginError
+from harness.errors import PluginError, blamed
 from harness.random import numpy_generator
 
 if TYPE_CHECKING:
@@ -76,9 +77,28 @@ def deal(
     rng = numpy_generator(seed if drawn_by is None else drawn_by, "partition")
     groups = None if records.groups is None else records.groups[members]
     partitioner = federation.partition
-    parts = partitioner.partition(records.labels[members], groups, federation.clients, rng)
+    with blamed(partitioner):
+        found = partitioner.partition(records.labels[members], groups, federation.clients, rng)
+    parts = _positions(partitioner.name, found)
     _check_partition(partitioner.name, parts, federation.clients, len(members))
     return Pool([members[np.sort(part)] for part in parts], members, non_members)
+
+
+def _positions(name: str, found: Any) -> list[np.ndarray]:
+    """What a partitioner returned, as arrays of positions. Raises PluginError where it is no such thing."""
+    import numpy as np
+
+    if not isinstance(found, Iterable):
+        raise PluginError(
+            f"partitioner {name} returned {type(found).__name__}, not a list of positions, one array a client"
+        )
+    parts = [np.asarray(part) for part in found]
+    for part in parts:
+        if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+            raise PluginError(
+                f"partitioner {name} returned a part {part.shape} of {part.dtype}, not positions (n,) of whole numbers"
+            )
+    return parts
 
 
 def _check_partition(name: str, parts: list[np.ndarray], clients: int, records: int) -> None:

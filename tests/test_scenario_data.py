@@ -150,6 +150,41 @@ def test_a_partition_that_breaks_the_contract_is_refused_before_a_run(monkeypatc
         check_fit(scenario, splits)
 
 
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda parts: None, "returned NoneType, not a list of positions"),
+        (
+            lambda parts: [part.astype(float) for part in parts],
+            r"returned a part \(\d+,\) of float64, not positions",
+        ),
+        (
+            lambda parts: [part[:, None] for part in parts],
+            r"returned a part \(\d+, 1\) of int64, not positions",
+        ),
+        (lambda parts: parts[0], r"returned a part \(\) of int64, not positions"),
+        (lambda parts: [np.concatenate(parts), [], []], "left a client without records"),
+    ],
+)
+def test_what_is_no_partition_is_refused_before_a_run(returned, words, monkeypatch):
+    from harness_plugins.partitioners.iid import Iid
+
+    scenario = load_text(BASE + "federation: {clients: 3}\n")
+    splits, real = check_data(scenario), Iid.partition
+    monkeypatch.setattr(Iid, "partition", lambda *given: returned(real(*given)))
+    with pytest.raises(ScenarioError, match=f"partitioner iid {words}"):
+        check_fit(scenario, splits)
+
+
+def test_lists_of_positions_are_a_partition(monkeypatch):
+    from harness_plugins.partitioners.iid import Iid
+
+    scenario = load_text(BASE + "federation: {clients: 3}\n")
+    splits, real = check_data(scenario), Iid.partition
+    monkeypatch.setattr(Iid, "partition", lambda *given: (part.tolist() for part in real(*given)))
+    check_fit(scenario, splits)
+
+
 def test_groups_that_the_holdout_took_are_not_a_riddle(tmp_path):
     arrays = {}
     for i, part in enumerate(("train", "val", "test")):

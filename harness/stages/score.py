@@ -15,7 +15,7 @@ from harness.contracts.base import Plugin
 from harness.contracts.defence import Defence, Guarantee
 from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
-from harness.errors import HarnessError, PluginError
+from harness.errors import HarnessError, PluginError, blamed
 from harness.evaluation.constant import constant
 from harness.evaluation.evasion import evade, right
 from harness.evaluation.expectation import Expectation
@@ -24,6 +24,7 @@ from harness.evaluation.metrics import compute_metrics
 from harness.evaluation.predict import gather, own_pixels, predict
 from harness.federation.data import Part
 from harness.federation.local import seeded_modules
+from harness.federation.returned import checked
 from harness.plan import Stage
 from harness.privacy.lineage import Parts, lineage, strongest
 from harness.random import derive, numpy_generator, torch_generator
@@ -305,10 +306,12 @@ def triggered_records(
     if own is not None:
         images, labels = own_pixels(own.images, training.device), own.labels
     else:
-        triggered = [
-            attack.trigger(gather(test.images, slice(start, start + batch_size), test.images.device))
-            for start in range(0, len(test), batch_size)
-        ]
+        triggered = []
+        for start in range(0, len(test), batch_size):
+            x = gather(test.images, slice(start, start + batch_size), test.images.device)
+            wanted = tuple(x.shape)  # before a trigger that changes it in place
+            with blamed(attack):
+                triggered.append(checked(attack.trigger(x), wanted, f"{attack.name}.trigger"))
         images, labels = torch.cat(triggered), test.labels
     if images.shape[1:] != training.data.input_shape or len(images) != len(labels) or not len(images):
         raise PluginError(

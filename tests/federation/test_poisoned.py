@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from harness.api import ClientData, PluginError, PoisonContext, PoisoningAttack
+from harness.federation.data import Part
 from harness.federation.poison import poison
+from harness.stages.score import triggered_records
 
 IMAGES = torch.linspace(0, 1, 4 * 9).reshape(4, 1, 3, 3)
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -55,3 +59,29 @@ def test_records_in_range_are_taken_as_they_are():
     assert labels.tolist() == [0, 0, 0]
     stored = (255 * IMAGES).to(torch.uint8)
     assert torch.equal(poisoned(lambda data: data, stored)[0], stored)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "words"),
+    [
+        (lambda x: None, r"^wrong\.trigger returned NoneType, not a tensor \(3, 1, 3, 3\)"),
+        (lambda x: x[:1], r"^wrong\.trigger returned \(1, 1, 3, 3\), not \(3, 1, 3, 3\)"),
+        (lambda x: x + 3, "^wrong: a triggered image leaves"),
+        (lambda x: 1 / 0, "division by zero"),
+    ],
+)
+def test_a_trigger_that_gives_other_images_is_refused_by_name(trigger, words):
+    class Attack(PoisoningAttack):
+        """A backdoor that the test makes."""
+
+        name = "wrong"
+
+        def trigger(self, x):
+            return trigger(x)
+
+    data = SimpleNamespace(input_shape=(1, 3, 3))
+    training = SimpleNamespace(data=data, spec=SimpleNamespace(root=None), device="cpu")
+    with pytest.raises((PluginError, ZeroDivisionError), match=words) as caught:
+        triggered_records(Attack(), Part(IMAGES, LABELS, None), training, batch_size=3)
+    if caught.type is ZeroDivisionError:
+        assert caught.value.raised_by == ("attack", "wrong")
