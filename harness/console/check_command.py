@@ -129,7 +129,10 @@ def values(report: Report, entry: Entry) -> dict[str, Any]:
 
 
 def render(report: Report, entry: Entry, console: Console) -> None:
-    """One row a check: what it asks, or, where it did not pass, what to change or why it was not made."""
+    """One row a check: what it asks, or, where it did not pass, what to change or why it was not made.
+
+    What failed comes last: a terminal shows the end of what was printed.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -140,7 +143,9 @@ def render(report: Report, entry: Entry, console: Console) -> None:
     table.add_column("check", overflow="fold", max_width=30)
     table.add_column("result", no_wrap=True)
     table.add_column("what it asks, or what to change", overflow="fold")
-    for result in report.results:
+    for result in sorted(
+        report.results, key=lambda result: ("passed", "skipped", "failed").index(result.status)
+    ):
         text = Text(result.message or result.description, style="" if result.message else "dim")
         table.add_row(Text(result.check), Text(result.status, style=STYLES[result.status]), text)
     console.print(table)
