@@ -780,6 +780,27 @@ def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
     assert losses(both)["mean"] == losses(alone)["mean"]
 
 
+def test_kernels_that_were_chosen_before_a_stage_are_not_its_own(tmp_path):
+    quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
+    own = quantized.engine
+    others = [name for name in quantized.supported_engines if name not in (own, "fbgemm", "none")]
+    if not others:
+        pytest.skip("this build of torch has one kind of quantised kernels")
+    text = "compressors: [static-int8]\nunprotected: [val]\nmetrics: [loss]"
+    (first,) = run(text, tmp_path / "a").records
+    try:
+        quantized.engine, mkldnn.enabled = (
+            others[0],
+            False,
+        )  # as a plugin before, or a notebook, may have left them
+        (second,) = run(text, tmp_path / "b").records
+        assert (quantized.engine, mkldnn.enabled) == (others[0], False)
+    finally:
+        quantized.engine, mkldnn.enabled = own, True
+    assert first["compression"]["links"] == second["compression"]["links"]
+    assert first["scores"] == second["scores"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

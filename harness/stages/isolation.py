@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
 from harness.devices import current
 from harness.random import derive, global_generators
+
+# What torch takes by itself, whatever was set before this module was imported.
+_QUANTISED: Any = next(
+    (name for name in ("x86", "onednn") if name in torch.backends.quantized.supported_engines),
+    torch.backends.quantized.engine,
+)
 
 
 @contextmanager
@@ -20,8 +27,9 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
     """Inside, global generators are seeded from a stage's key and settings are the engine's; all come back after.
 
     threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
-    `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms and the
-    precision of products; numbers too small for their exponent are kept, and nobody can ask whether they were before.
+    `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms, the
+    precision of products, and whose kernels compute: oneDNN's, cuDNN's, and for quantised layers those that torch
+    prefers here. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
     """
     with current(device), _settings(threads, tf32), global_generators(derive("stage", key), device):
         yield
@@ -35,6 +43,8 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     strict = _strict()
     flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     precision, products = _precision(), matmul.allow_tf32
+    quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
+    kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
@@ -45,6 +55,7 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     cudnn.deterministic, cudnn.benchmark = True, False
+    quantized.engine, mkldnn.enabled, cudnn.enabled = _QUANTISED, True, True  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -57,6 +68,7 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
         if precision is None:
             matmul.allow_tf32 = products
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = flags
+        quantized.engine, mkldnn.enabled, cudnn.enabled = kernels
 
 
 def _strict() -> tuple[bool, bool]:
