@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.console.contributed import shown_quantities
 from harness.console.drawing import COLOURS, figure, series_style
 from harness.console.output import shorten, told_apart
-from harness.console.pooling import AXES, QUANTITIES, Quantity, Value, family, pool
+from harness.console.pooling import AXES, Quantity, Value, family, pool
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 from harness.evaluation.constant import FLAG as CONSTANT
@@ -30,9 +31,9 @@ Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
 
 
-def quantity(key: str) -> Quantity:
-    """A column of the table by its key. Raises HarnessError."""
-    found = {q.key: q for q in QUANTITIES}
+def quantity(key: str, records: Records) -> Quantity:
+    """A column of these records' table by its key. Raises HarnessError."""
+    found = {q.key: q for q in shown_quantities(records)}
     if key not in found:
         raise HarnessError(f"unknown quantity {key!r}; {did_you_mean(key, found)}")
     return found[key]
@@ -76,8 +77,8 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
     """
     from harness.leaderboard.comparisons import pareto_front
 
-    across, up = quantity(x), quantity(y)
-    every = pool([dict(r) for r in records])
+    across, up = quantity(x, records), quantity(y, records)
+    every = pool([dict(r) for r in records], (across, up))
     reasons = (
         next(filter(None, (_why_not(row.values.get(q.key), q) for q in (across, up))), "") for row in every
     )
@@ -131,13 +132,9 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
 
 def _axis(of: Quantity) -> str:
     """An axis' title. What is worse than guessing is drawn as it is, yet counts as guessing: so it says."""
-    from harness.leaderboard.columns import BY_KEY
-
-    said, chance = f"{of.header} ({of.better} is better)", BY_KEY[of.key].chance
+    said, chance = f"{of.header} ({of.better} is better)", of.column.chance
     return (
-        said
-        if chance is None
-        else f"{said}\n{of.show(chance * of.scale)} is chance, and less counts as chance"
+        said if chance is None else f"{said}\n{of.column.show(chance)} is chance, and less counts as chance"
     )
 
 
@@ -279,21 +276,24 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     """
     import numpy as np
 
-    from harness.leaderboard.columns import BY_KEY, HOLLOW
     from harness.leaderboard.comparisons import compared_mean, complete_blocks
     from harness.leaderboard.ranks import Ranking
 
-    chosen = quantity(key)
-    if BY_KEY[key].pooling == "claim":
+    chosen = quantity(key, records)
+    if chosen.column.pooling == "claim":
         raise HarnessError(f"{key} is what a training guarantees under every attack alike: it is not ranked")
-    distrusted = {MASKED} if chosen.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
-    distrusted |= {CONSTANT} if chosen.key in HOLLOW else set()
+    distrusted = (
+        {MASKED} if chosen.column.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
+    )
+    distrusted |= {CONSTANT} if chosen.hollow else set()
     found: dict[tuple[str, ...], dict[str, dict[Any, float]]] = {}
     for record in records:
-        value = (record.get("scores") or {}).get(chosen.score)
+        value = (record.get("scores") or {}).get(chosen.column.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
             continue
-        if chosen.family not in ("any", family(dict(record))) or distrusted & {*(record.get("flags") or ())}:
+        if chosen.column.family not in ("any", family(dict(record))) or distrusted & {
+            *(record.get("flags") or ())
+        }:
             continue
         cell = record["cell"]
         place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))
@@ -302,12 +302,12 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     methods = list(dict.fromkeys(m for block in blocks for m in block))
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
-    counted = BY_KEY[key].compared
+    counted = chosen.column.compared
     table = np.array([[compared_mean(counted(block.get(m, math.nan))) for m in methods] for block in blocks])
     kept, _ = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
-    one = Ranking(by, BY_KEY[key], title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
+    one = Ranking(by, chosen.column, title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
     with figure(out, 5.2, 1.2 + 0.2 * len(methods)) as drawn:
         axes = drawn.subplots()
         order = np.argsort(one.ranks, kind="stable")

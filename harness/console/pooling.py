@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -12,77 +12,60 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked
-from harness.leaderboard.columns import BY_KEY, HOLLOW, counts_under, is_part, written
+from harness.leaderboard.columns import BY_KEY, HOLLOW, Column, counts_under, is_part, written
 
 AXES = ("defence", "aggregator", "compressor")
-KB = 1000.0
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column: which score, over which attacks, which of them counts, and how it is written."""
+    """A column of the board as a terminal has it: under a shorter name, with a line that explains it."""
 
-    key: str
+    column: Column
     header: str
-    score: str
-    family: str  # clean | evasion | byzantine | backdoor | privacy | any
-    better: Literal["higher", "lower"]
-    scale: float = 1.0
-    digits: int = 1
     legend: str = ""
 
     @property
-    def worst(self) -> Callable[[Sequence[float]], float]:
-        return min if self.better == "higher" else max
+    def key(self) -> str:
+        return self.column.key
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        return self.column.better
+
+    @property
+    def hollow(self) -> bool:
+        """Whether a model that predicts one class for everything gets much or little of it for nothing."""
+        contributed = self.key not in BY_KEY
+        return self.key in HOLLOW or (contributed and self.column.family in ("evasion", "backdoor"))
 
     def compared(self, value: float) -> float:
-        """What a value counts as where rows are compared, as on the board."""
-        column = BY_KEY[self.key]
-        return value if column.chance is None else column.compared(value / self.scale) * self.scale
+        """What a value, in the column's unit, counts as where rows are compared, as on the board."""
+        column = self.column
+        return value if column.chance is None else column.compared(value / column.scale) * column.scale
 
     def show(self, value: float) -> str:
         """With the column's digits, as on the board; value is in the column's unit already."""
-        return written(value, self.digits)
+        return written(value, self.column.digits)
 
 
-QUANTITIES = (
-    Quantity(
-        "accuracy", "clean %", "accuracy", "clean", "higher", 100, legend="clean: accuracy without an attack"
-    ),
-    Quantity(
-        "robust", "robust %", "robust_accuracy", "evasion", "higher", 100,
-        legend="robust: accuracy under the worst inference attack",
-    ),
-    Quantity(
-        "byzantine", "attacked %", "accuracy", "byzantine", "higher", 100,
-        legend="attacked: accuracy under the worst byzantine or untargeted poisoning attack",
-    ),
-    Quantity(
-        "backdoor", "backdoor %", "attack_success_rate", "backdoor", "lower", 100,
-        legend="backdoor: success rate of the worst backdoor",
-    ),
-    Quantity(
-        "mia", "MIA AUC", "mia_auc", "privacy", "lower", digits=2,
-        legend="MIA AUC: best membership inference; 0.50 is chance, and less counts as chance",
-    ),
-    Quantity(
-        "inversion", "inversion dB", "reconstruction_psnr", "privacy", "lower",
-        legend="inversion: mean PSNR of what the strongest attack gets back of records",
-    ),
-    Quantity(
-        "inversion_gain", "gain dB", "reconstruction_psnr_gain", "privacy", "lower",
-        legend="gain: that PSNR less the mean validation image's as a guess; 0 or less: nothing was found",
-    ),
-    Quantity("epsilon", "epsilon", "epsilon", "any", "lower", digits=2),
-    Quantity(
-        "audited", "audited ≥", "epsilon_audited", "privacy", "lower", digits=2,
-        legend="audited: epsilon that an audit proved to be spent at least",
-    ),
-    Quantity("size", "size kB", "serialized_bytes", "clean", "lower", 1 / KB),
-    Quantity(
-        "uplink", "uplink kB", "uplink_bytes_per_round", "clean", "lower", 1 / KB,
-        legend="uplink: what a client sends in a round",
-    ),
+QUANTITIES = tuple(
+    Quantity(BY_KEY[key], header, legend)
+    for key, header, legend in (
+        ("accuracy", "clean %", "clean: accuracy without an attack"),
+        ("robust", "robust %", "robust: accuracy under the worst inference attack"),
+        ("byzantine", "attacked %",
+         "attacked: accuracy under the worst byzantine or untargeted poisoning attack"),
+        ("backdoor", "backdoor %", "backdoor: success rate of the worst backdoor"),
+        ("mia", "MIA AUC", "MIA AUC: best membership inference; 0.50 is chance, and less counts as chance"),
+        ("inversion", "inversion dB", "inversion: mean PSNR of what the strongest attack gets back of records"),
+        ("inversion_gain", "gain dB",
+         "gain: that PSNR less the mean validation image's as a guess; 0 or less: nothing was found"),
+        ("epsilon", "epsilon", ""),
+        ("audited", "audited ≥", "audited: epsilon that an audit proved to be spent at least"),
+        ("size", "size kB", ""),
+        ("uplink", "uplink kB", "uplink: what a client sends in a round"),
+    )
 )  # fmt: skip
 
 
@@ -122,7 +105,7 @@ class Row:
     values: dict[str, Value] = field(default_factory=dict)
 
 
-def pool(records: Sequence[dict[str, Any]]) -> list[Row]:
+def pool(records: Sequence[dict[str, Any]], quantities: Sequence[Quantity] = QUANTITIES) -> list[Row]:
     """One scenario's records to rows, in the order in which configurations first appear.
 
     Of each seed the worst attack counts; mean and standard deviation are then taken over seeds. A value is
@@ -136,8 +119,8 @@ def pool(records: Sequence[dict[str, Any]]) -> list[Row]:
     # A cell without scores says little about its attack; a scored cell of the same attack says more.
     families |= {_attack(record): family(record) for record in records if record["status"] == "scored"}
     rows = [Row(axes) for axes in configurations]
-    for quantity in QUANTITIES:
-        relevant = [r for r in records if counts_under(quantity.family, families[_attack(r)])]
+    for quantity in quantities:
+        relevant = [r for r in records if counts_under(quantity.column.family, families[_attack(r)])]
         asked = Asked()
         for r in relevant:
             outcome = r["status"]
@@ -159,12 +142,12 @@ def _attack(record: dict[str, Any]) -> tuple[str, str]:
 def _point(record: dict[str, Any], quantity: Quantity) -> tuple[Any, ...]:
     """What is averaged over: seeds, and attacks where those matter."""
     seed = record["cell"].get("seed")
-    return (seed,) if quantity.family == "clean" else (*_attack(record), seed)
+    return (seed,) if quantity.column.family == "clean" else (*_attack(record), seed)
 
 
 def _score(record: dict[str, Any], quantity: Quantity) -> float | None:
     """In the score's own unit."""
-    value = (record.get("scores") or {}).get(quantity.score)
+    value = (record.get("scores") or {}).get(quantity.column.score)
     if record["status"] != "scored" or value is None or math.isnan(value):
         return None
     return float(value)
@@ -181,23 +164,23 @@ def _pooled(
     masked = violated = subset = constant = False
     for record in records:
         score = _score(record, quantity)
-        if score is None or not counts_under(quantity.family, families[_attack(record)]):
+        if score is None or not counts_under(quantity.column.family, families[_attack(record)]):
             continue
         flags = record.get("flags") or ()
-        masked |= quantity.family == "evasion" and MASKED in flags
+        masked |= quantity.column.family == "evasion" and MASKED in flags
         violated |= quantity.key == "audited" and VIOLATION in flags
-        constant |= quantity.key in HOLLOW and CONSTANT in flags
+        constant |= quantity.hollow and CONSTANT in flags
         attacked = (record.get("attack") or {}).get("samples")
-        subset |= quantity.family == "evasion" and is_part(attacked, record.get("test_samples"))
+        subset |= quantity.column.family == "evasion" and is_part(attacked, record.get("test_samples"))
         seeds.setdefault(record["cell"].get("seed"), []).append(score)
         there.add(_point(record, quantity))
     if not seeds:
         return None
-    worst = [quantity.worst(scores) for scores in seeds.values()]
+    worst = [quantity.column.pool(scores) for scores in seeds.values()]
     finite = all(map(math.isfinite, worst))
-    deviation = stdev(worst) * quantity.scale if finite and len(worst) > 1 else None
+    deviation = stdev(worst) * quantity.column.scale if finite and len(worst) > 1 else None
     # The mean is taken before it is scaled, as on the board: the other order may round another way.
-    mean = (fmean(worst) if finite else sum(worst)) * quantity.scale
+    mean = (fmean(worst) if finite else sum(worst)) * quantity.column.scale
     return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset, constant=constant)
 
 

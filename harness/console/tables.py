@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.console import guarantees
+from harness.console.contributed import shown_quantities
 from harness.console.output import count_of, duration, packed, short_labels
-from harness.console.pooling import AXES, QUANTITIES, Quantity, Row, Value, best, pool
+from harness.console.pooling import AXES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.leaderboard.columns import part_tested, signs
@@ -42,22 +43,21 @@ def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, plan
 
 
 def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) -> None:
-    rows = [row for row in pool(records) if row.values]
+    columns = shown_quantities(records)
+    rows = [row for row in pool(records, columns) if row.values]
     seeds = {record["cell"].get("seed") for record in records}
     console.print(Text.assemble((name, "bold"), f"  ({count_of(len(seeds), 'seed')})"))
     if not rows:
         console.print("  no configuration has a score")
         return
     varying = varying_axes([row.axes for row in rows])
-    quantities = [q for q in QUANTITIES if any(q.key in row.values for row in rows)]
+    quantities = [q for q in columns if any(q.key in row.values for row in rows)]
     dropped: list[Quantity] = []
     winners = {q.key: best(rows, q) for q in quantities}
     every, kept = len(rows), _readable(len(rows), winners)
     rows = [rows[position] for position in kept]
     while len(quantities) > 1 and _width(rows, quantities) + NARROWEST > console.width:
-        spare = min(
-            quantities, key=lambda q: EXPENDABLE.index(q.key) if q.key in EXPENDABLE else len(EXPENDABLE)
-        )
+        spare = min(quantities, key=_worth)
         quantities.remove(spare)
         dropped.append(spare)
     room = min(WIDEST, max(NARROWEST, console.width - _width(rows, quantities)))
@@ -82,7 +82,7 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
     # Where the output is no terminal nothing comes out bold.
     bold = console.color_system is not None and any(winners[q.key] for q in quantities)
-    for line in _legend(rows, quantities, dropped, len(seeds), bold):
+    for line in _legend(rows, quantities, [q for q in columns if q in dropped], len(seeds), bold):
         console.print(Text(line, style="dim"))
     if any(q.key == "epsilon" for q in quantities):
         for line in guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored"):
@@ -91,6 +91,13 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(part, style="dim"))
     render_key(AXES, rows[0].axes, varying, names, console)
     console.print()
+
+
+def _worth(quantity: Quantity) -> int:
+    """The later a column goes where the console is narrow: accuracy last, scores of contributed metrics before it."""
+    if quantity.key in EXPENDABLE:
+        return EXPENDABLE.index(quantity.key)
+    return len(EXPENDABLE) + (quantity.key == "accuracy")
 
 
 def varying_axes(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -179,7 +186,7 @@ def _legend(
     if any(value.text == "broken" for value in shown):
         lines.append("broken: something voids the guarantee; `harness explain CELL` says what")
     if dropped:
-        names = ", ".join(q.header for q in QUANTITIES if q in dropped)
+        names = ", ".join(q.header for q in dropped)
         lines.append(f"not shown for lack of width: {names}")
     return lines
 

@@ -1028,11 +1028,6 @@ def test_numbers_are_written_alike_in_all_files():
 
 
 def test_the_terminal_and_the_board_write_a_number_alike():
-    for quantity in QUANTITIES:
-        column = BY_KEY[quantity.key]
-        assert (quantity.score, quantity.family, quantity.better, quantity.scale, quantity.digits) == (
-            column.score, column.family, column.better, column.scale, column.digits
-        )  # fmt: skip
     (accuracy,) = (q for q in QUANTITIES if q.key == "accuracy")
     draw = np.random.default_rng(0)
     for size in (200, 400, 1000):  # as many halves of a tenth of a percent as there are
