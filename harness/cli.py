@@ -26,9 +26,8 @@ from harness.console.options import (
     Export,
     FailFast,
     Jobs,
-    Kind,
     LocalPlugins,
-    Name,
+    Named,
     OptionalKind,
     Out,
     Quiet,
@@ -318,8 +317,7 @@ def list_plugins(
 
 @app.command()
 def show(
-    kind: Kind,
-    name: Name,
+    plugin: Named,
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
@@ -328,12 +326,11 @@ def show(
     Example: harness show defence dp-sgd
     """
     from harness.console.describe import describe
+    from harness.console.named import find
     from harness.console.output import make_console, print_json
     from harness.console.pages import render_plugin
-    from harness.kinds import kind_of
-    from harness.registry import registry
 
-    page = describe(registry().find(kind_of(kind)[0], name))
+    page = describe(find(plugin))
     if as_json:
         print_json(page)
     else:

@@ -26,5 +26,6 @@ SORTS = {
 
 
 def kind_of(name: str) -> tuple[str, str | None]:
-    """A kind's name, or a sort's, as (kind, sort); a name that is neither stays as it is."""
-    return SORTS.get(name, (name, None))
+    """A kind's name, or a sort's, such as `evasion-attack` or `evasion`, as (kind, sort); any other stays as it is."""
+    short = {sort: (kind, sort) for kind, sort in SORTS.values() if sort not in KINDS}
+    return SORTS.get(name) or short.get(name) or (name, None)

@@ -19,7 +19,7 @@ import typer
 from harness import __version__, cli
 from harness.api import Aggregator, hookimpl
 from harness.console import group
-from harness.console.check_command import find
+from harness.console.named import find
 from harness.doctor import data_report, findings, requirements, store_report
 from harness.errors import HarnessError, ScenarioError
 from harness.registry import Registry
@@ -261,6 +261,12 @@ def test_export_writes_every_record(engine, here):
         (["validate", "x" * 5000], f"error: {'x' * 100}...{'x' * 97}: File name too long\n"),
         (["list", "attak"], "error: unknown kind 'attak'; did you mean 'attack'?"),
         (["show", "attack", "pdg"], "unknown attack 'pdg'; did you mean 'pgd'"),
+        (["show", "pdg"], "unknown plugin 'pdg'; did you mean 'pgd'"),
+        (
+            ["show", "attack"],
+            "'attack' is a kind of plugin: say which one, `attack NAME`; see `harness list attack`",
+        ),
+        (["show", "a", "b", "c"], "one plugin at a time: NAME, or KIND NAME, not 'a b c'"),
         (["schema", "--out", "no/such/file"], "--out no/such/file: "),
     ],
 )
@@ -454,6 +460,8 @@ def test_show_page_and_json(capsys):
     assert "access: gradients" in out
     assert "https://arxiv.org/abs/1706.06083" in out
     assert "in a scenario: attacks: [{pgd: {steps: 20}}]" in out
+    assert harness("show", "pgd") == 0
+    assert " ".join(capsys.readouterr().out.split()) == out
     assert harness("show", "aggregator", "psr-harness/fedavg", "--json") == 0
     page = json.loads(capsys.readouterr().out)
     assert (page["name"], page["distribution"], page["version"]) == ("mean", "psr-harness", __version__)
@@ -599,6 +607,7 @@ def test_two_packages_cannot_share_a_command(private, capsys):
         ("pre-aggregator", "aggregator", "nnm", "krum"),
         ("byzantine-attack", "attack", "alie", "pgd"),
         ("evasion-attack", "attack", "pgd", "alie"),
+        ("evasion", "attack", "pgd", "alie"),
         ("update-compressor", "compressor", "top-k", "static-int8"),
     ],
 )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import tomllib
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from harness.console.options import AsJson, LocalPlugins
-from harness.errors import PluginError, did_you_mean
+from harness.console.options import AsJson, LocalPlugins, Named
+from harness.errors import PluginError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,13 +20,7 @@ STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
 def check(
-    plugin: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[KIND] NAME",
-            help="A name or package/name; with its kind in front where several kinds have one of that name.",
-        ),
-    ],
+    plugin: Named,
     parameters: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -45,6 +36,7 @@ def check(
 
     Example: harness plugin check aggregator krum --with '{f: 2}'
     """
+    from harness.console.named import find
     from harness.console.output import make_console, print_json
     from harness.testing import check_plugin
 
@@ -64,45 +56,6 @@ def check(
     else:
         render(report, entry, make_console())
     raise typer.Exit(0 if report.passed else 1)
-
-
-def find(words: list[str]) -> Entry:
-    """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError with what there is."""
-    from harness.kinds import KINDS, kind_of
-    from harness.registry import registry
-
-    loaded = registry()
-    if len(words) > 2:
-        raise PluginError(f"one plugin at a time: NAME, or KIND NAME, not {' '.join(words)!r}")
-    if len(words) == 2:
-        return loaded.find(kind_of(words[0])[0], words[1])
-    name = words[0]
-    short = name.rpartition("/")[2]
-    kinds = [kind for kind in KINDS if short in loaded.names(kind)]
-    if len(kinds) > 1:
-        options = " or ".join(f"`{kind} {name}`" for kind in kinds)
-        raise PluginError(f"{name!r} is of several kinds; say {options}")
-    if kinds:
-        return loaded.find(kinds[0], name)
-    near = did_you_mean(short, {known for kind in KINDS for known in loaded.names(kind)})
-    disabled = [
-        item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
-    ]
-    reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
-    raise PluginError(f"unknown plugin {name!r}; {near}{reasons}{_lies_here(short)}")
-
-
-def _lies_here(name: str) -> str:
-    """What to do about a package of that name that was made, as `plugin new` does, and not installed."""
-    for folder in (Path(), Path(name)):
-        try:
-            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-            declared = project["entry-points"]["harness"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if name in declared:
-            return f"; its package is here, and not installed: python -m pip install -e {shlex.quote(str(folder))}"
-    return ""
 
 
 def _mapping(text: str) -> dict[str, Any]:

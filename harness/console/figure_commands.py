@@ -65,8 +65,8 @@ def plot(
     configuration, and the front. heatmap: accuracy of every aggregator under every attack on training, of
     uncompressed models. ranks: a critical-difference diagram.
 
-    Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, inversion_gain, epsilon, audited, size, uplink, and
-    scores of contributed plugins.
+    Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, inversion_gain, epsilon, audited, size, uplink,
+    and scores of contributed plugins.
 
     Example: harness plot scenarios/quickstart.yaml --figure pareto --x accuracy --y robust --out pareto.pdf
     """

@@ -112,5 +112,10 @@ LocalPlugins = Annotated[
         help="Also take the plugins of this Python file, still in development. Repeat for more.",
     ),
 ]
-Kind = Annotated[str, typer.Argument(help="A kind, as `harness list` names them.")]
-Name = Annotated[str, typer.Argument(help="A name or alias, or package/name.")]
+Named = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[KIND] NAME",
+        help="A name, alias or package/name; with its kind in front where several kinds have one of that name.",
+    ),
+]

@@ -1,0 +1,56 @@
+"""The plugin that was meant by what was typed."""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from harness.registry import Entry
+
+
+def find(words: list[str]) -> Entry:
+    """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError with what there is."""
+    from harness.kinds import KINDS, kind_of
+    from harness.registry import registry
+
+    loaded = registry()
+    if len(words) > 2:
+        raise PluginError(f"one plugin at a time: NAME, or KIND NAME, not {' '.join(words)!r}")
+    if len(words) == 2:
+        return loaded.find(kind_of(words[0])[0], words[1])
+    name = words[0]
+    short = name.rpartition("/")[2]
+    kinds = [kind for kind in KINDS if short in loaded.names(kind)]
+    if len(kinds) > 1:
+        options = " or ".join(f"`{kind} {name}`" for kind in kinds)
+        raise PluginError(f"{name!r} is of several kinds; say {options}")
+    if kinds:
+        return loaded.find(kinds[0], name)
+    if kind_of(name)[0] in KINDS:
+        raise PluginError(
+            f"{name!r} is a kind of plugin: say which one, `{name} NAME`; see `harness list {name}`"
+        )
+    near = did_you_mean(short, {known for kind in KINDS for known in loaded.names(kind)})
+    disabled = [
+        item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
+    ]
+    reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
+    raise PluginError(f"unknown plugin {name!r}; {near}{reasons}{_lies_here(short)}")
+
+
+def _lies_here(name: str) -> str:
+    """What to do about a package of that name that was made, as `plugin new` does, and not installed."""
+    for folder in (Path(), Path(name)):
+        try:
+            project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+            declared = project["entry-points"]["harness"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if name in declared:
+            return f"; its package is here, and not installed: python -m pip install -e {shlex.quote(str(folder))}"
+    return ""
