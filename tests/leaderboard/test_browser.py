@@ -442,6 +442,35 @@ def test_a_permalink_restores_what_was_seen(visit, site):
     expect(again.locator("#permalink")).to_have_text(re.compile("^Copied"))
 
 
+def test_back_undoes_a_tab_and_closes_what_was_opened(visit):
+    page = visit("board=digits+v1")
+    chosen = page.get_by_role("tab", selected=True)
+    page.get_by_role("tab", name="Aggregation").click()
+    choose(page, "compressor", "none")
+    page.locator("button.open").first.click()
+    expect(page.locator("#card")).to_be_visible()
+    page.go_back()
+    expect(page.locator("#card")).to_be_hidden()
+    expect(chosen).to_have_text("Aggregation")
+    expect(page.locator("[data-filter=compressor]")).to_have_value("none")
+    page.go_forward()
+    expect(page.locator("#card")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#card")).to_be_hidden()
+    page.locator("button.open").first.click()
+    page.keyboard.press("Escape")  # closed by hand, it leaves no step
+    expect(page.locator("#card")).to_be_hidden()
+    expect(page).not_to_have_url(re.compile("card="))
+    page.go_back()
+    expect(page.locator("#card")).to_be_visible()  # the one that Forward brought
+    page.go_back()
+    expect(page.locator("#card")).to_be_hidden()
+    page.go_back()
+    expect(chosen).to_have_text("Overview")
+    page.go_forward()
+    expect(chosen).to_have_text("Aggregation")
+
+
 def test_permalinks_that_make_no_sense_show_the_start(visit, site):
     page = visit("tab=nothing&board=x&card=1&compare=2,3&side=1&sort=a:b&columns=c&attack={}&x=1&ranking=<b>")
     expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")

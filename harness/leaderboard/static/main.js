@@ -26,6 +26,7 @@ async function restore(link = location.hash) {
     if (dialog.open) await new Promise((done) => { dialog.addEventListener("close", done, {once: true}); dialog.close(); });
   }
   load(link);
+  [hash, saved, before] = [link || "#", {...state}, null];
   fillFilters();
   await refresh();
   restoring = false;
@@ -97,7 +98,7 @@ function listen() {
   });
   window.addEventListener("hashchange", (event) => {
     const link = new URL(event.newURL).hash;
-    if (link !== hash) restore(link);
+    if ((link || "#") !== hash) restore(link);
   });
   document.addEventListener("click", (event) => { if (!event.target.closest("#chooser")) $("chooser").open = false; });
   document.addEventListener("keydown", (event) => {

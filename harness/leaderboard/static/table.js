@@ -5,14 +5,26 @@ const DEFAULTS = {tab: "overview", board: DATA.start, dataset: "", defence: "", 
   q: "", official: "", sort: "", columns: "", card: "", compare: "", side: "", x: "", y: "", ranking: ""};
 const FILTERS = ["board", "dataset", ...AXES, "attack", "q", "official"];
 const state = {...DEFAULTS};
-let table = null, shown = [], restoring = false, drawing = false, hash = null;
+const STEPS = ["tab", "board", "card", "side"];  // which the browser's Back undoes; filters and the like it does not
+let table = null, shown = [], restoring = false, drawing = false;
+let hash = null, saved = {...DEFAULTS}, before = null;  // before: the link that the last step left, if it opened a dialog
 
 function save() {
   if (restoring) return;
   const query = new URLSearchParams();
   for (const [name, usual] of Object.entries(DEFAULTS)) if (state[name] !== usual) query.set(name, state[name]);
-  hash = query.toString() ? `#${query}` : "#";
-  history.replaceState(null, "", hash);
+  const link = query.toString() ? `#${query}` : "#";
+  if (link === hash) return;
+  const steps = STEPS.filter((name) => state[name] !== saved[name]);
+  saved = {...state};
+  if (steps.length && link === before) {  // a dialog is closed again: no step of its own
+    [hash, before] = [before, null];
+    history.back();
+    return;
+  }
+  before = steps.some((name) => ["card", "side"].includes(name) && state[name]) ? hash : null;
+  hash = link;
+  history[steps.length ? "pushState" : "replaceState"](null, "", hash);
 }
 
 function load(link) {
