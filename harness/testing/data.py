@@ -63,6 +63,11 @@ def splits_well_formed(subject: Subject) -> None:
         splits.train.labels.dtype == np.int64,
         f"the labels of {subject.name} are {splits.train.labels.dtype}, not int64",
     )
+    c, h, w = splits.input_shape
+    require(
+        not (c == h > 4 and w <= 4),
+        f"{subject.name} has images of {c} channels, {h} x {w}: put channels before rows and columns, ({w}, {c}, {h})",
+    )
 
 
 @check("dataset")

@@ -764,6 +764,17 @@ class Bytes(sound.Drawn):
         return replace(found, train=replace(found.train, images=found.train.images.astype(np.float32)))
 
 
+@fault("splits_well_formed", "put channels before rows and columns, (1, 6, 6)")
+class ChannelsLast(sound.Drawn):
+    """The same images, as (n, h, w, c)."""
+
+    def load(self, root=None):
+        found = sound.drawn()
+        parts = (found.train, found.val, found.test)
+        turned = [Split(part.images.transpose(0, 2, 3, 1).copy(), part.labels, part.groups) for part in parts]
+        return replace(found, train=turned[0], val=turned[1], test=turned[2])
+
+
 @fault("every_record_once", "loses 1 of 400 records")
 class Loses(sound.Dealt):
     """Loses the last record."""
