@@ -193,6 +193,8 @@ def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
     for place, model in _models(scenario):
         try:
             module = outlined(model, splits.input_shape, classes, scenario.normalization)
+            if not any(weight.requires_grad for weight in module.parameters()):
+                yield place, f"{model.label()} has nothing to train: it has no parameter, or all are frozen"
             size = sum(weight.nbytes for weight in module.parameters())
             if size > LARGEST:
                 yield (

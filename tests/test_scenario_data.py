@@ -110,6 +110,19 @@ def test_a_model_that_cannot_take_the_images_is_named_at_its_place():
         check_fit(scenario, check_data(scenario), text)
 
 
+def test_a_model_with_nothing_to_train_is_named_at_its_place(monkeypatch):
+    from harness_plugins.models.linear import Mlp
+
+    real = Mlp.build
+    monkeypatch.setattr(Mlp, "build", lambda self, *given: real(self, *given).requires_grad_(False))
+    text = BASE
+    scenario = load_text(text)
+    with pytest.raises(
+        ScenarioError, match=r"4:8: mlp has nothing to train: it has no parameter, or all are frozen"
+    ):
+        check_fit(scenario, check_data(scenario), text)
+
+
 def test_every_seed_is_drawn_for_and_a_crash_is_left_to_the_run(monkeypatch):
     from harness_plugins.partitioners.iid import Iid
 
