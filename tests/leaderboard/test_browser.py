@@ -406,8 +406,8 @@ def test_rows_of_different_methods_do_not_look_alike(visit, site):
         assert len({short for short, _ in pairs}) == len(pairs)
     # Several settings of one method keep what tells them apart.
     assert {"dp-sgd(epsilon=1)", "dp-sgd(epsilon=8)"} <= {s for label, s, _ in names if label == "chest v1"}
-    titles = page.locator(f"{ROWS} button.open").first.get_attribute("title")
-    assert titles == "dp-sgd(epsilon=8,max_grad_norm=1) / mean / none"
+    titles = [one.get_attribute("title") for one in page.locator(f"{ROWS} button.open").all()]
+    assert "dp-sgd(epsilon=8,max_grad_norm=1) / mean / none" in titles
 
 
 def test_the_name_of_a_board_is_shown_whole(visit):
