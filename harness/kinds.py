@@ -24,8 +24,10 @@ SORTS = {
     "privacy-attack": ("attack", "privacy"),
 }
 
+# A sort by the name that `harness list` has for it, where no kind is called so.
+SHORT = {sort: (kind, sort) for kind, sort in SORTS.values() if sort not in KINDS}
+
 
 def kind_of(name: str) -> tuple[str, str | None]:
     """A kind's name, or a sort's, such as `evasion-attack` or `evasion`, as (kind, sort); any other stays as it is."""
-    short = {sort: (kind, sort) for kind, sort in SORTS.values() if sort not in KINDS}
-    return SORTS.get(name) or short.get(name) or (name, None)
+    return SORTS.get(name) or SHORT.get(name) or (name, None)

@@ -789,10 +789,8 @@ def test_kernels_that_were_chosen_before_a_stage_are_not_its_own(tmp_path):
     text = "compressors: [static-int8]\nunprotected: [val]\nmetrics: [loss]"
     (first,) = run(text, tmp_path / "a").records
     try:
-        quantized.engine, mkldnn.enabled = (
-            others[0],
-            False,
-        )  # as a plugin before, or a notebook, may have left them
+        # As a plugin before, or a notebook, may have left them.
+        quantized.engine, mkldnn.enabled = others[0], False
         (second,) = run(text, tmp_path / "b").records
         assert (quantized.engine, mkldnn.enabled) == (others[0], False)
     finally:

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 from harness.console.pooling import QUANTITIES, Quantity, family
-from harness.contracts.metric import Metric
-from harness.contracts.privacy import PrivacyAttack
 from harness.entry_points import BUILTIN
 from harness.leaderboard.columns import BY_KEY, Column
-from harness.registry import registry
+from harness.leaderboard.known_scores import declared
 
 Family = Literal["clean", "evasion", "byzantine", "backdoor", "privacy"]
 
@@ -20,24 +18,14 @@ def shown_quantities(records: Sequence[Mapping[str, Any]]) -> tuple[Quantity, ..
 
     Not for a score that has no direction: there is no worst attack, and no best row, of it.
     """
-    declared = _built_in()
+    built_in = {name for entry, own in declared() if entry.distribution == BUILTIN for name in own}
     found: dict[str, Quantity] = {}
     for record in records:
         for name, unit in (record.get("units") or {}).items():
-            if name not in found and name not in declared and unit["direction"] != "none":
+            if name not in found and name not in built_in and unit["direction"] != "none":
                 holders = [r for r in records if name in (r.get("scores") or {})]
                 found[name] = _quantity(name, unit, _family(holders))
     return (*QUANTITIES, *found.values())
-
-
-def _built_in() -> set[str]:
-    """Names of scores: the built-in metrics', and those of attacks whose results are scores."""
-    found: set[str] = set()
-    for kind, sort in (("metric", Metric), ("attack", PrivacyAttack)):
-        for entry in registry().entries(kind):
-            if entry.distribution == BUILTIN and issubclass(entry.plugin, sort):
-                found |= entry.plugin.scores.keys()  # type: ignore[attr-defined]
-    return found
 
 
 def _family(holders: Sequence[Mapping[str, Any]]) -> Family:

@@ -148,9 +148,8 @@ def _label(drawn: Figure, labels: Mapping[Point, str], points: Sequence[Point]) 
         (x - across, y - across, x + across, y + across) for x, y in axes.transData.transform(points)
     ]
     for point, text in sorted(labels.items(), key=lambda item: (-item[0][1], item[0][0])):
-        beyond = (
-            axes.transData.transform(point)[0] > (inside.x0 + inside.x1) / 2
-        )  # the side with more room first
+        # The side with more room first.
+        beyond = axes.transData.transform(point)[0] > (inside.x0 + inside.x1) / 2
         tried: list[tuple[float, int, Annotation]] = []
         for down in (3, -8, 11, -16, 19, -24):
             for side in (-5, 5) if beyond else (5, -5):
@@ -291,9 +290,9 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
         value = (record.get("scores") or {}).get(chosen.column.score)
         if record["status"] != "scored" or value is None or not math.isfinite(value):
             continue
-        if chosen.column.family not in ("any", family(dict(record))) or distrusted & {
-            *(record.get("flags") or ())
-        }:
+        if chosen.column.family not in ("any", family(dict(record))):
+            continue
+        if distrusted & {*(record.get("flags") or ())}:
             continue
         cell = record["cell"]
         place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))

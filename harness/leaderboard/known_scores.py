@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from harness.registry import registry
 if TYPE_CHECKING:
     from harness.contracts.metric import Score
     from harness.leaderboard.submission import Submission
+    from harness.registry import Entry
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,24 @@ def known_scores() -> dict[str, Known]:
     The first that knows a score says what it is: the board writes all scores of a name alike.
     """
     found: dict[str, Known] = {}
-    for entry in sorted(registry().entries("metric"), key=lambda entry: entry.distribution != BUILTIN):
-        metric = entry.plugin
-        if issubclass(metric, Metric):
-            clean = not set(metric.needs) & set(ATTACK_FIELDS)
-            for name, score in metric.scores.items():
-                found.setdefault(name, _known(score, (metric.name,), clean))
-    for entry in registry().entries("attack"):
-        if issubclass(entry.plugin, PrivacyAttack):
-            for name, score in entry.plugin.scores.items():
-                found.setdefault(name, _known(score))
+    for entry, scores in declared():
+        metric = entry.plugin if issubclass(entry.plugin, Metric) else None
+        clean = metric is not None and not set(metric.needs) & set(ATTACK_FIELDS)
+        for name, score in scores.items():
+            found.setdefault(name, _known(score, () if metric is None else (metric.name,), clean))
     for column in COLUMNS:
         found.setdefault(column.score, Known(None, column.better))
     return found
+
+
+def declared() -> Iterator[tuple[Entry, dict[str, Score]]]:
+    """What declares scores: metrics, the built-in ones first, then attacks whose results are scores."""
+    for entry in sorted(registry().entries("metric"), key=lambda entry: entry.distribution != BUILTIN):
+        if issubclass(entry.plugin, Metric):
+            yield entry, entry.plugin.scores
+    for entry in registry().entries("attack"):
+        if issubclass(entry.plugin, PrivacyAttack):
+            yield entry, entry.plugin.scores
 
 
 def bounds(name: str, submission: Submission, known: dict[str, Known]) -> Range:
@@ -72,5 +78,5 @@ def asked(submission: Submission, names: Iterable[str], known: dict[str, Known])
     return there & set(names)
 
 
-def _known(score: Score, metrics: tuple[str, ...] = (), clean: bool = False) -> Known:
+def _known(score: Score, metrics: tuple[str, ...], clean: bool) -> Known:
     return Known(score.unit, score.direction, metrics, clean, score.measured)

@@ -75,12 +75,8 @@ def test_equal_means_beat_each_other_in_nothing():
 @pytest.mark.parametrize(
     ("key", "score", "bound", "values"),
     [
-        (
-            "accuracy",
-            "accuracy",
-            0.95,
-            [341 / 360, 342 / 360, 343 / 360],
-        ),  # as floats, a mean of 0.9499999999999998
+        # As floats, a mean of 0.9499999999999998.
+        ("accuracy", "accuracy", 0.95, [341 / 360, 342 / 360, 343 / 360]),
         ("accuracy", "accuracy", 0.173, [0.173] * 3),
         ("size", "serialized_bytes", 0.022, [0.022] * 3),
     ],
