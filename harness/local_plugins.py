@@ -28,7 +28,8 @@ from types import ModuleType
 from typing import Any
 
 from harness.errors import PluginError, did_you_mean
-from harness.source_code import code_files, is_outside, outside
+from harness.python_files import code_files
+from harness.source_code import is_outside, outside
 
 PREFIX = "local:"  # of the distribution that such plugins are recorded under: local:my_rule.py
 

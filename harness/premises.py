@@ -100,7 +100,8 @@ def premises_of(plugin: Plugin, data: DataRoot, main: Dataset | None = None) -> 
         entry = registry().entry_of(part)
         if entry.file is None:
             top = entry.plugin.__module__.partition(".")[0]
-            code[Code(entry.distribution, top, entry.source_hash)] = None
+            source = source_code.source_hash(entry.distribution, top)
+            code[Code(entry.distribution, top, source)] = None
         if isinstance(part, Dataset) and part is not main:
             contents[Content(part, data.path, data.fingerprint(part))] = None
     return Premises(tuple(code), tuple(contents))

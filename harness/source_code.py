@@ -4,12 +4,12 @@ Python imports a module once and never looks at its file again. What files say i
 are as they were then, so a package's state (times and sizes, no content) is noted before it is imported.
 
 A plugin's code is its top-level package, whatever else its distribution installs, and modules outside of site-packages
-that these import. What is found depends on files alone: workers must find the same.
+that these import; that of a built-in one is what its module imports of its package. What is found depends on files
+alone: workers must find the same.
 """
 
 from __future__ import annotations
 
-import ast
 import csv
 import hashlib
 import importlib.metadata
@@ -18,21 +18,20 @@ import os
 import sys
 import sysconfig
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
 from harness.entry_points import BUILTIN, GROUP, normalized
 from harness.errors import HarnessError
+from harness.import_closure import ImportClosure
+from harness.python_files import CODE, code_files, files_in, imports_of
 
-BYTECODE = (".pyc", ".pyo")
 ENGINE = ("harness", "harness_plugins")  # in keys by other means; see harness.stage_keys
-CODE = (".py", *EXTENSION_SUFFIXES)
 SITE = {"site-packages", "dist-packages"}
 EDITABLE = ("_editable", "_editable_loader")  # how names of modules end that find an editable install
 
@@ -49,6 +48,8 @@ class _Package:
     others: dict[str, tuple[Path, ...]] | None = None  # what else is its plugins' code; None until asked for
     module: ModuleType | None = None  # what was imported; None until somebody asks for the hash
     digest: str | None = None
+    modules: dict[str, str] = field(default_factory=dict)  # hashes of built-in plugins' modules
+    closure: ImportClosure | None = None  # what finds them
     looked: tuple[int, float] | None = None  # how many modules there were, and when
 
     @property
@@ -74,7 +75,9 @@ def source_hash(distribution: str, module: str) -> str:
     """sha256 over every file of the top-level package that holds a module, bytecode and hidden files apart.
 
     Over those of other packages and modules of its distribution too, and of modules outside of site-packages that any
-    of them imports. Not so for the built-in plugins: they import nothing but the engine and libraries.
+    of them imports. Not so for the built-in plugins, which import nothing but the engine and libraries: that of one of
+    their modules is over those of the package that it reaches by imports, so that a change to one method leaves the
+    results of the others as they are. Their package alone has a hash of all that it holds.
     Worked out once a process, and the same from then on: it is of the code that runs here. Raises HarnessError where
     that is no longer known, because files changed between the import and the first question.
     """
@@ -83,7 +86,10 @@ def source_hash(distribution: str, module: str) -> str:
         digest = _digest(package)
         _compare(package, distribution)  # after hashing: what was hashed is then what was imported
         package.digest = digest
-    return hashlib.sha256(f"{distribution}\0{package.digest}".encode()).hexdigest()
+    own = package.digest
+    if distribution == BUILTIN and "." in module:
+        own = _digest_of_module(package, module)
+    return hashlib.sha256(f"{distribution}\0{own}".encode()).hexdigest()
 
 
 def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
@@ -97,6 +103,17 @@ def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
         return
     _compare(package, distribution)
     package.looked = now
+
+
+def _digest_of_module(package: _Package, module: str) -> str:
+    """Of a module of the built-in plugins and all that it reaches in their package."""
+    if module not in package.modules:
+        if package.closure is None:
+            package.closure = ImportClosure(module.partition(".")[0], package.roots[0])
+        digest = package.closure.digest(module)
+        _compare(package, BUILTIN)
+        package.modules[module] = digest
+    return package.modules[module]
 
 
 def _package(distribution: str, module: str) -> _Package:
@@ -172,7 +189,7 @@ def outside(texts: Iterable[tuple[str, bytes]], own: Sequence[Path] = ()) -> dic
     """
     found: dict[str, Path] = {}
     seen: set[str] = set()
-    waiting = [name for package, source in texts for name in _imports(source, package)]
+    waiting = [name for package, source in texts for name in imports_of(source, package)]
     while waiting:
         wanted = waiting.pop()
         if wanted in seen:
@@ -185,7 +202,9 @@ def outside(texts: Iterable[tuple[str, bytes]], own: Sequence[Path] = ()) -> dic
             continue
         found[name] = place
         package = name if place.is_dir() else name.rpartition(".")[0]
-        waiting += [other for within, source in _texts(place, package) for other in _imports(source, within)]
+        waiting += [
+            other for within, source in _texts(place, package) for other in imports_of(source, within)
+        ]
     return found
 
 
@@ -203,17 +222,6 @@ def is_outside(name: str, file: Path) -> bool:
         return False
     above = file.absolute().parents
     return not above or top not in _installed_in(above[min(name.count("."), len(above) - 1)])
-
-
-def code_files(name: str, place: Path) -> Iterator[tuple[str, Path]]:
-    """(module, file) of a module, or of all that a package's folder holds."""
-    if not place.is_dir():
-        yield name, place
-        return
-    for relative, file in sorted(_files((place,))):
-        if relative.endswith(CODE):
-            parts = [name, *relative.partition(".")[0].split("/")]
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), Path(file)
 
 
 @cache
@@ -262,30 +270,6 @@ def _texts(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
                 yield package if name else "", file.read_bytes()
 
 
-def _imports(source: bytes, package: str) -> Iterator[str]:
-    """Dotted names that a source imports, anywhere in it; of `from a import b` both at once: a.b."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it says what is wrong
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            above = parts[: len(parts) - node.level + 1] if node.level else []
-            if not node.level or (package and above):
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            name = node.args[0].value
-            if called in ("import_module", "__import__") and isinstance(name, str):
-                yield name
-
-
 def _compare(package: _Package, distribution: str) -> None:
     now = _state(package.every_root)
     if now == package.state:
@@ -310,7 +294,7 @@ def _roots(spec: ModuleSpec | None, module: ModuleType | None = None) -> tuple[P
 
 def _state(roots: tuple[Path, ...]) -> State:
     found = {}
-    for _, file in _files(roots):
+    for _, file in files_in(roots):
         with suppress(FileNotFoundError):  # deleted this moment
             facts = os.stat(file)
             found[file] = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
@@ -329,24 +313,9 @@ def _digest(package: _Package) -> str:
 def _digest_of(roots: tuple[Path, ...]) -> str:
     """Of names, relative to their root, and contents."""
     digest = hashlib.sha256()
-    for name, file in sorted(_files(roots)):
+    for name, file in sorted(files_in(roots)):
         content = b""
         with suppress(OSError), open(file, "rb") as opened:
             content = hashlib.file_digest(opened, "sha256").digest()
         digest.update(name.encode() + b"\0" + content)
     return digest.hexdigest()
-
-
-def _files(roots: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
-    """(name relative to its root, path). Hidden files are what editors and tools leave behind."""
-    for root in roots:
-        if not root.is_dir():
-            yield root.name, str(root)
-            continue
-        start = len(str(root)) + 1
-        for folder, folders, names in os.walk(root):  # in plain text: this runs at every stage
-            folders[:] = [f for f in folders if f != "__pycache__" and not f.startswith(".")]
-            for name in names:
-                if not name.startswith(".") and not name.endswith(BYTECODE):
-                    path = f"{folder}{os.sep}{name}"
-                    yield path[start:].replace(os.sep, "/"), path

@@ -1,6 +1,6 @@
 """Keys of stages: the hash of everything that decides a stage's output.
 
-A key covers the plugins (name, parameters, distribution, version, source of their package, libraries they require),
+A key covers the plugins (name, parameters, distribution, version, sources, libraries they require),
 the seed, the content of data sets, those that other plugins hold among them, the keys of the stages it needs, the
 engine's numerics version, device type, precision, threads, and the versions of the numeric libraries. It does not
 cover paths, names or labels.
