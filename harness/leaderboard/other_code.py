@@ -6,7 +6,7 @@ makes a submission pass for verified, and numbers are compared less strictly onl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
@@ -15,17 +15,17 @@ from harness.registry import registry
 
 
 def other_code(submission: Submission, where: str = "the file") -> list[str]:
-    """Plugins whose version or source is not what is installed here, a sentence for each package and version."""
-    changed: dict[tuple[str, str, str], list[str]] = {}
+    """Plugins whose version or source is not what is installed here, a sentence for each package and its versions."""
+    changed: dict[tuple[str, str, str | None], list[tuple[str, str, str | None]]] = {}
     for plugin in submission.plugins:
-        here = _installed(plugin)
-        if here != (plugin.version, plugin.source):
-            states = _said((plugin.version, plugin.source)), _said(here)
-            changed.setdefault((plugin.distribution, *states), []).append(plugin.name)
+        version, source = _installed(plugin) or (None, None)
+        if (version, source) != (plugin.version, plugin.source):
+            of_package = changed.setdefault((plugin.distribution, plugin.version, version), [])
+            of_package.append((plugin.name, plugin.source, source))
     return [
-        f"other code of {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} in {package}: "
-        f"{there} in {where}, {here} here"
-        for (package, there, here), names in changed.items()
+        f"other code of {_named(names)} in {package}: {_said(there, theirs)} in {where}, {_said(here, ours)} here"
+        for (package, there, here), plugins in changed.items()
+        for names, theirs, ours in [zip(*plugins, strict=True)]
     ]
 
 
@@ -60,5 +60,16 @@ def _installed(plugin: Plugin) -> tuple[str, str] | None:
         return None
 
 
-def _said(state: tuple[str, str] | None) -> str:
-    return "nothing" if state is None else f"{state[0]}, source {state[1][:12]}"
+def _named(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    *first, last = [*names[:most], *more]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _said(version: str | None, sources: Sequence[str | None]) -> str:
+    """Of a package. sources: of each of its plugins; modules of built-in ones have their own."""
+    if version is None:
+        return "nothing"
+    first, *others = dict.fromkeys(sources)
+    return f"{version}, {f'{1 + len(others)} sources' if others else f'source {str(first)[:12]}'}"

@@ -231,8 +231,8 @@ def test_another_version_of_the_code_is_not_verified(made, again):
         in notes
     )
     assert (
-        "note: other code of dp-sgd and 1 more in psr-harness: 0.0.9, source abababababab in the file, "
-        in notes
+        "note: other code of dp-sgd and logistic in psr-harness: 0.0.9, source abababababab in the file, "
+        "0.1.0, 2 sources here" in notes
     )
     assert "note: other code of gone in somebody-elses: 0.1.0, source " in notes
     assert " in the file, nothing here" in notes
