@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-from harness.api import AggregationContext, Aggregator, PluginError
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -23,19 +21,6 @@ FEW = 12  # clients that a network of exchanges sorts faster than NumPy does
 FEW_SELECTED = 32  # clients of which it finds order statistics faster
 NETWORK_BLOCK = 2**15  # coordinates that it takes at a time: an exchange's rows stay in the cache
 PRODUCT_BLOCK = 2**17  # values that a product takes at a time on a CPU: the rows stay in the cache
-
-
-def tolerated(rule: Aggregator, updates: Tensor, context: AggregationContext) -> int:
-    """The f in force: the rule's own, else the context's. Raises PluginError for bad updates, n, f or clients."""
-    if updates.ndim != 2 or not len(updates) or not updates.is_floating_point():
-        raise PluginError(
-            f"{rule.name}: updates must be (n, d) floating point with n >= 1, "
-            f"not {tuple(updates.shape)} of {updates.dtype}"
-        )
-    rule.check_clients(context.client_ids)
-    rule.check(len(updates), context.f)
-    own = getattr(rule, "f", None)
-    return context.f if own is None else own
 
 
 def blocks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -6,10 +6,10 @@ from typing import Self
 
 from pydantic import PrivateAttr
 
-from harness.api import Aggregator
+from harness_plugins.aggregators._tolerance import Tolerant
 
 
-class Counting(Aggregator):
+class Counting(Tolerant):
     """A rule with explicit counts of rows, such as how many to average.
 
     A count that does not fit the clients of a round is a mistake in the scenario, and `check` says so. Once the engine

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import MERGED, AggregationContext, Field, PluginError, PreAggregator, Reference
-from harness_plugins.aggregators._columns import tolerated
+from harness_plugins.aggregators._tolerance import tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients, tolerated
+from harness.api import AggregationContext, PluginError, Reference
+from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients
 from harness_plugins.aggregators._distances import squared_distances
+from harness_plugins.aggregators._tolerance import Tolerant, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Bulyan(Aggregator):
+class Bulyan(Tolerant):
     """Selects theta = n - 2f rows by Krum, one at a time, then takes the middle of each coordinate.
 
     Selection: Krum among the rows left picks the next one (m rows left: the least sum of squared distances to
@@ -33,12 +34,8 @@ class Bulyan(Aggregator):
         url="https://proceedings.mlr.press/v80/mhamdi18a.html",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
     def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
+        own = self.in_force(f)
         if n < 4 * own + 3:
             raise PluginError(f"bulyan needs n >= 4f + 3 updates: n = {n}, f = {own}")
         return n, f

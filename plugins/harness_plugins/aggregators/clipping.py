@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Field, PluginError, PreAggregator, Reference
-from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms, tolerated
+from harness.api import AggregationContext, Field, PreAggregator, Reference
+from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class Clipping(PreAggregator):
         return scaled(updates, clip_factors(squared_norms(updates).sqrt(), self.tau)), context
 
 
-class AdaptiveRobustClipping(PreAggregator):
+class AdaptiveRobustClipping(NeedsMajority, PreAggregator):
     """Clips the k = floor(2 (f/n) (n - f)) longest updates to the (n - k)th smallest norm (ARC).
 
     Unlike a fixed radius this keeps the guarantees of the robust rule that follows. n, f, weights and the
@@ -53,16 +54,6 @@ class AdaptiveRobustClipping(PreAggregator):
         year=2025,
         url="https://arxiv.org/abs/2405.14432",
     )
-
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"arc needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:
         n, f = len(updates), tolerated(self, updates, context)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_between, tolerated
+from harness.api import AggregationContext, Aggregator, Reference
+from harness_plugins.aggregators._columns import mean_between
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class Median(Aggregator):
         return mean_between(updates, (n - 1) // 2, n // 2 + 1)
 
 
-class TrimmedMean(Aggregator):
+class TrimmedMean(NeedsMajority):
     """The coordinate-wise mean after dropping the f largest and the f smallest values (Definition 2).
 
     The paper trims a fraction beta of the values at each end; here beta = f/n. With f = 0 it is the
@@ -48,16 +49,6 @@ class TrimmedMean(Aggregator):
 
     name: ClassVar[str] = "trimmed-mean"
     reference: ClassVar[Reference | None] = YIN
-
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"trimmed-mean needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         f = tolerated(self, updates, context)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of, tolerated
+from harness.api import AggregationContext, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import mean_of
 from harness_plugins.aggregators._cosines import gram_matrix
+from harness_plugins.aggregators._tolerance import Tolerant, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class DivideAndConquer(Aggregator):
+class DivideAndConquer(Tolerant):
     """Drops the updates that project farthest onto the top singular direction of random coordinates (DnC).
 
     `iterations` times: draw b coordinates; centre the rows on their mean; v is the top right singular vector;
@@ -33,15 +34,12 @@ class DivideAndConquer(Aggregator):
         "poisoning-attacks-and-defenses-for-federated-learning/",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     iterations: int = Field(1, ge=1, description="draws of coordinates (niters)")
     coordinates: int = Field(10_000, ge=1, description="coordinates in a draw (b); all where d is less")
     c: float = Field(1.0, gt=0, allow_inf_nan=False, description="rows dropped, as a multiple of f")
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
+        own = self.in_force(f)
         if int(self.c * own) >= n:
             raise PluginError(f"dnc needs n > c f updates: n = {n}, c f = {self.c:g} * {own}")
         return n, f

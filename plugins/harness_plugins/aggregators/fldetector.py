@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine, tolerated
+from harness_plugins.aggregators._columns import combine
+from harness_plugins.aggregators._tolerance import tolerated
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of, tolerated
+from harness_plugins.aggregators._columns import mean_of
 from harness_plugins.aggregators._counts import Counting
 from harness_plugins.aggregators._distances import krum_order
+from harness_plugins.aggregators._tolerance import tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +46,12 @@ class Krum(Counting):
     name: ClassVar[str] = "krum"
     reference: ClassVar[Reference | None] = BLANCHARD
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     neighbours: int | None = Field(
         None, ge=1, description="nearest other updates summed over; null: n - f - 2, as published"
     )
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        _check(self, n, f if self.f is None else self.f)
+        _check(self, n, self.in_force(f))
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
@@ -77,16 +75,13 @@ class MultiKrum(Counting):
     name: ClassVar[str] = "multi-krum"
     reference: ClassVar[Reference | None] = BLANCHARD
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     m: int | None = Field(None, ge=1, description="updates averaged; null: n - f")
     neighbours: int | None = Field(
         None, ge=1, description="nearest other updates summed over; null: n - f - 2, as published"
     )
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        _check(self, n, f if self.f is None else self.f)
+        _check(self, n, self.in_force(f))
         if self.m is not None and self.at_most(self.m, n) > n:
             raise PluginError(f"multi-krum: m = {self.m} updates to average, but there are only {n}")
         return n, f

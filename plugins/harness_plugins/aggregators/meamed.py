@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients, tolerated
+from harness.api import AggregationContext, Reference
+from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class MeanAroundMedian(Aggregator):
+class MeanAroundMedian(NeedsMajority):
     """Per coordinate, the mean of the n - f values nearest the median (section 3).
 
     The median of an even n is the mean of the middle two. Of two values that are equally far the lower one
@@ -28,16 +29,6 @@ class MeanAroundMedian(Aggregator):
         year=2018,
         url="https://arxiv.org/abs/1802.10116",
     )
-
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"meamed needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         f = tolerated(self, updates, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, PluginError, Reference
-from harness_plugins.aggregators._columns import tolerated
+from harness_plugins.aggregators._tolerance import tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor

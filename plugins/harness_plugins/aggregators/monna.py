@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of, squared_distances_to, tolerated
+from harness.api import AggregationContext, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import mean_of, squared_distances_to
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class NearestNeighborAveraging(Aggregator):
+class NearestNeighborAveraging(NeedsMajority):
     """The mean of the n - f updates nearest to a trusted one (nearest-neighbour averaging).
 
     Published for peers, each of which trusts itself. A server has to trust somebody: the client `trusted`, whose own
@@ -32,9 +33,6 @@ class NearestNeighborAveraging(Aggregator):
         url="https://arxiv.org/abs/2209.10931",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     trusted: Annotated[int, Field(ge=0)] | Literal["root"] = Field(
         "root",
         description="number of the trusted client, or root: the server's own update on a root dataset",
@@ -59,12 +57,6 @@ class NearestNeighborAveraging(Aggregator):
     @property
     def trusts(self) -> tuple[int, ...]:  # type: ignore[override]
         return () if self.trusted == "root" else (self.trusted,)
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"monna needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         f = tolerated(self, updates, context)

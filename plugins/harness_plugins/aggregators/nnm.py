@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Field, PluginError, PreAggregator, Reference
-from harness_plugins.aggregators._columns import combine, tolerated
+from harness.api import AggregationContext, PreAggregator, Reference
+from harness_plugins.aggregators._columns import combine
 from harness_plugins.aggregators._distances import squared_distances
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class NearestNeighborMixing(PreAggregator):
+class NearestNeighborMixing(NeedsMajority, PreAggregator):
     """Replaces each update by the mean of its n - f nearest updates, itself included.
 
     Makes heterogeneous updates alike before a robust rule, which then tolerates the best possible f.
@@ -32,16 +33,6 @@ class NearestNeighborMixing(PreAggregator):
         year=2023,
         url="https://arxiv.org/abs/2302.01772",
     )
-
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"nnm needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def transform(self, updates: Tensor, context: AggregationContext) -> tuple[Tensor, AggregationContext]:
         import torch

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, combine, tolerated
+from harness_plugins.aggregators._columns import blocks, combine
 from harness_plugins.aggregators._counts import Counting
+from harness_plugins.aggregators._tolerance import tolerated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +32,6 @@ class RobustLearningRate(Counting):
         url="https://arxiv.org/abs/2007.03767",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     threshold: int | None = Field(
         None, ge=1, description="net number of clients that must agree on a sign (theta); null: f + 1"
     )
@@ -46,7 +44,7 @@ class RobustLearningRate(Counting):
 
     def _threshold(self, n: int, f: int) -> int:
         if self.threshold is None:
-            return (f if self.f is None else self.f) + 1
+            return self.in_force(f) + 1
         return self.at_most(self.threshold, n)
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine, mean_of, tolerated
+from harness.api import AggregationContext, Field, PluginError, Reference
+from harness_plugins.aggregators._columns import combine, mean_of
 from harness_plugins.aggregators._distances import gram_about, scaled_down, squared_distances
+from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +20,7 @@ BATCH = 4096  # subsets looked at together
 ROUNDING = 1e-9  # of a ratio of projections in float64: equal rows' differ by less
 
 
-def _check(rule: Aggregator, n: int, f: int, limit: int) -> None:
-    if n <= 2 * f:
-        raise PluginError(f"{rule.name} needs n > 2f updates: n = {n}, f = {f}")
+def _check_limit(rule: NeedsMajority, n: int, f: int, limit: int) -> None:
     if math.comb(n, f) > limit:
         raise PluginError(
             f"{rule.name} would look at {math.comb(n, f):.3g} subsets of n - f = {n - f} of n = {n} updates, "
@@ -29,7 +28,7 @@ def _check(rule: Aggregator, n: int, f: int, limit: int) -> None:
         )
 
 
-class MinimumDiameterAveraging(Aggregator):
+class MinimumDiameterAveraging(NeedsMajority):
     """The mean of the n - f updates of least diameter: the subset whose two farthest rows are closest.
 
     Of several such subsets the first in lexicographic order. The least diameter is found by bisection over
@@ -50,13 +49,11 @@ class MinimumDiameterAveraging(Aggregator):
         url="https://arxiv.org/abs/1905.03853",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     limit: int = Field(10**6, ge=1, description="most subsets C(n, f) it may have to look at")
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        _check(self, n, f if self.f is None else self.f, self.limit)
+        super().check(n, f)
+        _check_limit(self, n, self.in_force(f), self.limit)
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
@@ -118,7 +115,7 @@ def _covers(apart: np.ndarray, budget: int) -> bool:
     return _covers(apart[left][:, left], budget - int(conflicts[worst]))
 
 
-class SmallestMaximumEigenvalue(Aggregator):
+class SmallestMaximumEigenvalue(NeedsMajority):
     """The mean of the n - f updates whose covariance has the least largest eigenvalue.
 
     Exact eigenvalues of each subset's centred Gram matrix, (n - f) x (n - f), in float64; ByzFL takes one
@@ -138,13 +135,11 @@ class SmallestMaximumEigenvalue(Aggregator):
         url="https://arxiv.org/abs/2302.04787",
     )
 
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
     limit: int = Field(10**5, ge=1, description="most subsets C(n, f) it may look at")
 
     def check(self, n: int, f: int) -> tuple[int, int]:
-        _check(self, n, f if self.f is None else self.f, self.limit)
+        super().check(n, f)
+        _check_limit(self, n, self.in_force(f), self.limit)
         return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
@@ -174,7 +169,7 @@ def _batches(items: Iterator[tuple[int, ...]], size: int) -> Iterator[list[tuple
         yield batch
 
 
-class CovarianceFilter(Aggregator):
+class CovarianceFilter(NeedsMajority):
     """Covariance-bound-agnostic filter (CAF): down-weighs rows along the direction of most variance.
 
     Starting from weights c = 1: v is the top eigenvector of the covariance about the weighted mean mu, with
@@ -196,16 +191,6 @@ class CovarianceFilter(Aggregator):
         year=2025,
         url="https://arxiv.org/abs/2505.01874",
     )
-
-    f: int | None = Field(
-        None, ge=0, description="malicious clients tolerated; null: from federation.byzantine_tolerance"
-    )
-
-    def check(self, n: int, f: int) -> tuple[int, int]:
-        own = f if self.f is None else self.f
-        if n <= 2 * own:
-            raise PluginError(f"caf needs n > 2f updates: n = {n}, f = {own}")
-        return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         import torch
