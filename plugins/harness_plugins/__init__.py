@@ -1,7 +1,8 @@
 """The built-in plugins, loaded through the same entry point and hooks as anybody else's.
 
 Every module of a kind's folder lists its plugin classes in PLUGINS; this file registers them all.
-Modules whose name starts with an underscore are helpers and are not looked at.
+Modules whose name starts with an underscore are helpers of their folder and are not looked at; what several kinds
+share stands beside the folders.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 import harness
 from harness.api import PluginError
 from harness.contracts.aggregator import default_context
-from harness_plugins.aggregators import _columns
-from harness_plugins.aggregators._columns import exchanges, mean_between, selection, sort_clients
-from harness_plugins.aggregators._distances import squared_distances
+from harness_plugins import columns
+from harness_plugins.columns import exchanges, mean_between, selection, sort_clients
+from harness_plugins.distances import squared_distances
 
 ROBUST = ("median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "nnm")
 
@@ -267,7 +267,7 @@ class TestDistances:
         x = normal(9, 101, dtype=torch.float32)
         whole = squared_distances(x)
         mixed, median = create("nnm", f=2)(x), create("median")(x)
-        monkeypatch.setattr(_columns, "CPU_BLOCK", 9 * 7)  # 7 columns a block, and 3 left over
+        monkeypatch.setattr(columns, "CPU_BLOCK", 9 * 7)  # 7 columns a block, and 3 left over
         np.testing.assert_allclose(squared_distances(x).numpy(), whole.numpy(), rtol=1e-5)
         torch.testing.assert_close(create("nnm", f=2)(x), mixed)
         assert torch.equal(create("median")(x), median)

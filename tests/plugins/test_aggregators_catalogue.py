@@ -13,9 +13,9 @@ from test_aggregators import close, create, normal, slow_distances
 import harness
 from harness.api import MERGED, PluginError
 from harness.contracts.aggregator import default_context
-from harness_plugins.aggregators._columns import squared_norms
 from harness_plugins.aggregators.auror import split_in_two
 from harness_plugins.aggregators.fldetector import hessian_product, number_of_groups
+from harness_plugins.columns import squared_norms
 
 CASES = [(7, 1, 0.0), (11, 2, 0.0), (24, 5, 0.0), (60, 12, 1e4)]
 

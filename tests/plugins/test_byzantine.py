@@ -144,11 +144,11 @@ class TestEveryAttack:
         assert crafted[1].any()
 
     def test_many_blocks_are_like_one(self, name, monkeypatch):
-        from harness_plugins.aggregators import _columns
+        from harness_plugins import columns
 
         honest = normal(7, 40)
         whole = create(name)(honest, m=2)
-        monkeypatch.setattr(_columns, "CPU_BLOCK", 7 * 9)
+        monkeypatch.setattr(columns, "CPU_BLOCK", 7 * 9)
         torch.testing.assert_close(create(name)(honest, m=2), whole)
 
     def test_order_of_clients_does_not_matter(self, name):

@@ -9,6 +9,7 @@ from torch.nn import functional
 import harness
 from harness.api import NotApplicable, ObservedUpdate, PluginError, PrivacyContext, PrivacyView
 from harness_plugins.attacks.privacy import _inversion as inversion
+from harness_plugins.classifier import last_linear
 
 SHAPE = (1, 6, 6)
 
@@ -37,11 +38,11 @@ def infer(*observed, classes=10, population=None, progress=lambda done, total: N
 def test_the_last_linear_layer_is_found_by_name():
     for name, layer in (("lenet5", "12"), ("small-cnn", "10"), ("resnet9", "classifier")):
         module = harness.create("model", name).build((1, 28, 28), 7)
-        assert inversion.last_linear(module, 7) == layer
+        assert last_linear(module, 7) == layer
         with pytest.raises(NotApplicable, match="7 outputs for 3 classes"):
-            inversion.last_linear(module, 3)
+            last_linear(module, 3)
     with pytest.raises(NotApplicable, match="no linear layer"):
-        inversion.last_linear(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))
+        last_linear(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()))
 
 
 def test_class_gradients_are_probabilities_less_the_share_of_labels():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_plugins.aggregators._columns import blocks
+from harness_plugins.columns import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

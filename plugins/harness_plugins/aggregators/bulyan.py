@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients
-from harness_plugins.aggregators._distances import squared_distances
 from harness_plugins.aggregators._tolerance import Tolerant, tolerated
+from harness_plugins.columns import blocks, nearest_to_median, sort_clients
+from harness_plugins.distances import squared_distances
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PreAggregator, Reference
-from harness_plugins.aggregators._columns import clip_factors, scaled, squared_norms
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import clip_factors, scaled, squared_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

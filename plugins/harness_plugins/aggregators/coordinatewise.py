@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Reference
-from harness_plugins.aggregators._columns import mean_between
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import mean_between
 
 if TYPE_CHECKING:
     from torch import Tensor

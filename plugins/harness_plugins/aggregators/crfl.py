@@ -6,8 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference, torch_generator
-from harness_plugins.aggregators._columns import combine, squared_norms
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import combine, squared_norms
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

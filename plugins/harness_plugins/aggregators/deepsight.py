@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import clip_factors, mean_of, squared_norms
 from harness_plugins.aggregators._cosines import cosines, gram_matrix
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import clip_factors, mean_of, squared_norms
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of
 from harness_plugins.aggregators._cosines import gram_matrix
 from harness_plugins.aggregators._tolerance import Tolerant, tolerated
+from harness_plugins.columns import mean_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import combine
 
 if TYPE_CHECKING:
     import numpy as np

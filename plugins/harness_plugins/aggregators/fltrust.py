@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine, inner_products, squared_norms
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import combine, inner_products, squared_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import combine, squared_norms
-from harness_plugins.aggregators._distances import scaled_down, shared_gram
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import combine, squared_norms
+from harness_plugins.distances import scaled_down, shared_gram
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of
 from harness_plugins.aggregators._counts import Counting
-from harness_plugins.aggregators._distances import krum_order
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import mean_of
+from harness_plugins.distances import krum_order
 
 if TYPE_CHECKING:
     from torch import Tensor

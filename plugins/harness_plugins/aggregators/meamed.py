@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Reference
-from harness_plugins.aggregators._columns import blocks, nearest_to_median, sort_clients
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import blocks, nearest_to_median, sort_clients
 
 if TYPE_CHECKING:
     from torch import Tensor

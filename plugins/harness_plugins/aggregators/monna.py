@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import mean_of, squared_distances_to
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import mean_of, squared_distances_to
 
 if TYPE_CHECKING:
     from torch import Tensor

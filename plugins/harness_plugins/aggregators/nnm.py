@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, PreAggregator, Reference
-from harness_plugins.aggregators._columns import combine
-from harness_plugins.aggregators._distances import squared_distances
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import combine
+from harness_plugins.distances import squared_distances
 
 if TYPE_CHECKING:
     from torch import Tensor

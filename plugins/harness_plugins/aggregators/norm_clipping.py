@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Aggregator, Field, Reference
-from harness_plugins.aggregators._columns import clip_factors, combine, squared_norms
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import clip_factors, combine, squared_norms
 
 if TYPE_CHECKING:
     from torch import Tensor

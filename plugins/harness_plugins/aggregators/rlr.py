@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import blocks, combine
 from harness_plugins.aggregators._counts import Counting
 from harness_plugins.aggregators._tolerance import tolerated
+from harness_plugins.columns import blocks, combine
 
 if TYPE_CHECKING:
     from torch import Tensor

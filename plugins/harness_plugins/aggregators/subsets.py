@@ -8,9 +8,9 @@ from itertools import combinations, islice
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import AggregationContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import combine, mean_of
-from harness_plugins.aggregators._distances import gram_about, scaled_down, squared_distances
 from harness_plugins.aggregators._tolerance import NeedsMajority, tolerated
+from harness_plugins.columns import combine, mean_of
+from harness_plugins.distances import gram_about, scaled_down, squared_distances
 
 if TYPE_CHECKING:
     import numpy as np

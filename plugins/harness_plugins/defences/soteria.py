@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.api import Defence, Field, Local, NotApplicable, PluginError, Reference, StackContext
+from harness_plugins.classifier import last_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,8 +49,6 @@ class Soteria(Defence):
         return 50.0 if self.ratio else 1.0
 
     def check(self, context: StackContext) -> None:
-        from harness_plugins.attacks.privacy._inversion import last_linear
-
         for other in context.defences:
             if other.protects == "record":
                 raise NotApplicable(
@@ -60,8 +59,6 @@ class Soteria(Defence):
 
     def gradient(self, local: Local) -> GradientFn:
         import torch
-
-        from harness_plugins.attacks.privacy._inversion import last_linear
 
         if local.module is None:
             raise PluginError("soteria needs the client's own network, which vectorised clients do not have")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.api import ByzantineAttack, ByzantineContext, PluginError
-from harness_plugins.aggregators._columns import blocks
+from harness_plugins.columns import blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

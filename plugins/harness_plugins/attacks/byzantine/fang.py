@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import ByzantineAttack, ByzantineContext, Field, PluginError, Reference
-from harness_plugins.aggregators._columns import squared_norms
-from harness_plugins.aggregators._distances import krum_order, squared_distances
 from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat
+from harness_plugins.columns import squared_norms
+from harness_plugins.distances import krum_order, squared_distances
 
 if TYPE_CHECKING:
     from torch import Tensor

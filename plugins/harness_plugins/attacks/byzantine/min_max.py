@@ -7,9 +7,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import ByzantineAttack, ByzantineContext, Field, Reference
-from harness_plugins.aggregators._distances import squared_distances
 from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat
 from harness_plugins.attacks.byzantine.optimal import SHEJWALKAR
+from harness_plugins.distances import squared_distances
 
 if TYPE_CHECKING:
     from torch import Tensor

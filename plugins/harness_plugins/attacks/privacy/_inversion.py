@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from harness.api import NotApplicable, ObservedUpdate, PluginError
+from harness_plugins.classifier import last_linear
 
 
 def simulate(observed: ObservedUpdate, x: Tensor, targets: Tensor) -> Tensor:
@@ -83,22 +84,6 @@ def _logits(observed: ObservedUpdate, weights: Tensor, x: Tensor) -> Tensor:
     }
     values |= {name: buffer.clone() for name, buffer in observed.module.named_buffers()}
     return torch.func.functional_call(observed.module, values, (x,))
-
-
-def last_linear(module: nn.Module, num_classes: int | None = None) -> str:
-    """The name of the classifier: the last linear layer, which must have num_classes outputs where given.
-
-    Raises NotApplicable where there is none.
-    """
-    names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not names:
-        raise NotApplicable("a network whose last layer is linear is needed; this one has no linear layer")
-    outputs = module.get_submodule(names[-1]).out_features
-    if num_classes is not None and outputs != num_classes:
-        raise NotApplicable(
-            f"the last linear layer, {names[-1]}, has {outputs} outputs for {num_classes} classes"
-        )
-    return names[-1]
 
 
 def class_gradients(observed: ObservedUpdate) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness_plugins.aggregators._columns import blocks, middle, sort_clients
+from harness_plugins.columns import blocks, middle, sort_clients
 
 if TYPE_CHECKING:
     import numpy as np
