@@ -19,15 +19,6 @@ DEEP = ("I", "F")  # PIL modes, or their beginnings, with more than 8 bits a cha
 PACKED_DEEP = re.compile(";16[BLN]")
 BITS_PER_SAMPLE = 258  # TIFF's tag
 ORIENTATION = 274  # EXIF's tag
-TURNS = {  # what brings an image of this orientation upright; 1: it is; PIL turns anticlockwise
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
 
 # What PIL raises on a damaged file, by its format and by which of its bytes are wrong.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError)
@@ -83,14 +74,15 @@ def _upright(converted: Image, source: Image) -> Image:
 
     source: what it was converted from, decoded: PIL has then turned a TIFF already and dropped its tag.
     """
-    from PIL.Image import Transpose
+    from PIL import ImageOps
 
     try:
         orientation = source.getexif().get(ORIENTATION)
     except (*DAMAGED, struct.error, LookupError):  # a damaged tag: the pixels are there, how they lie is not
         return converted
-    name = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return converted if name is None else converted.transpose(Transpose[name])
+    converted.info.clear()  # which would be written anew, and fail where other tags are damaged
+    converted.getexif()[ORIENTATION] = orientation
+    return ImageOps.exif_transpose(converted)
 
 
 def stack(name: str, items: Iterable[tuple[str, np.ndarray]], count: int) -> np.ndarray:
