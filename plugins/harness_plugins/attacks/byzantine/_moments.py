@@ -49,3 +49,9 @@ def check_honest(attack: ByzantineAttack, honest: Tensor, context: ByzantineCont
 def repeat(row: Tensor, m: int) -> Tensor:
     """row (d,) -> (m, d): every malicious client sends the same."""
     return row.expand(m, -1).clone()
+
+
+def unit(vector: Tensor) -> Tensor:
+    """vector (d,) -> (d,): of length one, as measured in float64; zero stays zero."""
+    length = float(vector.double().norm())
+    return vector / length if length > 0 else vector

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import ByzantineAttack, ByzantineContext, Field, PluginError, Reference
-from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat
+from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat, unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,19 +70,15 @@ class Mimic(ByzantineAttack):
         mean = moments(honest, deviation=False)[0]
         if seen == 0:
             drawn = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
-            state["mean"], state["direction"] = mean, drawn / drawn.norm()
+            state["mean"], state["direction"] = mean, unit(drawn)
         else:
             state["mean"] = (seen * state["mean"] + mean) / (seen + 1)
         centred = honest - state["mean"]
-        along = centred @ state["direction"]
-        most = float(along.abs().max())
-        # Its length alone is of no use, and as products of small or large updates it would not fit float32.
-        step = (along / most if most > 0 else along) @ centred
-        length = float(step.double().norm())
-        direction = seen * state["direction"] + (step / length if length > 0 else 0)
-        norm = float(direction.norm())
-        if norm > 0:
-            state["direction"] = direction / norm
+        # Of length one before the product too, which else would not fit float32 where updates are small or large.
+        step = unit(unit(centred @ state["direction"]) @ centred)
+        direction = unit(seen * state["direction"] + step)
+        if direction.any():
+            state["direction"] = direction
         scores = [float(v) for v in honest @ state["direction"]]
         totals: dict[int, float] = state.setdefault("totals", {})
         for client, score in zip(context.ids, scores, strict=True):

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import ByzantineAttack, ByzantineContext, Field, Reference
-from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat
+from harness_plugins.attacks.byzantine._moments import check_honest, moments, repeat, unit
 from harness_plugins.attacks.byzantine.optimal import SHEJWALKAR
 from harness_plugins.distances import squared_distances
 
@@ -54,8 +54,7 @@ class WithinSpread(ByzantineAttack):
             return -std
         if self.perturbation == "sign":
             return -mean.sign()
-        norm = float(mean.double().norm())
-        return -mean / norm if norm > 0 else mean
+        return -unit(mean)
 
     @staticmethod
     def root(length: float, along: float, constant: float) -> float:
