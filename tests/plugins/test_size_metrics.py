@@ -101,6 +101,35 @@ def test_macs_count_functional_products_that_no_layer_makes():
     assert score("parameters", module=Products()) == {"parameters": 64 * 64 + 64 + 64 * CLASSES}
 
 
+class Calls(nn.Module):
+    """A function of the 64 pixels as an (8, 8) matrix, and of a layer's own."""
+
+    def __init__(self, function, layer):
+        super().__init__()
+        self.function, self.layer = function, layer
+
+    def forward(self, x):
+        return self.function(x[0, 0], self.layer)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda a, _: a @ a[0], 8 * 8),
+        (lambda a, _: torch.addmv(a[0], a[:, :4], a[0, :4]), 8 * 4),
+        (lambda a, _: a[0] @ a[1], 8),
+        (lambda a, _: torch.vdot(a[0], a[1]), 8),
+        (lambda a, _: torch.einsum("ij,j->i", a[:2], a[0]), 2 * 8),
+        (lambda a, _: torch.addbmm(a, a.view(2, 8, 4), a.view(2, 4, 8)), 2 * 8 * 4 * 8),
+        (lambda a, layer: layer(a[:, :3], a[:, 3:]), 8 * 7 * 3 * 5),
+        (lambda a, layer: layer(a.view(2, 4, 8)[..., :3], a.view(2, 4, 8)[..., 3:]), 8 * 7 * 3 * 5),
+    ],
+    ids=["mv", "addmv", "dot", "vdot", "einsum", "addbmm", "bilinear", "bilinear of sequences"],
+)
+def test_macs_count_products_with_vectors_and_bilinear_layers(function, expected):
+    assert score("macs", module=Calls(function, nn.Bilinear(3, 5, 7)).eval()) == {"macs": expected}
+
+
 class Attends(nn.Module):
     """Four patches of 16 pixels, as vectors of 16."""
 

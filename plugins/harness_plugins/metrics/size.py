@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -89,10 +90,12 @@ class Macs(Metric):
     """macs: multiply-accumulate operations of one image's forward pass.
 
     One multiply-accumulate is half of the floating-point operations that torch counts, which are those of
-    convolutions, matrix products and attention, wherever in the network they stand, inside fused layers too. Quantised
-    convolution and linear layers, which torch does not count, have (outputs) · (weights per output channel), transposed
-    ones (inputs) · (weights per input channel). Biases, normalisation, activations and pooling are not counted; zeros
-    in a weight are. Cost: one forward pass.
+    convolutions, matrix products and attention, wherever in the network they stand, inside fused layers too. Products
+    with vectors and bilinear layers, which torch does not count, are: a bilinear layer as a linear one of the products
+    of its inputs, (outputs) · (inputs 1) · (inputs 2). Quantised convolution and linear layers have (outputs) ·
+    (weights per output channel), transposed ones (inputs) · (weights per input channel). Biases, normalisation,
+    activations, pooling, products and sums of single values (as in outer and cosine products), distances and Fourier
+    transforms are not counted; zeros in a weight are. Cost: one forward pass.
     """
 
     name: ClassVar[str] = "macs"
@@ -121,7 +124,7 @@ class Macs(Metric):
                 evaluating(module),
                 torch.no_grad(),
                 unfused(module),
-                FlopCounterMode(display=False) as counter,
+                FlopCounterMode(display=False, custom_mapping=uncounted_products()) as counter,
             ):
                 module(_images(module, context, 1))
         finally:
@@ -164,6 +167,21 @@ class Latency(Metric):
 
                 scores[f"latency_ms_{batch}"] = 1e3 * median_seconds(forward, self.budget)
         return scores
+
+
+def uncounted_products() -> dict[Any, Callable[..., int]]:
+    """Products of which torch counts nothing -> their floating-point operations from shapes, two a multiply-add."""
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.mv: lambda matrix, vector, **_: 2 * math.prod(matrix),
+        aten.addmv: lambda added, matrix, vector, **_: 2 * math.prod(matrix),
+        aten.dot: lambda one, other, **_: 2 * math.prod(one),
+        aten.vdot: lambda one, other, **_: 2 * math.prod(one),
+        aten.addbmm: lambda added, one, other, **_: 2 * math.prod(one) * other[-1],
+        aten._trilinear: lambda first, weight, second, *_, **__: 2 * first[0] * math.prod(weight),
+    }
 
 
 def median_seconds(
