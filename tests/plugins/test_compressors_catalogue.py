@@ -719,6 +719,31 @@ def test_a_shared_weight_is_compressed_wherever_it_is_used(name, parameters, val
         assert not any(key.startswith("b.") for key in made.state)
 
 
+@pytest.mark.parametrize("one_layer", [False, True], ids=["two layers", "one layer"])
+def test_a_shared_weight_is_factorised_once(one_layer):
+    model, x = shared(one_layer), images(20, seed=3)
+    method = compressor("low-rank", energy=0.6)
+    made = method.compress(model, context())
+    ranks = made.facts["ranks"]
+    assert ranks["a"] == ranks["b"]
+    expected = ranks["a"] * 128 + ranks["head"] * (64 + CLASSES) + CLASSES
+    assert sum(p.numel() for p in made.module.parameters()) == expected
+    product = made.module.a[1].weight @ made.module.a[0].weight
+    hidden = functional.linear(functional.linear(x.flatten(1), product).relu(), product)
+    torch.testing.assert_close(made.module(x), made.module.head(hidden))
+    restored = method.restore(shared(one_layer, seed=1), through_file(made.state), context())
+    assert sum(p.numel() for p in restored.module.parameters()) == expected
+    assert torch.equal(restored.module(x), made.module(x))
+
+
+def test_a_weight_that_another_kind_of_layer_uses_too_is_not_factorised():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, CLASSES), nn.Embedding(64, 64))
+    model[3].weight = model[1].weight
+    made = compressor("low-rank", energy=0.5).compress(model.eval(), context())
+    assert set(made.facts["ranks"]) == {"2"}
+    assert made.module[3].weight is made.module[1].weight
+
+
 @pytest.mark.parametrize("name", ["magnitude-pruning", "random-pruning"])
 def test_a_shared_weight_is_pruned_once(name):
     model, x = shared(False), images(20, seed=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import (
@@ -29,7 +28,8 @@ class LowRank(ModelCompressor):
     convolution with U S^1/2 and the bias: halves of equal size, which train alike (the output-channel scheme
     of Zhang et al. 2015, section 2.1, without its non-linear correction, and of Denton et al. 2014 for linear
     layers). r is the least that keeps `energy` of the sum of squared singular values. A layer where that
-    would not save weights, or that is grouped or transposed, stays as it is. Weights that are zero then, as a layer's
+    would not save weights, or that is grouped or transposed, stays as it is. Layers that share a weight share its
+    factors; one shared with a layer of another kind, as an embedding, stays. Weights that are zero then, as a layer's
     that was pruned before and not factorised, stay zero in training; the factors of a pruned layer are dense.
 
     facts: layers_factorised, and ranks, name -> r. Raises PluginError where nothing would be saved or a
@@ -60,24 +60,19 @@ class LowRank(ModelCompressor):
         check_finite(model, self.name)
         module = copy.deepcopy(model).eval()
         ranks: dict[str, Any] = {}
-        for name, layer in list(module.named_modules()):
-            if not _factorable(layer):
-                continue
-            weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
+        for layers in _factorable(module):
+            weight: Tensor = next(iter(layers.values())).weight.detach()  # type: ignore[assignment,operator]
             matrix = weight.flatten(1).double()
             u, s, v = torch.linalg.svd(matrix, full_matrices=False)
             rank = _rank(s, self.energy)
             if rank * sum(matrix.shape) >= matrix.numel():
                 continue
-            pair = _pair(layer, rank)
+            half = s[:rank].sqrt()
+            module, pair = _factorised(module, layers, rank)
             with torch.no_grad():
-                half = s[:rank].sqrt()
                 pair[0].weight.copy_((half[:, None] * v[:rank]).view_as(pair[0].weight))  # type: ignore[operator]
                 pair[1].weight.copy_((u[:, :rank] * half).view_as(pair[1].weight))  # type: ignore[operator]
-                if pair[1].bias is not None:
-                    pair[1].bias.copy_(layer.bias)  # type: ignore[operator]
-            module = _replaced(module, name, pair)
-            ranks[name] = rank
+            ranks |= dict.fromkeys(layers, rank)
         if not ranks:
             raise PluginError(f"{self.name}: keeping {self.energy:g} of the energy saves weights in no layer")
         if self.fine_tune_rounds:
@@ -90,18 +85,43 @@ class LowRank(ModelCompressor):
         self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
         module = copy.deepcopy(model)
-        for name, layer in list(module.named_modules()):
+        for layers in _factorable(module):
+            name, layer = next(iter(layers.items()))
             first = state.get(f"{name}.0.weight" if name else "0.weight")
-            if _factorable(layer) and first is not None and first.ndim == layer.weight.ndim:  # type: ignore[union-attr,operator]
-                module = _replaced(module, name, _pair(layer, len(first)))
+            if first is not None and first.ndim == layer.weight.ndim:  # type: ignore[union-attr,operator]
+                module, _ = _factorised(module, layers, len(first))
         return CompressedModel(load_dense(module, state, self.name), dict(state))
 
 
-def _factorable(layer: nn.Module) -> bool:
+def _factorable(module: nn.Module) -> list[dict[str, nn.Module]]:
+    """The layers that can be factorised, by name; those of one weight, or one layer's several names, together."""
     from torch import nn
 
-    convolution = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1
-    return convolution or type(layer) is nn.Linear
+    users: dict[int, dict[str, nn.Module]] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        for parameter in layer.parameters(recurse=False):
+            users.setdefault(id(parameter), {})[name] = layer
+
+    def fits(layer: Any, weight: int) -> bool:
+        convolution = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1
+        return (convolution or type(layer) is nn.Linear) and id(layer.weight) == weight
+
+    return [
+        layers for weight, layers in users.items() if all(fits(layer, weight) for layer in layers.values())
+    ]
+
+
+def _factorised(
+    module: nn.Module, layers: dict[str, nn.Module], rank: int
+) -> tuple[nn.Module, nn.Sequential]:
+    """In place: pairs for layers that share a weight, which share theirs. Also the first of them, without values."""
+    pairs: dict[int, nn.Sequential] = {}
+    first = _pair(next(iter(layers.values())), rank)
+    for name, layer in layers.items():
+        pair = pairs.setdefault(id(layer), _pair(layer, rank) if pairs else first)
+        pair[0].weight, pair[1].weight = first[0].weight, first[1].weight
+        module = _replaced(module, name, pair)
+    return module, first
 
 
 def _rank(singular: Tensor, energy: float) -> int:
@@ -111,21 +131,21 @@ def _rank(singular: Tensor, energy: float) -> int:
 
 
 def _pair(layer: Any, rank: int) -> nn.Sequential:
-    """Two layers of the same function class, without the layer's values."""
+    """Two layers of the same function class, with the layer's bias and without its weight's values."""
     import torch
     from torch import nn
 
     with torch.random.fork_rng(devices=[]):
         like = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        bias = layer.bias is not None
         if isinstance(layer, nn.Linear):
             first: nn.Module = nn.Linear(layer.in_features, rank, bias=False, **like)
-            return nn.Sequential(first, nn.Linear(rank, layer.out_features, bias=bias, **like))
-        kernel = math.prod(layer.kernel_size)
-        assert layer.weight[0].numel() == layer.in_channels * kernel
-        options = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode")}
-        first = type(layer)(layer.in_channels, rank, layer.kernel_size, bias=False, **options, **like)
-        return nn.Sequential(first, type(layer)(rank, layer.out_channels, 1, bias=bias, **like))
+            second: nn.Module = nn.Linear(rank, layer.out_features, bias=False, **like)
+        else:
+            options = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "padding_mode")}
+            first = type(layer)(layer.in_channels, rank, layer.kernel_size, bias=False, **options, **like)
+            second = type(layer)(rank, layer.out_channels, 1, bias=False, **like)
+    second.bias = layer.bias
+    return nn.Sequential(first, second)
 
 
 def _replaced(module: nn.Module, name: str, layer: nn.Module) -> nn.Module:
