@@ -94,6 +94,12 @@ def test_attacks_without_a_radius_stay_in_range(name, parameters):
         assert (model(adversarial).argmax(1) != y).float().mean() > 0.5
 
 
+def test_apgd_ce_ascends_the_cross_entropy_alone():
+    with pytest.raises(PluginError, match="loss must be 'ce', not 'dlr'"):
+        create("apgd-ce", loss="dlr")
+    assert create("apgd-ce").loss == "ce"
+
+
 @pytest.mark.parametrize("name", ["bim", "mi-fgsm", "ni-fgsm", "vmi-fgsm", "jitter", "eot-pgd"])
 def test_the_default_step_reaches_the_radius(name):
     model, x = Linear(2).eval(), images(5)
@@ -347,13 +353,14 @@ def test_a_model_is_not_robust_because_it_is_surer_than_numbers_hold(name, ball,
     ("name", "settings"),
     [(name, {}) for name in ("FGSM", "PGD", "BIM", "FFGSM", "RFGSM", "MIFGSM", "NIFGSM", "PGDL2")]
     + [("DIFGSM", {"diversity_prob": 0.0})]
-    + [(name, {}) for name in ("EOTPGD", "SINIFGSM", "VMIFGSM", "UPGD", "APGD")]
+    + [(name, {}) for name in ("EOTPGD", "SINIFGSM", "VMIFGSM", "VNIFGSM", "UPGD", "APGD", "TPGD")]
+    + [("PGDRS", {"noise_sd": 0.1}), ("PGDRSL2", {"noise_sd": 0.1})]
     + [("UPGD", {"eot_iter": 2}), ("APGD", {"eot_iter": 2})],
 )
 def test_a_sure_model_is_not_robust_to_the_library_s_own_classes(name, settings, scale):
     """At 60 the cross-entropy's gradient is 0 in float32, and images stayed as they were."""
     x = images(low=0.0, high=1.0)
-    ball, budget = ("l2", 0.8) if name == "PGDL2" else ("linf", 0.1)
+    ball, budget = ("l2", 0.8) if name in ("PGDL2", "PGDRSL2") else ("linf", 0.1)
     attack = create("torchattack", attack=name, ball=ball, settings=settings)
     plain, sure = TwoSided(0.15), TwoSided(scale)
     y = plain(x).argmax(1)
@@ -362,6 +369,14 @@ def test_a_sure_model_is_not_robust_to_the_library_s_own_classes(name, settings,
     ]
     assert left[0] < len(x)
     assert left[1] <= left[0] + 1
+
+
+def test_one_pixel_finds_the_same_whatever_the_scale_of_the_logits():
+    """At 600 most probabilities round to 1 in float32, and candidates were all alike."""
+    x = images(n=24, low=0.0, high=1.0)
+    y = TwoSided(1.0)(x).argmax(1)
+    found = [create("one-pixel", steps=5)(TwoSided(scale), x, y, seed=3) for scale in (1.0, 64.0)]
+    assert torch.equal(*found)
 
 
 def test_an_l2_attack_does_not_depend_on_the_batch_it_is_run_in():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from harness.api import EvasionContext
+from harness.api import EvasionContext, held_back
 from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
 
 if TYPE_CHECKING:
@@ -116,4 +116,27 @@ def _corrected_classes() -> dict[str, type]:
                 left = left[margin >= 0]
             return found
 
-    return {made.__name__: made for made in (CW, APGDT, Square)}
+    class TPGD(torchattacks.TPGD):  # type: ignore[misc]
+        """Of a sure model both its distributions are one-hot in float32: no gradient, and images stay as they are."""
+
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+            self.unmoved = None
+            return super().forward(images)  # type: ignore[no-any-return]
+
+        def get_logits(self, inputs: Tensor) -> Tensor:
+            """(b, k): the likeliest class of the images held back, by as much wherever they are moved to."""
+            logits: Tensor = super().get_logits(inputs)
+            self.unmoved = logits.detach() if self.unmoved is None else self.unmoved
+            return held_back(logits, self.unmoved.argmax(1), like=self.unmoved)
+
+    class OnePixel(torchattacks.OnePixel):  # type: ignore[misc]
+        """Where float32 rounds the probability to 1, all its candidates are equal, and the search learns nothing."""
+
+        def _loss(self, image: Tensor, label: Tensor, delta: Any) -> Any:
+            """(candidates,): in the order of p_y / (1 - p_y), and within (-1, 1), as its stopping test asks."""
+            with torch.no_grad():
+                logits = self.get_logits(self._perturb(image, delta)).double()
+            odds = logits[:, label].squeeze(1) - logits.index_fill(1, label, -torch.inf).logsumexp(1)
+            return torch.nn.functional.softsign(odds).cpu().numpy()
+
+    return {made.__name__: made for made in (CW, APGDT, Square, TPGD, OnePixel)}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # zero alone: the cross-entropy of a confident model, averaged over a batch, has gradients far smaller than that,
 # and with it their steps shrink to nothing. 1e-35 is still a normal float32.
 ZERO_GUARD = 1e-35
+# Logits by which a class leads at most where gradients of several passes add up: beyond e^-17 the shorter one is lost
+# beside the longer in float32, as neighbours' are beside that of an image that fools.
+SURE = 14.0
 
 
 class TorchattacksAttack(EvasionAttack):
@@ -140,8 +143,9 @@ def _pixel_model_class() -> type[nn.Module]:
             # The cross-entropy's gradient by the true class is p - 1, which rounds to 0 for a confident model: what is
             # left has another sign. Through log_softmax it is minus the sum of the other classes', and float64 holds
             # these, and tells losses apart, where float32 has zeros.
+            # Passes that are added up keep their lengths, within what float32 still adds: see SURE.
             wide = Widened.apply(logits) if self.rescaled else logits.double()
-            return lowered(wide, 600 if self.rescaled else 70).log_softmax(1)  # type: ignore[no-any-return]
+            return lowered(wide, 600 if self.rescaled else SURE).log_softmax(1)  # type: ignore[no-any-return]
 
         def __repr__(self) -> str:
             return "PixelModel()"

@@ -21,9 +21,9 @@ ACCESS = {
     "GN": "none",
     "VANILA": "none",
 }
-# Classes whose loss is the cross-entropy alone; the latter add up gradients of several passes.
+# Classes whose loss is the cross-entropy alone; the latter add up gradients, or probabilities, of several passes.
 CROSS_ENTROPY = ("BIM", "DIFGSM", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "RFGSM", "TIFGSM")
-SEVERAL_PASSES = ("EOTPGD", "SINIFGSM", "VMIFGSM", "VNIFGSM")
+SEVERAL_PASSES = ("EOTPGD", "PGDRS", "PGDRSL2", "SINIFGSM", "VMIFGSM", "VNIFGSM")
 # Classes whose parameters say which loss it is, and over how many passes they average.
 ONE_OF_LOSSES = ("APGD", "UPGD")
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
@@ -37,8 +37,8 @@ class AnyTorchattack(CorrectedAttack):
     Where it takes eps_for_division, that is 1e-35 unless given: the library's own 1e-10 outweighs the gradients
     of a confident model. The gradient of the cross-entropy, where that is the class's loss, is taken as the plugins of
     the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
-    always 0. CW, APGDT and Square are put right as in cw, apgd and square, and a sample whose result is not finite
-    stays as it was.
+    always 0. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and one-pixel, and TPGD as in
+    trades; a sample whose result is not finite stays as it was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """

@@ -127,6 +127,7 @@ class APGDCE(APGD):
     """Auto-PGD on cross-entropy; see apgd."""
 
     name = "apgd-ce"
+    loss: Literal["ce"] = Field("ce", description="what is ascended; apgd has others")
 
 
 class FAB(_Part):
