@@ -46,7 +46,7 @@ class AdversarialTraining(Defence):
     reference = Reference(
         title="Towards deep learning models resistant to adversarial attacks",
         authors="Madry, Makelov, Schmidt, Tsipras, Vladu",
-        venue="ICLR 2018",
+        venue="ICLR",
         year=2018,
         url="https://arxiv.org/abs/1706.06083",
     )

@@ -146,7 +146,7 @@ class SparseFool(TorchattacksAttack):
 class OnePixel(CorrectedAttack):
     """The one-pixel attack: differential evolution over positions and colours of `pixels` pixels.
 
-    Bounded in L0: `pixels` positions change. Queries probabilities only, which it compares by their odds: a sure model's
+    Bounded in L0: `pixels` positions change. Queries probabilities only, and compares their odds: a sure model's
     round to 1. A generation has at most `population` candidates, a multiple of the numbers that are sought (2 + c a
     pixel), and one for each at least. The paper takes 400 candidates and 100 generations; the small defaults are
     torchattacks'.

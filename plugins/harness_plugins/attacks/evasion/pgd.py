@@ -29,7 +29,7 @@ class PGD(TorchattacksAttack):
     reference = Reference(
         title="Towards deep learning models resistant to adversarial attacks",
         authors="Madry, Makelov, Schmidt, Tsipras, Vladu",
-        venue="ICLR 2018",
+        venue="ICLR",
         year=2018,
         url="https://arxiv.org/abs/1706.06083",
     )
@@ -103,11 +103,7 @@ class PGDL2(TorchattacksAttack):
     """
 
     name = "pgd-l2"
-    reference = Reference(
-        title="Towards deep learning models resistant to adversarial attacks",
-        authors="Madry, Makelov, Schmidt, Tsipras, Vladu", venue="ICLR", year=2018,
-        url="https://arxiv.org/abs/1706.06083",
-    )  # fmt: skip
+    reference = PGD.reference
     implementation: ClassVar[str] = "PGDL2"
     cross_entropy: ClassVar[bool] = True
     norm: ClassVar[str | None] = "l2"
