@@ -549,6 +549,7 @@ def test_any_attack_of_the_library_is_one_line():
         ({"attack": "PDG"}, "no attack 'PDG'; did you mean 'PGD'"),
         ({"attack": "VNIFGSM", "settings": {"stesp": 3}}, "no parameter 'stesp'; did you mean 'steps'"),
         ({}, "needs the parameter 'attack'"),
+        ({"attack": "DeepFool", "ball": "none"}, "leaves samples right that can be fooled; take deepfool"),
     ],
 )
 def test_unknown_names_get_the_nearest(parameters, message):

@@ -84,12 +84,11 @@ def test_an_image_without_a_gradient_stays_and_the_others_are_fooled(name):
     assert torch.equal(alone, x[2:3])
 
 
-@pytest.mark.parametrize("attack", ["DeepFool", "SparseFool"])
-def test_an_image_without_a_gradient_stays_under_torchattacks_own_classes(attack):
+def test_an_image_without_a_gradient_stays_under_a_class_of_torchattacks():
     model, x = PartlyDead().eval(), images(3)
     x[1, 0, 0, 0] = 0.0
     y = model(x).argmax(1)
-    adversarial = create("torchattack", attack=attack, ball="none", settings={"steps": 5})(model, x, y)
+    adversarial = create("torchattack", attack="SparseFool", ball="none", settings={"steps": 5})(model, x, y)
     moved = (adversarial != x).flatten(1).any(1)
     assert moved.tolist() == [True, False, True]
 
@@ -118,3 +117,16 @@ def test_an_overshoot_that_doubles_for_ever_stays_finite():
     y = Linear()(start).argmax(1)
     adversarial = create("deepfool", steps=300)(Flat().eval(), start, y)  # 2^300 is beyond float32
     assert adversarial.isfinite().all()
+
+
+def test_torchattacks_deepfool_still_stops_short_which_is_why_it_is_refused():
+    """Where that changes, `torchattack` may take it again."""
+    import torchattacks
+
+    generator = torch.Generator().manual_seed(3)
+    model = Linear().eval()
+    x = (torch.rand(64, 1, 8, 8, generator=generator) > 0.5).float()  # at the borders of the box
+    y = model(x).argmax(1)
+    theirs = torchattacks.DeepFool(model)(x, y)
+    assert fooled(model, create("deepfool")(model, x, y), y) == 1
+    assert fooled(model, theirs, y) < 0.9

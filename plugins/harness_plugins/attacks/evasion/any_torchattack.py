@@ -26,6 +26,9 @@ CROSS_ENTROPY = ("BIM", "DIFGSM", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "P
 SEVERAL_PASSES = ("EOTPGD", "PGDRS", "PGDRSL2", "SINIFGSM", "VMIFGSM", "VNIFGSM")
 # Classes whose parameters say which loss it is, and over how many passes they average.
 ONE_OF_LOSSES = ("APGD", "UPGD")
+# Classes that stop short of the boundary, and the plugins that don't: steps of its DeepFool lead out of [0, 1], are cut
+# back there, and shrink to nothing.
+SHORT = {"DeepFool": "deepfool"}
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
@@ -38,7 +41,7 @@ class AnyTorchattack(CorrectedAttack):
     of a confident model. The gradient of the cross-entropy, where that is the class's loss, is taken as the plugins of
     the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
     always 0. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and one-pixel, and TPGD as in
-    trades; a sample whose result is not finite stays as it was.
+    trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is not finite stays as it was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """
@@ -66,6 +69,10 @@ class AnyTorchattack(CorrectedAttack):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        if self.attack in SHORT:
+            raise ValueError(
+                f"torchattacks' {self.attack} leaves samples right that can be fooled; take {SHORT[self.attack]}"
+            )
         names = self._signature()
         unknown = sorted(set(self.settings) - set(names))
         if unknown:
