@@ -41,7 +41,8 @@ class AnyTorchattack(CorrectedAttack):
     of a confident model. The gradient of the cross-entropy, where that is the class's loss, is taken as the plugins of
     the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
     always 0. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and one-pixel, and TPGD as in
-    trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is not finite stays as it was.
+    trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is not finite stays as it
+    was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
     radius.
     """
