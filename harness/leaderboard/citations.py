@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -32,9 +33,10 @@ def bibtex(plugins: Iterable[Plugin]) -> list[str]:
     entries: dict[str, str] = {}
     keys: set[str] = set()
     for plugin in plugins:
-        if not plugin.title or plugin.title in entries:
+        title = plugin.title.casefold()  # two plugins may write one paper's title in two cases
+        if not title or title in entries:
             continue
-        stem = f"{_word(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
+        stem = f"{_surname(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
         key = next(k for i in range(len(keys) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in keys)
         keys.add(key)
         fields = {"title": f"{{{tex(plugin.title)}}}"}
@@ -47,7 +49,7 @@ def bibtex(plugins: Iterable[Plugin]) -> list[str]:
         if link(plugin.url):
             fields["url"] = plugin.url.replace("%", r"\%").replace("#", r"\#").replace("&", r"\&")
         lines = [f"  {name} = {{{value}}}" for name, value in fields.items()]
-        entries[plugin.title] = "@misc{" + ",\n".join([key, *lines]) + "\n}"
+        entries[title] = "@misc{" + ",\n".join([key, *lines]) + "\n}"
     return list(entries.values())
 
 
@@ -96,6 +98,13 @@ def _authors(text: str) -> list[str]:
     """`Hinton, Vinyals, Dean` or `Hinton and Dean`; `et al.` becomes `others`."""
     names = [name.strip() for name in re.split(r",|;| and | & ", re.sub(r"\bet al\.?", ", others", text))]
     return [name for name in names if name]
+
+
+def _surname(authors: str) -> str:
+    """Of the first author, `Yin` or `Sebastian U. Stich`, in ASCII letters."""
+    first = next(iter(_authors(authors)), "")
+    plain = unicodedata.normalize("NFKD", first.rpartition(" ")[2])
+    return re.sub(r"[^A-Za-z]", "", plain).lower()
 
 
 def _word(text: str) -> str:

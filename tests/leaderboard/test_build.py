@@ -936,6 +936,39 @@ def test_methods_of_the_row_are_cited_and_others_are_not():
     assert [p.name for p in used(board_of(nested).rows[0])] == ["krum", "pneumonia"]
 
 
+@pytest.mark.parametrize(
+    ("authors", "key"),
+    [
+        ("Yin, Chen, Ramchandran, Bartlett", "yin2018median"),
+        ("Gu and Dolan-Gavitt", "gu2018median"),
+        ("El Mhamdi, Guerraoui", "mhamdi2018median"),
+        ("Sebastian U. Stich, Martin Jaggi", "stich2018median"),
+        ("Mühlhäuser et al.", "muhlhauser2018median"),
+        ("", "2018median"),
+    ],
+)
+def test_a_key_is_the_first_authors_surname(authors, key):
+    (entry,) = bibtex([cited("The Median", authors)])
+    assert entry.startswith(f"@misc{{{key},")
+
+
+def test_a_paper_is_cited_once_however_its_title_is_written():
+    assert len(bibtex([cited("BadNets: Identifying", "Gu"), cited("BadNets: identifying", "Gu")])) == 1
+
+
+def cited(title: str, authors: str) -> Plugin:
+    return Plugin(
+        kind="attack",
+        name="x",
+        distribution="d",
+        version="1",
+        source=HEX,
+        title=title,
+        authors=authors,
+        year=2018,
+    )
+
+
 def test_bibtex_is_escaped_and_its_keys_are_distinct():
     def method(**fields: Any) -> Plugin:
         return Plugin(kind="attack", name="x", distribution="d", version="1", source=HEX, **fields)
