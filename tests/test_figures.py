@@ -91,6 +91,15 @@ def test_an_axis_with_a_chance_level_says_what_less_counts_as(tmp_path):
     assert "chance" not in out.read_text()
 
 
+def test_a_front_of_nothing_is_an_error_and_no_empty_picture(tmp_path):
+    records = [r | {"flags": ["constant-predictions"]} for r in trade_off()]
+    with pytest.raises(
+        HarnessError, match=r"accuracy and robust that .*; not drawn: \d+ predicting one class"
+    ):
+        draw_pareto(records, tmp_path / "x.svg", "t", "accuracy", "robust")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_compared_is_not_on_the_front(tmp_path):
     records = trade_off()
     masked = record(10, 0.9, defence="d"), record(11, 0.9, 0.9, defence="d", threat="e", attack="pgd")

@@ -89,6 +89,8 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
     points = [[_number(row.values[q.key]) for q in (across, up)] for row in rows]
     costs = [[cost for q in (across, up) for cost in _costs(row.values[q.key], q)] for row in rows]
     front = pareto_front(costs, ["lower"] * len(costs[0]))
+    if not front.any():
+        raise HarnessError(f"nothing has {x} and {y} that can be compared: {Front(0, left_out).said}")
     clients = [any(row.values[q.key].clients for q in (across, up)) for row in rows]
     varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1]
     series = list(dict.fromkeys(row.axes[varying[0]] if varying else "" for row in rows))
