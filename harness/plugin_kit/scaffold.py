@@ -36,7 +36,9 @@ def scaffold(kind: str, name: str, out: Path) -> Path:
     Raises HarnessError for an unknown kind, a name that cannot be a package's, and a folder that is there.
     """
     if kind not in KINDS:
-        raise HarnessError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS, all_below=len(KINDS))}")
+        sorts = [known for known in KINDS if known.endswith(f"-{kind}")]
+        near = f"say which: {', '.join(sorts)}" if sorts else did_you_mean(kind, KINDS, all_below=len(KINDS))
+        raise HarnessError(f"unknown kind {kind!r}; {near}")
     names = names_of(name)
     if not out.is_dir():
         raise HarnessError(f"--out {out}: there is no such folder")

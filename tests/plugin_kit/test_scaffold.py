@@ -63,7 +63,7 @@ def test_names_that_cannot_be(given, reason, tmp_path):
     [
         ("agregator", "did you mean 'aggregator'"),
         ("defense", "did you mean 'defence'"),
-        ("attack", "evasion-attack"),
+        ("attack", "say which: evasion-attack, poisoning-attack, byzantine-attack, privacy-attack"),
         ("zzz", "valid: aggregator, byzantine-attack"),
     ],
 )
