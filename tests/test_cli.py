@@ -650,9 +650,11 @@ def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     ("path", "command"),
     [pytest.param(*c, id=" ".join(c[0])) for c in commands(typer.main.get_group(cli.app))],
 )
-def test_every_command_has_help_with_an_example(path, command, capsys):
+def test_every_command_has_help_with_an_example(path, command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert harness(*path, "--help") == 0
     said = capsys.readouterr().out
+    assert "…" not in said  # a word was cut that the column is too narrow for
     assert f"Example: harness {' '.join(path)}" in " ".join(said.split())
     for paragraph in command.help.split("\n\n"):  # no line ends where only the source's did
         assert "\n" not in paragraph or paragraph.startswith("Example: ")

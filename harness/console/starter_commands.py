@@ -22,7 +22,7 @@ QUESTIONS = {
     "clients": "Clients",
     "rounds": "Rounds",
     "epsilon": "Privacy budget epsilon of each record (0: none)",
-    "threats": "Threats: all, none, or some of evasion,byzantine,backdoor,privacy",
+    "threats": "Threats: all, none, or some of evasion, byzantine, backdoor, privacy",
     "device_bytes": "Room for the model on the device in bytes (0: any)",
     "seeds": "Seeds",
 }
@@ -43,7 +43,8 @@ def init(
     rounds: Annotated[Whole, typer.Option(min=1, help="Rounds of the federation.")] = None,
     epsilon: Annotated[Number, typer.Option(min=0, help="Privacy budget of each record; 0 for none.")] = None,
     threats: Annotated[
-        Text, typer.Option(metavar="LIST", help="all, none, or some of evasion,byzantine,backdoor,privacy.")
+        Text,
+        typer.Option(metavar="LIST", help="all, none, or some of evasion, byzantine, backdoor, privacy."),
     ] = None,
     device_bytes: Annotated[
         Whole, typer.Option(min=0, help="Room for the model on the device, in bytes; 0: as much as it takes.")
