@@ -327,6 +327,18 @@ def test_marks_are_explained_where_they_are_used():
     assert "failed ×1: ValueError: boom" in text
 
 
+def test_a_broken_guarantee_names_a_cell_that_explain_takes():
+    broken = {"epsilon": 4.0, "holds": False}
+    whole = {"epsilon": 4.0, "delta": 1e-5, "unit": "record", "holds": True}
+    text = drawn(
+        [
+            record(guarantee=whole, id="aaaa1111bbbb"),
+            record(guarantee=broken, compressor="static-int8", id="cccc2222dddd"),
+        ]
+    )
+    assert "`harness explain cccc2222dddd` says what" in text
+
+
 def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patient_with_most_images():
     def told(*guarantees):
         text = drawn(
@@ -341,9 +353,13 @@ def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patien
     line, patient = told(grouped, grouped | {"delta": 2e-4, "group_epsilon": 40.0})
     assert line == "epsilon: for one record; at delta 1e-05 to 0.0002"
     assert (
-        patient == "for the largest group, 18 records (such as the patient with most images): epsilon 103410"
+        patient
+        == "for the largest group, 18 records (such as the patient with most images): epsilon 40 to 103410"
     )
-    assert told(grouped, grouped | {"group_epsilon": math.inf})[1].endswith("images): no finite epsilon")
+    assert told(grouped, grouped)[1].endswith("images): epsilon 103410")
+    unbounded = grouped | {"group_epsilon": math.inf}
+    assert told(grouped, unbounded)[1].endswith("images): epsilon 103410 to no finite one")
+    assert told(unbounded)[1].endswith("images): no finite epsilon")
     (line,) = told(record_level, record_level | {"unit": "client"})
     assert line == "epsilon §: for a client with all its data; without it, for one record; at delta 1e-05"
     # Where the column does not fit, neither is it explained.

@@ -108,7 +108,7 @@ def test_explain_says_which_cells_there_are(ran, capsys, tmp_path):
     assert main(["explain", "zzzz", "--store", str(store)]) == 2
     err = capsys.readouterr().err
     assert "no cell 'zzzz' in this store" in err
-    assert err.endswith("; ids are in `harness plan --json`\n")
+    assert err.endswith("; ids are in `harness plan SCENARIO --json`\n")
     assert main(["explain", "abc", "--store", str(tmp_path / "nothing")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
     twins = [{"id": "ab1", "scenario": {"name": "x"}}, {"id": "ab2", "scenario": {"name": "y"}}]

@@ -30,7 +30,7 @@ def find_record(records: Sequence[dict[str, Any]], cell: str) -> dict[str, Any]:
     if not found:
         raise HarnessError(
             f"no cell {cell!r} in this store; {did_you_mean(cell, [r['id'] for r in records])}; "
-            "ids are in `harness plan --json`"
+            "ids are in `harness plan SCENARIO --json`"
         )
     if len(found) > 1:
         named = ", ".join(f"{r['id']} ({r['scenario']['name']})" for r in found[:5])

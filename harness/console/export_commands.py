@@ -24,7 +24,10 @@ def _root() -> None:
 def flower(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file.")],
     cell: Annotated[
-        str, typer.Option(metavar="ID", help="The cell's id, or its first digits: see `harness plan --json`.")
+        str,
+        typer.Option(
+            metavar="ID", help="The cell's id, or its first digits: see `harness plan SCENARIO --json`."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is not there yet, or is empty.")],
 ) -> None:

@@ -28,12 +28,19 @@ def said(guarantees: Iterable[Mapping[str, Any] | None]) -> list[str]:
 
 
 def largest_group(guarantees: Iterable[Mapping[str, Any]]) -> str:
-    """What all records of one group are promised together, such as a patient's images: the worst of these."""
-    worst = max(guarantees, key=_of_group)
-    epsilon = _of_group(worst)
-    count = worst["largest_group"]
+    """What all records of one group are promised together, such as a patient's images: the least of these to the worst.
+
+    Epsilons for a record that are near each other are far apart for a group: 1 and 3 became 13 and 267.
+    """
+    ranked = sorted(guarantees, key=_of_group)
+    least, worst = (_of_group(ranked[end]) for end in (0, -1))
+    count = ranked[-1]["largest_group"]
     many = "1 record" if count == 1 else f"{count} records"
-    bound = "no finite epsilon" if math.isinf(epsilon) else f"epsilon {_plainly(epsilon)}"
+    if math.isinf(least):
+        bound = "no finite epsilon"
+    else:
+        ends = (_plainly(least), "no finite one" if math.isinf(worst) else _plainly(worst))
+        bound = f"epsilon {' to '.join(dict.fromkeys(ends))}"
     return f"for the largest group, {many} (such as the patient with most images): {bound}"
 
 

@@ -18,7 +18,8 @@ def explain(
 ) -> None:
     """Show where a cell's privacy guarantee comes from: what creates it, keeps it or breaks it, and why.
 
-    Ids are in `harness plan --json` and in exported results. The cell must have been run.
+    Ids are in `harness plan SCENARIO --json` and in what `harness run SCENARIO --export scores.csv` writes. The cell
+    must have been run.
 
     Example: harness explain 3f2a --store runs
     """

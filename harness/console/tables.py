@@ -82,7 +82,10 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
     # Where the output is no terminal nothing comes out bold.
     bold = console.color_system is not None and any(winners[q.key] for q in quantities)
-    for line in _legend(rows, quantities, [q for q in columns if q in dropped], len(seeds), bold):
+    broken = next(
+        (r["id"] for r in records if (given := r.get("guarantee")) and not given.get("holds", True)), ""
+    )
+    for line in _legend(rows, quantities, [q for q in columns if q in dropped], len(seeds), bold, broken):
         console.print(Text(line, style="dim"))
     if any(q.key == "epsilon" for q in quantities):
         for line in guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored"):
@@ -164,8 +167,14 @@ def _width(rows: Sequence[Row], quantities: Sequence[Quantity]) -> int:
 
 
 def _legend(
-    rows: Sequence[Row], quantities: Sequence[Quantity], dropped: Sequence[Quantity], seeds: int, bold: bool
+    rows: Sequence[Row],
+    quantities: Sequence[Quantity],
+    dropped: Sequence[Quantity],
+    seeds: int,
+    bold: bool,
+    broken: str,
 ) -> list[str]:
+    """broken: a cell whose guarantee is."""
     lines = [q.legend for q in quantities if q.legend]
     shown = [row.values[q.key] for row in rows for q in quantities if q.key in row.values]
     general = ["bold: best of the column"] * bold
@@ -184,7 +193,7 @@ def _legend(
     if any(value.violated for value in shown):
         lines.append("!: an audit refutes the guarantee: suspect a bug in the defence")
     if any(value.text == "broken" for value in shown):
-        lines.append("broken: something voids the guarantee; `harness explain CELL` says what")
+        lines.append(f"broken: something voids the guarantee; `harness explain {broken}` says what")
     if dropped:
         names = ", ".join(q.header for q in dropped)
         lines.append(f"not shown for lack of width: {names}")

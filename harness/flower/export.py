@@ -180,7 +180,7 @@ def find_cell(scenario: Scenario, wanted: str) -> Cell:
     known = [cell.id for cell in cells(scenario)]
     raise HarnessError(
         f"--cell {wanted}: {scenario.name} has no such cell; {did_you_mean(wanted, known)}; "
-        "ids are in `harness plan --json`"
+        "ids are in `harness plan SCENARIO --json`"
     )
 
 
