@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 YIN = Reference(
     title="Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates",
-    authors="Yin, Chen, Kannan, Bartlett",
+    authors="Yin, Chen, Ramchandran, Bartlett",
     venue="ICML",
     year=2018,
     url="https://proceedings.mlr.press/v80/yin18a.html",
