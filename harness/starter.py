@@ -34,7 +34,7 @@ class Answers:
     data: str = "digits"
     model: str = ""
     clients: int = 5
-    rounds: int = 10
+    rounds: int = 20
     epsilon: float = 8.0
     threats: tuple[str, ...] = THREATS
     device_bytes: int = 0

@@ -27,7 +27,8 @@ def test_every_combination_of_answers_validates(threats, epsilon, device, tmp_pa
     families = {t.name for t in scenario.threats}
     assert families == {"none", *threats} - {"privacy"} | ({"membership"} if "privacy" in threats else set())
     private = [d for stack in scenario.defences for d in stack if d.name == "dp-sgd"]
-    assert [d.epsilon for d in private] == ([4.0] if epsilon else [])
+    alone_and_stacked = 2 if "evasion" in threats else 1
+    assert [d.epsilon for d in private] == [4.0] * (alone_and_stacked if epsilon else 0)
     assert (len(scenario.compressors) > 1) is bool(device)
     assert scenario.seeds == (0, 1)
     assert list(cells(scenario))
