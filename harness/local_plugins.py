@@ -208,15 +208,16 @@ def _imported(file: LocalFile, shown: str) -> ModuleType:
         raise
     except SyntaxError as error:
         if error.filename != str(file.path):  # of a module that it imports
-            raise PluginError(f"{shown}{_line(file, error)}: SyntaxError: {error}") from error
+            raise PluginError(f"{shown}{line_of(file, error)}: SyntaxError: {error}") from error
         text = f" in {error.text.strip()!r}" if error.text and error.text.strip() else ""
         raise PluginError(f"{shown}:{error.lineno or 1}:{error.offset or 1}: {error.msg}{text}") from error
     except BaseException as error:  # also SystemExit and the panics of extension modules
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PluginError(f"{shown}{_line(file, error)}: {text}{_hint(file, error)}") from error
+        raise PluginError(f"{shown}{line_of(file, error)}: {text}{_hint(file, error)}") from error
 
 
-def _line(file: LocalFile, error: BaseException) -> str:
+def line_of(file: LocalFile, error: BaseException) -> str:
+    """`:3`, the last line of the file that an error came through; nothing where it came through none."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file.path)]
     return f":{lines[-1]}" if lines else ""
 

@@ -8,11 +8,12 @@ import importlib.util
 import inspect
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from harness._version import API_VERSION
 from harness.contracts.base import Plugin
-from harness.errors import PluginError
+from harness.errors import PluginError, nearest
 from harness.kinds import KINDS
 
 
@@ -30,12 +31,18 @@ def check_class(plugin: Any) -> None:
             raise PluginError(f"{plugin.__qualname__}: the name {name!r} must be text without '/' and spaces")
     if inspect.isabstract(plugin):
         missing = ", ".join(sorted(plugin.__abstractmethods__))
-        raise PluginError(f"{plugin.kind} {plugin.name!r} does not implement {missing}")
+        raise PluginError(f"{plugin.kind} {plugin.name!r} does not implement {missing}{_misspelt(plugin)}")
     family = getattr(plugin, {"attack": "family", "compressor": "acts_on"}.get(plugin.kind, "name"))
     if not family:
         raise PluginError(
             f"{plugin.kind} {plugin.name!r} must subclass one of the families, "
             f"such as {'EvasionAttack' if plugin.kind == 'attack' else 'ModelCompressor'}"
+        )
+    hooks = _hooks(plugin)
+    if hooks and not any(hooks & vars(owner).keys() for owner in _own(plugin)):
+        raise PluginError(
+            f"{plugin.kind} {plugin.name!r} implements nothing of {_contract(plugin).__name__}, and would change "
+            f"nothing{_misspelt(plugin)}"
         )
 
 
@@ -46,9 +53,7 @@ def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
 
 def _check_parameters(plugin: type[Plugin]) -> None:
     """A parameter, or any attribute, in the place of something that the engine calls would end a run in its midst."""
-    contract = next(
-        base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness.")
-    )
+    contract = _contract(plugin)
     what = f"{plugin.__qualname__} ({contract.__name__})"
     theirs = _attributes(contract)
     for name, field in plugin.model_fields.items():
@@ -63,11 +68,61 @@ def _check_parameters(plugin: type[Plugin]) -> None:
                 f"{what}: the parameter {name!r} is declared with `exclude`, so that scores of two of its values could "
                 "not be told apart; remove that"
             )
-    for owner in plugin.__mro__[: plugin.__mro__.index(contract)]:
+    for owner in _own(plugin):
         for name in vars(owner).keys() & theirs.keys():
-            if inspect.isroutine(theirs[name]) and not callable(getattr(plugin, name, None)):
-                own = inspect.getattr_static(plugin, name)
-                raise PluginError(f"{what}: {name!r} must stay a method, not {own!r}; rename yours")
+            own = inspect.getattr_static(plugin, name)
+            if inspect.isroutine(theirs[name]):
+                if not callable(getattr(plugin, name, None)):
+                    raise PluginError(f"{what}: {name!r} must stay a method, not {own!r}; rename yours")
+                _check_signature(what, name, own, theirs[name])
+            elif isinstance(own, FunctionType):
+                raise PluginError(f"{what}: {name!r} is no method: write `@property` above it")
+
+
+def _check_signature(what: str, name: str, own: Any, theirs: Any) -> None:
+    """Raises PluginError where a method does not take what the contract's is given, whatever it calls that."""
+    if not isinstance(theirs, FunctionType) or not isinstance(own, FunctionType | staticmethod | classmethod):
+        return
+    asked = theirs.__code__
+    if isinstance(own, FunctionType) and not asked.co_kwonlyargcount:
+        code = own.__code__
+        if (code.co_argcount, code.co_kwonlyargcount) == (asked.co_argcount, 0):
+            return  # as nearly always: a closer look at every method would take each command's time
+    expected = inspect.signature(theirs).parameters
+    by_place = [p.name for p in expected.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_name = {p.name: p for p in expected.values() if p.kind is p.KEYWORD_ONLY}
+    function = own if isinstance(own, FunctionType) else own.__func__
+    given = inspect.signature(function, follow_wrapped=False)
+    try:
+        given.bind(*by_place[isinstance(own, staticmethod) :], **by_name)
+    except TypeError:
+        wrong, right = (f"{name}({', '.join(each)})" for each in (given.parameters, expected))
+        raise PluginError(f"{what}: {wrong} must take what it is given: {right}") from None
+
+
+def _contract(plugin: type[Plugin]) -> type[Plugin]:
+    """The class of harness.api that it is made of."""
+    return next(
+        base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness.")
+    )
+
+
+def _own(plugin: type[Plugin]) -> tuple[type, ...]:
+    """Itself and what stands between it and its contract."""
+    return plugin.__mro__[: plugin.__mro__.index(_contract(plugin))]
+
+
+def _hooks(plugin: type[Plugin]) -> set[str]:
+    """What its contract has that not every plugin has."""
+    return _attributes(_contract(plugin)).keys() - _attributes(Plugin).keys()
+
+
+def _misspelt(plugin: type[Plugin]) -> str:
+    """Its methods that the contract does not have, each with the nearest that it has; nothing where none is near."""
+    hooks = _hooks(plugin)
+    methods = (name for owner in _own(plugin) for name, own in vars(owner).items() if inspect.isroutine(own))
+    near = {name: nearest(name, hooks) for name in methods if name not in hooks and name[0] != "_"}
+    return "".join(f"; it has {name!r}: {said}" for name, said in near.items() if said)
 
 
 @cache

@@ -139,7 +139,7 @@ class Registry:
             raise
         except BaseException as error:
             text = str(error) if isinstance(error, PluginError) else _say(error)
-            raise PluginError(f"{path}: {text}") from error
+            raise PluginError(f"{path}{local_plugins.line_of(file, error)}: {text}") from error
         self._local.add(file)
         return file
 

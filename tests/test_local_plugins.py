@@ -199,7 +199,8 @@ FAULTS = {
         RULE.replace("harness_register", "harness_regster"),
         r"rule.py: unknown hook 'harness_regster'; did you mean 'harness_register'",
     ),
-    "not a plugin": (RULE.replace("register(Rule)", "register(dict)"), r"rule.py: register\(\) takes plugin classes"),
+    "not a plugin": (RULE.replace("register(Rule)", "register(dict)"), r"rule.py:\d+: register\(\) takes plugin"),
+    "not there": (RULE.replace("register(Rule)", "register(Rul)"), r"rule.py:\d+: NameError: name 'Rul' is not"),
     "observer": (
         RULE + "\n@hookimpl\ndef harness_run_started(run):\n    pass\n",
         r"rule.py: a local plugin has the hook harness_register alone, not harness_run_started; watch",

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar
 import pytest
 
 import harness
-from harness.api import Aggregator, Attack, Field, Metric, hookimpl
+from harness.api import Aggregator, Attack, Defence, Field, Metric, hookimpl
 from harness.errors import PluginError
 from harness.registry import Registry, split_spec
 
@@ -410,6 +410,42 @@ def test_parameters_and_overrides_that_hide_nothing_are_fine():
 
     registry = Registry()
     registry.add(plugins_of(Fine), "main", "pack")
+    assert registry.disabled == []
+
+
+@pytest.mark.parametrize(
+    ("base", "attributes", "reason"),
+    [
+        (Aggregator, {"aggregate": lambda self, updates: updates},
+         "aggregate(self, updates) must take what it is given: aggregate(self, updates, context)"),
+        (Aggregator, {"aggregate": staticmethod(lambda updates: updates)}, "aggregate(updates) must take"),
+        (Aggregator, {"aggregate": lambda self, updates, context, more: updates}, "context, more) must take"),
+        (Defence, {"update": lambda self, delta: delta}, "update(self, delta) must take what it is given"),
+        (Defence, {"protects": lambda self: "record"}, "'protects' is no method: write `@property` above it"),
+        (Defence, {"gradeint": lambda self, local: None},
+         "implements nothing of Defence, and would change nothing; it has 'gradeint': did you mean 'gradient'"),
+    ],
+)  # fmt: skip
+def test_what_could_only_fail_or_do_nothing_in_a_run_disables_its_package(base, attributes, reason):
+    registry = Registry()
+    registry.add(
+        plugins_of(type("Wrong", (base,), {"name": "wrong", "__module__": __name__, **attributes})), "m", "p"
+    )
+    assert reason in only_disabled(registry)[1]
+
+
+@pytest.mark.parametrize(
+    "aggregate",
+    [
+        lambda self, rows, given: rows[0],
+        lambda self, *given: given[0][0],
+        lambda self, updates, context, more=1: updates[0],
+        staticmethod(lambda updates, context: updates[0]),
+    ],
+)
+def test_a_method_may_name_what_it_takes_and_take_more(aggregate):
+    registry = Registry()
+    registry.add(plugins_of(type("Fine", (Aggregator,), {"name": "fine", "aggregate": aggregate})), "m", "p")
     assert registry.disabled == []
 
 
