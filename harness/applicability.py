@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from harness.contracts.aggregator import PreAggregator
-from harness.contracts.attack import KNOWLEDGE, ByzantineAttack, EvasionAttack
+from harness.contracts.attack import KNOWLEDGE, ByzantineAttack, EvasionAttack, PoisoningAttack
 from harness.contracts.defence import Defence, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import NotApplicable, PluginError
@@ -187,6 +187,11 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
     if attack is None:
         return
     attack.check(facts.num_classes, facts.input_shape)
+    target = attack.backdoor_target if isinstance(attack, PoisoningAttack) else None
+    if target is not None and not 0 <= target < facts.num_classes:
+        raise NotApplicable(
+            f"{attack.name}: its backdoor_target is {target}, but the classes run from 0 to {facts.num_classes - 1}"
+        )
     if isinstance(attack, PrivacyAttack):
         optimizer = cell.scenario.federation.local.optimizer.name
         if attack.needs_sgd and optimizer != "sgd":

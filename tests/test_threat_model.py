@@ -19,6 +19,7 @@ from harness.api import (
     UpdateContext,
     hookimpl,
 )
+from harness.engine import plan
 from harness.errors import ScenarioError
 from harness.federation.counts import participants
 from harness.registry import registry
@@ -400,3 +401,37 @@ class _Blowup:
     @hookimpl
     def harness_register(register):
         register(Blowup)
+
+
+def test_a_target_that_no_class_has_is_told_before_training(tmp_path):
+    class Far(PoisoningAttack):
+        """A backdoor to a class that need not exist."""
+
+        name = "far"
+        target: int = 0
+
+        @property
+        def backdoor_target(self):
+            return self.target
+
+        def trigger(self, x):
+            return x
+
+    class Package:
+        @hookimpl
+        def harness_register(self, register):
+            register(Far)
+
+    registry.cache_clear()
+    try:
+        registry().add(Package(), "far", "psr-harness")
+        text = (
+            BASE
+            + "threats: [{name: b, malicious: 0.5, attacks: [far: {target: 9}, far: {target: 10}, far: {target: -1}]}]"
+        )
+        planned = plan(load_text(text), device="cpu", jobs=1, store=tmp_path / "s").to_dict()
+        found = [cell["reason"] for cell in planned["scenarios"][0]["cells"]]
+    finally:
+        registry.cache_clear()
+    said = "far: its backdoor_target is {}, but the classes run from 0 to 9"
+    assert found == [None, said.format(10), said.format(-1)]
