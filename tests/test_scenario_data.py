@@ -29,6 +29,10 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
         ("holdout: 0.9\nfederation: {clients: 900}\n", ["6:23: 900 clients cannot share the"]),
         ("normalization: {mean: [0.1, 0.2, 0.3], std: 0.5}\n", ["5:23: normalization.mean has 3 values"]),
         (
+            "normalization: {mean: 127.5, std: [0.5, 64]}\n",
+            ["5:23: mean must be at most 1", "5:41: each of std must be at most 1, not 64"],
+        ),
+        (
             "normalization: {mean: [0.1, 0.2], std: [0.5, 1]}\n",
             ["5:23: normalization.mean has 2", "5:40: normalization.std has 2"],
         ),

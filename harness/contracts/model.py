@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_Positive = Annotated[float, Field(gt=0)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(gt=0, le=1)]
 
 
 class Normalization(BaseModel):
@@ -24,9 +25,11 @@ class Normalization(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    mean: float | list[float] = Field(examples=[0.5], description="mean per channel, in [0, 1] pixels")
-    std: _Positive | list[_Positive] = Field(
-        examples=[0.25], description="standard deviation per channel, > 0, in [0, 1] pixels"
+    mean: _Mean | list[_Mean] = Field(
+        examples=[0.5], description="mean per channel, 0 to 1, in [0, 1] pixels"
+    )
+    std: _Deviation | list[_Deviation] = Field(
+        examples=[0.25], description="standard deviation per channel, above 0, at most 1, in [0, 1] pixels"
     )
 
 
