@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -20,6 +20,7 @@ from harness.contracts.metric import Metric, shared_scores
 from harness.contracts.model import Model, Normalization
 from harness.contracts.privacy import PrivacyAttack
 from harness.contracts.tracker import Tracker
+from harness.entry_points import BUILTIN
 from harness.federation.counts import clients_per_round, malicious_count
 from harness.scenario_parts import (
     Axis,
@@ -134,6 +135,7 @@ class Scenario(Part):
         yield from repeated(metrics, "metrics", "metric")
         for i, problem in shared_scores(metrics):
             yield ("metrics", i), f"{problem}; list one of them"
+        yield from _score_problems(values.get("threats") or (), values.get("metrics"))
         seeds: tuple[int, ...] | None = values.get("seeds")
         if seeds == ():
             yield ("seeds",), "seeds needs at least one number, e.g. [0, 1, 2]"
@@ -219,6 +221,37 @@ def _round_problems(index: int, threat: Any, federation: Any) -> Found:
                 ("threats", index, "participation"),
                 f"{malicious} malicious clients cannot take part in every round of {count} clients",
             )
+
+
+def _score_problems(threats: Iterable[Any], metrics: Iterable[Metric] | None) -> Found:
+    """A record holds one value a score: what an attack gives may be no metric's, and mean nothing else to another."""
+    attacks = [
+        (i, j, attack)
+        for i, threat in enumerate(threats)
+        for j, attack in enumerate(getattr(threat, "attacks", ()))
+    ]
+    own = [(i, j, attack) for i, j, attack in attacks if isinstance(attack, PrivacyAttack) and attack.scores]
+    if not own:
+        return
+    built_in = (e.plugin for e in registry.registry().entries("metric") if e.distribution == BUILTIN)
+    computed = {name: metric.name for metric in metrics or built_in for name in metric.scores}  # type: ignore[union-attr]
+    first: dict[str, PrivacyAttack] = {}
+    for i, j, attack in own:
+        for name, score in attack.scores.items():
+            other = first.setdefault(name, attack)
+            here, there = ((s.unit, s.direction, s.measured) for s in (score, other.scores[name]))
+            if name in computed:
+                yield (
+                    ("threats", i, "attacks", j),
+                    f"the attack {attack.name} and the metric {computed[name]} both declare the score {name!r}; "
+                    "leave one of them out",
+                )
+            elif here != there:
+                yield (
+                    ("threats", i, "attacks", j),
+                    f"the attacks {other.name} and {attack.name} do not mean the same by the score {name!r}; make two "
+                    "scenarios",
+                )
 
 
 def _chain_problems(index: int, chain: tuple[Aggregator, ...]) -> Found:

@@ -186,6 +186,37 @@ class Lira(PrivacyAttack):
         raise NotImplementedError
 
 
+class Peek(PrivacyAttack):
+    """Declares a score that a metric declares too."""
+
+    name = "peek"
+    scores = {"accuracy": Score("lower", "share", "members told right")}
+
+    def run(self, view, context):
+        raise NotImplementedError
+
+
+class Leaks(Peek):
+    """Declares a score that other attacks declare too."""
+
+    name = "leaks"
+    scores = {"leak": Score("lower", "bits", "what a record gives away")}
+
+
+class Oozes(Peek):
+    """Means the same by it."""
+
+    name = "oozes"
+    scores = {"leak": Score("lower", "bits", "what a record gives away in the end")}
+
+
+class Drips(Peek):
+    """Means something else by it."""
+
+    name = "drips"
+    scores = {"leak": Score("higher", "bits", "what a record keeps")}
+
+
 class Accuracy(Metric):
     """Share that is right."""
 
@@ -214,7 +245,7 @@ class Jsonl(Tracker):
 
 BUILTIN = (
     Pictures, Digits, Iid, Dirichlet, SmallCnn, DpSgd, AdversarialTraining, Mean, Krum, Nnm, Bucketing,
-    StaticInt8, Pruning, Pgd, Fgsm, Alie, Lira, Accuracy, Exactness, Jsonl,
+    StaticInt8, Pruning, Pgd, Fgsm, Alie, Lira, Peek, Leaks, Oozes, Drips, Accuracy, Exactness, Jsonl,
 )  # fmt: skip
 
 

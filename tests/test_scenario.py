@@ -625,6 +625,22 @@ BAD = {
         "metrics: [accuracy, exactness]\n",
         ["5:21: the metrics accuracy and exactness both declare the score 'accuracy'; list one of them"],
     ),
+    "attack with a score of a metric": (
+        "threats: [{name: peek, attacks: [peek]}]\nmetrics: [accuracy]\n",
+        [
+            "5:34: the attack peek and the metric accuracy both declare the score 'accuracy'; leave one of them out"
+        ],
+    ),
+    "attack with a score of a default metric": (
+        "threats: [{name: peek, attacks: [peek]}]\n",
+        [
+            "5:34: the attack peek and the metric exactness both declare the score 'accuracy'; leave one of them out"
+        ],
+    ),
+    "two attacks that mean two things by a score": (
+        "threats:\n  - {name: a, attacks: [leaks, oozes]}\n  - {name: b, attacks: [drips]}\n",
+        ["7:25: the attacks leaks and drips do not mean the same by the score 'leak'; make two scenarios"],
+    ),
     "repeated axis value": (
         "aggregators: [krum, mean, krum: {f: null}]\n",
         ["5:27: the aggregator krum(f=None) is repeated; every value may stand once"],
