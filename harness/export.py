@@ -17,10 +17,13 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 
 
 def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
-    """One row per record: scenario, axes, status, reason, then one column per score."""
+    """One row per record: scenario, axes, status, reason, then one column per score.
+
+    A score that is called as what stands before it has `-score` behind its name.
+    """
     import pandas
 
-    rows = [
+    facts = [
         {
             "scenario": r["scenario"]["name"],
             "id": r["id"],
@@ -29,9 +32,12 @@ def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
             "reason": r["reason"] or (r["error"] or {}).get("message"),
             "flags": ",".join(r["flags"]),
             "guarantee_holds": None if r["guarantee"] is None else r["guarantee"]["holds"],
-            **r["scores"],
         }
         for r in records
+    ]
+    rows = [
+        fact | {f"{name}-score" if name in fact else name: value for name, value in r["scores"].items()}
+        for fact, r in zip(facts, records, strict=True)
     ]
     return pandas.DataFrame(rows)
 

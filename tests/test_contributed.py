@@ -11,6 +11,7 @@ from harness.console.figures import draw_pareto, draw_ranks, quantity
 from harness.console.pooling import QUANTITIES, pool
 from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
+from harness.export import to_frame
 
 UNITS = {
     "ece": ("lower", "share", "expected calibration error"),
@@ -84,3 +85,14 @@ def test_figures_take_them_too(tmp_path):
     assert draw_ranks(records, tmp_path / "r.svg", "t", "defence", "margin").blocks == 2
     with pytest.raises(HarnessError, match="unknown quantity 'eec'; did you mean 'ece'"):
         quantity("eec", records)
+
+
+def test_an_export_keeps_what_stands_before_the_scores():
+    one = record(scores={"status": 0.5, "seed": 7.0, "ece": 0.1}) | {
+        "id": "ab",
+        "reason": None,
+        "error": None,
+    }
+    (row,) = to_frame([one]).to_dict("records")
+    assert (row["status"], row["seed"], row["ece"]) == ("scored", 0, 0.1)
+    assert (row["status-score"], row["seed-score"]) == (0.5, 7.0)
