@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -13,12 +12,21 @@ from harness.console.options import AsJson
 from harness.leaderboard.columns import BY_KEY
 
 Number = Optional[float]  # noqa: UP045
-AREAS = ("mia",)
-SHARES = ("accuracy", "robust", "byzantine", "backdoor")
 
 
 def _limit(help: str) -> Any:
     return typer.Option(help=help, min=0)
+
+
+def _bound(text: str) -> tuple[str, float]:
+    """`kappa=0.6` as a column's key and a number. Raises HarnessError."""
+    from harness.errors import HarnessError
+
+    key, _, number = text.partition("=")
+    try:
+        return key.strip(), float(number)
+    except ValueError:
+        raise HarnessError(f"--limit {text}: write COLUMN=BOUND, for example accuracy=0.8") from None
 
 
 def recommend(
@@ -42,13 +50,21 @@ def recommend(
     max_latency: Annotated[
         Number, _limit("Most milliseconds for one image, as measured where it ran.")
     ] = None,
+    limit: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="COLUMN=BOUND",
+            help="Bound on any column that --objective knows, in the score's own unit: the least where higher is "
+            "better, the most where lower is; repeat for more.",
+        ),
+    ] = None,
     objective: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="COLUMN",
             help="What matters, the most important first; repeat for more. Columns: "
             + ", ".join(BY_KEY)
-            + ".",
+            + "; and, by their names, scores that other plugins declare.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to show of each board.")] = 10,
@@ -82,23 +98,14 @@ def recommend(
     }
     limits = []
     for option, (key, bound) in given.items():
-        if bound is None:
-            continue
-        if math.isnan(bound):
-            raise HarnessError(f"{option} must be a number, not nan")
-        if key in SHARES and bound > 1:
-            raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
-        if key in AREAS and bound > 1:
-            raise HarnessError(
-                f"{option} is an area under a ROC curve, from 0 to 1 with 0.5 for chance, not {bound:g}"
-                + f": write {bound / 100:g} for {bound:g} %" * (bound <= 100)
-            )
-        limits.append(Limit(option, BY_KEY[key], bound, protects if key == "epsilon" else None))
+        if bound is not None:
+            limits.append(Limit(option, BY_KEY[key], bound, protects if key == "epsilon" else None))
     if protects is not None and max_epsilon is None:
         raise HarnessError(f"--protects {protects} says whose epsilon counts: give --max-epsilon too")
+    bounds = [_bound(text) for text in limit or ()]
     distinct = {path.resolve(): path for path in results}.values()
     submissions = [one for path in distinct for one in submissions_of(path)]
-    advice = choose(submissions, limits, objective or ())
+    advice = choose(submissions, limits, objective or (), bounds)
     if as_json:
         print_json([as_values(one, top) for one in advice])
     else:

@@ -286,7 +286,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     distrusted = (
         {MASKED} if chosen.column.family == "evasion" else {VIOLATION} if chosen.key == "audited" else set()
     )
-    distrusted |= {CONSTANT} if chosen.hollow else set()
+    distrusted |= {CONSTANT} if chosen.column.hollow else set()
     found: dict[tuple[str, ...], dict[str, dict[Any, float]]] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.column.score)

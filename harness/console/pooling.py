@@ -12,7 +12,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked
-from harness.leaderboard.columns import BY_KEY, HOLLOW, Column, counts_under, is_part, written
+from harness.leaderboard.columns import BY_KEY, Column, counts_under, is_part, written
 
 AXES = ("defence", "aggregator", "compressor")
 
@@ -32,12 +32,6 @@ class Quantity:
     @property
     def better(self) -> Literal["higher", "lower"]:
         return self.column.better
-
-    @property
-    def hollow(self) -> bool:
-        """Whether a model that predicts one class for everything gets much or little of it for nothing."""
-        contributed = self.key not in BY_KEY
-        return self.key in HOLLOW or (contributed and self.column.family in ("evasion", "backdoor"))
 
     def compared(self, value: float) -> float:
         """What a value, in the column's unit, counts as where rows are compared, as on the board."""
@@ -169,7 +163,7 @@ def _pooled(
         flags = record.get("flags") or ()
         masked |= quantity.column.family == "evasion" and MASKED in flags
         violated |= quantity.key == "audited" and VIOLATION in flags
-        constant |= quantity.hollow and CONSTANT in flags
+        constant |= quantity.column.hollow and CONSTANT in flags
         attacked = (record.get("attack") or {}).get("samples")
         subset |= quantity.column.family == "evasion" and is_part(attacked, record.get("test_samples"))
         seeds.setdefault(record["cell"].get("seed"), []).append(score)

@@ -19,10 +19,11 @@ from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.asked import Asked, Attack, Outcome
-from harness.leaderboard.columns import COLUMNS, HOLLOW, Column, counts_under, is_part, part_tested, signs
+from harness.leaderboard.columns import COLUMNS, Column, counts_under, is_part, part_tested, signs
+from harness.leaderboard.contributed import Contributed, means
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.statistics import interval
-from harness.leaderboard.submission import Cell, Claim, Seed, Submission
+from harness.leaderboard.submission import Cell, Claim, Seed, Submission, Unit
 
 Axes = tuple[str, str, str]
 View = tuple[str] | tuple[str, str]  # one threat with all its attacks, or one attack of it
@@ -131,6 +132,7 @@ class Board:
     """Everything submitted to one version of one scenario. superseded: there is a newer version.
 
     content: where boards are of one content of the scenario and one of the data, which; empty where there is one.
+    contributed: columns of scores that no built-in plugin declares.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Board:
     superseded: bool = False
     content: str = ""
     rows: list[Row] = field(default_factory=list)
+    contributed: list[Column] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -160,7 +163,8 @@ class Board:
     @property
     def columns(self) -> list[Column]:
         """Those in which some row has a value."""
-        return [column for column in COLUMNS if any(column.key in row.values for row in self.rows)]
+        every = (*COLUMNS, *self.contributed)
+        return [column for column in every if any(column.key in row.values for row in self.rows)]
 
     @property
     def notes(self) -> list[str]:
@@ -196,6 +200,11 @@ def counts(found: Sequence[Board]) -> dict[str, int]:
     }
 
 
+def every_column(found: Sequence[Board]) -> list[Column]:
+    """The built-in ones, and the contributed ones in which some row of these boards has a value."""
+    return list(dict.fromkeys([*COLUMNS, *(column for board in found for column in board.columns)]))
+
+
 def boards(submissions: Iterable[Submission]) -> list[Board]:
     """By name, the newest version first; rows pooled, the best ones marked.
 
@@ -208,12 +217,14 @@ def boards(submissions: Iterable[Submission]) -> list[Board]:
         group.setdefault((facts.hash, facts.fingerprint), []).append(submission)
     newest = {name: max(v for n, v in groups if n == name) for name, _ in groups}
     found = []
+    contributed = Contributed()
     ordered = sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
     for (name, version), group in ordered:
         for content, own in group.items():
             inside = sorted(own, key=lambda s: (not s.official, s.name))
             board = Board(name, version, inside, version < newest[name], _content(content, group))
             board.rows = list(_rows(board))
+            board.contributed = contributed.columns(_declared(inside))
             _pool(board)
             found.append(board)
     return found
@@ -252,6 +263,14 @@ def _rows(board: Board) -> Iterator[Row]:
             yield Row(hashlib.sha256(text.encode()).hexdigest()[:12], submission, axes, cells)
 
 
+def _declared(submissions: Iterable[Submission]) -> Iterator[tuple[str, Unit, str]]:
+    """Each score of each cell, with what its file says of it and the cell's family."""
+    for submission in submissions:
+        for cell in submission.cells:
+            names = dict.fromkeys(name for s in cell.seeds.values() for name in (*s.scores, *s.undefined))
+            yield from ((n, submission.units[n], cell.family) for n in names if n in submission.units)
+
+
 def _pool(board: Board) -> None:
     """Fills in the values of all rows, over all attacks and under each threat and attack, and marks the best."""
     families = {id(submission): _families(submission) for submission in board.submissions}
@@ -262,9 +281,10 @@ def _pool(board: Board) -> None:
         for seed in cell.seeds.values()
         for name in (*seed.scores, *seed.undefined)
     }
-    columns = [column for column in COLUMNS if column.pooling != "claim" and column.score in known]
+    every = (*COLUMNS, *board.contributed)
+    columns = [column for column in every if column.pooling != "claim" and column.score in known]
     everything = [(row, row.cells) for row in board.rows]
-    for column in COLUMNS:
+    for column in every:
         if column.pooling == "claim":
             values = [(row, value) for row in board.rows if (value := _guaranteed(row)) is not None]
         else:
@@ -311,6 +331,8 @@ def _pooled(
     asked = Asked()
     found: list[tuple[Row, dict[int, list[float]], set[Hashable], set[str], bool]] = []
     for row, own_cells in cells:
+        if not means(column, row.submission.units.get(name)):
+            continue
         own, in_reference = families[id(row.submission)], id(row.submission) in reference
         seeds: dict[int, list[float]] = {}
         there: set[Hashable] = set()
@@ -349,7 +371,7 @@ def _pooled(
             text="" if math.isfinite(estimate.mean) else str(estimate.mean),
             incomplete=not wanted <= there,
             masked=column.family == "evasion" and MASKED in flags,
-            constant=column.key in HOLLOW and CONSTANT in flags,
+            constant=column.hollow and CONSTANT in flags,
             violated=column.key == "audited" and VIOLATION in flags,
             subset=subset,
             by_seed=by_seed,

@@ -16,8 +16,7 @@ from harness.console.pooling import AXES
 from harness.errors import HarnessError
 from harness.files import replacing
 from harness.leaderboard import submission as submissions
-from harness.leaderboard.board import Board, boards, counts
-from harness.leaderboard.columns import COLUMNS
+from harness.leaderboard.board import Board, boards, counts, every_column
 from harness.leaderboard.escaping import cell
 from harness.leaderboard.markdown import readme
 from harness.leaderboard.page import page
@@ -100,7 +99,7 @@ def to_frame(found: Sequence[Board]) -> pandas.DataFrame:
     """One row a configuration of a submission; numbers in the scores' own units, and how many seeds they are of."""
     import pandas
 
-    rows = []
+    rows, columns = [], every_column(found)
     for board in found:
         for row in board.rows:
             one = row.submission
@@ -117,7 +116,7 @@ def to_frame(found: Sequence[Board]) -> pandas.DataFrame:
                 "delta": claim.delta if claim else math.nan,
                 "flags": " ".join(row.flags),
             }  # fmt: skip
-            for column in COLUMNS:
+            for column in columns:
                 value = row.values.get(column.key)
                 mean, low, high, seeds = value.estimate if value else (math.nan, None, None, 0)
                 line[column.key] = mean

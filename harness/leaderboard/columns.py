@@ -93,6 +93,12 @@ class Column:
         return min if self.better == "higher" else max
 
     @property
+    def hollow(self) -> bool:
+        """Whether a model that predicts one class for everything gets much or little of it for nothing."""
+        contributed = self.key not in BY_KEY
+        return self.key in HOLLOW or (contributed and self.family in ("evasion", "backdoor"))
+
+    @property
     def header(self) -> str:
         """`Clean accuracy [%] ↑`."""
         unit = f" [{self.unit}]" if self.unit else ""

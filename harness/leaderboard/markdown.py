@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from harness.console.pooling import AXES
 from harness.contracts.privacy import VIOLATION
@@ -74,9 +75,7 @@ def _board(board: Board) -> Iterator[str]:
         )
         yield ""
     several = len(board.submissions) > 1
-    yield _line(
-        [*(axis.capitalize() for axis in AXES), *["Submission"] * several, *(c.header for c in columns)]
-    )
+    yield _line([*(axis.capitalize() for axis in AXES), *["Submission"] * several, *map(_header, columns)])
     yield _line([*["---"] * (len(AXES) + several), *["--:"] * len(columns)])
     for row in rows:
         labels = [markdown(axis) for axis in row.axes] + [markdown(row.submission.name)] * several
@@ -145,6 +144,11 @@ def _costs(value: Value | None, column: Column) -> tuple[float, float]:
     if value is None or not value.trusted:
         return math.nan, math.nan
     return by_unit(column.compared(value.mean), column.better, value.clients)
+
+
+def _header(column: Column) -> str:
+    """A contributed score's unit is a stranger's text."""
+    return replace(column, title=markdown(column.title), unit=markdown(column.unit)).header
 
 
 def _value(value: Value | None, column: Column) -> str:

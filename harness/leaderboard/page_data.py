@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.leaderboard.board import Board
-from harness.leaderboard.columns import ARROWS, COLUMNS, SIGNS, TABS
+from harness.leaderboard.board import Board, every_column
+from harness.leaderboard.columns import ARROWS, BY_KEY, SIGNS, TABS
 from harness.leaderboard.escaping import link
 from harness.leaderboard.page_rows import SIGN_BITS, Tables, compact, number
 from harness.leaderboard.statistics import too_few
@@ -15,12 +15,12 @@ from harness.leaderboard.submission import Environment, Submission
 
 def data(found: Sequence[Board]) -> dict[str, Any]:
     """Everything that the page shows, as JSON values. Infinite numbers are the texts inf and -inf."""
-    tables = Tables()
+    tables, columns = Tables(), every_column(found)
     submissions = [submission for board in found for submission in board.submissions]
     places = {id(submission): place for place, submission in enumerate(submissions)}
     citations: dict[tuple[int, ...], tuple[int, int]] = {}
     rows = [
-        compact(row, place, places[id(row.submission)], tables, citations)
+        compact(row, place, places[id(row.submission)], columns, tables, citations)
         for place, board in enumerate(found)
         for row in board.rows
     ]
@@ -35,7 +35,7 @@ def data(found: Sequence[Board]) -> dict[str, Any]:
                 "better": c.better, "note": c.note, "scale": c.scale, "digits": c.digits, "tabs": list(c.tabs),
                 "pooling": c.pooling, "measured": c.measured, "chance": c.chance,
             }
-            for c in COLUMNS
+            for c in columns
         ],
         "boards": [_board(board) for board in found],
         "start": _start(found),
@@ -67,10 +67,13 @@ def _board(board: Board) -> dict[str, Any]:
 
 
 def _start(found: Sequence[Board]) -> str:
-    """The board that readers see first: the current one that answers most questions, and then has most rows."""
+    """The board that readers see first: the current one that answers most questions, and then has most rows.
+
+    Scores that plugins contribute are no questions that boards have in common.
+    """
 
     def richness(board: Board) -> tuple[int, int]:
-        return sum("overview" in column.tabs for column in board.columns), len(board.rows)
+        return sum("overview" in c.tabs and c.key in BY_KEY for c in board.columns), len(board.rows)
 
     return max([board for board in found if not board.superseded], key=richness).label
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.leaderboard.board import Estimate, Row, Value, pooled, score
 from harness.leaderboard.citations import bibtex, selection, selects, used
-from harness.leaderboard.columns import BY_KEY, BY_SCORE, COLUMNS, Column
+from harness.leaderboard.columns import BY_SCORE, Column
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.side_by_side import GUARANTEED
 from harness.leaderboard.submission import Cell, Submission
@@ -25,7 +25,6 @@ CURVE_POINTS = 40
 # How a score's numbers are to be read: mean and 95 % interval over seeds, or of a bootstrap within the only seed;
 # a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
 INTERVAL, BOOTSTRAP, BARE, CONSTANT, LOST = range(5)
-PLACES = {column.key: place for place, column in enumerate(COLUMNS)}
 SIGN_BITS = {
     "incomplete": 1,
     "masked": 2,
@@ -81,9 +80,16 @@ class Tables:
 
 
 def compact(
-    row: Row, board: int, submission: int, tables: Tables, citations: dict[tuple[int, ...], tuple[int, int]]
+    row: Row,
+    board: int,
+    submission: int,
+    columns: Sequence[Column],
+    tables: Tables,
+    citations: dict[tuple[int, ...], tuple[int, int]],
 ) -> dict[str, Any]:
-    """A row as a JSON value. board, submission: their positions. citations: those of texts, by plugins, kept here."""
+    """A row as a JSON value. board, submission: their positions. columns: the page's. citations: positions of texts,
+    by plugins, kept here.
+    """
     plugins = used(row)
     key = tuple(map(id, plugins))
     if key not in citations:
@@ -98,9 +104,9 @@ def compact(
         "b": board,
         "s": submission,
         "a": [tables.text.add(part) for part in row.axes],
-        "v": [_value(row.values.get(c.key), c, tables, baseline, _seeds(clean)) for c in COLUMNS],
-        "p": [_by_seed(row.values.get(c.key), row.submission.scenario.seeds) for c in COLUMNS],
-        "w": _under(row, tables),
+        "v": [_value(row.values.get(c.key), c, tables, baseline, _seeds(clean)) for c in columns],
+        "p": [_by_seed(row.values.get(c.key), row.submission.scenario.seeds) for c in columns],
+        "w": _under(row, columns, tables),
         "c": [_cell(cell, row, tables, baseline, curve) for cell in row.cells],
         "f": [tables.text.add(flag) for flag in row.flags],
         "g": None if row.claim is None else tables.guarantee.json(row.claim.model_dump()),
@@ -150,16 +156,17 @@ def _by_seed(value: Value | None, seeds: Sequence[int]) -> Any:
     return [number(numbers.get(seed)) for seed in seeds]
 
 
-def _under(row: Row, tables: Tables) -> list[Any]:
+def _under(row: Row, columns: Sequence[Column], tables: Tables) -> list[Any]:
     """A view, a column's place and the value there, one after the other: what is shown of one threat or attack."""
+    places = {column.key: place for place, column in enumerate(columns)}
     return [
         part
         for view, values in row.under.items()
         for key, value in values.items()
         for part in (
             tables.view.add(list(view), view),
-            PLACES[key],
-            _value(value, BY_KEY[key], tables, {}, 0),
+            places[key],
+            _value(value, columns[places[key]], tables, {}, 0),
         )
     ]
 

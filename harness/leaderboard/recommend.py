@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,34 @@ from harness.leaderboard.submission import Submission, read
 from harness.leaderboard.submit import of_store
 
 OBJECTIVES = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size")
+AREAS = ("auroc", "mia", "mia_mean", "property")
 ALPHA = 0.05
 Protects = Literal["record", "client"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a column, in the score's own unit. protects: whose guarantee counts, None: anyone's."""
+    """A bound on a column, in the score's own unit. protects: whose guarantee counts, None: anyone's.
+
+    Raises HarnessError for a bound that is no number, and for a share or an area that is more than 1.
+    """
 
     option: str
     column: Column
     bound: float
     protects: Protects | None = None
+
+    def __post_init__(self) -> None:
+        option, bound = self.option, self.bound
+        if math.isnan(bound):
+            raise HarnessError(f"{option} must be a number, not nan")
+        if self.column.unit == "%" and self.column.scale == 100 and bound > 1:
+            raise HarnessError(f"{option} is a share from 0 to 1: write {bound / 100:g} for {bound:g} %")
+        if self.column.key in AREAS and bound > 1:
+            raise HarnessError(
+                f"{option} is an area under a ROC curve, from 0 to 1 with 0.5 for chance, not {bound:g}"
+                + f": write {bound / 100:g} for {bound:g} %" * (bound <= 100)
+            )
 
     def met(self, value: float) -> bool:
         """A mean may miss a bound that it equals by its last digit, as a float; a guarantee is no mean."""
@@ -52,7 +68,9 @@ class Limit:
 
     @property
     def text(self) -> str:
-        return f"{self.option} {self.bound:g}" + (f" --protects {self.protects}" if self.protects else "")
+        between = "=" if " " in self.option else " "  # `--max-epsilon 8`, `--limit epsilon=8`
+        whose = f" --protects {self.protects}" if self.protects else ""
+        return f"{self.option}{between}{self.bound:g}{whose}"
 
 
 @dataclass
@@ -144,27 +162,35 @@ def _training(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def recommend(
-    submissions: Sequence[Submission], limits: Sequence[Limit], objectives: Sequence[str] = ()
+    submissions: Sequence[Submission],
+    limits: Sequence[Limit],
+    objectives: Sequence[str] = (),
+    bounds: Sequence[tuple[str, float]] = (),
 ) -> list[Advice]:
     """What fits on each board. objectives: keys of columns, the most important first; those of OBJECTIVES that the
-    board has where not given. Raises HarnessError for an unknown one, and one that no board has.
+    board has where not given. bounds: further limits, by keys, which contributed scores have only where results do.
+    Raises HarnessError for an unknown key, one that no board has, and a bound that `Limit` refuses.
     """
-    for key in objectives:
-        if key not in BY_KEY:
-            hint = did_you_mean(key, BY_KEY, all_below=len(BY_KEY))
-            raise HarnessError(f"--objective {key}: no such column; {hint}")
     found = boards(submissions)
-    known = {column.key for board in found for column in board.columns}
+    known = {column.key: column for board in found for column in board.columns}
+    valid = BY_KEY | known
+    for option, key in [("--objective", k) for k in objectives] + [("--limit", k) for k, _ in bounds]:
+        if key not in valid:
+            hint = did_you_mean(key, valid, all_below=len(valid))
+            raise HarnessError(f"{option} {key}: no such column; {hint}")
+    limits = [*limits, *(Limit(f"--limit {key}", valid[key], bound) for key, bound in bounds)]
     for key in [*objectives, *(limit.column.key for limit in limits)]:
         if key not in known:
-            raise HarnessError(f"no result has {BY_KEY[key].title.lower()}: no threat or metric measured it")
-    return [_advise(board, limits, objectives) for board in found]
+            raise HarnessError(f"no result has {valid[key].title.lower()}: no threat or metric measured it")
+    return [_advise(board, limits, objectives, known) for board in found]
 
 
-def _advise(board: Board, limits: Sequence[Limit], wanted: Sequence[str]) -> Advice:
+def _advise(
+    board: Board, limits: Sequence[Limit], wanted: Sequence[str], columns: Mapping[str, Column]
+) -> Advice:
     there = {column.key for column in board.columns}
     keys = wanted or [*OBJECTIVES, *(limit.column.key for limit in limits)]
-    objectives = [BY_KEY[key] for key in dict.fromkeys(keys) if key in there]
+    objectives = [columns[key] for key in dict.fromkeys(keys) if key in there]
     advice = Advice(board, objectives, list(limits))
     candidates = [row for row in board.rows if not row.constant]
     advice.left_out = len(board.rows) - len(candidates)

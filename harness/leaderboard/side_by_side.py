@@ -12,7 +12,7 @@ from harness.errors import HarnessError, did_you_mean
 from harness.leaderboard.columns import BY_SCORE, Column
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.statistics import PairedDifference, paired_difference, too_few
-from harness.leaderboard.submission import Cell, Submission
+from harness.leaderboard.submission import Cell, Submission, Unit
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +25,9 @@ GUARANTEED = ("epsilon", "delta")
 class Pair:
     """One score of one row in both. difference: over shared seeds, see `paired_difference`, of what they count as.
 
-    whose: of a guarantee where one is for a record and one for a client, which do not compare. words: written instead
-    of the two numbers, where there are any.
+    whose: what the numbers are of where that is not the same, so that they do not compare: guarantees for a record and
+    for a client, or what two versions of a plugin mean by the score. words: written instead of the two numbers, where
+    there are any.
     """
 
     row: str
@@ -93,7 +94,7 @@ def compare_submissions(a: Submission, b: Submission, scores: Iterable[str] = ()
         raise HarnessError(f"{a.name} and {b.name} are of different data and cannot be compared")
     others = {cell.axes: cell for cell in b.cells}
     shared = [(cell_name(cell.axes), cell, others[cell.axes]) for cell in a.cells if cell.axes in others]
-    return _pairs(shared, _asked([a, b], scores), a)
+    return _pairs(shared, _asked([a, b], scores), a, b)
 
 
 def compare_rows(submission: Submission, first: str, second: str, scores: Iterable[str] = ()) -> list[Pair]:
@@ -113,7 +114,7 @@ def compare_rows(submission: Submission, first: str, second: str, scores: Iterab
         for attack, cell in chosen[0].items()
         if attack in chosen[1]
     ]
-    return _pairs(shared, _asked([submission], scores), submission)
+    return _pairs(shared, _asked([submission], scores), submission, submission)
 
 
 def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
@@ -200,7 +201,9 @@ def _asked(submissions: Sequence[Submission], scores: Iterable[str]) -> list[str
     return wanted or sorted(name for name in known if name not in units or not units[name].measured)
 
 
-def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], about: Submission) -> list[Pair]:
+def _pairs(
+    shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], a_file: Submission, b_file: Submission
+) -> list[Pair]:
     """A pair for each score of each row; what attacks have in common as they met one model is said of the first."""
     found: list[Pair] = []
     said: set[tuple[Any, ...]] = set()
@@ -212,8 +215,8 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
             if not ((a and b) or ((a or b) and "none" in words)) or same in said:
                 continue
             said.add(same)
-            unit = about.units.get(score)
-            whose = _whose(first, second) if score in GUARANTEED else ""
+            unit = a_file.units.get(score)
+            whose = _whose(first, second) if score in GUARANTEED else _meanings(unit, b_file.units.get(score))
             found.append(
                 Pair(
                     row,
@@ -230,6 +233,14 @@ def _pairs(shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], abou
     if not found:
         raise HarnessError("nothing to compare: they share no scored cell")
     return found
+
+
+def _meanings(first: Unit | None, second: Unit | None) -> str:
+    """What two files say of a score where they do not say the same."""
+    if first is None or second is None or (first.unit, first.direction) == (second.unit, second.direction):
+        return ""
+    one, other = (f"{said.unit or 'no unit'}, better {said.direction}" for said in (first, second))
+    return f"A: {one}; B: {other}"
 
 
 def _counted(values: Seeds, score: str) -> Seeds:

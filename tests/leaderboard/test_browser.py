@@ -813,3 +813,47 @@ def test_markup_in_every_text_is_shown_and_never_run(page, site, tmp_path):
     assert page.evaluate("document.scripts.length") == page.evaluate(
         "document.body.querySelectorAll(':scope > script').length"
     )
+
+
+def test_contributed_scores_are_columns_that_sort_and_export(page, tmp_path):
+    """With dots, commas and underscores in their names, and intervals of which no sign is cut off."""
+    cells = [
+        synthetic.cell(
+            (name, "mean", "none", "none", "none"), "clean", {"accuracy": [0.5] * 3, "a.b_c": numbers}
+        )
+        for name, numbers in (
+            ("low", [-0.6, 0.1, 0.8]),
+            ("high", [7.0, 7.1, 7.2]),
+            ("middle", [2.0, 2.1, 2.2]),
+        )
+    ]
+    cells.append(synthetic.cell(("lacks", "mean", "none", "none", "none"), "clean", {"accuracy": [0.5] * 3}))
+    file = synthetic.plain("lab", cells)
+    file["units"]["a.b_c"] = {"unit": "%_x", "direction": "higher", "description": "a <b>score</b>"}
+    synthetic.put(tmp_path, file)
+    build(tmp_path)
+    other = page.context.new_page()
+    failures = []
+    other.on("pageerror", lambda error: failures.append(str(error)))
+    other.goto((tmp_path / "index.html").as_uri() + "#sort=a.b_c:desc&x=accuracy&y=a.b_c")
+    ready(other)
+    numbers = other.locator(f"{ROWS} [tabulator-field='a.b_c']")
+    expect(numbers).to_have_text([re.compile(text) for text in ("^7.100", "^2.100", "^0.100", "^–$")])
+    small = numbers.nth(2).locator("small")
+    expect(small).to_have_text("−1.639 – 1.839")
+    left = "node => node.getBoundingClientRect().left"
+    assert small.evaluate(left) >= numbers.nth(2).evaluate(left)
+    expect(other.locator("#plot .ytitle")).to_have_text("a.b_c [%_x], higher is better")
+    expect(other.locator("#legend")).to_contain_text("a <b>score</b>")
+    head(other, "a.b_c").click()
+    expect(numbers.first).to_have_text(re.compile("^0.100"))
+    with other.expect_download() as caught:
+        other.locator("#latex").click()
+    text = Path(caught.value.path()).read_text()
+    assert r"a.b\_c [\%\_x] $\uparrow$" in text
+    with other.expect_download() as caught:
+        other.locator("#csv").click()
+    lines = list(csv.DictReader(Path(caught.value.path()).read_text().splitlines()))
+    assert [line["a.b_c"] for line in lines] == ["0.1", "2.1", "7.1", ""]
+    assert failures == []
+    other.close()

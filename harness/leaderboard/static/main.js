@@ -55,7 +55,7 @@ function listen() {
     state[name] = input.type === "checkbox" ? (input.checked ? "1" : "") : input.value;
     if (name === "board") fillFilters();
     clearTimeout(wait);
-    wait = setTimeout(() => refresh(name === "board"), name === "q" ? 120 : 0);
+    wait = setTimeout(() => refresh(["board", "attack"].includes(name)), name === "q" ? 120 : 0);
   };
   $("filters").addEventListener("input", changed);
   $("filters").addEventListener("submit", (event) => event.preventDefault());

@@ -85,7 +85,7 @@ function drawScatter() {
         line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
     });
   });
-  const axisTitle = (column) => `${column.title}${column.unit ? ` [${column.unit}]` : ""}, ${column.better} is better`
+  const axisTitle = (column) => `${plain(column.title)}${column.unit ? ` [${plain(column.unit)}]` : ""}, ${column.better} is better`
     + (column.chance === null ? "" : `<br>${show(column, column.chance)} is chance, and less counts as chance`);
   const narrow = window.innerWidth < 720 && !printing;
   $("plot").hidden = !usable.length;

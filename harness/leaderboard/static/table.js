@@ -143,6 +143,14 @@ function stateNode(row, room = Infinity) {
 
 function textNode(cell) { return h("span", {class: "text", title: String(cell.getValue())}, String(cell.getValue())); }
 
+// In pixels, at least: the longest word of the title and the longest interval, of which a minus must not be cut off.
+function width(column) {
+  const word = Math.max(...column.title.split(" ").map((part) => part.length));
+  const values = ROWS.filter((row) => !state.board || row.board === state.board).map((row) => [row, row.values[column.place]]);
+  const interval = Math.max(0, ...values.map(([row, value]) => (value ? below(row, column, value).length : 0)));
+  return Math.max(92, word > 9 ? Math.max(112, Math.min(8 * word + 12, 220)) : 0, Math.floor(6.2 * interval + 18));
+}
+
 function definitions() {
   const wide = window.innerWidth > 720;
   const fixed = {headerSort: false, frozen: wide, resizable: false};
@@ -156,7 +164,7 @@ function definitions() {
     const column = byKey.get(key);
     if (column) {
       found.push({title: column.title, field: key, sorter, hozAlign: "right", headerHozAlign: "right",
-        minWidth: column.title.split(" ").some((word) => word.length > 9) ? 112 : 92,
+        minWidth: width(column),
         widthGrow: 1, headerSortStartingDir: column.better === "higher" ? "desc" : "asc",
         formatter: (cell) => valueNode(cell.getData(), column),
         titleFormatter: header(column.title, column.unit, DATA.arrows[column.better], `${column.note}; ${column.better} is better`)});
@@ -183,6 +191,7 @@ function makeTable() {
   table = new Tabulator("#table", {
     data: [], index: "id", columns: definitions(), layout: "fitColumns", maxHeight: "78vh", rowHeight: 52,
     initialSort: sortList(), columnDefaults: {headerWordWrap: true},
+    nestedFieldSeparator: false,  // the name of a score may hold dots
     // Left to itself it draws all rows anew whenever it scrolls into sight, under the reader's pointer.
     autoResize: false, columnHeaderSortMulti: true, resizableColumnFit: false, headerSortElement: "<span aria-hidden='true'></span>",
   });
