@@ -76,18 +76,40 @@ def test_a_training_maps_the_file_and_never_writes_to_it(cache, dataset, tmp_pat
     load.cache_clear()
 
 
-@pytest.mark.parametrize("harm", ["folder", "file", "half a file", "no facts"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "folder",
+        "file",
+        "half a file",
+        "an empty file",
+        "no facts",
+        "a pixel",
+        "a label",
+        "a group",
+        "a class",
+    ],
+)
 def test_a_cache_may_be_deleted_or_damaged_at_any_time(cache, dataset, tmp_path, harm):
     mark = dataset.fingerprint(tmp_path)
     load_splits(dataset, tmp_path, mark)
     (entry,) = cache.iterdir()
-    victim = entry / ("facts.json" if harm == "no facts" else "test-images.npy")
+    names = {"no facts": "facts.json", "a class": "facts.json", "a label": "test-labels.npy"}
+    victim = entry / names.get(harm, "train-groups.npy" if harm == "a group" else "test-images.npy")
     if harm == "folder":
         for file in entry.iterdir():
             file.unlink()
         entry.rmdir()
     elif harm == "half a file":
         victim.write_bytes(victim.read_bytes()[:-40])
+    elif harm == "an empty file":
+        victim.write_bytes(b"")
+    elif harm == "a class":
+        victim.write_text(victim.read_text().replace('"class_names": ["0"', '"class_names": ["1"'))
+    elif harm.startswith("a "):
+        data = bytearray(victim.read_bytes())
+        data[-8] ^= 1
+        victim.write_bytes(data)
     else:
         victim.unlink()
     assert load_splits(dataset, tmp_path, mark).fingerprint() == dataset.load().fingerprint()
