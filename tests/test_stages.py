@@ -41,6 +41,7 @@ from harness.registry import registry
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
 from harness.stages import score
+from harness.stages.isolation import isolated
 from harness.stages.score import stratified
 from harness.store import Store
 from harness.training import Training
@@ -778,6 +779,19 @@ def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
     alone = run(text, tmp_path / "b", select="aggregator=mean")
     assert {record["status"] for record in both.records} == {"scored"}
     assert losses(both)["mean"] == losses(alone)["mean"]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_autocast_is_off_where_a_stage_begins_and_what_it_was_where_it_ends(before):
+    x = torch.full((2, 2), 1 / 3)
+    try:
+        torch.set_autocast_enabled("cpu", before)
+        with isolated("key", "cpu", 1, False):
+            assert (x @ x).dtype == torch.float32
+            torch.set_autocast_enabled("cpu", True)  # as a plugin leaves it
+        assert torch.is_autocast_enabled("cpu") == before
+    finally:
+        torch.set_autocast_enabled("cpu", False)
 
 
 def test_kernels_that_were_chosen_before_a_stage_are_not_its_own(tmp_path):

@@ -28,8 +28,8 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
 
     threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
     `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms, the
-    precision of products, and whose kernels compute: oneDNN's, cuDNN's, and for quantised layers those that torch
-    prefers here. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
+    precision of products, autocast (off), and whose kernels compute: oneDNN's, cuDNN's, and for quantised layers those
+    that torch prefers here. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
     """
     with current(device), _settings(threads, tf32), global_generators(derive("stage", key), device):
         yield
@@ -45,10 +45,13 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     precision, products = _precision(), matmul.allow_tf32
     quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
     kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
+    for kind in autocast:  # not its context: within one, copies of weights are kept after they have changed
+        torch.set_autocast_enabled(kind, False)
     _be_strict(False, False)
     torch.set_flush_denormal(False)
     # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
@@ -63,6 +66,8 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
         torch.set_default_dtype(before[1])
         torch.set_default_device(None if default_device.type == "cpu" else default_device)
         torch.set_grad_enabled(before[2])
+        for kind, enabled in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
         _be_strict(*strict)
         torch.set_float32_matmul_precision(precision or "highest")
         if precision is None:
