@@ -85,6 +85,9 @@ class DpSgd(Defence):
     max_grad_norm: float = Field(1.0, gt=0, description="clipping bound")
     accountant: Literal["rdp", "prv"] = "rdp"
 
+    def gradient(self, local):
+        return local.gradient
+
 
 class AdversarialTraining(Defence):
     """Trains on attacked inputs."""
@@ -92,6 +95,9 @@ class AdversarialTraining(Defence):
     name = "adversarial-training"
     attack: EvasionAttack = Field(description="the attack")
     fraction: float = Field(1.0, ge=0, le=1)
+
+    def batch(self, x, y, key):
+        return x, y
 
 
 class Mean(Aggregator):
