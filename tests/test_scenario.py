@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 from scenario_plugins import BUILTIN, Digits, Iid, Krum, Mean, OtherKrum, Pgd, registry_of
 
+import harness.scenario_plan  # noqa: F401  (it binds the registry, which tests replace)
 from harness.api import Split, Splits
 from harness.errors import HarnessError, ScenarioError
 from harness.options import SGD, Adam, Constant, Cosine, FedAdagrad, FedAdam, FedAvg, FedYogi, Linear, Step
