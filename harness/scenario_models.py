@@ -162,6 +162,12 @@ class Scenario(Part):
                     f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "
                     f"at least {1 / clients:.3g} makes one",
                 )
+            if clients and share and malicious_count(clients, share) == clients:
+                yield (
+                    ("threats", i, "malicious"),
+                    f"malicious is a share, and {share:g} of {clients} clients is all of them; "
+                    f"{1 / clients:.3g} is one",
+                )
             yield from _round_problems(i, threat, values.get("federation"))
             if values.get("holdout") == 0 and "holdout" in given:
                 for attack in getattr(threat, "attacks", ()):

@@ -849,6 +849,10 @@ BAD = {
         "threats: [{name: b, malicious: 0.05, attacks: [alie]}]\n",
         ["5:32: malicious 0.05 of 10 clients is 0.5: less than one client; at least 0.1 makes one"],
     ),
+    "one client written as a share": (
+        "threats: [{name: b, malicious: 1, attacks: [alie]}]\n",
+        ["5:32: malicious is a share, and 1 of 10 clients is all of them; 0.1 is one"],
+    ),
     "radius in pixels of 255": (
         "threats:\n  - {name: e, budget: {norm: linf, eps: 8}, attacks: [pgd]}\n",
         [

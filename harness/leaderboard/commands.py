@@ -82,6 +82,9 @@ def submit(
         for number, seed in cell.seeds.items():
             if seed.error is not None:
                 typer.echo(f"failed: {cell_name(cell.axes, number)}: {seed.error}")
+    typer.echo(
+        f"next: {shlex.join(['harness', 'leaderboard', 'check', str(path)])}, and a pull request with the file"
+    )
 
 
 @leaderboard.command()

@@ -478,6 +478,9 @@ def test_permalinks_that_make_no_sense_show_the_start(visit, site):
     expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")
     expect(page.locator("[data-filter=board]")).to_have_value("chest v1")
     expect(page.locator("dialog[open]")).to_have_count(0)
+    gone = page.get_by_text("This page does not have what the link names: the board x and the row it opens.")
+    expect(gone).to_be_visible()
+    expect(visit("tab=robustness").locator("#gone")).to_be_hidden()
 
 
 def test_the_shown_table_is_exported_as_csv_and_latex(visit, site, tmp_path):

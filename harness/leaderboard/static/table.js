@@ -31,11 +31,20 @@ function load(link) {
   const query = new URLSearchParams(link.slice(1));
   for (const [name, usual] of Object.entries(DEFAULTS)) state[name] = query.has(name) ? query.get(name) : usual;
   if (!TABS.includes(state.tab)) state.tab = DEFAULTS.tab;
-  if (state.board && !DATA.boards.some((board) => board.label === state.board)) state.board = DEFAULTS.board;
+  const gone = [];  // what the link was made for, on a page that had it
+  if (state.board && !DATA.boards.some((board) => board.label === state.board)) {
+    gone.push(`the board ${state.board}`);
+    state.board = DEFAULTS.board;
+  }
   if (state.attack && !ROWS.some((row) => row.attacks.has(state.attack))) state.attack = "";
   for (const name of ["x", "y"]) if (!byKey.has(state[name])) state[name] = "";
   state.compare = compared().map((row) => row.id).join(",");
-  if (!byId.has(state.card)) state.card = "";
+  if (!byId.has(state.card)) {
+    if (state.card) gone.push("the row it opens");
+    state.card = "";
+  }
+  $("gone").hidden = !gone.length;
+  $("gone").textContent = `This page does not have what the link names: ${gone.join(" and ")}.`;
 }
 
 const compared = () => [...new Set(state.compare.split(","))].map((id) => byId.get(id)).filter((row) => row);
