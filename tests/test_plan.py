@@ -486,7 +486,8 @@ def test_nested_plugins_of_one_name_are_told_apart(tmp_path):
     (tmp_path / "rival.py").write_text(
         RIVAL.replace("Aggregator", "EvasionAttack")
         .replace("median", "fgsm")
-        .replace("aggregate(self", "perturb(self")
+        .replace("aggregate(self, updates, context)", "perturb(self, model, x, y, context)")
+        .replace("-updates.mean(0)", "x")
     )
     text = """
 plugins: [rival.py]
