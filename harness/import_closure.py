@@ -6,7 +6,7 @@ import hashlib
 from functools import cached_property
 from pathlib import Path
 
-from harness.python_files import code_files, imports_of
+from harness.python_files import code_files, imports_of, package_of
 
 
 class ImportClosure:
@@ -49,8 +49,7 @@ class ImportClosure:
         if name not in self._read:
             file = self.files[name]
             source = file.read_bytes()
-            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            imported = imports_of(source, package) if file.suffix == ".py" else ()
+            imported = imports_of(source, package_of(name, file)) if file.suffix == ".py" else ()
             within = frozenset(reached for wanted in imported for reached in self._within(wanted))
             self._read[name] = hashlib.sha256(source).digest(), within
         return self._read[name]

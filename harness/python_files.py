@@ -39,6 +39,11 @@ def code_files(name: str, place: Path) -> Iterator[tuple[str, Path]]:
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), Path(file)
 
 
+def package_of(module: str, file: Path) -> str:
+    """The package that relative imports of a module start from."""
+    return module if file.name == "__init__.py" else module.rpartition(".")[0]
+
+
 def imports_of(source: bytes, package: str) -> Iterator[str]:
     """Dotted names that a source imports, anywhere in it; of `from a import b` both at once: a.b."""
     try:

@@ -156,18 +156,8 @@ class Scenario(Part):
             if name is not None and names[name]:
                 yield ("threats", i, "name"), f"the threat name {name!r} is used twice"
             names[name or ""] += 1
-            if clients and share and not malicious_count(clients, share):
-                yield (
-                    ("threats", i, "malicious"),
-                    f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "
-                    f"at least {1 / clients:.3g} makes one",
-                )
-            if clients and share and malicious_count(clients, share) == clients:
-                yield (
-                    ("threats", i, "malicious"),
-                    f"malicious is a share, and {share:g} of {clients} clients is all of them; "
-                    f"{1 / clients:.3g} is one",
-                )
+            if clients and share:
+                yield from _share_problems(i, share, clients)
             yield from _round_problems(i, threat, values.get("federation"))
             if values.get("holdout") == 0 and "holdout" in given:
                 for attack in getattr(threat, "attacks", ()):
@@ -211,6 +201,22 @@ class Scenario(Part):
         plain["threats"] = [identifying(threat) for threat in plain["threats"]]
         text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _share_problems(index: int, share: float, clients: int) -> Found:
+    """Of a threat's share of malicious clients: it makes one at least, and leaves one honest."""
+    count = malicious_count(clients, share)
+    if count == 0:
+        yield (
+            ("threats", index, "malicious"),
+            f"malicious {share:g} of {clients} clients is {share * clients:g}: less than one client; "
+            f"at least {1 / clients:.3g} makes one",
+        )
+    elif count == clients:
+        yield (
+            ("threats", index, "malicious"),
+            f"malicious is a share, and {share:g} of {clients} clients is all of them; {1 / clients:.3g} is one",
+        )
 
 
 def _round_problems(index: int, threat: Any, federation: Any) -> Found:

@@ -29,7 +29,7 @@ from types import ModuleType
 from harness.entry_points import BUILTIN, GROUP, normalized
 from harness.errors import HarnessError
 from harness.import_closure import ImportClosure
-from harness.python_files import CODE, code_files, files_in, imports_of
+from harness.python_files import CODE, code_files, files_in, imports_of, package_of
 
 ENGINE = ("harness", "harness_plugins")  # in keys by other means; see harness.stage_keys
 SITE = {"site-packages", "dist-packages"}
@@ -265,9 +265,8 @@ def _texts(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
     """(package that relative imports start from, source) of each Python file. name: of the package; "": no matter."""
     for module, file in code_files(name, place):
         if file.suffix == ".py":
-            package = module if file.name == "__init__.py" else module.rpartition(".")[0]
             with suppress(OSError):
-                yield package if name else "", file.read_bytes()
+                yield package_of(module, file) if name else "", file.read_bytes()
 
 
 def _compare(package: _Package, distribution: str) -> None:
