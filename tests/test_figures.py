@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from itertools import combinations
+from xml.etree import ElementTree
 
 import pytest
 
@@ -361,6 +362,7 @@ def test_ranks_leave_out_what_hides_gradients_and_guarantees(flag, tmp_path):
             ["--figure", "pareto", "--by", "defence"],
             "--by defence: an option of --figure ranks, not of pareto",
         ),
+        (["--figure", "table", "--x", "robust"], "--x robust: an option of --figure pareto, not of table"),
     ],
 )
 def test_bad_choices_name_the_nearest(arguments, message, capsys, tmp_path):
@@ -390,3 +392,37 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
         assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
         assert capsys.readouterr().out == f"wrote {kind}.svg: {told}\n"
     assert [out.name for out in drawn] == ["pareto.svg", "ranks.svg"]
+
+
+def test_the_table_is_drawn_as_a_terminal_shows_it(tmp_path, monkeypatch, capsys):
+    """Every line of `harness run` in 80 columns and bold, in the grid's order, whatever the order in the store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "schema: 1\nname: s\ndataset: digits\nmodel: logistic\n"
+        "aggregators: [median, mean]\nfederation: {rounds: 1}\n"
+    )
+    assert cli.main(["run", "s.yaml", "--quiet"]) == 0
+    shown = capsys.readouterr().out.splitlines()[:-1]  # the last line is of the run: stages computed
+    assert cli.main(["plot", "s.yaml", "--figure", "table"]) == 0
+    assert capsys.readouterr().out == "wrote table.svg: 2 cells\n"
+    svg = (tmp_path / "table.svg").read_text(encoding="utf-8")
+    drawn = [
+        "".join(row.itertext()) for row in ElementTree.fromstring(svg).iter() if row.tag.endswith("}text")
+    ]
+    words = [word for line in shown for word in line.split()]
+    assert len(words) > 10
+    told = " ".join(word for text in drawn for word in text.split())
+    assert told.replace("bold: best of the column ", "", 1) == " ".join(["harness run s.yaml", *words])
+    assert "http" not in svg.replace("http://www.w3.org/2000/svg", "").replace(
+        "https://www.textualize.io", ""
+    )
+    with Store(tmp_path / "runs") as store:
+        backwards = store.records("s")[::-1]
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: backwards)
+    assert cli.main(["plot", "s.yaml", "--figure", "table", "--out", "again.svg"]) == 0
+    assert (tmp_path / "again.svg").read_text(encoding="utf-8") == svg
+    assert cli.main(["plot", "s.yaml", "--figure", "table", "--out", "t.png"]) == 2
+    assert "a table is drawn as SVG alone" in capsys.readouterr().err
+    assert not (tmp_path / "t.png").exists()

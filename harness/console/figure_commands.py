@@ -41,7 +41,7 @@ def plot(
     ] = None,
     store: Store = Path("runs"),
     kind: Annotated[
-        str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap or ranks.")
+        str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap, ranks or table.")
     ] = "curves",
     x: Annotated[
         Text, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis; accuracy where not given.")
@@ -63,7 +63,7 @@ def plot(
     curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
     hollow markers mean that gradient masking is suspected, or a seed is missing. pareto: two quantities of every
     configuration, and the front. heatmap: accuracy of every aggregator under every attack on training, of
-    uncompressed models. ranks: a critical-difference diagram.
+    uncompressed models. ranks: a critical-difference diagram. table: what `harness run` shows in 80 columns, as SVG.
 
     Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, inversion_gain, epsilon, audited, size, uplink,
     and scores of contributed plugins.
@@ -81,8 +81,9 @@ def plot(
     out = out or Path(f"{kind}.svg")
     x, y, by = x or "accuracy", y or "robust", by or "defence"
     loaded = load(scenario)
-    known = {cell.id for cell in cells(loaded)}
-    found = [record for record in stored_records(store, loaded.name) if record["id"] in known]
+    order = {cell.id: place for place, cell in enumerate(cells(loaded))}
+    found = [record for record in stored_records(store, loaded.name) if record["id"] in order]
+    found.sort(key=lambda record: order[record["id"]])
     if not found:
         command = shlex.join(["harness", "run", scenario, "--store", str(store)])
         raise HarnessError(f"the store {store} holds no cell of {loaded.name}; run it first: {command}")
@@ -93,6 +94,10 @@ def plot(
     elif kind == "ranks":
         test = draw_ranks(found, out, loaded.name, by, y)
         told = f"{count_of(test.blocks, 'block')}, {test.test.capitalize()} p = {test.p:.2g}; {SHARED}"
+    elif kind == "table":
+        from harness.console.table_picture import draw_table
+
+        told = draw_table(found, out, f"harness run {scenario}")
     else:
         from harness.console.curves import curves, draw_curves
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from harness.leaderboard.comparisons import Omnibus
 
-KINDS = ("curves", "pareto", "heatmap", "ranks")
+KINDS = ("curves", "pareto", "heatmap", "ranks", "table")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
 OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # and the figures that have them
 Point = tuple[float, float]
