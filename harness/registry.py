@@ -226,6 +226,8 @@ class Registry:
             raise PluginError(f"{kind} {name!r} is in several packages; say {options}")
         if known:
             text = f"no package {distribution!r} has the {kind} {short!r}; there is {options}"
+        elif name == "none" and kind in ("defence", "compressor"):  # which axes of a scenario have
+            text = f"unknown {kind} 'none'; in a parameter that takes a list, [] is none"
         else:
             text = f"unknown {kind} {name!r}; {did_you_mean(short, self.names(kind))}"
         raise PluginError(text + self._elsewhere(kind, short, distribution))

@@ -211,6 +211,10 @@ def test_unknown_names_get_the_nearest_one():
         registry.find("defence", "median")
     with pytest.raises(PluginError, match=r"has no parameter 'g'; .*'?f'?"):
         registry.create("aggregator", "median", {"g": 1})
+    with pytest.raises(
+        PluginError, match=r"^unknown defence 'none'; in a parameter that takes a list, \[\] is"
+    ):
+        registry.find("defence", "none")
 
 
 def test_families_must_be_chosen():
