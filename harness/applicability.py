@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from harness.contracts.defence import Defence, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import NotApplicable, PluginError
 from harness.federation.chain import check_chain
-from harness.federation.counts import clients_per_round, malicious_clients, participants, tolerated
+from harness.federation.counts import clients_per_round, malicious_clients, own_seed, participants, tolerated
 from harness.options import FedAvg
 from harness.stacks import check_nothing_dropped, check_stack
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.grid import Cell, DataFacts
-    from harness.scenario import Scenario, Threat
+    from harness.scenario import Scenario
 
 
 def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None) -> str | None:
@@ -32,6 +33,7 @@ def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None
         _check_training(cell, module)
         _check_compression(cell)
         _check_attack(cell, facts)
+        _check_surrogate(cell, module)
     except (NotApplicable, PluginError) as error:
         return str(error)
     return None
@@ -45,7 +47,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     for rule in cell.aggregators:
         if rule.data_access == "public":
             _check_public(rule.name, cell)
-    for n in cell.memo.of(_round_sizes, (cell.scenario, cell.threat)):
+    for n in _round_sizes(cell):
         f = tolerated(n, cell.scenario.tolerance)
         for rule in cell.aggregators:
             try:
@@ -64,24 +66,31 @@ def _tolerance_of(scenario: Scenario) -> str:
     return f"{told}: by default the largest `malicious` of the threats"
 
 
-def _round_sizes(under: tuple[Scenario, Threat]) -> list[int]:
+def _round_sizes(cell: Cell) -> list[int]:
     """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own.
 
-    under: a threat can put its clients into every round beside those that the coins draw.
+    A threat can put its clients into every round beside those that the coins draw, and shadow models have other coins.
     """
-    scenario, threat = under
-    settings = scenario.federation
+    settings, threat = cell.scenario.federation, cell.threat
     if settings.sampling == "fixed":
         return [clients_per_round(settings.clients, settings.participation)]
+    variants = cell.attack.trainings(cell) if isinstance(cell.attack, PrivacyAttack) else ()
     sizes: set[int] = set()
-    for seed in scenario.seeds:
+    for seed in cell.scenario.seeds:
         always = threat.participation == "always"
-        present = malicious_clients(settings.clients, threat.malicious, seed) if always else ()
-        drawn = participants(
-            settings.clients, settings.participation, settings.rounds, seed, "train", present, "poisson"
-        )
-        sizes |= {len(ids) for ids in drawn}
-    return sorted(sizes - {0})
+        present = tuple(malicious_clients(settings.clients, threat.malicious, seed)) if always else ()
+        for own in {own_seed(seed, variant) for variant in (None, *variants)}:
+            sizes |= _drawn_sizes(settings.clients, settings.participation, settings.rounds, own, present)
+    return sorted(sizes)
+
+
+@lru_cache(4096)
+def _drawn_sizes(
+    clients: int, participation: float, rounds: int, seed: int, present: tuple[int, ...]
+) -> frozenset[int]:
+    """How many clients the coins of a training draw for its rounds, empty ones left out."""
+    drawn = participants(clients, participation, rounds, seed, "train", present, "poisson")
+    return frozenset(len(ids) for ids in drawn) - {0}
 
 
 def _check_view(cell: Cell) -> None:
@@ -232,3 +241,15 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
             raise NotApplicable(
                 f"{attack.name} needs gradients; {names} is not differentiable — add `surrogate: uncompressed`"
             )
+
+
+def _check_surrogate(cell: Cell, module: nn.Module | None) -> None:
+    """The model that examples are made on is trained and compressed as any other, and can make no more sense."""
+    behind, attack = cell.behind_transfer, cell.attack
+    if behind is None or attack is None:
+        return
+    try:
+        _check_training(behind, module)
+        _check_compression(behind)
+    except (NotApplicable, PluginError) as error:
+        raise NotApplicable(f"the surrogate of {attack.name}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -143,6 +143,15 @@ class Cell:
             return own
         kept = tuple(c for c in self.compressors if not isinstance(c, ModelCompressor))
         return Surrogate("uncompressed", compressors=kept)
+
+    @property
+    def behind_transfer(self) -> Cell | None:
+        """The cell whose released model is the surrogate."""
+        wanted = self.surrogate
+        if wanted is None:
+            return None
+        parts = {axis: getattr(wanted, axis) for axis in ("defences", "aggregators", "compressors")}
+        return replace(self, **{axis: part for axis, part in parts.items() if part is not None})
 
 
 def _threat_spec(threat: Threat) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness import source_code
 from harness.contracts.base import Plugin
-from harness.contracts.compressor import ModelCompressor, UpdateCompressor
 from harness.contracts.privacy import PrivacyAttack
 from harness.data_root import DataRoot
 from harness.grid import Cell, DataFacts, Memo, stack_label
@@ -201,19 +200,17 @@ class Planner:
 
     def _with_surrogate(self, spec: AttackSpec, cell: Cell, environment: str) -> AttackSpec:
         """The surrogate of a transfer attack is a model like any other: trained, compressed and shared as such."""
-        wanted, train = cell.surrogate, spec.model.train
-        if wanted is None:
+        wanted, behind = cell.surrogate, cell.behind_transfer
+        if wanted is None or behind is None:
             return spec
-        compressors = cell.compressors if wanted.compressors is None else wanted.compressors
         other = replace(
-            train,
-            defences=train.defences if wanted.defences is None else wanted.defences,
-            aggregators=train.aggregators if wanted.aggregators is None else wanted.aggregators,
-            compressors=tuple(c for c in compressors if isinstance(c, UpdateCompressor)),
+            spec.model.train,
+            defences=behind.defences,
+            aggregators=behind.aggregators,
+            compressors=behind.update_compressors,
         )
-        chain = tuple(c for c in compressors if isinstance(c, ModelCompressor))
         key, other = self._train(other, environment)
-        model = CompressSpec(other, chain, spec.model.unprotected)
+        model = CompressSpec(other, behind.model_compressors, spec.model.unprotected)
         needs = self._released(model, key, environment)
         return replace(spec, surrogate=model, surrogate_name=wanted.name, surrogate_needs=needs)
 

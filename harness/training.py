@@ -20,7 +20,7 @@ from harness.errors import blamed
 from harness.evaluation.predict import predict
 from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
-from harness.federation.counts import malicious_clients, participants
+from harness.federation.counts import malicious_clients, own_seed, participants
 from harness.federation.data import DeviceData, load
 from harness.federation.dropout import seed_dropout
 from harness.federation.local import Client, LocalTrainer, seeded_modules
@@ -108,15 +108,8 @@ class Training:
 
     @property
     def seed(self) -> int:
-        """Of initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
-
-        A shadow model is another draw of the whole training (Carlini et al. 2022): its adversary does not know the
-        target's.
-        """
-        variant = self.spec.variant
-        if variant is None or variant.keep is None:
-            return self.spec.seed
-        return derive(self.spec.seed, "variant", variant.name)
+        """Of initial weights, partition, rounds and batches."""
+        return own_seed(self.spec.seed, self.spec.variant)
 
     @cached_property
     def planting(self) -> Planting | None:

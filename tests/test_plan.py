@@ -425,6 +425,50 @@ seeds: [7]
     assert reasons["always"].startswith("krum needs n > 2f + 2 updates: n = 6, f = 2;")
 
 
+def test_rounds_of_shadow_models_count_too(tmp_path):
+    """Coins of the target draw six and eight clients, which krum takes; those of a shadow model, four."""
+    text = """
+federation: {clients: 8, rounds: 2, participation: 0.75, sampling: poisson, byzantine_tolerance: 0.1}
+aggregators: [krum]
+threats:
+  - {name: none}
+  - {name: outputs, attacks: [loss-threshold, lira: {shadows: 8}]}
+seeds: [2]
+"""
+    scenario = load_text(BASE[: BASE.index("federation")] + text, tmp_path / "small.yaml")
+    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store").to_dict()
+    reasons = {c["axes"]["attack"]: c["reason"] for c in found["scenarios"][0]["cells"]}
+    assert reasons["none"] is reasons["loss-threshold"] is None
+    assert reasons["lira(shadows=8)"].startswith("krum needs n > 2f + 2 updates: n = 4, f = 1;")
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ("aggregators: [bulyan], defences: []", "bulyan needs n >= 4f + 3 updates: n = 4, f = 1"),
+        ("defences: [dp-sgd: {epsilon: 8}, soteria]", "soteria reads the records"),
+        ("compressors: [dynamic-int8, magnitude-pruning]", "dynamic-int8 must come last"),
+        ("aggregators: [median]", "median needs every update; with secure-aggregation"),
+        ("aggregators: [fltrust: {root: public}], defences: []", "fltrust needs public data"),
+        ("aggregators: [krum: {f: 0}], defences: []", None),
+        ("compressors: [static-int8]", None),
+    ],
+)
+def test_a_surrogate_that_makes_no_sense_is_not_trained(parts, reason, tmp_path):
+    text = f"""
+federation: {{clients: 4, byzantine_tolerance: 0.2}}
+defences: [secure-aggregation]
+threats:
+  - {{name: evasion, attacks: [transfer: {{attack: fgsm, source: other, {parts}}}]}}
+seeds: [0]
+"""
+    (cell,) = described_alone(text, tmp_path)
+    if reason is None:
+        assert cell["reason"] is None
+    else:
+        assert cell["reason"].startswith("the surrogate of transfer: " + reason)
+
+
 def test_two_scenarios_of_one_name_are_refused_however_they_are_given(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(BASE)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from harness.random import numpy_generator
+from harness.random import derive, numpy_generator
+
+if TYPE_CHECKING:
+    from harness.contracts.privacy import TrainingVariant
 
 
 def clients_per_round(clients: int, participation: float) -> int:
@@ -39,6 +43,17 @@ def participants(
         others = [i for i in drawn.tolist() if i not in always]
         schedule.append(sorted([*always[:count], *others[: count - len(always[:count])]]))
     return schedule
+
+
+def own_seed(seed: int, variant: TrainingVariant | None) -> int:
+    """Of a training's initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
+
+    A shadow model is another draw of the whole training (Carlini et al. 2022): its adversary does not know the
+    target's.
+    """
+    if variant is None or variant.keep is None:
+        return seed
+    return derive(seed, "variant", variant.name)
 
 
 def malicious_count(clients: int, share: float) -> int:
