@@ -543,6 +543,33 @@ def test_any_attack_of_the_library_is_one_line():
     assert create("torchattack", attack="CW", ball="none")(model, x, y).shape == x.shape
 
 
+def test_a_targeted_class_of_the_library_is_told_how_many_classes_there_are():
+    """Four, of which it looked for the fifth best."""
+    model, x = Linear(4, (1, 6, 6)).eval(), images(5, (1, 6, 6))
+    y = model(x).argmax(1)
+    attack = create("torchattack", attack="APGDT", settings={"steps": 3})
+    attack.check(4, (1, 6, 6))
+    assert float((attack(model, x, y, budget=1e-3) - x).abs().max()) <= 1e-3 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "shape", "settings", "reason"),
+    [
+        ("Pixle", 4, (1, 8, 8), {}, "takes images of 3 channels, not 1"),
+        ("TIFGSM", 4, (1, 8, 8), {}, "takes images of 3 channels, not 1"),
+        ("DIFGSM", 4, (1, 8, 6), {}, "takes square images, not 8x6"),
+        ("APGDT", 3, (1, 8, 8), {}, "needs 4 classes here, not 3"),
+        ("AutoAttack", 3, (1, 8, 8), {}, "needs 4 classes here, not 3"),
+        ("UPGD", 2, (1, 8, 8), {"loss": "dlr"}, "needs 3 classes here, not 2"),
+    ],
+)
+def test_what_a_class_of_the_library_cannot_take_is_not_applicable(name, classes, shape, settings, reason):
+    attack = create("torchattack", attack=name, settings=settings)
+    with pytest.raises(NotApplicable, match=reason):
+        attack.check(classes, shape)
+    attack.check(4, (3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

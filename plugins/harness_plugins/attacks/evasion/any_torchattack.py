@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from harness.api import EvasionContext, Field, Reference, did_you_mean
+from harness.api import EvasionContext, Field, NotApplicable, Reference, did_you_mean
 from harness_plugins.attacks.evasion._corrected import CorrectedAttack, finite_or_same, library_seed
-from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, run
+from harness_plugins.attacks.evasion._torchattacks import ZERO_GUARD, check_square, run
 
 # What an attack object is given by the engine, or what this plugin has a parameter for.
 OURS = ("self", "model", "eps", "alpha", "args", "kwargs", "device")
@@ -29,6 +29,10 @@ ONE_OF_LOSSES = ("APGD", "UPGD")
 # Classes that stop short of the boundary, and the plugins that don't: steps of its DeepFool lead out of [0, 1], are cut
 # back there, and shrink to nothing.
 SHORT = {"DeepFool": "deepfool"}
+# What some classes take images and models to be, without a look at them.
+SQUARE = ("DIFGSM", "Pixle", "TIFGSM")
+COLOURED = ("Pixle", "TIFGSM")
+TARGETED = ("APGDT", "AutoAttack")  # their difference of logits ratio is of four classes, the other of three
 COUNTS = ("steps", "n_queries", "max_iterations")  # what they call the number of their evaluations
 
 
@@ -40,11 +44,12 @@ class AnyTorchattack(CorrectedAttack):
     Where it takes eps_for_division, that is 1e-35 unless given: the library's own 1e-10 outweighs the gradients
     of a confident model. The gradient of the cross-entropy, where that is the class's loss, is taken as the plugins of
     the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
-    always 0. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and one-pixel, and TPGD as in
-    trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is not finite stays as it
-    was.
+    always 0. Where it takes n_classes, that is the data's number of classes unless given, 10 at most as in the library,
+    which takes it for 10 and fails with fewer. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and
+    one-pixel, and TPGD as in trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is
+    not finite stays as it was.
     The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
-    radius.
+    radius. Raises NotApplicable for images and numbers of classes that the class cannot take.
     """
 
     name = "torchattack"
@@ -107,6 +112,16 @@ class AnyTorchattack(CorrectedAttack):
         count = next((given[name] for name in COUNTS if name in given), 1)
         return count if isinstance(count, int) else 1
 
+    def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
+        name, loss = self.attack, {**self._signature(), **self.settings}.get("loss")
+        if name in SQUARE:
+            check_square(name, input_shape)
+        if name in COLOURED and input_shape[0] != 3:
+            raise NotApplicable(f"torchattacks' {name} takes images of 3 channels, not {input_shape[0]}")
+        needed = 4 if name in TARGETED else 3 if loss == "dlr" else 2
+        if num_classes < needed:
+            raise NotApplicable(f"torchattacks' {name} needs {needed} classes here, not {num_classes}")
+
     def perturb(self, model: Any, x: Any, y: Any, context: EvasionContext) -> Any:
         if context.eps == 0:
             return x
@@ -123,6 +138,8 @@ class AnyTorchattack(CorrectedAttack):
         names, given = self._signature(), dict(self.settings)
         if "eps_for_division" in names:
             given.setdefault("eps_for_division", ZERO_GUARD)
+        if "n_classes" in names:
+            given.setdefault("n_classes", min(names["n_classes"], context.num_classes))
         if "seed" in names:
             given.setdefault("seed", library_seed(context))
         if "eps" in names and context.eps is not None:
