@@ -13,6 +13,7 @@ from typing import Any
 
 from harness._version import API_VERSION
 from harness.contracts.base import Plugin
+from harness.contracts.choices import check_choice, choices
 from harness.errors import PluginError, nearest
 from harness.kinds import KINDS
 
@@ -77,6 +78,8 @@ def _check_parameters(plugin: type[Plugin]) -> None:
                 _check_signature(what, name, own, theirs[name])
             elif isinstance(own, FunctionType):
                 raise PluginError(f"{what}: {name!r} is no method: write `@property` above it")
+            elif name in (listed := _choices(contract)) and not isinstance(own, property):
+                check_choice(what, name, own, listed[name])
 
 
 def _check_signature(what: str, name: str, own: Any, theirs: Any) -> None:
@@ -130,6 +133,19 @@ def _attributes(contract: type[Plugin]) -> dict[str, Any]:
     """The public attributes of a contract, as they stand in its classes: properties and methods unbound."""
     public = [name for name in dir(contract) if not name.startswith("_")]
     return {name: inspect.getattr_static(contract, name) for name in public}
+
+
+@cache
+def _choices(contract: type[Plugin]) -> dict[str, tuple[Any, ...]]:
+    """The attributes for which a contract lists what they may be, also those that are properties."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for owner in reversed(contract.__mro__):
+        attributes = dict(vars(owner).get("__declared__", {}))
+        for name, value in vars(owner).items():
+            if isinstance(value, property) and value.fget is not None:
+                attributes[name] = value.fget.__annotations__.get("return")
+        found |= choices(owner, attributes)
+    return found
 
 
 # the version of the interface ---------------------------------------------------------------------

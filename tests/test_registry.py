@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,22 @@ from typing import Annotated, ClassVar
 import pytest
 
 import harness
-from harness.api import Aggregator, Attack, Defence, Field, Metric, hookimpl
+from harness.api import (
+    Aggregator,
+    Attack,
+    ByzantineAttack,
+    Canaries,
+    Defence,
+    EvasionAttack,
+    Field,
+    Metric,
+    ModelCompressor,
+    Observation,
+    PrivacyAttack,
+    Sampling,
+    Score,
+    hookimpl,
+)  # fmt: skip
 from harness.errors import PluginError
 from harness.registry import Registry, split_spec
 
@@ -436,6 +452,52 @@ def test_what_could_only_fail_or_do_nothing_in_a_run_disables_its_package(base, 
         plugins_of(type("Wrong", (base,), {"name": "wrong", "__module__": __name__, **attributes})), "m", "p"
     )
     assert reason in only_disabled(registry)[1]
+
+
+@pytest.mark.parametrize(
+    ("base", "attribute", "value", "reason"),
+    [
+        (EvasionAttack, "access", "logit", "Made (EvasionAttack): access = 'logit'; did you mean 'logits'?"),
+        (EvasionAttack, "access", "blackbox", "access = 'blackbox'; valid: gradients, labels, logits, none"),
+        (EvasionAttack, "norm", "Linf", "norm = 'Linf'; did you mean 'linf'"),
+        (ByzantineAttack, "knowledge", "omnicient", "knowledge = 'omnicient'; did you mean 'omniscient'?"),
+        (PrivacyAttack, "knowledge", "blackbox", "knowledge = 'blackbox'; did you mean 'black-box'?"),
+        (Defence, "protects", "records", "protects = 'records'; did you mean 'record'?"),
+        (Defence, "neighbours", "replaced", "neighbours = 'replaced'; did you mean 'replace'?"),
+        (Defence, "server_view", "update", "server_view = 'update'; did you mean 'updates'?"),
+        (Aggregator, "data_access", "publik", "data_access = 'publik'; did you mean 'public'?"),
+        (ModelCompressor, "data_access", ["public"], "data_access = ['public']; did you mean 'public'?"),
+    ],
+)  # fmt: skip
+def test_an_attribute_that_is_none_of_its_contracts_choices_disables_its_package(
+    base, attribute, value, reason
+):
+    methods = dict.fromkeys(base.__abstractmethods__, lambda *given: None)
+    body = {"__module__": __name__, "gradient": lambda self, local: None, **methods}
+    registry = Registry()
+    for name, said in (("right", getattr(base, attribute)), ("wrong", value)):
+        declared = {"__annotations__": {attribute: ClassVar[str]}, attribute: said, "name": name}
+        registry.add(plugins_of(type("Made", (base,), {**body, **declared})), "main", name)
+    where, why = only_disabled(registry)
+    assert where == "wrong:main"
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Score("hihger"), "Score: direction = 'hihger'; did you mean 'higher'?"),
+        (lambda: Observation(at="begin"), "Observation: at = 'begin'; valid: end, start"),
+        (lambda: Observation(batch_norm="evaluate"), "batch_norm = 'evaluate'; did you mean 'eval'?"),
+        (lambda: Canaries(3, unit="clients"), "unit = 'clients'; did you mean 'client'?"),
+        (lambda: Sampling("poison", 0.5), "Sampling: method = 'poison'; did you mean 'poisson'?"),
+        (lambda: type("Odd", (Metric,), {"__module__": __name__, "needs": ("logit",)}),
+         "Odd: needs = 'logit'; did you mean 'logits'"),
+    ],
+)  # fmt: skip
+def test_what_a_plugin_says_in_values_of_the_contracts_is_held_to_their_choices(make, reason):
+    with pytest.raises(PluginError, match=re.escape(reason)):
+        make()
 
 
 @pytest.mark.parametrize(

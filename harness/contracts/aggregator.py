@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from harness.contracts.base import Plugin
 
@@ -95,7 +95,7 @@ class Aggregator(Plugin):
     trusts: ClassVar[tuple[int, ...]] = ()
 
     @property
-    def data_access(self) -> str:
+    def data_access(self) -> Literal["none", "public", "private"]:
         """none, public (data the scenario declares unprotected) or private: where a root dataset comes from."""
         return "none"
 

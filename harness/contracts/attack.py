@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -86,8 +86,9 @@ class EvasionAttack(Attack):
 
     family: ClassVar[str] = "evasion"
     # Both may be a property instead, where they follow from a parameter.
-    access: ClassVar[str] = "gradients"  # gradients | logits | labels | none: what it asks of the model
-    norm: ClassVar[str | None] = None  # linf | l2 | l0; None: not bounded by a norm
+    # What it asks of the model.
+    access: ClassVar[Literal["gradients", "logits", "labels", "none"]] = "gradients"
+    norm: ClassVar[Literal["linf", "l2", "l0", None]] = None  # None: not bounded by a norm
     default_eps: ClassVar[float | None] = None  # radius where neither the attack nor the threat says one
 
     @property
@@ -239,8 +240,8 @@ class ByzantineAttack(Attack):
     family: ClassVar[str] = "byzantine"
     controls_training: ClassVar[bool | None] = True
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
-    # The least it needs: own | updates (the others') | omniscient (the rule too).
-    knowledge: ClassVar[str] = "own"
+    # The least it needs: own, updates (the others') or omniscient (the rule too).
+    knowledge: ClassVar[Literal["own", "updates", "omniscient"]] = "own"
 
     @abstractmethod
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:

@@ -78,6 +78,7 @@ class Plugin(BaseModel, metaclass=_Made):
         defer_build=True,
     )
 
+    __declared__: ClassVar[dict[str, Any]] = {}  # the annotations of its class attributes
     kind: ClassVar[str] = ""
     name: ClassVar[str] = ""
     aliases: ClassVar[tuple[str, ...]] = ()
@@ -163,6 +164,7 @@ def _forget_class_variables(plugin: type[Plugin]) -> None:
     It would evaluate those of all parents anew for each subclass: a third of what making the classes took.
     """
     annotations = inspect.get_annotations(plugin)
+    plugin.__declared__ = {k: v for k, v in annotations.items() if k in plugin.__class_vars__}
     plugin.__annotations__ = {k: v for k, v in annotations.items() if k not in plugin.__class_vars__}
 
 

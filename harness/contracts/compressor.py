@@ -6,7 +6,7 @@ import pickle
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from harness.contracts.base import Plugin
 from harness.errors import PluginError
@@ -93,7 +93,7 @@ class ModelCompressor(Compressor):
     comes_last: ClassVar[bool] = False  # True: it leaves no weights in float32, so no other may follow it
 
     @property
-    def data_access(self) -> str:
+    def data_access(self) -> Literal["none", "public", "private"]:
         """none, public (data the scenario declares unprotected) or private (the validation split)."""
         return "none"
 

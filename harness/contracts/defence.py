@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts.base import Plugin
+from harness.contracts.choices import Chosen
 
 if TYPE_CHECKING:
     import torch
@@ -103,10 +104,10 @@ class PrepareContext:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Chosen):
     """How a client draws its batches: `shuffle` (epochs without replacement) or `poisson` (each record by a coin)."""
 
-    method: str = "shuffle"
+    method: Literal["shuffle", "poisson"] = "shuffle"
     rate: float | None = None  # poisson: inclusion probability of a record, per step
 
 
@@ -224,9 +225,10 @@ class Defence(ClientHooks, Plugin):
     """A protection: hooks into training, aggregation or inference, and the guarantee it gives, if any."""
 
     kind: ClassVar[str] = "defence"
-    protects: ClassVar[str | None] = None  # record or client: what its guarantee is about
-    neighbours: ClassVar[Literal["add-remove", "replace"]] = "add-remove"  # of that guarantee; or replace
-    server_view: ClassVar[str] = "updates"  # what the server sees of a round's updates: each, or their `sum`
+    protects: ClassVar[Literal["record", "client", None]] = None  # what its guarantee is about
+    neighbours: ClassVar[Literal["add-remove", "replace"]] = "add-remove"  # of that guarantee
+    # What the server sees of a round's updates: each, or their sum.
+    server_view: ClassVar[Literal["updates", "sum"]] = "updates"
     couples_samples: ClassVar[bool] = False  # True: a record's loss depends on other records of the batch
 
     def cost(self) -> float:

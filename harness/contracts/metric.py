@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts.base import Plugin
+from harness.contracts.choices import Chosen, check_choice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Chosen):
     """A score's meaning. measured: a time or a size of memory, which differs from run to run."""
 
     direction: Literal["higher", "lower", "none"]
@@ -83,6 +84,12 @@ class Metric(Plugin):
     kind: ClassVar[str] = "metric"
     needs: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[dict[str, Score]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        super().__pydantic_init_subclass__(**settings)
+        for name in cls.needs:
+            check_choice(cls.__qualname__, "needs", name, CONTEXT_FIELDS)
 
     @abstractmethod
     def score(self, context: MetricContext) -> dict[str, float]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts.attack import Attack
+from harness.contracts.choices import Chosen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ VIOLATION = "audit-violation"  # flag of records whose audit refutes the guarant
 
 
 @dataclass(frozen=True)
-class Canaries:
+class Canaries(Chosen):
     """Planted in a training, each by an independent fair coin, so that the release can be asked about them.
 
     unit: `record`, at one client of those that take part, drawn by the seed, or `client`, in every round that draws it.
@@ -34,8 +35,8 @@ class Canaries:
     """
 
     count: int
-    unit: str = "record"
-    form: str = "gradient"
+    unit: Literal["record", "client"] = "record"
+    form: Literal["gradient", "image"] = "gradient"
     scale: float = 10.0
     repeats: int = 1
     opposite: bool = False
@@ -61,7 +62,7 @@ class TrainingVariant:
 
 
 @dataclass(frozen=True)
-class Observation:
+class Observation(Chosen):
     """Updates that an attack wants to look at: each of a client that trains on a few records in one round.
 
     records: drawn at each client behind the update; None: all it has. batch_size: None for all in one step. at: the
@@ -73,9 +74,9 @@ class Observation:
     records: int | None = 1
     epochs: int = 1
     batch_size: int | None = None
-    at: str = "start"
+    at: Literal["start", "end"] = "start"
     count: int = 1
-    batch_norm: str = "train"
+    batch_norm: Literal["train", "eval"] = "train"
     attribute: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
@@ -242,7 +243,7 @@ class PrivacyAttack(Attack):
     # The share of the training records to be kept out of every training where a scenario does not say.
     holdout: ClassVar[float] = 0.2
     # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).
-    knowledge: ClassVar[str] = "black-box"
+    knowledge: ClassVar[Literal["black-box", "white-box", "server"]] = "black-box"
     scores: ClassVar[dict[str, Score]] = {}  # what a result that is a dict may hold
     audits: ClassVar[bool] = False  # True: its result is an Audit
     # True: it reads gradients off updates, which only clients with SGD send.

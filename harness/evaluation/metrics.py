@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from harness.contracts.metric import CONTEXT_FIELDS, Metric, MetricContext, shared_scores
+from harness.contracts.metric import Metric, MetricContext, shared_scores
 from harness.errors import PluginError, blamed
 from harness.evaluation.read_only import read_only, tensor_versions
 
@@ -17,16 +17,11 @@ ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "recons
 def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
     """The scores of every metric that has what it needs; those that need an attack only where asked for them.
 
-    Raises PluginError for a metric that needs what nobody provides, or returns what it does not declare.
+    Raises PluginError for a metric that returns what it does not declare.
     """
     _check_names(metrics)
     scores: dict[str, float] = {}
     for metric in metrics:
-        unknown = set(metric.needs) - set(CONTEXT_FIELDS)
-        if unknown:
-            raise PluginError(
-                f"metric {metric.name} needs {', '.join(sorted(unknown))}, which nobody provides"
-            )
         about_attack = any(name in ATTACK_FIELDS for name in metric.needs)
         if about_attack is attack and context.has(metric.needs):
             with _untouched(metric, context) as shown, _own(metric):

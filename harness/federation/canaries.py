@@ -67,8 +67,6 @@ def plant(
     there are none, and for settings that make no sense.
     """
     m = canaries.count
-    if canaries.unit not in ("record", "client") or canaries.form not in ("gradient", "image"):
-        raise PluginError(f"canaries are records or clients, gradients or images, not {canaries}")
     if canaries.form == "image" and canaries.unit == "client":
         raise PluginError("canaries that are clients send a gradient, not an image")
     if not 1 <= m <= d or canaries.repeats < 1:

@@ -86,11 +86,6 @@ def _withheld(metric: Metric, known: MetricContext, setting: Setting) -> MetricC
 
 
 def _trial(metric: Metric, setting: Setting) -> Trial:
-    unknown = sorted(set(metric.needs) - set(CONTEXT_FIELDS))
-    if unknown:
-        raise CheckFailed(
-            f"{metric.name} needs {unknown[0]!r}, which nobody provides: {', '.join(CONTEXT_FIELDS)}"
-        )
     known = everything(setting)
     context = _withheld(metric, known, setting)
     inputs = {name: getattr(known, name) for name in metric.needs}
@@ -107,10 +102,6 @@ FAMILIES["metric"] = Family("metric", _trial, dtypes=("float32",))
 def described(subject: Subject, scores: Any) -> None:
     """Raises CheckFailed where a declared score does not say what it is."""
     for name, score in scores.items():
-        require(
-            score.direction in ("higher", "lower", "none"),
-            f"the score {name!r} of {subject.name} has the direction {score.direction!r}: higher, lower or none",
-        )
         require(
             bool(score.description.strip()),
             f"the score {name!r} of {subject.name} has no description: boards print it",

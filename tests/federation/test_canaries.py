@@ -178,8 +178,6 @@ def test_canary_clients_are_those_included_or_all_where_the_coin_is_a_sign():
         ({"count": 0}, "between 1"),
         ({"repeats": 0}, "between 1"),
         ({"unit": "client", "form": "image"}, "send a gradient"),
-        ({"unit": "group"}, "records or clients"),
-        ({"form": "text"}, "gradients or images"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
