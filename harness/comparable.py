@@ -28,7 +28,7 @@ BOOKKEEPING = frozenset(
 # Of a record's provenance and of a stage's result itself, not deeper: a configuration has an engine too.
 ENVIRONMENT = ("engine", "engines", "python", "platform", "device", "recorded")
 # What follows from predictions that older stores scored without saying it: its absence is no other result.
-LATER = ("constant",)
+LATER = ("constant", "unanswered")
 
 
 def comparable_result(result: Mapping[str, Any], measured: Collection[str]) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contracts.metric import Metric
 from harness.contracts.privacy import PrivacyAttack
 from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.diverged import FLAG as UNANSWERED
 from harness.evaluation.dropped import FLAG as DROPPED
 from harness.evaluation.dropped import dropped
 from harness.identity import digest
@@ -68,6 +69,8 @@ def scored(
     # Of this cell's own released model, whatever attacks it. Stages in older stores do not say.
     if clean.get("constant", False):
         record["flags"].append(CONSTANT)
+    if clean.get("unanswered", 0):
+        record["flags"].append(UNANSWERED)
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import subprocess
@@ -12,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import harness
 from harness.api import (
@@ -28,6 +30,7 @@ from harness.api import (
     hookimpl,
 )
 from harness.console.pooling import pool
+from harness.console.tables import render_leaderboard
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.evasion import evade
 from harness.evaluation.masking import FLAG
@@ -155,6 +158,24 @@ class Stuck(Model):
         return Net()
 
 
+class Speechless(Model):
+    """Has no answer to bright images once it is trained."""
+
+    name = "test-speechless"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        class Net(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
+
+            def forward(self, x):
+                bright = (x.mean((1, 2, 3)) > 0.3) & (not self.training)
+                return self.fc(x.flatten(1)).masked_fill(bright[:, None], torch.nan)
+
+        return Net()
+
+
 class Population(PrivacyAttack):
     """Works in place on all that its view holds."""
 
@@ -258,6 +279,7 @@ class _Module:
         register(Zeroes)
         register(Centred)
         register(Stuck)
+        register(Speechless)
         register(Population)
         register(Lost)
 
@@ -563,13 +585,39 @@ def test_a_model_that_predicts_one_class_is_flagged_in_all_its_cells(tmp_path):
     assert "constant-predictions" not in {f for r in run(EVERY_FAMILY, tmp_path).records for f in r["flags"]}
 
 
+def test_a_model_that_answers_nan_is_flagged_and_no_attack_says_that_little_leaks_from_it(tmp_path):
+    diverging = BASE.replace("rounds: 3", "rounds: 1, server: {fedavg: {lr: 1e38}}")
+    scenario = load_text(diverging + EVERY_FAMILY, tmp_path / "x.yaml")
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+    clean, evasion, backdoor, _, privacy = result.records
+    assert clean["scores"]["accuracy"] == evasion["scores"]["robust_accuracy"] == 0
+    assert "attack_success_rate" not in backdoor["scores"]
+    assert all("nan-predictions" in r["flags"] for r in (clean, evasion, backdoor))
+    assert privacy["status"] == "failed"  # it was scored with 0.5, as if nothing leaked
+    assert "the released model answers NaN to 180 of 180 images: it has diverged" in privacy["error"]["message"]
+    console = Console(file=io.StringIO(), width=200)
+    render_leaderboard(result.records, console)
+    assert f"NaN predictions ×{result.scored}: the model has diverged" in console.file.getvalue()
+
+
+def test_an_answer_of_nan_to_a_privacy_attack_is_none(tmp_path):
+    scenario = load_text(
+        BASE.replace("{mlp: {hidden: [16]}}", "test-speechless") + EVERY_FAMILY, tmp_path / "x.yaml"
+    )
+    result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs", select="threat=[np]*")
+    clean, privacy = result.records
+    assert clean["flags"] == ["nan-predictions"]
+    assert 0 < clean["scores"]["accuracy"] < 1
+    assert privacy["error"]["message"].startswith("the released model answers NaN to")
+
+
 def test_a_stage_that_does_not_say_is_not_flagged(tmp_path):
     """Stores that are older than the fact are read, and their stages used."""
     scenario = load_text(BASE.replace("{mlp: {hidden: [16]}}", "test-stuck"), tmp_path / "x.yaml")
     harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
     with Store(tmp_path / "runs") as store:
         (row,) = [row for row in store.stage_rows() if row.kind == "clean"]
-        older = {name: value for name, value in row.result.items() if name != "constant"}
+        older = {name: value for name, value in row.result.items() if name not in ("constant", "unanswered")}
         store.adopt([row._replace(result=older)], [], {})
     again = load_text(
         BASE.replace("{mlp: {hidden: [16]}}", "test-stuck").replace("name: small", "name: other"),

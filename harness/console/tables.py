@@ -17,6 +17,7 @@ from harness.console.output import count_of, duration, packed, short_labels
 from harness.console.pooling import AXES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
 from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.diverged import FLAG as UNANSWERED
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -27,6 +28,12 @@ WIDEST = 44
 ROWS = 60  # of a table: more would not be read
 REASONS = 3  # of each outcome
 PLANNED_REASONS = 20
+# Of models, a line each on how many cells have them: without attacks no mark would tell of it.
+FLAGGED = {
+    CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
+    UNANSWERED: "NaN predictions ×{count}: the model has diverged and has no answer to some test image, which counts "
+    "as a wrong one",
+}
 
 
 def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, planned: int = 0) -> None:
@@ -212,8 +219,9 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console, planned: int)
         console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
     if (lost := _lost_updates(records)) is not None:
         console.print(Text(lost, style="yellow"))
-    if (useless := _constant(records)) is not None:
-        console.print(Text(useless, style="yellow"))
+    for flag, said in FLAGGED.items():
+        if count := sum(flag in (record.get("flags") or ()) for record in records):
+            console.print(Text(f"  {said.format(count=count)}", style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
@@ -236,14 +244,6 @@ def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
         f"  updates dropped ×{len(found)}: not finite, {worst.updates} of {worst.of} in the worst training, which had "
         f"{worst.empty} of {count_of(worst.rounds, 'round')} without a usable update"
     )
-
-
-def _constant(records: Sequence[dict[str, Any]]) -> str | None:
-    """One line on the cells whose model has one answer to everything: without attacks no mark would tell of it."""
-    count = sum(CONSTANT in (record.get("flags") or ()) for record in records)
-    if not count:
-        return None
-    return f"  constant predictions ×{count}: the model predicts one class for every test image"
 
 
 def reason(record: dict[str, Any]) -> str:

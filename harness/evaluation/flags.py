@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from harness.contracts.privacy import VIOLATION
 from harness.evaluation.constant import FLAG as CONSTANT
+from harness.evaluation.diverged import FLAG as UNANSWERED
 from harness.evaluation.dropped import FLAG as DROPPED
 from harness.evaluation.masking import FLAG as MASKED
 
-FLAGS = frozenset({CONSTANT, DROPPED, MASKED, VIOLATION})
+FLAGS = frozenset({CONSTANT, DROPPED, MASKED, UNANSWERED, VIOLATION})

@@ -27,6 +27,7 @@ from harness.contracts.privacy import (
     VariantView,
 )
 from harness.errors import PluginError, blamed
+from harness.evaluation.diverged import check_answers
 from harness.evaluation.matching import match_images
 from harness.evaluation.membership import check_truth, draw_members
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
@@ -47,17 +48,21 @@ if TYPE_CHECKING:
 
     from harness.stage_specs import AttackSpec
 
+RELEASED = "the released model"
 Truth = tuple[tuple["Tensor", ...], tuple["Tensor", ...]]  # images and labels behind each observed update
 
 
 def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress: Progress) -> dict[str, Any]:
     """The attack stage of a privacy attack: its result, scored by whatever metrics know such a result."""
+    # One batch tells, also where an attack goes by updates and asks nothing.
+    some = scoring.training.data.val.images[: spec.evaluation.batch_size]
+    check_answers(scoring.predict(some), RELEASED)
     scene = _Scene(scoring, spec)
     members, non_members = scene.sides(attack)
     knows_server = spec.threat.knowledge == "server"
     observed, truth = scene.observed(attack.observation if knows_server else None)
     view = PrivacyView(
-        logits=scene.logits(scoring.released.module, scoring.device),
+        logits=scene.logits(scoring.released.module, scoring.device, RELEASED),
         members=scene.records(members),
         non_members=scene.records(non_members),
         module=scoring.released.module if spec.threat.knowledge != "black-box" else None,
@@ -183,9 +188,15 @@ class _Scene:
 
     # models -------------------------------------------------------------------------------------
 
-    def logits(self, module: nn.Module, device: str) -> Callable[[Tensor], Tensor]:
-        size = self.spec.evaluation.batch_size
-        return lambda images: torch.from_numpy(predict(module, images, size, device))
+    def logits(self, module: nn.Module, device: str, whose: str) -> Callable[[Tensor], Tensor]:
+        """What it answers. Raises HarnessError at a NaN: attacks would find that such a model leaks nothing."""
+
+        def ask(images: Tensor) -> Tensor:
+            logits = predict(module, images, self.spec.evaluation.batch_size, device)
+            check_answers(logits, whose)
+            return torch.from_numpy(logits)
+
+        return ask
 
     def apply(self, weights: Tensor, images: Tensor) -> Tensor:
         """logits of the trained architecture with other weights (d,), differentiable in both, in eval mode."""
@@ -230,7 +241,9 @@ class _Scene:
         source = last or result
         guarantee = self.scoring.settled(source)
         return VariantView(
-            logits=self.logits(released.module, released.device),
+            logits=self.logits(
+                released.module, released.device, f"the model of the training {variant.name!r}"
+            ),
             mask=np.isin(tested, other.members(compressed[0]["fine_tuning"] if compressed else ())),
             rounds=self._rounds(other, result) if server else (),
             canaries=_planted(other, result, guarantee),

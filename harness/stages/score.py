@@ -17,6 +17,7 @@ from harness.contracts.metric import Certificate, MetricContext
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import HarnessError, PluginError, blamed
 from harness.evaluation.constant import constant
+from harness.evaluation.diverged import unanswered
 from harness.evaluation.evasion import evade, right
 from harness.evaluation.expectation import Expectation
 from harness.evaluation.masking import ITSELF, TRANSFER, TWIN
@@ -184,6 +185,7 @@ def clean(stage: Stage, spec: CleanSpec, store: Store, device: str) -> dict[str,
         "lineage": [asdict(step) for step in lineage(scoring.guarantee, scoring.parts)],
         "samples": len(test),
         "constant": constant(logits, labels),
+        "unanswered": unanswered(logits),
     }
 
 
