@@ -216,7 +216,7 @@ class Evaluation(Part):
 class Compute(Part):
     """What decides the numbers of a stage beside its parameters, and how long it may take."""
 
-    threads: int = Field(1, ge=1, description="CPU threads of a stage")
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads of a stage")
     precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of local training")
     tf32: bool = Field(False, description="allow TensorFloat-32 matrix products on a GPU")
     clients: Literal["auto", "sequential", "vectorised"] = Field(

@@ -21,6 +21,9 @@ Location = tuple[str | int, ...]
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 40
+DIGITS = 400  # of a whole number: more are not even converted
+LARGEST_INTEGER = 2**63 - 1
+LARGEST = 3.4028235e38  # what float32 holds: larger numbers would fail where a training meets them
 MAX_VALUES = 20_000  # aliases are counted where they are used: nested ones would otherwise grow without bound
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -90,8 +93,8 @@ def plain_value(text: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
-        if len(text) > 400:
-            raise ValueError("this number has too many digits")
+        if len(text) > DIGITS or abs(int(text)) > LARGEST_INTEGER:
+            raise ValueError(f"{_cut(text)} is too large for a whole number, which ends at {LARGEST_INTEGER}")
         return int(text)
     if _FLOAT.fullmatch(text):
         return _finite(float(text), text)
@@ -104,9 +107,15 @@ def plain_value(text: str) -> Any:
 
 
 def _finite(value: float, text: str) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large for a number")
+    if not abs(value) <= LARGEST:  # nor inf / inf
+        raise ValueError(
+            f"{_cut(text)} is too large for a number: networks compute in float32, up to {LARGEST:.3g}"
+        )
     return value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 class _Stop(Exception):
