@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from harness.contracts.attack import Attack, EvasionAttack, Surrogate
 from harness.contracts.base import Plugin
@@ -192,24 +192,40 @@ def cells(scenario: Scenario) -> Iterator[Cell]:
                             )
 
 
-def select(found: Sequence[Cell], expressions: Sequence[str]) -> list[Cell]:
-    """The cells that match every `axis=glob[,axis=glob]` expression. Raises HarnessError where none does."""
+class Addressed(Protocol):
+    """A cell, or a record of one."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def axes(self) -> dict[str, Any]: ...
+
+
+C = TypeVar("C", bound=Addressed)
+
+
+def select(found: Sequence[C], expressions: Sequence[str], option: str = "--select") -> list[C]:
+    """The cells that match every `axis=glob[,axis=glob]` expression. Raises HarnessError where none does.
+
+    option: that the expressions were given to, for messages.
+    """
     conditions = []
     for expression in expressions:
         for part in _split_outside_brackets(expression) or [expression]:
             axis, sign, pattern = part.partition("=")
             axis = axis.strip()
             if not sign:
-                raise HarnessError(f"--select takes axis=value, not {part!r}; axes: {', '.join(AXES)}")
+                raise HarnessError(f"{option} takes axis=value, not {part!r}; axes: {', '.join(AXES)}")
             if axis not in AXES:
-                raise HarnessError(f"--select: unknown axis {axis!r}; {did_you_mean(axis, AXES)}")
+                raise HarnessError(f"{option}: unknown axis {axis!r}; {did_you_mean(axis, AXES)}")
             conditions.append((axis, pattern.strip()))
     chosen = list(found)
     for axis, pattern in conditions:
         matching = [c for c in chosen if fnmatchcase(str(c.axes[axis]), pattern)]
         if not matching:
             values = dict.fromkeys(str(c.axes[axis]) for c in chosen)
-            raise HarnessError(f"--select {axis}={pattern} matches no cell; {did_you_mean(pattern, values)}")
+            raise HarnessError(f"{option} {axis}={pattern} matches no cell; {did_you_mean(pattern, values)}")
         chosen = matching
     return chosen
 

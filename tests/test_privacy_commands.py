@@ -107,13 +107,46 @@ def test_explain_says_which_cells_there_are(ran, capsys, tmp_path):
     _, store = ran
     assert main(["explain", "zzzz", "--store", str(store)]) == 2
     err = capsys.readouterr().err
-    assert "no cell 'zzzz' in this store" in err
-    assert err.endswith("; ids are in `harness plan SCENARIO --json`\n")
+    assert "CELL 'zzzz': this store has no such cell" in err
+    assert err.count("defence=") == 6 + 1, "each cell, after an example"
     assert main(["explain", "abc", "--store", str(tmp_path / "nothing")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
-    twins = [{"id": "ab1", "scenario": {"name": "x"}}, {"id": "ab2", "scenario": {"name": "y"}}]
-    with pytest.raises(HarnessError, match=r"'ab' begins the ids of 2 cells: ab1 \(x\), ab2 \(y\)"):
-        find_record(twins, "ab")
+
+
+def stored(count):
+    return [
+        {
+            "id": f"ab{i:010}",
+            "scenario": {"name": "x"},
+            "cell": {"defence": f"d{i % 2}", "threat": "none", "seed": i},
+        }
+        for i in range(count)
+    ]
+
+
+def test_a_cell_is_found_by_the_values_of_its_axes():
+    assert find_record(stored(12), "seed=7")["id"] == "ab0000000007"
+    assert find_record(stored(2), "defence=*1,threat=none")["id"] == "ab0000000001"
+
+
+@pytest.mark.parametrize(
+    ("cell", "first", "listed"),
+    [
+        ("ab", "CELL 'ab': 12 cells of this store are meant by it:", "ab0000000000  defence=d0, seed=0"),
+        ("", "CELL '': 12 cells of this store", "ab0000000000  defence=d0, seed=0"),
+        ("defence=d1", "CELL 'defence=d1': 6 cells of this store", "ab0000000001  seed=1"),
+        ("ab000000001x", "this store has no such cell; say", "ab0000000010  defence=d0, seed=10"),
+        ("d1", "this store has no such cell; say", "ab0000000001  defence=d1, seed=1"),
+        ("defence=d2", "CELL defence=d2 matches no cell; valid: d0, d1", None),
+    ],
+)
+def test_cells_that_may_be_meant_are_listed_with_their_ids_the_nearest_first(cell, first, listed):
+    with pytest.raises(HarnessError) as error:
+        find_record(stored(12), cell)
+    said, *lines = str(error.value).splitlines()
+    assert first in said
+    assert [line.strip() for line in lines[:1]] == [listed] * (listed is not None)
+    assert len(lines) <= 11
 
 
 def test_audit_names_claims_beside_bounds(ran, capsys):

@@ -594,7 +594,9 @@ def test_a_model_that_answers_nan_is_flagged_and_no_attack_says_that_little_leak
     assert "attack_success_rate" not in backdoor["scores"]
     assert all("nan-predictions" in r["flags"] for r in (clean, evasion, backdoor))
     assert privacy["status"] == "failed"  # it was scored with 0.5, as if nothing leaked
-    assert "the released model answers NaN to 180 of 180 images: it has diverged" in privacy["error"]["message"]
+    assert (
+        "the released model answers NaN to 180 of 180 images: it has diverged" in privacy["error"]["message"]
+    )
     console = Console(file=io.StringIO(), width=200)
     render_leaderboard(result.records, console)
     assert f"NaN predictions ×{result.scored}: the model has diverged" in console.file.getvalue()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.console.guarantees import largest_group
 from harness.contracts.privacy import VIOLATION
-from harness.errors import HarnessError, did_you_mean
+from harness.picking import Recorded, pick
 from harness.privacy.lineage import PROTECTED_VAL
 
 STYLES = {"creates": "green", "breaks": "bold red", "no guarantee": "dim"}
@@ -25,17 +25,8 @@ OWN_VAL = (
 
 
 def find_record(records: Sequence[dict[str, Any]], cell: str) -> dict[str, Any]:
-    """The record whose id begins so. Raises HarnessError where there is none, or more than one."""
-    found = [record for record in records if record["id"].startswith(cell)]
-    if not found:
-        raise HarnessError(
-            f"no cell {cell!r} in this store; {did_you_mean(cell, [r['id'] for r in records])}; "
-            "ids are in `harness plan SCENARIO --json`"
-        )
-    if len(found) > 1:
-        named = ", ".join(f"{r['id']} ({r['scenario']['name']})" for r in found[:5])
-        raise HarnessError(f"{cell!r} begins the ids of {len(found)} cells: {named}")
-    return found[0]
+    """The record that is meant, see harness.picking. Raises HarnessError where it is none, or more than one."""
+    return pick([Recorded(record) for record in records], cell, "CELL", "this store").record
 
 
 def render_chain(record: dict[str, Any], console: Console) -> None:

@@ -26,7 +26,8 @@ def flower(
     cell: Annotated[
         str,
         typer.Option(
-            metavar="ID", help="The cell's id, or its first digits: see `harness plan SCENARIO --json`."
+            metavar="ID",
+            help="The cell's id, its first digits, or what only it has, such as 'defence=none,seed=0'.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is not there yet, or is empty.")],

@@ -12,16 +12,21 @@ from harness.console.options import AsJson, Device, Jobs, LocalPlugins, Quiet, S
 
 
 def explain(
-    cell: Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, or its first digits.")],
+    cell: Annotated[
+        str,
+        typer.Argument(
+            metavar="CELL",
+            help="A cell's id, its first digits, or AXIS=GLOB,... of what only it has, as for `run --select`.",
+        ),
+    ],
     store: Store = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Show where a cell's privacy guarantee comes from: what creates it, keeps it or breaks it, and why.
 
-    Ids are in `harness plan SCENARIO --json` and in what `harness run SCENARIO --export scores.csv` writes. The cell
-    must have been run.
+    Where several cells are meant, or none is, they are listed with their ids. The cell must have been run.
 
-    Example: harness explain 3f2a --store runs
+    Example: harness explain 'defence=dp-sgd*,threat=none,seed=0' --store runs
     """
     from harness.console.arguments import stored_records
     from harness.console.chain import find_record, render_chain

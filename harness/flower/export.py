@@ -13,12 +13,13 @@ from harness import __version__
 from harness.applicability import reason_not_applicable
 from harness.contracts.aggregator import Aggregator
 from harness.contracts.defence import Defence
-from harness.errors import HarnessError, did_you_mean
+from harness.errors import HarnessError
 from harness.flower.app_folder import write_app
 from harness.flower.discretion import conflict, discreet
 from harness.grid import Cell, DataFacts, cells
 from harness.local_plugins import LocalFile
 from harness.nesting import with_nested
+from harness.picking import pick
 from harness.plan import Planner
 from harness.registry import registry
 from harness.scenario import Scenario
@@ -169,19 +170,8 @@ class Exported:
 
 
 def find_cell(scenario: Scenario, wanted: str) -> Cell:
-    """The cell whose id begins so. Raises HarnessError where none or several do."""
-    found = [cell for cell in cells(scenario) if cell.id.startswith(wanted)] if wanted else []
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise HarnessError(
-            f"--cell {wanted}: {len(found)} cells begin so: {', '.join(c.id for c in found[:6])}"
-        )
-    known = [cell.id for cell in cells(scenario)]
-    raise HarnessError(
-        f"--cell {wanted}: {scenario.name} has no such cell; {did_you_mean(wanted, known)}; "
-        "ids are in `harness plan SCENARIO --json`"
-    )
+    """The cell that is meant, see harness.picking. Raises HarnessError where none or several are."""
+    return pick(list(cells(scenario)), wanted, "--cell", scenario.name)
 
 
 def export(scenario: Scenario, wanted: str, out: Path) -> Exported:

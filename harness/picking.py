@@ -1,0 +1,71 @@
+"""The one cell that was meant, by what a user has of it: its id, the first digits, or values of its axes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.grid import Addressed, C, select
+
+SHOWN = 10  # candidates
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A record as the cell that it is of; its scenario counts as an axis where candidates are listed."""
+
+    record: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.record["id"])
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        return {**self.record["cell"], "scenario": self.record["scenario"]["name"]}
+
+
+def pick(cells: Sequence[C], wanted: str, option: str, where: str) -> C:
+    """The cell whose id begins with `wanted`, or the only one that matches it as `axis=glob,...`, as for --select.
+
+    option, where: what was given it, and what the cells are of, for messages. Raises HarnessError where no cell or
+    several are meant, with the nearest ones.
+    """
+    chosen = (
+        select(cells, [wanted], option) if "=" in wanted else [c for c in cells if c.id.startswith(wanted)]
+    )
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise HarnessError(
+            f"{option} {wanted!r}: {len(chosen)} cells of {where} are meant by it:{_listed(chosen)}"
+        )
+    near = sorted(cells, key=lambda cell: _distance(wanted, cell))
+    raise HarnessError(
+        f"{option} {wanted!r}: {where} has no such cell; say the first digits of an id, or values of axes such as "
+        f"'defence=none,seed=0':{_listed(near)}"
+    )
+
+
+def _distance(wanted: str, cell: Addressed) -> float:
+    """Small where an id begins nearly so, or a label does."""
+    begun = sum(cell.id.startswith(wanted[:digits]) for digits in range(1, len(wanted) + 1)) / max(
+        len(wanted), 1
+    )
+    labels = map(str, cell.axes.values())
+    return -max(begun, *(difflib.SequenceMatcher(None, wanted, label).ratio() for label in labels))
+
+
+def _listed(cells: Sequence[Addressed]) -> str:
+    """A line each, of those that are shown, with the axes in which they differ."""
+    several = (
+        [axis for axis in cells[0].axes if len({str(cell.axes[axis]) for cell in cells}) > 1] if cells else []
+    )
+    lines = [
+        f"\n  {cell.id}  {', '.join(f'{axis}={cell.axes[axis]}' for axis in several)}".rstrip()
+        for cell in cells[:SHOWN]
+    ]
+    return "".join(lines) + f"\n  … and {len(cells) - SHOWN} others" * (len(cells) > SHOWN)
