@@ -9,6 +9,7 @@ import yaml
 
 Place = tuple[int, int]  # line and column, counted from 1
 
+NO_BREAK = "\u00a0"
 _KEY = re.compile(r":(?:[ \t]|$)")  # what ends a key
 
 
@@ -70,6 +71,8 @@ def _second_colon(mark: yaml.Mark, lines: Sequence[str]) -> str | None:
         return f"line {above + 1} has no colon and space after its key"
     if len(line) - len(line.lstrip()) > len(lines[above]) - len(lines[above].lstrip()):
         return f"it stands deeper than line {above + 1}, whose key has its value already"
+    if NO_BREAK in lines[above]:
+        return f"line {above + 1} holds a no-break space (U+00A0), as copied from a page; use plain spaces"
     return None
 
 

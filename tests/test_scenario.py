@@ -138,6 +138,11 @@ def test_aliases_repeat_a_value_and_keep_its_place():
         ("a: 1\nb\nc: 2\n", (2, 1), "a key needs a colon and a space after it"),
         ("f:\n  a 5\n\n  b: 2\n", (4, 4), "; line 2 has no colon and space after its key"),
         ("f:\n  a:\u00a05\n  b: 2\n", (3, 4), "; line 2 has no colon and space after its key"),
+        (
+            "f:\n\u00a0 a: 5\n  b: 2\n",
+            (3, 4),
+            "; line 2 holds a no-break space (U+00A0), as copied from a page",
+        ),
         ("a: 1\n  b: 2\n", (2, 4), "; it stands deeper than line 1, whose key has its value already"),
         (
             "f:\n  a: 1\n b: 2\n",
@@ -531,6 +536,10 @@ def test_server_defaults_are_the_papers():
 MANY = list(range(1, 40))
 
 BAD = {
+    "a defence as its paper writes it": (
+        "defences: [DP-SGD]",
+        ["5:12: unknown defence 'DP-SGD'; did you mean 'dp-sgd'?"],
+    ),
     "unknown defence": (
         "defences: [none, dp-sdg]\n",
         ["5:18: unknown defence 'dp-sdg'; did you mean 'dp-sgd'?"],
