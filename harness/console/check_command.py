@@ -1,17 +1,19 @@
-"""`harness plugin check`: the conformance report of one plugin."""
+"""`harness plugin check`: the conformance reports of plugins."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from harness.console.options import AsJson, LocalPlugins, Named
+from harness.console.options import AsJson, LocalPlugins
 from harness.errors import PluginError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from harness.registry import Entry
     from harness.testing import Report
@@ -20,7 +22,13 @@ STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
 def check(
-    plugin: Named,
+    plugins_named: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[KIND] NAME...",
+            help="Names, aliases or package/name; a kind in front of one that several kinds have.",
+        ),
+    ],
     parameters: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -30,18 +38,40 @@ def check(
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Check that a plugin keeps the contract of its kind; says what to change where it does not.
+    """Check that plugins keep the contract of their kind; says what to change where they do not.
 
-    The same checks for tests: harness.testing. Exit status: 0 all passed, 1 some failed, 2 bad input.
+    The same checks for tests: harness.testing. Exit status: 0 all passed, 1 some failed, 2 bad input. With --json the
+    report of one plugin is an object, those of several a list.
 
     Example: harness plugin check aggregator krum --with '{f: 2}'
     """
-    from harness.console.named import find
+    from harness.console.named import find_all
     from harness.console.output import make_console, print_json
+
+    entries = find_all(plugins_named)
+    if parameters is not None and len(entries) > 1:
+        raise PluginError(
+            f"--with {parameters!r}: parameters are of one plugin, and {len(entries)} are named"
+        )
+    given = None if parameters is None else _mapping(parameters)
+    reports = []
+    for entry in entries:
+        reports.append(_checked(entry, entry.plugin if given is None else entry.plugin.create(given)))
+        if not as_json:
+            render(reports[-1], entry, make_console())
+    if as_json:
+        found = [values(*pair) for pair in zip(reports, entries, strict=True)]
+        print_json(found if len(found) > 1 else found[0])
+    elif len(entries) > 1:
+        render_verdicts(reports, entries, make_console())
+    raise typer.Exit(0 if all(report.passed for report in reports) else 1)
+
+
+def _checked(entry: Entry, tried: Any) -> Report:
+    """The report, with progress on a terminal."""
+    from harness.console.output import make_console
     from harness.testing import check_plugin
 
-    entry = find(plugin)
-    tried: Any = entry.plugin if parameters is None else entry.plugin.create(_mapping(parameters))
     progress = make_console(stderr=True)
     shown = progress.status(f"checking {entry.plugin.name}") if progress.is_terminal else nullcontext()
     with shown as status:
@@ -50,12 +80,7 @@ def check(
             if status is not None:
                 status.update(f"checking {entry.plugin.name}: {done}/{total} {name}")
 
-        report = check_plugin(tried, tell)
-    if as_json:
-        print_json(values(report, entry))
-    else:
-        render(report, entry, make_console())
-    raise typer.Exit(0 if report.passed else 1)
+        return check_plugin(tried, tell)
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -102,5 +127,27 @@ def render(report: Report, entry: Entry, console: Console) -> None:
         text = Text(result.message or result.description, style="" if result.message else "dim")
         table.add_row(Text(result.check), Text(result.status, style=STYLES[result.status]), text)
     console.print(table)
+    console.print(_counts(report))
+
+
+def render_verdicts(reports: Sequence[Report], entries: Sequence[Entry], console: Console) -> None:
+    """One row a plugin."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("plugin", "package", "checks"):
+        table.add_column(name, overflow="fold")
+    for report, entry in zip(reports, entries, strict=True):
+        table.add_row(
+            f"{report.family} {report.name}", f"{entry.distribution} {entry.version}", _counts(report)
+        )
+    console.print()
+    console.print(table)
+
+
+def _counts(report: Report) -> Text:
+    from rich.text import Text
+
     counts = [f"{report.count(s)} {s}" for s in STYLES if report.count(s)]
-    console.print(Text(", ".join(counts), style="green" if report.passed else "bold red"))
+    return Text(", ".join(counts), style="green" if report.passed else "bold red")

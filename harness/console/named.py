@@ -35,12 +35,24 @@ def find(words: list[str]) -> Entry:
         raise PluginError(
             f"{name!r} is a kind of plugin: say which one, `{name} NAME`; see `harness list {name}`"
         )
-    near = did_you_mean(short, {known for kind in KINDS for known in loaded.names(kind)})
+    near = did_you_mean(short, {*KINDS, *(known for kind in KINDS for known in loaded.names(kind))})
     disabled = [
         item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
     ]
     reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
     raise PluginError(f"unknown plugin {name!r}; {near}{reasons}{_lies_here(short)}")
+
+
+def find_all(words: list[str]) -> list[Entry]:
+    """The plugins meant by several of these, one after another. Raises PluginError with what there is."""
+    from harness.kinds import KINDS, kind_of
+
+    left, found = list(words), []
+    while left:
+        count = 1 + (kind_of(left[0])[0] in KINDS and len(left) > 1)
+        found.append(find(left[:count]))
+        left = left[count:]
+    return found
 
 
 def _lies_here(name: str) -> str:

@@ -67,6 +67,17 @@ def test_report_as_json(package, capsys):
     assert [item["check"] for item in failed] == ["result_well_formed"]
 
 
+def test_several_plugins_have_a_table_of_verdicts_and_one_exit_status(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    named = ["sound-mean", "aggregator", "broken-short"]
+    assert main(["plugin", "check", *named]) == 1
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert " ".join(first.split()) == "aggregator sound-mean my-package 1.2 26 passed"
+    assert " ".join(second.split()) == "aggregator broken-short my-package 1.2 19 passed, 1 failed, 6 skipped"
+    assert main(["plugin", "check", "sound-mean", "sound-mean", "--json"]) == 0
+    assert [report["failed"] for report in json.loads(capsys.readouterr().out)] == [0, 0]
+
+
 def test_parameters_may_be_given(package, capsys):
     assert main(["plugin", "check", "sound-mean", "--with", "{scale: 2}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed"] == 0
@@ -77,9 +88,13 @@ def test_parameters_may_be_given(package, capsys):
     [
         (["krumm"], "unknown plugin 'krumm'; did you mean 'krum'?"),
         (["aggregator", "krumm"], "unknown aggregator 'krumm'"),
-        (["agregator", "krum"], "unknown kind 'agregator'; did you mean 'aggregator'"),
+        (["agregator", "krum"], "unknown plugin 'agregator'; did you mean 'aggregator'"),
         (["nobody/krum"], "no package 'nobody' has the aggregator 'krum'"),
-        (["a", "b", "c"], "one plugin at a time"),
+        (["krum", "krumm"], "unknown plugin 'krumm'; did you mean 'krum'?"),
+        (
+            ["krum", "median", "--with", "{f: 1}"],
+            "--with '{f: 1}': parameters are of one plugin, and 2 are named",
+        ),
         (["krum", "--with", "{f: many}"], "krum"),
         (["krum", "--with", "{f: -1}"], "aggregator krum: f must be at least 0, not -1"),
         (["mlp", "--with", "{hidden: [-3]}"], "model mlp: hidden.0 must be at least 1, not -3\n"),
