@@ -12,6 +12,8 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.diverged import FLAG as UNANSWERED
 from harness.evaluation.dropped import FLAG as DROPPED
 from harness.evaluation.dropped import dropped
+from harness.evaluation.unscored import FLAG as UNSCORED
+from harness.evaluation.unscored import unscored
 from harness.identity import digest
 from harness.provenance import environment, of_stages, plugin_list
 from harness.registry import registry
@@ -64,6 +66,8 @@ def scored(
         "compression": None if compress is None else {k: compress[k] for k in ("links", "fine_tuning")},
         "test_samples": clean["samples"],
     }
+    if attack and unscored(attack["scores"]):
+        record["flags"].append(UNSCORED)
     if dropped(record).matters:
         record["flags"].append(DROPPED)
     # Of this cell's own released model, whatever attacks it. Stages in older stores do not say.

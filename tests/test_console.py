@@ -370,6 +370,21 @@ def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patien
     assert "delta" not in narrow
 
 
+def test_what_has_no_value_is_said_in_words():
+    nan = float("nan")
+    text = drawn([
+        record(scores={"accuracy": 0.5, "odd": nan}),
+        record("m", "nothing", flags=["attack-unscored"], scores={"accuracy": 0.5, "leak": None}),
+        record("m", "yeom", scores={"accuracy": nan, "mia_auc": 0.5}),
+    ], width=160)  # fmt: skip
+    assert (
+        "attacks without a score ×1: no metric of the scenario is about what the attack found, or it is NaN"
+        in text
+    )
+    assert "NaN wherever it was scored: odd, leak\n" in text
+    assert "NaN wherever" not in drawn([record(scores={"accuracy": 0.5})])
+
+
 def test_of_a_model_that_predicts_one_class_nothing_is_compared_that_attacks_left():
     flags = ["constant-predictions"]
     records = []

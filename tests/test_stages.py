@@ -602,6 +602,11 @@ def test_a_model_that_answers_nan_is_flagged_and_no_attack_says_that_little_leak
     assert f"NaN predictions ×{result.scored}: the model has diverged" in console.file.getvalue()
 
 
+def test_an_attack_that_no_metric_scores_is_flagged(tmp_path):
+    records = run(EVERY_FAMILY + "metrics: [accuracy, mia]", tmp_path).records
+    assert [r["flags"] for r in records] == [[], ["attack-unscored"], ["attack-unscored"], [], []]
+
+
 def test_an_answer_of_nan_to_a_privacy_attack_is_none(tmp_path):
     scenario = load_text(
         BASE.replace("{mlp: {hidden: [16]}}", "test-speechless") + EVERY_FAMILY, tmp_path / "x.yaml"

@@ -18,6 +18,8 @@ from harness.console.pooling import AXES, Quantity, Row, Value, best, pool
 from harness.errors import place_of
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.diverged import FLAG as UNANSWERED
+from harness.evaluation.unscored import FLAG as UNSCORED
+from harness.evaluation.unscored import undefined
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -28,11 +30,13 @@ WIDEST = 44
 ROWS = 60  # of a table: more would not be read
 REASONS = 3  # of each outcome
 PLANNED_REASONS = 20
-# Of models, a line each on how many cells have them: without attacks no mark would tell of it.
+# A line each on how many cells have them: no mark would tell of it where a column, or every attack, is concerned.
 FLAGGED = {
     CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
     UNANSWERED: "NaN predictions ×{count}: the model has diverged and has no answer to some test image, which counts "
     "as a wrong one",
+    UNSCORED: "attacks without a score ×{count}: no metric of the scenario is about what the attack found, "
+    "or it is NaN",
 }
 
 
@@ -222,6 +226,8 @@ def _outcomes(records: Sequence[dict[str, Any]], console: Console, planned: int)
     for flag, said in FLAGGED.items():
         if count := sum(flag in (record.get("flags") or ()) for record in records):
             console.print(Text(f"  {said.format(count=count)}", style="yellow"))
+    if silent := _undefined(records):
+        console.print(Text(f"  NaN wherever it was scored: {', '.join(silent)}", style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):
@@ -244,6 +250,13 @@ def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
         f"  updates dropped ×{len(found)}: not finite, {worst.updates} of {worst.of} in the worst training, which had "
         f"{worst.empty} of {count_of(worst.rounds, 'round')} without a usable update"
     )
+
+
+def _undefined(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Scores that no record has a value of: no column would tell that they were asked for."""
+    scores = [(name, value) for record in records for name, value in (record.get("scores") or {}).items()]
+    known = {name for name, value in scores if not undefined(value)}
+    return [name for name in dict.fromkeys(name for name, _ in scores) if name not in known]
 
 
 def reason(record: dict[str, Any]) -> str:

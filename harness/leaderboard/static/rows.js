@@ -25,6 +25,8 @@ const TEXTS = {
 const FLAGS = new Map([
   ["constant-predictions", ["predicts one class for every test image, at some seed at least", "constant if attacked"]],
   ["updates-dropped", ["updates that were not finite were dropped: a tenth of a training's, or all of a round", "dropped if attacked"]],
+  ["nan-predictions", ["answers NaN to some test image, at some seed at least: it has diverged", "NaN if attacked"]],
+  ["attack-unscored", ["no metric is about what some attack found, or it is NaN", ""]],
   ["gradient-masking-suspected", ["a weaker attack does better than one with gradients: robust accuracy is probably too high", "", "masking suspected"]],
   ["audit-violation", ["an audit refutes the guarantee: suspect a bug in the defence", ""]],
 ]);
