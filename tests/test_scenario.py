@@ -879,6 +879,12 @@ BAD = {
             "6:41: an linf radius of 8 reaches every image, as pixels lie in [0, 1]; did you mean 8/255?",
         ],
     ),
+    "a radius whose square overflows": (
+        "threats:\n  - {name: e, budget: {norm: l2, eps: 1e30}, attacks: [pgd]}\n",
+        [
+            "6:39: an l2 radius of 1e+30 reaches every image: those of n values are sqrt(n) apart at most",
+        ],
+    ),
     "swept radius in pixels of 255": (
         "threats:\n  - {name: e, budget: {norm: linf, eps: {sweep: [0, 2.5]}}, attacks: [pgd]}\n",
         [

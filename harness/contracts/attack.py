@@ -72,8 +72,15 @@ class EvasionContext:
     budget: float | None = None
 
 
+FARTHEST = (
+    1e6  # in L2, of images of 10^12 values; squares of what is far beyond overflow, and nothing was moved
+)
+
+
 def radius_problem(norm: str | None, eps: float | None) -> str | None:
     """What is wrong with a radius, which is in [0, 1] pixels: most often it was meant in 255ths. None: nothing."""
+    if norm == "l2" and eps is not None and eps > FARTHEST:
+        return f"an l2 radius of {eps:g} reaches every image: those of n values are sqrt(n) apart at most"
     if norm != "linf" or eps is None or eps <= 1:
         return None
     return (
