@@ -72,9 +72,8 @@ class EvasionContext:
     budget: float | None = None
 
 
-FARTHEST = (
-    1e6  # in L2, of images of 10^12 values; squares of what is far beyond overflow, and nothing was moved
-)
+# In L2: two images of 10^12 values. Squares of what is far beyond overflow, and then nothing is moved.
+FARTHEST = 1e6
 
 
 def radius_problem(norm: str | None, eps: float | None) -> str | None:
