@@ -118,12 +118,19 @@ def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
             if cuda:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed([seed % 2**32, seed >> 32])
+            reseed_plain(seed)
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def reseed_plain(seed: int) -> None:
+    """NumPy's and Python's global generators from a seed in [0, 2**63), for good."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed([seed % 2**32, seed >> 32])
 
 
 GeneratorStates = tuple[bytes, tuple[Any, ...], tuple[Any, ...]]

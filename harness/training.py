@@ -102,7 +102,8 @@ class Training:
         self.at_a_time = at_a_time
         self.data: DeviceData = load(spec.dataset, spec.root, device, spec.fingerprint)
         records = Records(self.data.train.labels.cpu().numpy(), self.data.train.groups)
-        self.pool: Pool = deal(records, spec.federation, spec.holdout, spec.seed, spec.variant, self.seed)
+        with seeded_modules(device, self.seed, "partition"):
+            self.pool: Pool = deal(records, spec.federation, spec.holdout, spec.seed, spec.variant, self.seed)
         share = spec.threat.malicious if spec.threat is not None else 0.0
         self.malicious = malicious_clients(spec.federation.clients, share, spec.seed) if share else []
 
@@ -152,9 +153,9 @@ class Training:
         spec = self.spec
         with seeded_modules("cpu", self.seed, "initial weights"):
             module = built(model, self.data.input_shape, self.data.num_classes, spec.normalization)
-        for defence in spec.defences:
-            with blamed(defence):
-                module = network(defence.model(module), f"defence {defence.name}: model")
+            for defence in spec.defences:
+                with blamed(defence):
+                    module = network(defence.model(module), f"defence {defence.name}: model")
         seed_dropout(module)
         module = module.to(self.device)
         if channels_last(module, spec.compute, self.device):
@@ -208,19 +209,20 @@ class Training:
         rounds = settings.rounds if rounds is None else rounds
         schedule = self._schedule(self.clients, rounds, purpose)
         history = history or []
-        prepared = self._prepare(schedule, history) if prepared is None else prepared
         seed = self.seed if purpose == "train" else derive(self.seed, purpose)
         noise_seed = f"{self.stage_key}:{purpose}:{len(history)}"
+        with seeded_modules(self.device, seed, "set-up"):
+            prepared = self._prepare(schedule, history) if prepared is None else prepared
+            rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
+            clients = self._clients(prepared, hooks)
         trainer = self._trainer(module, seed, noise_seed)
         trainer.generator = self.generator
         if channels_last(module, spec.compute, self.device):
             trainer.facts["channels_last"] = True
-        rules = self.rules(prepared, 0 if purpose == "train" else settings.rounds)
         recorder = None
         if spec.variant is not None and (spec.variant.recorded_rounds or spec.variant.canaries):
             kept = spec.variant.recorded_rounds
             recorder = Recorder(kept, rounds, self.planting, settings.clients, self.counts())
-        clients = self._clients(prepared, hooks)
         federation = kind(module, clients, trainer, rules, seed, noise_seed, recorder)
         every, last = settings.evaluate_every, rounds
 
@@ -246,7 +248,8 @@ class Training:
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the validation split (never on test)."""
-        logits = torch.from_numpy(predict(module, self.data.val.images, 512, self.device))
+        with seeded_modules(self.device, self.seed, "validation"):
+            logits = torch.from_numpy(predict(module, self.data.val.images, 512, self.device))
         labels = self.data.val.labels.cpu()
         return {
             "val_accuracy": float((logits.argmax(1) == labels).double().mean()),

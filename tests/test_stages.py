@@ -23,6 +23,7 @@ from harness.api import (
     Defence,
     Model,
     ModelCompressor,
+    Partitioner,
     PoisoningAttack,
     PrivacyAttack,
     Score,
@@ -209,6 +210,42 @@ class Careless(Aggregator):
         return moved
 
 
+class Shuffled(Model):
+    """Reads the pixels in an order that it draws, and that no weight holds."""
+
+    name = "test-shuffled"
+
+    def build(self, input_shape, num_classes, normalization=None):
+        class Mixed(torch.nn.Module):
+            def __init__(self, order):
+                super().__init__()
+                self.order = order
+
+            def forward(self, x):
+                return x.flatten(1)[:, self.order]
+
+        pixels = math.prod(input_shape)
+        return torch.nn.Sequential(Mixed(np.random.permutation(pixels)), torch.nn.Linear(pixels, num_classes))
+
+
+class Dealt(Partitioner):
+    """Deals by a global generator."""
+
+    name = "test-dealt"
+
+    def partition(self, labels, groups, clients, rng):
+        return np.array_split(np.random.permutation(len(labels)), clients)
+
+
+class Dimmed(Defence):
+    """Darkens each batch by a number of NumPy's global generator."""
+
+    name = "test-dimmed"
+
+    def batch(self, x, y, key):
+        return x * np.random.rand(), y
+
+
 class Halved(ModelCompressor):
     """Leaves half of the tensors out of its file and takes them from the network that `restore` is given."""
 
@@ -274,6 +311,9 @@ class _Module:
         register(Halved)
         register(Variants)
         register(Careless)
+        register(Shuffled)
+        register(Dealt)
+        register(Dimmed)
         register(Blanks)
         register(Corner)
         register(Zeroes)
@@ -807,6 +847,31 @@ def test_what_a_plugin_draws_comes_from_its_stage_alone(tmp_path):
     alone = losses(run(text, tmp_path / "b", select="aggregator=test-careless(n=2)"))
     assert alone["test-careless(n=2)"] == first["test-careless(n=2)"]
     assert first["test-careless(n=1)"] != first["test-careless(n=2)"]
+
+
+def test_what_a_model_draws_when_it_is_built_is_the_same_when_it_is_scored(tmp_path):
+    text = "seeds: [0]\nmetrics: [accuracy]"
+    scenario = load_text((BASE + text).replace("{mlp: {hidden: [16]}}", "test-shuffled"), tmp_path / "x.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    assert record["scores"]["accuracy"] > 0.5, "by another order of the pixels it knows nothing"
+
+
+def test_a_partitioner_that_draws_by_itself_deals_the_same_to_all_cells_of_a_seed(tmp_path):
+    text = BASE.replace("clients: 4,", "clients: 4, partition: test-dealt,") + "aggregators: [mean, median]"
+    scenario = load_text(text, tmp_path / "x.yaml")
+    one, again, other = training_of(scenario), training_of(scenario), training_of(scenario, 1)
+    for a, b, c in zip(one.pool.clients, again.pool.clients, other.pool.clients, strict=True):
+        assert np.array_equal(a, b)
+        assert np.array_equal(a, c)
+
+
+def test_a_defence_that_draws_by_itself_trains_one_client_after_another(tmp_path):
+    one, together = (
+        run(f"defences: [test-dimmed]\ncompute: {{clients: {how}}}", tmp_path / how).records[0]
+        for how in ("sequential", "vectorised")
+    )
+    assert "they draw from a global generator" in together["training"]["execution"]["alone"][0]
+    assert together["scores"]["loss"] == one["scores"]["loss"]
 
 
 def test_a_run_imports_no_compiler(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from harness.federation.vector import (
 )
 from harness.functional import freeze_batch_norms
 from harness.layer_order import pooled_first
-from harness.random import derive, make_key, seeded, split, torch_generator
+from harness.random import derive, make_key, reseed_plain, seeded, split, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,7 +123,7 @@ class LocalTrainer:
         self.dropouts = dropouts(module)
         self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
-        self.seeds_modules = True  # what layers draw, from torch's global generator, has the client's seed
+        self.seeds_modules = True  # what layers and hooks draw from global generators has the client's seed
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
         self.ways: dict[str, list[str]] = {}  # what hooks say of their work
         self.spared = 0.0  # seconds that clients would have taken longer one after another
@@ -169,13 +170,12 @@ class LocalTrainer:
             if hooks
             else torch.default_generator
         )
-        gradient = self._gradient(client, hooks, noise, at)
         order = self.generator(self.seed, "batches", client.id, round, device=self.device)
         changed = composed_batch(hooks)
-        drawing = seeded_modules(self.device, self.seed, client.id, round)
+        drawing = self._drawing(self.seed, client.id, round)
         masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None
-        own = drawing if self.seeds_modules else contextlib.nullcontext()
-        with own, masked(self.dropouts, masks), pooled_first(self.module):
+        with drawing, masked(self.dropouts, masks), pooled_first(self.module):
+            gradient = self._gradient(client, hooks, noise, at)
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):
                 batch = changed((to_pixels(client.images[index]), client.labels[index]), key)
@@ -223,8 +223,13 @@ class LocalTrainer:
                 context = UpdateContext(
                     at.round, client.id, noise, self.layout, prepared, at.clients, at.malicious, at.share
                 )
-                delta = checked(hook.update(delta, context), delta.shape, getattr(hook, "name", "a hook"))
+                name = getattr(hook, "name", "a hook")
+                with self._drawing(self.noise_seed, "update", name, client.id, at.round):
+                    delta = checked(hook.update(delta, context), delta.shape, name)
         return delta
+
+    def _drawing(self, *parts: object) -> AbstractContextManager[None]:
+        return seeded_modules(self.device, *parts) if self.seeds_modules else contextlib.nullcontext()
 
     def _gradient(self, client: Client, hooks: Hooks, noise: torch.Generator, at: Start) -> GradientFn:
         def local(loss: LossFn, gradient: GradientFn, prepared: dict[str, Any]) -> Local:
@@ -248,12 +253,16 @@ class LocalTrainer:
 
 
 @contextlib.contextmanager
-def seeded_modules(device: str, *parts: object) -> Any:
-    """Layers that draw from torch's global generator (dropout) get a seed; the global state comes back after."""
+def seeded_modules(device: str, *parts: object) -> Iterator[None]:
+    """What layers and plugins draw from global generators is of these parts alone, whatever was drawn before.
+
+    Torch's come back after. NumPy's and Python's do not, which takes as long as a small step: a stage puts them back.
+    """
     devices: Sequence[str] = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed: it seeds every CUDA device too, which costs half a millisecond where there is none.
         seeded(torch.default_generator, "modules", *parts)
+        reseed_plain(derive("modules", *parts))
         for name in devices:
             with torch.cuda.device(name):
                 torch.cuda.manual_seed(derive("modules", *parts))

@@ -26,7 +26,7 @@ from harness.contracts.compressor import UpdateCompressor
 from harness.errors import PluginError, blamed
 from harness.evaluation.predict import modes_restored
 from harness.federation.counts import tolerated
-from harness.federation.local import Client, LocalTrainer, Start, Task, Trained
+from harness.federation.local import Client, LocalTrainer, Start, Task, Trained, seeded_modules
 from harness.federation.outcome import Detection, Outcome
 from harness.federation.returned import checked, kept_rows
 from harness.federation.server import Server
@@ -169,7 +169,8 @@ class Federation:
         if len(usable) < len(ids):
             facts["dropped"] = len(ids) - len(usable)
             self.outcome.dropped += len(ids) - len(usable)
-        update = self._aggregate(start, rows, finite, ids, self._buffers, self._chain_state, facts)
+        with seeded_modules(self.device, self.noise_seed, "rules", start.round):
+            update = self._aggregate(start, rows, finite, ids, self._buffers, self._chain_state, facts)
         if "kept" in facts or len(usable) < len(ids):
             self.outcome.detection = self.outcome.detection or Detection()
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
@@ -392,7 +393,8 @@ class Federation:
                 order = [*context.ids, *lost, *byzantine]
                 given, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
                 rows = torch.cat([given, torch.stack([updates[i] for i in lost]), sent])
-            return self._aggregate(start, rows, rows_finite(rows), order, buffers, states, trial=True)
+            with seeded_modules(self.device, self.noise_seed, "rules", start.round, "trial"):
+                return self._aggregate(start, rows, rows_finite(rows), order, buffers, states, trial=True)
 
         context = ByzantineContext(
             m=len(byzantine),
@@ -420,7 +422,7 @@ class Federation:
             updates.update({i: torch.zeros_like(weights) for i in byzantine})
             return
         shape = (len(byzantine), weights.numel())
-        with blamed(attack):
+        with blamed(attack), seeded_modules(self.device, self.seed, "byzantine", start.round):
             crafted = checked(attack.craft(honest, context), shape, attack.name, whole=True)
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
 

@@ -20,7 +20,7 @@ from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded
 from harness.federation.separation import couples
 from harness.federation.threads import plain_values
 from harness.functional import batch_norms
-from harness.random import torch_generator
+from harness.random import generator_states, torch_generator
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -216,7 +216,10 @@ class VectorisedTrainer(LocalTrainer):
         # Those who go on stay in front.
         order = sorted(range(len(tasks)), key=lambda i: -tasks[i].client.steps)
         cohort = Cohort(self, [tasks[i] for i in order])
+        before = generator_states()
         cohort.train()
+        if generator_states() != before:  # one number for all clients, and one after another each has its own
+            raise ValueError("they draw from a global generator")
         cohort.count_batches()
         found = cohort.updates()
         return [found[order.index(i)] for i in range(len(tasks))]

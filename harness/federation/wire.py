@@ -11,6 +11,7 @@ import torch
 from harness.contracts.compressor import Exchanged, Payload, UpdateCompressionContext, UpdateCompressor
 from harness.errors import PluginError
 from harness.federation.chain import check_chain
+from harness.federation.local import seeded_modules
 from harness.federation.vector import trainable
 from harness.random import torch_generator
 
@@ -55,7 +56,8 @@ class Wire:
             return updates
         extra = 0 if self._local_buffers else sum(b.nbytes for b in buffers.values())
         ids, rows = list(updates), list(updates.values())
-        made = self._through(0, round, ids, rows)
+        with seeded_modules(self._device, self._seed, "wire", round):
+            made = self._through(0, round, ids, rows)
         self._outcome.messages += len(ids)
         self._outcome.uplink_bytes += sum(made.before) + sum(made.sent) + len(ids) * extra
         self._outcome.downlink_bytes += sum(made.answered) + len(ids) * (rows[0].nbytes + extra)

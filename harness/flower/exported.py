@@ -34,7 +34,7 @@ from harness.federation.rounds import Rules
 from harness.flower import messages
 from harness.flower.apps import answer_training, settled_nodes
 from harness.flower.discretion import breaches, conflict, discreet, own_entries
-from harness.flower.job import Job, Simulated, settle_numerics, simulated
+from harness.flower.job import Job, Simulated, simulated
 from harness.flower.secure import SecureStrategy, mask, unwrap, wrap
 from harness.flower.strategy import FederationStrategy, NodesLost, RemoteAttackers
 from harness.grid import cells
@@ -43,6 +43,7 @@ from harness.random import derive, secret_generator
 from harness.scenario import load_text
 from harness.stage_specs import TrainSpec, train_spec
 from harness.stages.compress import deployed as deployed_by
+from harness.stages.isolation import settle
 from harness.stages.score import stratified
 from harness.training import Training
 
@@ -208,7 +209,7 @@ def _simulated(job: Job) -> Simulated:
 def _deployed(
     cell: Path, job: Job, plan: dict[str, Any], number: int, records: tuple[np.ndarray, np.ndarray]
 ) -> Simulated:
-    settle_numerics(job.spec)
+    settle(job.spec.compute.threads, job.spec.compute.tf32)
     training = Deployed(pinned(cell), job.device, [1] * plan["clients"], number, records)
     module = training.initial_module()
     return Simulated(
@@ -314,7 +315,7 @@ def _coordinator(cell: Pinned, job: Job, sizes: list[int]) -> Simulated:
             raise PluginError(
                 f"{rule.name} needs a root dataset at the server, which a deployment does not have"
             )
-    settle_numerics(job.spec)
+    settle(job.spec.compute.threads, job.spec.compute.tf32)
     if cell.discreet:
         sizes = [1] * len(sizes)
     training = Deployed(cell, job.device, sizes)

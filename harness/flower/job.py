@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from harness.flower.strategy import RemoteAttackers
+from harness.stages.isolation import settle
 from harness.training import Ready, Training
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class Simulated:
 
 def simulated(job: Job) -> Simulated:
     """Set up from the specification alone, so that every process comes to the same."""
-    settle_numerics(job.spec)
+    settle(job.spec.compute.threads, job.spec.compute.tf32)
     training = Training(job.spec, job.stage_key, job.device)
     module = training.initial_module()
     return Simulated(training, training.set_up(module, kind=RemoteAttackers), module)
@@ -61,10 +60,3 @@ def read(path: str) -> Job:
     job = pickle.loads(Path(path).read_bytes())
     assert isinstance(job, Job)
     return job
-
-
-def settle_numerics(spec: TrainSpec) -> None:
-    """What decides numbers beside the specification, in a process that does nothing else; see harness.stages."""
-    torch.set_num_threads(spec.compute.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec.compute.tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -20,6 +20,7 @@ _QUANTISED: Any = next(
     (name for name in ("x86", "onednn") if name in torch.backends.quantized.supported_engines),
     torch.backends.quantized.engine,
 )
+_AUTOCAST = ("cpu", "cuda")
 
 
 @contextmanager
@@ -45,20 +46,8 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     precision, products = _precision(), matmul.allow_tf32
     quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
     kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
-    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-    torch.set_grad_enabled(True)
-    for kind in autocast:  # not its context: within one, copies of weights are kept after they have changed
-        torch.set_autocast_enabled(kind, False)
-    _be_strict(False, False)
-    torch.set_flush_denormal(False)
-    # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
-    cudnn.deterministic, cudnn.benchmark = True, False
-    quantized.engine, mkldnn.enabled, cudnn.enabled = _QUANTISED, True, True  # type: ignore[assignment]
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    settle(threads, tf32)
     try:
         yield
     finally:
@@ -74,6 +63,25 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
             matmul.allow_tf32 = products
         cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = flags
         quantized.engine, mkldnn.enabled, cudnn.enabled = kernels
+
+
+def settle(threads: int, tf32: bool) -> None:
+    """The settings that `isolated` states, for good: in a process that computes one stage and ends."""
+    cudnn = torch.backends.cudnn
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    for kind in _AUTOCAST:  # not its context: within one, copies of weights are kept after they have changed
+        torch.set_autocast_enabled(kind, False)
+    _be_strict(False, False)
+    torch.set_flush_denormal(False)
+    # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    cudnn.deterministic, cudnn.benchmark = True, False
+    torch.backends.quantized.engine = _QUANTISED
+    torch.backends.mkldnn.enabled = cudnn.enabled = True  # type: ignore[assignment]
 
 
 def _strict() -> tuple[bool, bool]:

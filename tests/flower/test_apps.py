@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
+import strays
 import torch
 
 from harness.errors import PluginError
@@ -11,8 +14,10 @@ from harness.flower import apps
 from harness.flower.job import Job, simulated
 from harness.flower.strategy import FederationStrategy, NodesLost
 from harness.grid import cells
+from harness.registry import registry
 from harness.scenario import load_text
 from harness.stage_specs import train_spec
+from harness.stages.isolation import isolated
 from harness.training import Training
 
 BASE = """
@@ -24,7 +29,7 @@ federation:
   clients: 5
   rounds: 3
   participation: {participation}
-  partition: {{dirichlet: {{alpha: 1.0}}}}
+  partition: {partition}
   buffers: {buffers}
   server: {server}
   local: {{steps: 2, batch_size: 16, schedule: cosine, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9}}}}}}
@@ -35,7 +40,7 @@ threats: [{threat}]
 """
 DEFAULTS = {
     "model": "logistic", "participation": 1.0, "buffers": "average", "server": "fedavg", "defence": "none",
-    "rule": "mean", "compressor": "none", "threat": "{name: none}",
+    "rule": "mean", "compressor": "none", "threat": "{name: none}", "partition": "{dirichlet: {alpha: 1.0}}",
 }  # fmt: skip
 ATTACK = "{{name: t, phase: training, malicious: 0.2, knowledge: {knowledge}, attacks: [{attack}]}}"
 
@@ -109,6 +114,44 @@ def test_same_weights_history_and_counts_as_in_one_process(changes, direct, tmp_
     assert len(expected.history) == 3
     for fact in ("uplink_bytes", "downlink_bytes", "messages", "dropped", "detection"):
         assert getattr(outcome, fact) == getattr(expected, fact), fact
+
+
+HOOKS = ("prepare", "model", "batch", "loss", "gradient", "update")
+STRAYS = {
+    "rule": {"rule": "stray-rule"},
+    "model": {"model": "stray-model"},
+    "craft": {"threat": attack("stray-craft"), "rule": "stray-rule"},
+    "labels": {"threat": attack("stray-labels")},
+    "codec": {"compressor": "stray-codec"},
+    "partition": {"partition": "stray-partition"},
+    **{
+        f"hook {hook}": {"defence": f"stray-hooks: {{hook: {hook}}}", "model": "stray-model"}
+        for hook in HOOKS
+    },
+}
+
+
+@pytest.mark.parametrize("changes", STRAYS.values(), ids=STRAYS)
+def test_what_plugins_draw_from_global_generators_is_the_same_too(changes, direct, tmp_path):
+    if "stray-rule" not in registry().names("aggregator"):
+        registry().add(strays, "strays", "flower-tests")
+    job = Job(spec(**changes), "a stage's key", "cpu")
+    with isolated("a stage's key", "cpu", 1, False):
+        ours = locally(job)
+    np.random.seed(5), random.seed(5), torch.manual_seed(5)  # another process, that has its own
+    own, _ = by_flower(job, direct, tmp_path)
+    for a, b in zip(ours.module.state_dict().values(), own.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert own.federation.outcome.history == ours.outcome.history
+
+
+def test_what_an_import_sets_is_no_setting_of_a_training():
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)  # as a package that is imported with the job may
+        assert {p.dtype for p in simulated(Job(spec(), "key", "cpu")).module.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_any_number_of_nodes_can_play_the_clients(direct, tmp_path):
