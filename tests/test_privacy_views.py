@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from harness.api import (
 )
 from harness.contracts.privacy import Audit, PrivacyContext
 from harness.engine import plan as plan_of
+from harness.federation.data import Part
 from harness.federation.vector import flatten
 from harness.grid import cells
 from harness.plan import Planner
@@ -31,6 +33,7 @@ from harness.registry import registry
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts, metrics_of
 from harness.scenario_threats import Threat
+from harness.stages.privacy import _Scene
 from harness.store import Store
 from harness.training import Training
 
@@ -289,6 +292,19 @@ def test_a_threat_shows_what_it_grants_and_no_more(tmp_path):
         own = training(tmp_path).data.val
         assert torch.equal(view.population[0], own.images.float() / 255)
         assert torch.equal(view.population[1], own.labels)
+
+
+@pytest.mark.parametrize(
+    ("knowledge", "where"), [("black-box", "cpu"), ("white-box", "cpu"), ("server", "meta")]
+)
+def test_records_are_where_the_attack_computes(knowledge, where):
+    """A network quantised for the CPU answers there; what a server sees of its training stays on the device."""
+    part = Part(torch.zeros(4, 1, 2, 2, device=where), torch.zeros(4, dtype=torch.int64, device=where), None)
+    training = SimpleNamespace(device="meta", data=SimpleNamespace(train=part, val=part))
+    scoring = SimpleNamespace(device="cpu", training=training)
+    scene = _Scene(scoring, SimpleNamespace(threat=SimpleNamespace(knowledge=knowledge)))
+    tensors = (*scene.records(np.arange(2)), *scene.population())
+    assert {tensor.device.type for tensor in tensors} == {scene.device} == {where}
 
 
 def test_members_were_trained_on_and_non_members_were_not(tmp_path):

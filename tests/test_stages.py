@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import harness
 from harness.api import (
@@ -189,6 +193,18 @@ class Population(PrivacyAttack):
         return {"test_zero": 0.0}
 
 
+class Doubled(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        return 2 * found if function is torch.nn.functional.linear else found
+
+
+class Negated(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        return -found if function is torch.ops.aten.addmm.default else found
+
+
 class Careless(Aggregator):
     """Draws from every global generator, and leaves settings behind that are no business of the next stage."""
 
@@ -198,7 +214,21 @@ class Careless(Aggregator):
 
     def aggregate(self, updates, context):
         moved = updates.mean(0)
-        if self.leaves == "settings":
+        if self.leaves == "hooks":
+            torch.nn.modules.module.register_module_forward_hook(lambda layer, given, found: 2 * found)
+        elif self.leaves == "function mode":
+            Doubled().__enter__()
+        elif self.leaves == "dispatch mode":
+            Negated().__enter__()
+        elif self.leaves == "inference mode" and context.round == context.rounds - 1:
+            SEEN["mode"] = torch.inference_mode()  # which ends with its last name
+            SEEN["mode"].__enter__()
+        elif self.leaves == "python":
+            os.chdir("/")
+            warnings.simplefilter("error")
+            np.seterr(all="raise")
+        elif self.leaves == "settings":
+            torch.backends.cuda.enable_flash_sdp(False)
             torch.set_default_dtype(torch.float64)
             torch.set_float32_matmul_precision("medium")
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -830,6 +860,10 @@ def process_state():
         torch.are_deterministic_algorithms_enabled(),
         torch.is_grad_enabled(),
         torch.get_num_threads(),
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.is_inference_mode_enabled(),
+        len(torch.nn.modules.module._global_forward_hooks),
+        (os.getcwd(), list(warnings.filters), np.geterr()),
     )
     return settings, torch.get_rng_state().tolist(), list(np.random.get_state()[1]), random.getstate()
 
@@ -887,11 +921,33 @@ def test_a_run_imports_no_compiler(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
+WANDERING = """
+import os
+from harness.api import Aggregator, hookimpl
+
+class Wandering(Aggregator):
+    \"\"\"The mean, from another folder. updates (n, d) -> (d,).\"\"\"
+
+    name = "wandering"
+    to: str
+
+    def aggregate(self, updates, context):
+        if os.path.isdir(self.to):
+            os.chdir(self.to)
+        return updates.mean(0)
+
+@hookimpl
+def harness_register(register):
+    register(Wandering)
+"""
+
+LEFT = ("settings", "hooks", "function mode", "dispatch mode", "inference mode", "python")
+
+
+@pytest.mark.parametrize("leaves", LEFT)
+def test_what_a_plugin_leaves_behind_reaches_no_other_stage(leaves, tmp_path):
     before = process_state()
-    text = (
-        "aggregators: [test-careless: {leaves: settings}, mean]\ndefences: [dp-sgd: {noise_multiplier: 1.0}]"
-    )
+    text = f"aggregators: [test-careless: {{leaves: {leaves}}}, mean]\ndefences: [dp-sgd: {{noise_multiplier: 1.0}}]"
     both = run(text, tmp_path / "a")
     after = process_state()
     torch.set_flush_denormal(False)
@@ -899,6 +955,26 @@ def test_what_a_plugin_leaves_behind_reaches_no_other_stage(tmp_path):
     alone = run(text, tmp_path / "b", select="aggregator=mean")
     assert {record["status"] for record in both.records} == {"scored"}
     assert losses(both)["mean"] == losses(alone)["mean"]
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_artifacts_stay_in_the_store_when_a_plugin_changes_the_working_directory(jobs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wandering = "plugins: [wandering.py]\naggregators: [wandering: {to: elsewhere}]"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "wandering.py").write_text(WANDERING)
+    assert run(wandering, tmp_path, store="runs", jobs=jobs).scored == 1
+    assert list(Path("runs/artifacts").rglob("*.safetensors"))
+    assert list(Path("elsewhere").iterdir()) == []
+
+
+def test_a_stage_does_not_need_a_working_directory(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with isolated("key", "cpu", 1, False):
+        os.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("before", [False, True])

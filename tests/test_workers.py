@@ -60,6 +60,29 @@ def test_workers_import_nothing_from_the_working_directory(tmp_path):
     assert not done.stderr.count("Error")
 
 
+# NVML answers; that it is used shows in that CUDA is still free to start in a forked process.
+FORKED = """
+import os
+import torch
+torch.cuda._device_count_nvml = lambda: 1
+import harness.executors.preload
+if os.fork() == 0:
+    os._exit(torch.cuda._is_in_bad_fork())
+assert os.wait()[1] == 0, "CUDA cannot start in a worker"
+assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+"""
+
+
+def test_a_library_that_looks_for_a_gpu_while_it_is_imported_leaves_it_to_the_workers(tmp_path):
+    (tmp_path / "looks_for_a_gpu.py").write_text("import torch\ntorch.cuda.is_available()\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "_HARNESS_PRELOAD": "looks_for_a_gpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 class _Fails:
     def Pipe(self):
         return open(os.devnull), open(os.devnull)

@@ -165,6 +165,8 @@ class PrivacyView:
     where batches leave some out by chance. population: the adversary's own records, the validation split.
     observed: what an attack with an `observation` asked for, where the threat grants server.
     apply: (weights (d,), images) -> logits, differentiable, in eval mode: the network with other weights (server).
+    All tensors are on one device; `logits` takes images from any. `module` is on another one where the threat grants
+    server and the network was quantised for the CPU.
     """
 
     logits: Logits

@@ -21,7 +21,7 @@ class InlineExecutor:
     lends = False
 
     def __init__(self, store: Path, device: str) -> None:
-        self._store = Store(store)
+        self._store = Store(store.absolute())  # a plugin may change the working directory
         self._device = device
         self._events: list[Event] = []
 

@@ -251,7 +251,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             pipe.send(event)
 
     threading.Thread(target=receive, daemon=True).start()
-    store = Store(store_path)
+    store = Store(Path(store_path).absolute())  # a plugin may change the working directory
     while True:
         stage: Stage = pickle.loads(stages.get())
         send(Event("began", stage.key))

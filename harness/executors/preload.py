@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 
-from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
+from harness.executors.variables import NVML, PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
 # Held back until here by what started this process.
@@ -17,9 +17,15 @@ if os.environ.get(SAFE_PATH) == SAFE_PATH_OF_SERVER:
     # It was for this process: programs that plugins start find what they always did.
     del os.environ[SAFE_PATH]
 
+_asked = os.environ.get(NVML)
+os.environ[NVML] = "1"  # some libraries ask while they are imported
 for _name in ["harness.stages", *filter(None, os.environ.get(PRELOAD, "").split(","))]:
     with contextlib.suppress(ImportError):  # a stage that needs it says so itself
         importlib.import_module(_name)
+if _asked is None:
+    del os.environ[NVML]
+else:
+    os.environ[NVML] = _asked
 
 with contextlib.suppress(ImportError):
     from harness.provenance import engine

@@ -6,10 +6,14 @@ or change defaults. A stage's numbers must come from its key alone, whatever ran
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
+from warnings import catch_warnings
 
+import numpy as np
 import torch
 
 from harness.devices import current
@@ -21,6 +25,9 @@ _QUANTISED: Any = next(
     torch.backends.quantized.engine,
 )
 _AUTOCAST = ("cpu", "cuda")
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")  # the kernels that may compute it
+# Where torch keeps the hooks of all modules and of all optimisers.
+_HOOKED = [import_module(name) for name in ("torch.nn.modules.module", "torch.optim.optimizer")]
 
 
 @contextmanager
@@ -29,17 +36,79 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
 
     threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
     `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms, the
-    precision of products, autocast (off), and whose kernels compute: oneDNN's, cuDNN's, and for quantised layers those
-    that torch prefers here. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
+    precision of products, autocast (off), and whose kernels compute: oneDNN's, cuDNN's, all that know attention, and
+    for quantised layers those that torch prefers here. There are no hooks of all modules or optimisers. Numbers too
+    small for their exponent are kept, and nobody can ask whether they were before. Torch's function and dispatch
+    modes, warnings' filters, NumPy's error handling and the working directory only come back.
     """
-    with current(device), _settings(threads, tf32), global_generators(derive("stage", key), device):
+    with (
+        current(device),
+        torch.inference_mode(False),
+        _settings(threads, tf32),
+        _hooks(),
+        _modes(),
+        catch_warnings(),
+        np.errstate(),
+        _folder(),
+        global_generators(derive("stage", key), device),
+    ):
         yield
+
+
+@contextmanager
+def _folder() -> Iterator[None]:
+    """The working directory comes back, if it is still there."""
+    before = None
+    with suppress(FileNotFoundError):
+        before = os.getcwd()
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(FileNotFoundError):
+                os.chdir(before)
+
+
+@contextmanager
+def _hooks() -> Iterator[None]:
+    """None of all modules or optimisers inside; those from before come back."""
+    tables = [
+        table
+        for module in _HOOKED
+        for name, table in vars(module).items()
+        if name.startswith("_global_") and isinstance(table, dict)
+    ]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    try:
+        yield
+    finally:
+        for table, hooks in zip(tables, before, strict=True):
+            table.clear()
+            table.update(hooks)
+
+
+@contextmanager
+def _modes() -> Iterator[None]:
+    """Function and dispatch modes that are entered inside are left."""
+    ways = (
+        (torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack),
+        (torch._C._len_torch_dispatch_stack, lambda: torch._C._pop_torch_dispatch_stack(None)),
+    )
+    before = [count() for count, _ in ways]
+    try:
+        yield
+    finally:
+        for (count, pop), depth in zip(ways, before, strict=True):
+            while count() > depth:
+                pop()
 
 
 @contextmanager
 def _settings(threads: int, tf32: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    before = torch.get_num_threads(), torch.get_default_dtype()
     default_device = torch.get_default_device()
     strict = _strict()
     flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
@@ -47,6 +116,7 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
     kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
+    attention = [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in _ATTENTION]
     settle(threads, tf32)
     try:
         yield
@@ -54,9 +124,9 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_default_device(None if default_device.type == "cpu" else default_device)
-        torch.set_grad_enabled(before[2])
         for kind, enabled in autocast.items():
             torch.set_autocast_enabled(kind, enabled)
+        _attend(attention)
         _be_strict(*strict)
         torch.set_float32_matmul_precision(precision or "highest")
         if precision is None:
@@ -80,8 +150,14 @@ def settle(threads: int, tf32: bool) -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     cudnn.deterministic, cudnn.benchmark = True, False
+    _attend([True] * len(_ATTENTION))
     torch.backends.quantized.engine = _QUANTISED
     torch.backends.mkldnn.enabled = cudnn.enabled = True  # type: ignore[assignment]
+
+
+def _attend(enabled: list[bool]) -> None:
+    for kind, on in zip(_ATTENTION, enabled, strict=True):
+        getattr(torch.backends.cuda, f"enable_{kind}_sdp")(on)
 
 
 def _strict() -> tuple[bool, bool]:

@@ -71,10 +71,9 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         observed=observed,
         apply=scene.apply if knows_server else None,
     )
-    seed, device = spec.model.train.seed, scoring.device
     context = PrivacyContext(
         scoring.training.data.num_classes,
-        torch_generator(seed, "privacy attack", attack.name, device=device),
+        torch_generator(spec.model.train.seed, "privacy attack", attack.name, device=scene.device),
         lambda done, total: progress(done, total, f"{done}/{total}"),
     )
     with blamed(attack), pooled_first(scoring.released.module, *(update.module for update in observed)):
@@ -138,6 +137,8 @@ class _Scene:
         self.scoring = scoring
         self.spec = spec
         self.training = scoring.training
+        # Of the records and the generator: what a server sees stays on a GPU, though int8 answers on the CPU alone.
+        self.device = scoring.training.device if spec.threat.knowledge == "server" else scoring.device
 
     # data ---------------------------------------------------------------------------------------
 
@@ -168,11 +169,11 @@ class _Scene:
 
     def records(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         images, labels = self.training.data.train.take(positions)
-        return to_pixels(images).to(self.scoring.device), labels.to(self.scoring.device)
+        return to_pixels(images).to(self.device), labels.to(self.device)
 
     def population(self) -> tuple[Tensor, Tensor]:
         val = self.training.data.val
-        return own_pixels(val.images, self.scoring.device), val.labels.to(self.scoring.device, copy=True)
+        return own_pixels(val.images, self.device), val.labels.to(self.device, copy=True)
 
     def guess(self) -> tuple[Tensor, Tensor]:
         """The mean image (c, h, w) and class shares (k,) of the validation split: all there is without an update."""

@@ -136,6 +136,30 @@ def test_a_whole_run_scores_about_what_a_cpu_scores(tmp_path, jobs):
         assert a["provenance"]["stages"]["train"] != b["provenance"]["stages"]["train"]
 
 
+INT8 = """
+schema: 1
+name: int8
+dataset: digits
+holdout: 0.4
+model: {small-cnn: {width: 2, hidden: 8}}
+federation: {clients: 3, rounds: 1, local: {steps: 2, batch_size: 16, optimizer: {sgd: {lr: 0.1}}}}
+compressors: [static-int8]
+threats:
+  - {name: outputs, knowledge: black-box, attacks: [loss-threshold]}
+  - {name: server, knowledge: server, attacks: [
+      loss-threshold, gradient-cosine, dlg: {targets: 1, restarts: 1, iterations: 2},
+      inverting-gradients: {targets: 1, iterations: 2}, label-inference: {targets: 1, draws: 2},
+      property-inference: {attribute: class, targets: 4, simulated: 4, records: 2}]}
+"""
+
+
+def test_int8_answers_on_the_cpu_while_a_server_s_attack_computes_on_the_gpu(tmp_path):
+    (tmp_path / "int8.yaml").write_text(INT8)
+    run = harness.run(tmp_path / "int8.yaml", device="cuda", jobs=0, store=tmp_path / "runs")
+    assert [r["error"] for r in run.records if r["error"]] == []
+    assert run.scored == 7
+
+
 def test_memory_returns_to_its_baseline_after_each_cell(tmp_path):
     (tmp_path / "run.yaml").write_text(RUN)
     held = []
