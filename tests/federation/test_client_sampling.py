@@ -76,9 +76,9 @@ def inclusion(drawn, members):
 
 
 def is_normal(values, deviation):
-    values = values.double()
-    assert stats.kstest(values.numpy(), "norm", args=(0.0, deviation)).pvalue > 0.001
-    assert abs(float((values / deviation).square().mean()) - 1) < 5 * math.sqrt(2 / values.numel())
+    values = values.double() / deviation
+    assert stats.kstest(values.numpy(), "norm").pvalue > 0.001
+    assert abs(float(values.square().mean()) - 1) < 5 * math.sqrt(2 / values.numel())
 
 
 # clients ---------------------------------------------------------------------------------------------

@@ -90,9 +90,9 @@ def clipped_sum(rows, c):
 
 def is_normal(values, deviation):
     """A Kolmogorov-Smirnov test against N(0, deviation^2), and the variance within five standard errors."""
-    values = torch.as_tensor(values).double()
-    assert kstest(values.numpy(), "norm", args=(0.0, deviation)).pvalue > 0.001
-    relative = float((values / deviation).square().mean())
+    values = torch.as_tensor(values).double() / deviation
+    assert kstest(values.numpy(), "norm").pvalue > 0.001
+    relative = float(values.square().mean())
     assert abs(relative - 1) < 5 * math.sqrt(2 / values.numel())
 
 
