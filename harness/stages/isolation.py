@@ -109,7 +109,7 @@ def _modes() -> Iterator[None]:
 def _settings(threads: int, tf32: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.get_default_dtype()
-    default_device = torch.get_default_device()
+    default_device = torch.empty(0).device  # get_default_device fails after a None, up to torch 2.9 at least
     strict = _strict()
     flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     precision, products = _precision(), matmul.allow_tf32
