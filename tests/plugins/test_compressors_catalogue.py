@@ -188,6 +188,13 @@ def test_dynamic_int8_leaves_the_layer_inside_attention_as_torchao_does():
     assert torch.equal(restored.module(x), answers)
 
 
+def test_a_torchao_that_keeps_the_integers_elsewhere_is_named(monkeypatch):
+    """As before 0.18; here it leaves the weights as they are."""
+    monkeypatch.setattr("torchao.quantization.quantize_", lambda *_: None)
+    with pytest.raises(PluginError, match=r"^dynamic-int8 needs torchao 0\.18 or newer"):
+        compressor("dynamic-int8").compress(linear_network(), context())
+
+
 @pytest.mark.parametrize("method", ["dynamic-int8", "static-int8"])
 def test_attacks_that_ask_questions_can_ask_the_integer_network_itself(method):
     module = compressor(method).compress(linear_network(), context()).module

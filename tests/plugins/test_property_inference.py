@@ -44,7 +44,7 @@ def test_updates_beyond_float32_are_scored_like_others(tmp_path):
     found, _ = scores(
         tmp_path,
         "property-inference: {threshold: 0.31, targets: 4, simulated: 10}",
-        "[gradient-noise: {scale: 1.0e+40}]",
+        "[gradient-noise: {scale: 3.0e+38}]",
     )
     assert 0 <= found[0]["property_auc"] <= 1
 

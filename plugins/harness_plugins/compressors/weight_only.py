@@ -206,6 +206,10 @@ class DynamicInt8(ModelCompressor):
         if not _linear_layers(module):
             raise PluginError(f"{self.name}: the network has no linear layer")
         quantize_(module, Int8DynamicActivationInt8WeightConfig())
+        if not all(hasattr(layer.weight, "qdata") for layer in _linear_layers(module).values()):
+            raise PluginError(
+                f"{self.name} needs torchao 0.18 or newer: earlier ones keep the integers elsewhere"
+            )
         return module
 
     def _compressed(self, model: nn.Module, module: nn.Module, state: dict[str, Tensor]) -> CompressedModel:
