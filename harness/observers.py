@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Observers:
     """Passes what happens on to a display (may be None) and to every plugin that asked.
 
-    A hook or tracker that raises is not called again in this run; `problems` says which and why.
+    A hook that raises is not called again in this run, nor is any of a tracker that could not begin; `problems` says
+    which and why.
     """
 
     def __init__(self, display: Any, trackers: Sequence[Tracker] = ()) -> None:
@@ -80,7 +81,7 @@ class Observers:
             self._guarded(f"{implementation.plugin_name}.{name}", implementation.function, wanted)
         for label, tracker in self._trackers:
             method = getattr(tracker, name, None)
-            if method is not None:
+            if method is not None and f"{label}.harness_run_started" not in self._silenced:
                 self._guarded(f"{label}.{name}", method, arguments)
 
     def _guarded(self, label: str, function: Any, arguments: dict[str, Any]) -> None:

@@ -221,3 +221,24 @@ def test_exception_is_reported_once_and_stops_nothing(here):
     ]
     assert [line["event"] for line in lines(here / "a.jsonl")] == ["run_started", "run_finished"]
     assert len([line for line in lines(here / "b.jsonl") if line["event"] == "round_finished"]) == 2
+
+
+class Unready(Failing):
+    """Cannot begin."""
+
+    name = "unready"
+
+    def harness_run_started(self, run):
+        raise OSError("no server")
+
+
+def test_a_tracker_that_could_not_begin_is_not_told_the_rest(here):
+    observers = Observers(None, [Unready(path="a.jsonl")])
+    run = {"id": "r", "store": "runs", "cells": 1}
+    observers.run_started(run, {})
+    observers.stage_progress("key", 1, 1, "", {"round": 1, "clients": 3})
+    observers.run_finished(run, None)
+    assert observers.problems == [
+        "tracker unready.harness_run_started raised OSError: no server; it is not called again in this run"
+    ]
+    assert not (here / "a.jsonl").exists()
