@@ -2,7 +2,8 @@
 
 Layout of a store folder:
 
-    store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small values)
+    store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small values);
+                              results and records carry a hash of themselves
     artifacts/ab/abcd….safetensors
     pictures/abcd….png        what privacy attacks got back, beside the originals
 
@@ -24,7 +25,7 @@ from urllib.parse import quote
 
 from harness.artifacts import Artifacts, artifact_name, cannot_write, damaged
 from harness.errors import StoreError
-from harness.strict_json import dumps, loads
+from harness.sealed import intact, seal, unseal
 
 SCHEMA = 1
 DATABASE = "store.sqlite"
@@ -41,8 +42,9 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
 # Of a stage's result: whether it is whole, and one part of it. Asking a damaged one for a part is an error.
-_VALID = "CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_type(result) = 'object' END"
-_PART = f"{_VALID}, CASE WHEN json_valid(CAST(result AS TEXT)) THEN json_extract(result, ?) END"
+_WHOLE = "json_valid(CAST(result AS TEXT)) AND intact(CAST(result AS BLOB))"
+_VALID = f"CASE WHEN {_WHOLE} THEN json_type(result) = 'object' END"
+_PART = f"{_VALID}, CASE WHEN {_WHOLE} THEN json_extract(result, ?) END"
 
 
 def is_store(path: Path) -> bool:
@@ -77,6 +79,7 @@ class Store(Artifacts):
         try:
             self._db = _open_to_read(self.path) if read_only else _open(self.path)
             self._db.text_factory = _text
+            self._db.create_function("intact", 1, intact, deterministic=True)
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version not in ((SCHEMA,) if read_only else (0, SCHEMA)):
                 raise StoreError(
@@ -189,7 +192,7 @@ class Store(Artifacts):
         seconds: float,
     ) -> None:
         """Record a stage as `done` with its result, or `failed` with its error."""
-        row = (key, kind, signature, label, status, dumps(result), seconds, time.time())
+        row = (key, kind, signature, label, status, seal(result), seconds, time.time())
         self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
 
     def stage_result(self, key: str) -> dict[str, Any] | None:
@@ -281,7 +284,7 @@ class Store(Artifacts):
             record["id"],
             record["status"],
             fingerprint,
-            dumps(record),
+            seal(record),
             time.time(),
         )
         self._execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?)", row)
@@ -368,7 +371,7 @@ class Store(Artifacts):
         """Take over stages, records with their fingerprints, and facts of other stores: all of it or nothing."""
         with self._transaction():
             for row in stages:
-                values = (*row[:4], "done", dumps(row.result), row.seconds, row.finished)
+                values = (*row[:4], "done", seal(row.result), row.seconds, row.finished)
                 self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", values)
             for record, mark in records:
                 self.put_record(record, mark)
@@ -431,8 +434,8 @@ def _text(data: bytes) -> str:
 def _json(text: Any) -> Any:
     """A value as it was written, or None where it is damaged."""
     try:
-        return loads(text)
-    except (ValueError, TypeError, RecursionError):
+        return unseal(text)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

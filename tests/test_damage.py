@@ -143,6 +143,31 @@ def test_a_run_makes_a_damaged_record_and_a_damaged_stage_again(made, text, caps
     assert len(Store.reading(store).records()) == 2
 
 
+@pytest.mark.parametrize("column", ["records.record", "stages.result"])
+def test_a_score_with_an_altered_digit_is_not_taken_for_one(made, column):
+    file, store = made
+    before = [record["scores"]["accuracy"] for record in Store.reading(store).records()]
+    table, text = column.split(".")
+    digits = [f'"accuracy":{value}' for value in (before[0], before[0] + 0.25)]
+    change(store, f"UPDATE {table} SET {text} = replace({text}, ?, ?)", *digits)
+    if table == "stages":
+        change(store, "DELETE FROM records")
+    else:
+        with pytest.raises(StoreError, match="is damaged; run its scenario again"):
+            Store.reading(store).records()
+    again = harness.run(file, device="cpu", jobs=0, store=store)
+    assert [record["scores"]["accuracy"] for record in again.records] == before
+
+
+def test_what_older_versions_wrote_has_no_hash_and_is_read(made):
+    file, store = made
+    before = Store.reading(store).records()
+    for table, text in (("records", "record"), ("stages", "result")):
+        change(store, f"UPDATE {table} SET {text} = '{{' || substr({text}, instr({text}, ',') + 1)")
+    assert Store.reading(store).records() == before
+    assert not sum(harness.run(file, device="cpu", jobs=0, store=store).executed.values())
+
+
 def test_a_damaged_record_of_another_cell_does_not_stop_a_run(made):
     file, store = made
     change(store, "UPDATE records SET record='{' WHERE rowid=1")
