@@ -114,9 +114,8 @@ def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`did you mean ...?` where valid names are close to an unknown one, else nothing."""
-    known = {
-        choice.casefold(): choice for choice in sorted(set(choices))
-    }  # DP-SGD is how a paper writes dp-sgd
+    # DP-SGD is how a paper writes dp-sgd.
+    known = {choice.casefold(): choice for choice in sorted(set(choices))}
     near = [known[found] for found in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.55)]
     return f"did you mean {' or '.join(repr(c) for c in near)}?" if near else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from harness.errors import HarnessError
@@ -52,9 +53,8 @@ def pick(cells: Sequence[C], wanted: str, option: str, where: str) -> C:
 
 def _distance(wanted: str, cell: Addressed) -> float:
     """Small where an id begins nearly so, or a label does."""
-    begun = sum(cell.id.startswith(wanted[:digits]) for digits in range(1, len(wanted) + 1)) / max(
-        len(wanted), 1
-    )
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(cell.id, wanted, strict=False))
+    begun = len(list(shared)) / max(len(wanted), 1)
     labels = map(str, cell.axes.values())
     return -max(begun, *(difflib.SequenceMatcher(None, wanted, label).ratio() for label in labels))
 

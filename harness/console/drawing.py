@@ -41,6 +41,16 @@ def check_format(out: Path) -> None:
 
 
 @contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """The path of a draft that takes the place of --out when the block ends. Raises HarnessError."""
+    try:
+        with replacing(out) as draft:
+            yield draft
+    except OSError as error:
+        raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+
+
+@contextmanager
 def figure(out: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of width x height inches, written to `out` when the block ends. Raises HarnessError."""
     check_format(out)
@@ -53,8 +63,5 @@ def figure(out: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(drawn)
         yield drawn
         metadata = {"Date": None} if out.suffix == ".svg" else None
-        try:
-            with replacing(out) as draft:
-                drawn.savefig(draft, format=out.suffix[1:], dpi=200, metadata=metadata)
-        except OSError as error:
-            raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+        with written(out) as draft:
+            drawn.savefig(draft, format=out.suffix[1:], dpi=200, metadata=metadata)

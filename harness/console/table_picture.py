@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.console.drawing import written
 from harness.console.output import count_of
 from harness.console.tables import render_leaderboard
 from harness.errors import HarnessError, did_you_mean
-from harness.files import replacing
 
 FORMATS = (".svg",)
 FONTS = "ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace"
@@ -33,9 +33,6 @@ def draw_table(records: Sequence[dict[str, Any]], out: Path, title: str, width: 
     render_leaderboard(records, console)
     svg = re.sub(r"\s*@font-face \{.*?\}\n", "", console.export_svg(title=title), flags=re.DOTALL)
     svg = svg.replace("Fira Code, monospace", FONTS)
-    try:
-        with replacing(out) as draft:
-            draft.write_text(svg, encoding="utf-8")
-    except OSError as error:
-        raise HarnessError(f"--out {out}: {error.strerror or error}") from None
+    with written(out) as draft:
+        draft.write_text(svg, encoding="utf-8")
     return count_of(len(records), "cell")

@@ -29,7 +29,12 @@ def check_choice(what: str, name: str, value: Any, allowed: tuple[Any, ...]) -> 
 class Chosen:
     """A dataclass whose Literals are held to: type checkers alone would not see what a plugin says."""
 
+    _allowed: ClassVar[dict[str, tuple[Any, ...]]]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls._allowed = choices(cls, cls.__annotations__)
+
     def __post_init__(self) -> None:
-        owner = type(self)
-        for name, allowed in choices(owner, owner.__annotations__).items():
-            check_choice(owner.__name__, name, getattr(self, name), allowed)
+        for name, allowed in self._allowed.items():
+            check_choice(type(self).__name__, name, getattr(self, name), allowed)

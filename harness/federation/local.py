@@ -262,8 +262,9 @@ def seeded_modules(device: str, *parts: object) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         # Not torch.manual_seed: it seeds every CUDA device too, which costs half a millisecond where there is none.
         seeded(torch.default_generator, "modules", *parts)
-        reseed_plain(derive("modules", *parts))
+        seed = derive("modules", *parts)
+        reseed_plain(seed)
         for name in devices:
             with torch.cuda.device(name):
-                torch.cuda.manual_seed(derive("modules", *parts))
+                torch.cuda.manual_seed(seed)
         yield

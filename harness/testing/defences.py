@@ -85,7 +85,7 @@ def update_well_formed(subject: Subject) -> None:
             )
     sampling = outcome.output["sampling"]
     require(
-        sampling is None or (isinstance(sampling, Sampling)),
+        sampling is None or isinstance(sampling, Sampling),
         f"{subject.name}.sampling returns {sampling!r}: Sampling('shuffle'), Sampling('poisson', rate) or None",
     )
     require(
