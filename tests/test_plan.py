@@ -407,6 +407,13 @@ seeds: [{}]
     assert chosen["krum", fits] == alone[small]
 
 
+def reasons_by(axis, text, tmp_path):
+    """Why cells are not applicable, by their value on an axis. text: a scenario from its federation on."""
+    scenario = load_text(BASE[: BASE.index("federation")] + text, tmp_path / "small.yaml")
+    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store").to_dict()
+    return {c["axes"][axis]: c["reason"] for c in found["scenarios"][0]["cells"]}
+
+
 def test_rounds_count_the_clients_that_a_threat_puts_into_all_of_them(tmp_path):
     """Coins draw five of seven clients, which krum takes with f = 1; the sixth is malicious, and makes f = 2."""
     text = """
@@ -418,9 +425,7 @@ threats:
   - {name: always, malicious: 0.34, participation: always, attacks: [sign-flip]}
 seeds: [7]
 """
-    scenario = load_text(BASE[: BASE.index("federation")] + text, tmp_path / "small.yaml")
-    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store").to_dict()
-    reasons = {c["axes"]["threat"]: c["reason"] for c in found["scenarios"][0]["cells"]}
+    reasons = reasons_by("threat", text, tmp_path)
     assert reasons["none"] is reasons["sampled"] is None
     assert reasons["always"].startswith("krum needs n > 2f + 2 updates: n = 6, f = 2;")
 
@@ -435,9 +440,7 @@ threats:
   - {name: outputs, attacks: [loss-threshold, lira: {shadows: 8}]}
 seeds: [2]
 """
-    scenario = load_text(BASE[: BASE.index("federation")] + text, tmp_path / "small.yaml")
-    found = plan(scenario, device="cpu", jobs=1, store=tmp_path / "no-store").to_dict()
-    reasons = {c["axes"]["attack"]: c["reason"] for c in found["scenarios"][0]["cells"]}
+    reasons = reasons_by("attack", text, tmp_path)
     assert reasons["none"] is reasons["loss-threshold"] is None
     assert reasons["lira(shadows=8)"].startswith("krum needs n > 2f + 2 updates: n = 4, f = 1;")
 

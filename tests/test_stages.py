@@ -125,23 +125,27 @@ class Zeroes(Defence):
         return torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x))
 
 
+class Flat(torch.nn.Module):
+    """One linear layer over all pixels; what subclasses do around it is theirs."""
+
+    def __init__(self, input_shape, num_classes):
+        super().__init__()
+        self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
+
+
 class Centred(Model):
     """Linear on centred pixels, in place."""
 
     name = "test-centred"
 
     def build(self, input_shape, num_classes, normalization=None):
-        class Net(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
-
+        class Net(Flat):
             def forward(self, x):
                 x = x.flatten(1)
                 x -= 0.3
                 return self.fc(x)
 
-        return Net()
+        return Net(input_shape, num_classes)
 
 
 class Stuck(Model):
@@ -150,17 +154,13 @@ class Stuck(Model):
     name = "test-stuck"
 
     def build(self, input_shape, num_classes, normalization=None):
-        class Net(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
-
+        class Net(Flat):
             def forward(self, x):
                 certain = torch.zeros(num_classes, device=x.device)
                 certain[3] = 1e4
                 return self.fc(x.flatten(1)) * 1e-3 + certain
 
-        return Net()
+        return Net(input_shape, num_classes)
 
 
 class Speechless(Model):
@@ -169,16 +169,12 @@ class Speechless(Model):
     name = "test-speechless"
 
     def build(self, input_shape, num_classes, normalization=None):
-        class Net(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = torch.nn.Linear(math.prod(input_shape), num_classes)
-
+        class Net(Flat):
             def forward(self, x):
                 bright = (x.mean((1, 2, 3)) > 0.3) & (not self.training)
                 return self.fc(x.flatten(1)).masked_fill(bright[:, None], torch.nan)
 
-        return Net()
+        return Net(input_shape, num_classes)
 
 
 class Population(PrivacyAttack):

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from typing import Any
 
-from measure import apart, as_stages_compute, clock, keep, options, table
+from measure import apart, as_stages_compute, clock, keep, options, synchronise, table
 
 NETWORKS = {"small-cnn": ({}, (1, 28, 28)), "resnet9": ({"width": 16}, (3, 64, 64))}
 
@@ -44,8 +44,7 @@ def one(name: str, device: str, batch: int, steps: int) -> dict[str, Any]:
 
     def step(network: Any) -> None:
         torch.autograd.grad(torch.nn.functional.cross_entropy(network(x), y), weights)
-        if device != "cpu":
-            torch.cuda.synchronize()
+        synchronise(device)
 
     def turns(network: Any) -> float:
         return min(clock(lambda: [step(network) for _ in range(steps)])[0] / steps for _ in range(5))

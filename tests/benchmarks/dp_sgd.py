@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from measure import as_stages_compute, clock, keep, options, table
+from measure import as_stages_compute, clock, keep, options, synchronise, table
 
 TARGETS = {"of the speed without privacy": 0.55, "of Opacus' fastest": 0.95}
 SIGMA, CLIP, LR = 1.0, 1.0, 0.05
@@ -112,8 +112,7 @@ def main() -> None:
     def finished(call: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
             call()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            synchronise(device)
 
         return run
 

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import clock, keep, options, table
+from measure import clock, keep, options, synchronise, table
 
 TARGETS = {"small-cnn": 8.0, "resnet9": 2.0}  # by the first word of a row's name
 SCENARIO = """
@@ -117,13 +117,6 @@ def limit(device: str, quick: bool) -> list[dict[str, Any]]:
         rows.append({"precision": name, "matrix product, TFLOP/s": most / 1e12, "resnet9, TFLOP/s": reached / 1e12,
                      "share": reached / most})  # fmt: skip
     return rows
-
-
-def synchronise(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from measure import as_stages_compute, clock, keep, options, table
+from measure import as_stages_compute, clock, keep, options, synchronise, table
 
 NETWORKS = (
     ("small-cnn", {}, (1, 28, 28)),
@@ -63,8 +63,7 @@ def measured(name: str, parameters: dict[str, Any], shape: tuple[int, int, int],
         def repeated(run: Callable[[], Any] = run) -> None:
             for _ in range(args.steps):
                 run()
-            if args.device != "cpu":
-                torch.cuda.synchronize()
+            synchronise(args.device)
 
         as_it_stands = run()
         with pooled_first(model):

@@ -65,6 +65,14 @@ def as_stages_compute() -> None:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
+def synchronise(device: str) -> None:
+    """Waits for what a GPU was given to do; a CPU has done it."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
 def clock(run: Callable[[], Any]) -> tuple[float, Any]:
     """(seconds, what it returned)."""
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measure import keep, options, table
+from measure import keep, options, synchronise, table
 
 LR = 0.05
 TARGET = 1.10
@@ -83,7 +83,6 @@ def engine(
 
 def side_by_side(start: Any, *how: Any) -> tuple[float, float, float]:
     """(seconds of the plain loop, of the engine, largest difference of their weights after the first round)."""
-    import torch
 
     from harness.federation.vector import flatten
 
@@ -94,8 +93,7 @@ def side_by_side(start: Any, *how: Any) -> tuple[float, float, float]:
 
     def lap(side: str) -> None:
         nonlocal since
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronise(device)
         now = time.perf_counter()
         seconds[side] += now - since
         since = now

@@ -34,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measure import apart, clock, keep, options, table
+from measure import apart, clock, keep, options, synchronise, table
 
 TARGET = 2.0  # on a GPU
 INSTALL = (
@@ -187,8 +187,7 @@ def theirs(args: argparse.Namespace) -> dict[str, Any]:
             model,
             NNTrainHyperParams(local_batch_size=BATCH, local_num_epochs=1, local_learning_rate=LR),
         )
-        if args.device == "cuda":
-            torch.cuda.synchronize()
+        synchronise(args.device)
 
     seconds, _ = clock(train)
     found = model.evaluate(Dataset(test), eval_params=NNEvalHyperParams(local_batch_size=500))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from measure import as_stages_compute, clock, keep, options, table
+from measure import as_stages_compute, clock, keep, options, synchronise, table
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,14 +81,11 @@ def ways(layer: nn.Conv2d, shape: tuple[int, ...], args: Any) -> dict[str, Calla
 
 
 def measured(layer: nn.Conv2d, shape: tuple[int, ...], args: Any) -> dict[str, Any]:
-    import torch
-
     runs = ways(layer, shape, args)
 
     def finished(run: Callable[[], Gradients]) -> Gradients:
         result = run()
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
+        synchronise(args.device)
         return result
 
     exact = finished(runs["alone"])

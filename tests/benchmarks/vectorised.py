@@ -15,7 +15,7 @@ import statistics
 from functools import partial
 from typing import Any
 
-from measure import as_stages_compute, clock, keep, options, table
+from measure import as_stages_compute, clock, keep, options, synchronise, table
 
 
 def main() -> None:
@@ -79,8 +79,7 @@ def main() -> None:
 
             def train(own: list[Any]) -> Any:
                 found = own[0].trainer.train_all(own)
-                if device == "cuda":
-                    torch.cuda.synchronize()
+                synchronise(device)
                 return found
 
             alone, together = tasks(LocalTrainer), tasks(VectorisedTrainer)
