@@ -243,8 +243,8 @@ class LocalTrainer:
                 module=self.module,
                 generator=noise,
                 logits=self._logits,
-                start=at.weights,
-                moved=at.moved,
+                start=at.weights.clone(),  # other clients start from it too
+                moved=None if at.moved is None else at.moved.clone(),
                 layout=self.layout,
                 report=self.report,
             )
