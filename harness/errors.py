@@ -62,17 +62,20 @@ def blamed(plugin: Plugin) -> Iterator[None]:
     """What is raised inside is this plugin's, unless it is another's further in; its record then says so."""
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if not hasattr(error, "raised_by"):
             with suppress(AttributeError):  # an error with __slots__
-                error.raised_by = (plugin.kind, plugin.name)  # type: ignore[union-attr]
+                error.raised_by = (plugin.kind, plugin.name)  # type: ignore[attr-defined]
         raise
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
     """An error as the record keeps it, with the plugin that raised it in front where it does not name it."""
     kind, name = getattr(error, "raised_by", ("", ""))
-    message = str(error)
+    try:
+        message = str(error)
+    except Exception as another:  # a plugin's own error, whose text is its code
+        message = f"{type(error).__name__}, whose text failed with {type(another).__name__}"
     return {
         "type": type(error).__name__,
         "message": f"{kind} {name}: {message}" if name not in message else message,

@@ -68,6 +68,41 @@ class Exits(Aggregator):
         raise SystemExit(5)
 
 
+class Interrupts(Aggregator):
+    """Raises what only Ctrl-C should."""
+
+    name = "interrupts"
+
+    def aggregate(self, updates, context):
+        raise KeyboardInterrupt("not the user")
+
+
+class Mute(Aggregator):
+    """Raises an error, of no kind that others catch, that cannot say what it is."""
+
+    name = "mute"
+
+    class Broken(BaseException):
+        def __str__(self):
+            raise ValueError("no text")
+
+    def aggregate(self, updates, context):
+        raise self.Broken
+
+
+class Forks(Aggregator):
+    """Forks a process that does not end by itself."""
+
+    name = "forks"
+
+    def aggregate(self, updates, context):
+        child = os.fork()
+        if child == 0:
+            raise RuntimeError("in the child")
+        os.waitpid(child, 0)
+        return updates.mean(0)
+
+
 class Hangs(Aggregator):
     """Never returns."""
 
@@ -380,6 +415,9 @@ PLUGINS = (
     NanUpdate,
     Dies,
     Exits,
+    Interrupts,
+    Mute,
+    Forks,
     Hangs,
     Slow,
     TooFar,

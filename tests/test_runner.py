@@ -115,6 +115,7 @@ def test_a_cell_of_a_lost_artifact_is_made_again(tmp_path):
         ("aggregators: [mean, crash-in-round]", "RuntimeError", "the disk is made of cheese", "train"),
         ("aggregators: [mean, wrong-shape]", "PluginError", "wrong-shape returned", "train"),
         ("aggregators: [mean, exits]", "SystemExit", "5", "train"),
+        ("aggregators: [mean, mute]", "Broken", "mute: Broken, whose text failed with ValueError", "train"),
         (
             "threats: [{name: none}, {name: e, budget: {norm: linf, eps: 0.1}, attacks: [too-far]}]",
             "BudgetExceeded",
@@ -134,6 +135,13 @@ def test_a_crash_fails_its_cell_and_nothing_else(text, kind, message, stage, tmp
     assert bad["scores"] == {}
     kept = Store(tmp_path / "runs").records("small")
     assert sorted(r["status"] for r in kept) == ["failed", "scored"]
+
+
+def test_a_worker_survives_an_interrupt_of_a_plugin_and_a_process_that_it_forked(tmp_path):
+    interrupted, forked, good = run("aggregators: [interrupts, forks, mean]", tmp_path, jobs=1).records
+    assert interrupted["error"]["type"] == "KeyboardInterrupt"
+    assert "not the user" in interrupted["error"]["traceback"]
+    assert [forked["status"], good["status"]] == ["scored", "scored"]
 
 
 def test_failed_cells_are_tried_again(tmp_path):

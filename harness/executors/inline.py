@@ -30,7 +30,7 @@ class InlineExecutor:
 
         try:
             execute(stage, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
-        except (Exception, SystemExit) as error:  # a plugin must not end the run
+        except BaseException as error:  # a plugin must not end the run
             if from_interrupt(error):
                 raise
             self._events.append(Event("failed", stage.key, describe_error(error)))

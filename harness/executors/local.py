@@ -257,7 +257,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
         send(Event("began", stage.key))
         try:
             execute(stage, store, device, partial(reporter, send=send, every=0.2))
-        except (Exception, SystemExit) as error:  # a plugin must not end a worker
+        except BaseException as error:  # a plugin must not end a worker; Ctrl-C is ignored here
             event = Event("failed", stage.key, describe_error(error))
         else:
             event = Event("done", stage.key)

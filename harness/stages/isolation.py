@@ -7,6 +7,8 @@ or change defaults. A stage's numbers must come from its key alone, whatever ran
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -51,8 +53,22 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
         np.errstate(),
         _folder(),
         global_generators(derive("stage", key), device),
+        _one_process(),
     ):
         yield
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """A process that a plugin forked and did not end goes no further: it would be a second worker, or a second run."""
+    own = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != own:
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            os._exit(1)
 
 
 @contextmanager
