@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
+
+from pydantic import PrivateAttr
 
 from harness.api import (
     Aggregator,
@@ -101,6 +104,17 @@ class Forks(Aggregator):
             raise RuntimeError("in the child")
         os.waitpid(child, 0)
         return updates.mean(0)
+
+
+class Remembers(Aggregator):
+    """Sums up means on itself, not in the state of its context."""
+
+    name = "remembers"
+    _sum: Any = PrivateAttr(default=0)
+
+    def aggregate(self, updates, context):
+        self._sum = self._sum + updates.mean(0)
+        return self._sum
 
 
 class Hangs(Aggregator):
@@ -418,6 +432,7 @@ PLUGINS = (
     Interrupts,
     Mute,
     Forks,
+    Remembers,
     Hangs,
     Slow,
     TooFar,

@@ -144,6 +144,12 @@ def test_a_worker_survives_an_interrupt_of_a_plugin_and_a_process_that_it_forked
     assert [forked["status"], good["status"]] == ["scored", "scored"]
 
 
+def test_what_a_plugin_keeps_on_itself_ends_with_its_stage(tmp_path):
+    text = "aggregators: [remembers]\nmetrics: [loss]\nseeds: [{}]"
+    both, alone = (run(text.format(seeds), tmp_path / seeds) for seeds in ("0, 1", "1"))
+    assert both.records[1]["scores"] == alone.records[0]["scores"]
+
+
 def test_failed_cells_are_tried_again(tmp_path):
     assert run("aggregators: [crash-in-round]", tmp_path).executed["train"] == 0
     assert run("aggregators: [crash-in-round]", tmp_path).failed == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,10 @@ class InlineExecutor:
         from harness.stages import execute
 
         try:
-            execute(stage, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
+            own = copy.deepcopy(
+                stage
+            )  # as a worker has it: what a plugin keeps on itself reaches no other stage
+            execute(own, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
         except BaseException as error:  # a plugin must not end the run
             if from_interrupt(error):
                 raise
