@@ -30,9 +30,8 @@ class InlineExecutor:
         from harness.stages import execute
 
         try:
-            own = copy.deepcopy(
-                stage
-            )  # as a worker has it: what a plugin keeps on itself reaches no other stage
+            # A copy, as a worker has it: what a plugin keeps on itself reaches no other stage.
+            own = copy.deepcopy(stage)
             execute(own, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
         except BaseException as error:  # a plugin must not end the run
             if from_interrupt(error):
