@@ -1,4 +1,4 @@
-"""Stages in this process, one at a time: for notebooks, debuggers and plugins that cannot be pickled."""
+"""Stages in this process, one at a time: for notebooks, debuggers and plugins that no other process can import."""
 
 from __future__ import annotations
 
