@@ -163,7 +163,7 @@ def plan(
     """
     from harness.console.arguments import find_scenarios, parse_jobs
     from harness.console.output import make_console, print_json
-    from harness.console.tables import render_plan
+    from harness.console.plan_table import render_plan
 
     paths, workers = find_scenarios(scenarios), parse_jobs(jobs)
 

@@ -13,11 +13,13 @@ from rich.console import Console
 from harness.api import Aggregator, EvasionAttack, Field, Metric, Score
 from harness.console.describe import describe, example, parameter, summary, type_name
 from harness.console.estimate import Estimate
+from harness.console.outcomes import reason
 from harness.console.output import duration, leave, plain, short_labels, shorten, without_parameters
 from harness.console.pages import reflowed, usage
+from harness.console.plan_table import render_plan
 from harness.console.pooling import QUANTITIES, Row, Value, best, family, pool
 from harness.console.progress import LiveObserver, LogObserver, Observer, make_observer
-from harness.console.tables import reason, render_leaderboard, render_plan
+from harness.console.tables import render_leaderboard
 from harness.contracts.privacy import VIOLATION
 from harness.errors import PluginError, describe_error, place_of
 from harness.registry import Entry

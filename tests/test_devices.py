@@ -13,8 +13,8 @@ import small
 
 from harness import devices, engine
 from harness.console.output import make_console
+from harness.console.plan_table import render_plan
 from harness.console.progress import Observer
-from harness.console.tables import render_plan
 from harness.devices import CONTEXT, processes_per_gpu
 from harness.executors import Event, choice, local
 from harness.executors.inline import InlineExecutor

@@ -60,9 +60,9 @@ def audit(
     """
     from harness.console.arguments import find_scenarios, parse_jobs
     from harness.console.audits import audit_scenario, render_audits
+    from harness.console.outcomes import reason
     from harness.console.output import leave, make_console, print_json, run_values
     from harness.console.progress import make_observer
-    from harness.console.tables import reason
     from harness.contracts.privacy import VIOLATION
     from harness.scenario import load_many
 

@@ -1,8 +1,7 @@
-"""The final table of a run, and what a plan holds. Both fit the console's width."""
+"""The final table of a run, which fits the console's width."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,9 @@ from rich.text import Text
 
 from harness.console import guarantees
 from harness.console.contributed import shown_quantities
-from harness.console.output import count_of, duration, packed, short_labels
+from harness.console.outcomes import render_outcomes
+from harness.console.output import count_of, packed, short_labels
 from harness.console.pooling import AXES, Quantity, Row, Value, best, pool
-from harness.errors import place_of
-from harness.evaluation.constant import FLAG as CONSTANT
-from harness.evaluation.diverged import FLAG as UNANSWERED
-from harness.evaluation.unscored import FLAG as UNSCORED
-from harness.evaluation.unscored import undefined
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -28,16 +23,6 @@ EXPENDABLE = ("uplink", "size", "inversion", "mia", "backdoor", "byzantine", "au
 NARROWEST = 22  # of the configuration column
 WIDEST = 44
 ROWS = 60  # of a table: more would not be read
-REASONS = 3  # of each outcome
-PLANNED_REASONS = 20
-# A line each on how many cells have them: no mark would tell of it where a column, or every attack, is concerned.
-FLAGGED = {
-    CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
-    UNANSWERED: "NaN predictions ×{count}: the model has diverged and has no answer to some test image, which counts "
-    "as a wrong one",
-    UNSCORED: "attacks without a score ×{count}: no metric of the scenario is about what the attack found, "
-    "or it is NaN",
-}
 
 
 def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, planned: int = 0) -> None:
@@ -50,61 +35,79 @@ def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, plan
         scenarios.setdefault(str(record["scenario"]["name"]), []).append(record)
     for name, own in scenarios.items():
         _scenario(name, own, console)
-    _outcomes(records, console, planned)
+    render_outcomes(records, console, planned)
 
 
 def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) -> None:
     columns = shown_quantities(records)
-    rows = [row for row in pool(records, columns) if row.values]
-    seeds = {record["cell"].get("seed") for record in records}
-    console.print(Text.assemble((name, "bold"), f"  ({count_of(len(seeds), 'seed')})"))
-    if not rows:
+    every = [row for row in pool(records, columns) if row.values]
+    seeds = len({record["cell"].get("seed") for record in records})
+    console.print(Text.assemble((name, "bold"), f"  ({count_of(seeds, 'seed')})"))
+    if not every:
         console.print("  no configuration has a score")
         return
-    varying = varying_axes([row.axes for row in rows])
-    quantities = [q for q in columns if any(q.key in row.values for row in rows)]
-    dropped: list[Quantity] = []
-    winners = {q.key: best(rows, q) for q in quantities}
-    every, kept = len(rows), _readable(len(rows), winners)
-    rows = [rows[position] for position in kept]
-    while len(quantities) > 1 and _width(rows, quantities) + NARROWEST > console.width:
-        spare = min(quantities, key=_worth)
-        quantities.remove(spare)
-        dropped.append(spare)
+    varying = varying_axes([row.axes for row in every])
+    filled = [q for q in columns if any(q.key in row.values for row in every)]
+    winners = {q.key: best(every, q) for q in filled}
+    kept = _readable(len(every), winners)
+    rows = [every[position] for position in kept]
+    won = [{key for key, positions in winners.items() if position in positions} for position in kept]
+    quantities = _fitting(rows, filled, console.width)
     room = min(WIDEST, max(NARROWEST, console.width - _width(rows, quantities)))
     # A label wraps between axes only: each part must fit on a line of its own, after "/ ".
     names = short_labels([row.axes[i] for row in rows for i in varying], room - 2)
-    header, *labels = (
-        packed([parts[0], *(f" / {part}" for part in parts[1:])], room)
-        for parts in ([AXES[i] for i in varying], *([names[row.axes[i]] for i in varying] for row in rows))
-    )
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
-    table.add_column("\n".join(header), no_wrap=True)
-    for quantity in quantities:
-        table.add_column(Text(_header(quantity), justify="right"), justify="right", no_wrap=True)
-    for position, lines, row in zip(kept, labels, rows, strict=True):
-        cells = [
-            Text.assemble(*_show(row.values.get(q.key), q, bold=position in winners[q.key]), justify="right")
-            for q in quantities
-        ]
-        table.add_row(Text("\n".join(lines)), *cells)
-    console.print(table)
-    if every > len(rows):
-        console.print(Text(f"… and {every - len(rows)} other configurations; --export FILE writes all"))
+    labels = [[AXES[i] for i in varying], *([names[row.axes[i]] for i in varying] for row in rows)]
+    console.print(_table([_label(parts, room) for parts in labels], quantities, rows, won))
+    if others := len(every) - len(rows):
+        console.print(Text(f"… and {others} other configurations; --export FILE writes all"))
     # Where the output is no terminal nothing comes out bold.
     bold = console.color_system is not None and any(winners[q.key] for q in quantities)
-    broken = next(
-        (r["id"] for r in records if (given := r.get("guarantee")) and not given.get("holds", True)), ""
+    lines = _legend(
+        rows, quantities, [q for q in filled if q not in quantities], seeds, bold, _broken(records)
     )
-    for line in _legend(rows, quantities, [q for q in columns if q in dropped], len(seeds), bold, broken):
-        console.print(Text(line, style="dim"))
     if any(q.key == "epsilon" for q in quantities):
-        for line in guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored"):
-            console.print(Text(line, style="dim"))
+        lines += guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored")
     if (part := _part_tested(records)) is not None:
-        console.print(Text(part, style="dim"))
+        lines.append(part)
+    for line in lines:
+        console.print(Text(line, style="dim"))
     render_key(AXES, rows[0].axes, varying, names, console)
     console.print()
+
+
+def _fitting(rows: Sequence[Row], quantities: Sequence[Quantity], width: int) -> list[Quantity]:
+    """The quantities that have room beside the narrowest labels; one at least."""
+    fitting = list(quantities)
+    while len(fitting) > 1 and _width(rows, fitting) + NARROWEST > width:
+        fitting.remove(min(fitting, key=_worth))
+    return fitting
+
+
+def _label(parts: Sequence[str], room: int) -> str:
+    return "\n".join(packed([parts[0], *(f" / {part}" for part in parts[1:])], room))
+
+
+def _table(
+    labels: Sequence[str], quantities: Sequence[Quantity], rows: Sequence[Row], won: Sequence[set[str]]
+) -> Table:
+    """labels: the header's and each row's. won: the quantities, by key, that each row is best in."""
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    table.add_column(labels[0], no_wrap=True)
+    for quantity in quantities:
+        table.add_column(Text(_header(quantity), justify="right"), justify="right", no_wrap=True)
+    for label, row, bold in zip(labels[1:], rows, won, strict=True):
+        values = [
+            Text.assemble(*_show(row.values.get(q.key), q, bold=q.key in bold), justify="right")
+            for q in quantities
+        ]
+        table.add_row(Text(label), *values)
+    return table
+
+
+def _broken(records: Sequence[dict[str, Any]]) -> str:
+    """A cell whose guarantee something voids; empty where there is none."""
+    found = (r["id"] for r in records if (given := r.get("guarantee")) and not given.get("holds", True))
+    return next(found, "")
 
 
 def _worth(quantity: Quantity) -> int:
@@ -209,99 +212,3 @@ def _legend(
         names = ", ".join(q.header for q in dropped)
         lines.append(f"not shown for lack of width: {names}")
     return lines
-
-
-def _outcomes(records: Sequence[dict[str, Any]], console: Console, planned: int) -> None:
-    counts = Counter(record["status"] for record in records)
-    parts = [
-        f"{counts[s]} {s.replace('-', ' ')}" for s in ("scored", "failed", "not-applicable") if counts[s]
-    ]
-    if planned > len(records):
-        others = [part for part in parts if not part.endswith(" scored")]
-        console.print(Text(", ".join([f"{counts['scored']} of {count_of(planned, 'cell')} scored", *others])))
-    else:
-        console.print(Text(f"{count_of(len(records), 'cell')}: {', '.join(parts) or 'none'}"))
-    if (lost := _lost_updates(records)) is not None:
-        console.print(Text(lost, style="yellow"))
-    for flag, said in FLAGGED.items():
-        if count := sum(flag in (record.get("flags") or ()) for record in records):
-            console.print(Text(f"  {said.format(count=count)}", style="yellow"))
-    if silent := _undefined(records):
-        console.print(Text(f"  NaN wherever it was scored: {', '.join(silent)}", style="yellow"))
-    for status, style in (("failed", "red"), ("not-applicable", "")):
-        reasons = Counter(reason(record) for record in records if record["status"] == status)
-        for text, count in reasons.most_common(REASONS):
-            console.print(Text(f"  {status.replace('-', ' ')} ×{count}: {text}", style=style))
-        if len(reasons) > REASONS:
-            console.print(Text(f"  … and {len(reasons) - REASONS} other reasons; --json lists all"))
-        if any(place_of(record.get("error") or {}) for record in records if record["status"] == status):
-            console.print(Text("  --json has the tracebacks"))
-
-
-def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
-    """One line on the cells whose training could use little of what its clients sent."""
-    from harness.evaluation.dropped import FLAG, dropped
-
-    found = [dropped(record) for record in records if FLAG in (record.get("flags") or ())]
-    if not found:
-        return None
-    worst = max(found, key=lambda each: (each.updates / max(each.of, 1), each.empty))
-    return (
-        f"  updates dropped ×{len(found)}: not finite, {worst.updates} of {worst.of} in the worst training, which had "
-        f"{worst.empty} of {count_of(worst.rounds, 'round')} without a usable update"
-    )
-
-
-def _undefined(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Scores that no record has a value of: no column would tell that they were asked for."""
-    scores = [(name, value) for record in records for name, value in (record.get("scores") or {}).items()]
-    known = {name for name, value in scores if not undefined(value)}
-    return [name for name in dict.fromkeys(name for name, _ in scores) if name not in known]
-
-
-def reason(record: dict[str, Any]) -> str:
-    """Why a record has no scores, on one line."""
-    error = record.get("error")
-    if error:
-        message = next(
-            (line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()), ""
-        )
-        place = place_of(error)
-        said = f"{error.get('type', 'error')}: {message}" if message else str(error.get("type", "error"))
-        return said + (f" ({place})" if place else "")
-    return str(record.get("reason") or "no reason given")
-
-
-def render_plan(plan: dict[str, Any], console: Console) -> None:
-    """What a run would do: cells by scenario, stages by kind, what is cached, and the estimate."""
-    if plan.get("shard"):
-        console.print("shard {index} of {count}: {cells} of {of} cells".format(**plan["shard"]))
-    cells = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    cells.add_column("scenario", overflow="fold")
-    for header in ("cells", "to score", "in the store", "not applicable"):
-        cells.add_column(header, justify="right")
-    reasons: Counter[str] = Counter()
-    for scenario in plan["scenarios"]:
-        counts = Counter(cell["status"] for cell in scenario["cells"])
-        numbers = (len(scenario["cells"]), counts["ready"], counts["cached"], counts["not-applicable"])
-        cells.add_row(Text(scenario["name"]), *map(str, numbers))
-        reasons.update(str(c.get("reason")) for c in scenario["cells"] if c["status"] == "not-applicable")
-    console.print(cells)
-    console.print()
-    stages = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    stages.add_column("stages")
-    for header in ("total", "in the store", "to compute"):
-        stages.add_column(header, justify="right")
-    for kind, count in plan["stages"].items():
-        stages.add_row(kind, str(count["total"]), str(count["cached"]), str(count["total"] - count["cached"]))
-    console.print(stages)
-    console.print()
-    for text, count in reasons.most_common(PLANNED_REASONS):
-        console.print(Text(f"not applicable ×{count}: {text}"))
-    if len(reasons) > PLANNED_REASONS:
-        console.print(Text(f"… and {len(reasons) - PLANNED_REASONS} other reasons; --json lists all"))
-    seconds = plan.get("estimate_seconds")
-    about = "unknown until a similar stage has run" if seconds is None else f"about {duration(seconds)}"
-    jobs = count_of(plan.get("jobs", 1), "job")
-    where = f" on {count_of(plan['gpus'], 'GPU')}" if plan.get("gpus") else ""
-    console.print(Text(f"time: {about}, with {jobs}{where}"))
