@@ -14,6 +14,7 @@ from harness.contracts.privacy import PrivacyAttack
 from harness.errors import NotApplicable, PluginError
 from harness.federation.chain import check_chain
 from harness.federation.counts import clients_per_round, malicious_clients, own_seed, participants, tolerated
+from harness.numerals import short
 from harness.options import FedAvg
 from harness.stacks import check_nothing_dropped, check_stack
 
@@ -233,8 +234,8 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
         radius = attack.radius(None if threat.budget is None else threat.budget.eps)
         if threat.budget is not None and radius is not None and radius > threat.budget.eps:
             raise NotApplicable(
-                f"{attack.name} asks for eps = {radius:g}, more than the budget of {threat.name!r}, "
-                f"{threat.budget.eps:g}"
+                f"{attack.name} asks for eps = {short(radius)}, more than the budget of {threat.name!r}, "
+                f"{short(threat.budget.eps)}"
             )
         if not cell.ways:
             names = ", ".join(c.name for c in cell.model_compressors if not c.differentiable)

@@ -162,11 +162,6 @@ def _json_of_threat(threat: Threat) -> str:
     return json.dumps(_threat_spec(threat), sort_keys=True)
 
 
-def stack_label(plugins: Sequence[Plugin]) -> str:
-    """`a + b(x=1)`, or `none`."""
-    return " + ".join(p.label() for p in plugins) or "none"
-
-
 def cells(scenario: Scenario) -> Iterator[Cell]:
     """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together.
 

@@ -51,9 +51,9 @@ class Naming:
                 )
 
     def label(self, plugins: Sequence[Plugin]) -> str:
-        """`a + b(x=1)`, or `none`."""
+        """As `stack_label`, told apart from others of the scenario."""
         with Shown(self._names, full=_mark(plugins) in self._full):
-            return " + ".join(plugin.label() for plugin in plugins) or "none"
+            return stack_label(plugins)
 
     def specs(self, plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
         """`{name: parameters}` of each, defaults spelled out."""
@@ -68,6 +68,11 @@ class Naming:
         labels = [self.label(stack) for stack in stacks]
         counts = Counter(labels)
         return [stack for stack, label in zip(stacks, labels, strict=True) if counts[label] > 1]
+
+
+def stack_label(plugins: Iterable[Plugin]) -> str:
+    """`a + b(x=1)`, or `none`."""
+    return " + ".join(plugin.label() for plugin in plugins) or "none"
 
 
 def _mark(plugins: Sequence[Plugin]) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from harness import source_code
 from harness.contracts.base import Plugin
 from harness.contracts.privacy import PrivacyAttack
 from harness.data_root import DataRoot
-from harness.grid import Cell, DataFacts, Memo, stack_label
+from harness.grid import Cell, DataFacts, Memo
 from harness.identity import canonical, engine_version
+from harness.naming import stack_label
 from harness.premises import Code, Premises, joined, premises_of
 from harness.stage_keys import (
     Identity,

@@ -18,6 +18,7 @@ from harness import registry
 from harness.contracts.base import Plugin
 from harness.contracts.data import Partitioner
 from harness.entry_points import BUILTIN
+from harness.naming import stack_label
 from harness.nesting import members
 from harness.options import SGD, ClientOptimizer, Constant, FedAvg, Schedule, ServerOptimizer
 
@@ -120,8 +121,7 @@ def repeated(items: Collection[Any], field: str, what: str) -> Found:
         stack = item if isinstance(item, tuple) else (item,)
         key = json.dumps([spec_of(plugin) for plugin in stack], sort_keys=True)
         if key in seen:
-            label = " + ".join(plugin.label() for plugin in stack) or "none"
-            yield (field, i), f"the {what} {label} is repeated; every value may stand once"
+            yield (field, i), f"the {what} {stack_label(stack)} is repeated; every value may stand once"
         seen.add(key)
 
 

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.grid import Cell, Memo, stack_label
+from harness.grid import Cell, Memo
+from harness.naming import stack_label
 
 if TYPE_CHECKING:
     from harness.contracts.aggregator import Aggregator

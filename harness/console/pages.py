@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.numerals import short
+
 AXIS = {"defence": "defences", "aggregator": "aggregators", "compressor": "compressors", "attack": "attacks"}
 LISTS = {**AXIS, "metric": "metrics", "tracker": "trackers"}
 
@@ -84,5 +86,5 @@ def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return short(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError
 from pydantic_core import core_schema
 
 from harness.errors import PluginError
+from harness.numerals import short
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -120,7 +121,7 @@ class Plugin(BaseModel, metaclass=_Made):
         return {_shown().name_of(self): self.parameters()}
 
     def label(self) -> str:
-        """A short name for tables: the name and the parameters that were given, numbers to six digits.
+        """A short name for tables: the name and the parameters that were given, numbers to six digits or as `8/255`.
 
         Where that would be ambiguous, harness.naming asks for more; see `Shown`.
         """
@@ -227,7 +228,7 @@ def _short(value: Any) -> str:
     if isinstance(value, Plugin):
         return value.label()
     if isinstance(value, float):
-        return repr(value) if _shown().full else f"{value:.6g}"
+        return short(value, _shown().full)
     if isinstance(value, tuple | list):
         return f"[{','.join(map(_short, value))}]"
     return str(value) if _shown().full else str(value).replace(" ", "")
