@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from typing import Any
@@ -103,6 +104,31 @@ class Forks(Aggregator):
         if child == 0:
             raise RuntimeError("in the child")
         os.waitpid(child, 0)
+        return updates.mean(0)
+
+
+class UsesProcesses(Aggregator):
+    """The mean, by a data loader and a pool that have processes of their own."""
+
+    name = "uses-processes"
+
+    def aggregate(self, updates, context):
+        from torch.utils.data import DataLoader
+
+        with multiprocessing.Pool(1) as pool:
+            assert pool.map(abs, [-1]) == [1]
+        return sum(DataLoader(updates, batch_size=None, num_workers=1)) / len(updates)
+
+
+class LeavesAProcess(Aggregator):
+    """Starts a process that holds a file open, and does not end it."""
+
+    name = "leaves-a-process"
+    file: str
+
+    def aggregate(self, updates, context):
+        with open(self.file, "w"):
+            multiprocessing.Process(target=time.sleep, args=(600,)).start()
         return updates.mean(0)
 
 
@@ -432,6 +458,8 @@ PLUGINS = (
     Interrupts,
     Mute,
     Forks,
+    UsesProcesses,
+    LeavesAProcess,
     Remembers,
     Hangs,
     Slow,

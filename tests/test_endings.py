@@ -140,6 +140,17 @@ def test_sigterm_of_others_stays_theirs():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_sigterm_ends_what_a_plugin_forked_without_a_word():
+    with ended_like_ctrl_c():
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
 def test_a_full_disk_behind_the_output_is_said_in_one_line():
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full here")

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -426,6 +427,18 @@ def test_a_worker_that_dies_exits_or_hangs_fails_its_cell(tmp_path):
     assert "exited with 3" in lines["dies"]
     assert lines["exits"].startswith("failed")
     assert "longer than the limit of 12 s" in lines["hangs"]
+
+
+def test_plugins_may_use_processes_and_none_is_left_when_their_worker_has_ended(tmp_path):
+    fifo = tmp_path / "open while the process lives"
+    os.mkfifo(fifo)
+    held = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    text = f"aggregators: [uses-processes, leaves-a-process: {{file: {str(fifo)!r}}}]\nmetrics: [accuracy]"
+    uses, leaves = run(text, tmp_path, jobs=1).records
+    assert [uses["status"], leaves["status"]] == ["scored", "scored"]
+    assert select.select([held], [], [], 30)[0]  # nobody can write any more
+    assert os.read(held, 1) == b""
+    os.close(held)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -6,7 +6,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from harness.executors.interrupts import here
 
 
 @contextmanager
@@ -21,12 +22,12 @@ def ended_like_ctrl_c() -> Iterator[None]:
     ):
         yield
         return
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, here(_interrupt))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt() -> None:
     raise KeyboardInterrupt

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -33,3 +34,17 @@ def interrupts_wait() -> Iterator[None]:
         for number, handler in held.items():
             if number in seen:
                 handler(number, seen[number])
+
+
+def here(handle: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
+    """A handler for this process alone: in one that is forked from it the signal does what it does by default."""
+    own = os.getpid()
+
+    def handler(number: int, _: FrameType | None) -> None:
+        if os.getpid() == own:
+            handle()
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handler

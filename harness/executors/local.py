@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
 from harness.executors import Event, reporter
-from harness.executors.interrupts import interrupts_wait
+from harness.executors.interrupts import here, interrupts_wait
 from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
 from harness.local_plugins import LocalFile, expect
 from harness.registry import registry
@@ -225,9 +225,11 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     """A worker's life: stages in, events out."""
     expect(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _leave_to_runner(signal.SIGTERM)
+    # A whole process group gets it; what plugins start can still be ended by it.
+    signal.signal(signal.SIGTERM, here(lambda: None))
     # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
     multiprocessing.set_start_method("fork", force=True)
+    _let_plugins_fork(pipe)
     _log_output(Path(store_path))
     from harness.devices import give_back_memory, keep_freed_memory
     from harness.stages import execute
@@ -265,16 +267,24 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
         send(event)
 
 
-def _leave_to_runner(number: int) -> None:
-    """Ignores a signal that a whole process group gets, in this process alone: what it starts can still be ended."""
-    own = os.getpid()
+def _let_plugins_fork(pipe: connection.Connection) -> None:
+    """Plugins may use pools of processes and data loaders. What they fork ends when this process does, however it ends.
 
-    def handle(*_: object) -> None:
-        if os.getpid() != own:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    pipe: to the runner, who must see that it has closed.
+    """
+    multiprocessing.current_process().daemon = False  # a daemon may have no children
+    alive, held = multiprocessing.Pipe(duplex=False)
 
-    signal.signal(number, handle)
+    def watch() -> None:
+        alive.poll(None)  # until nobody holds the other end
+        os._exit(1)
+
+    def begin() -> None:
+        pipe.close()
+        held.close()
+        threading.Thread(target=watch, daemon=True).start()
+
+    os.register_at_fork(after_in_child=begin)
 
 
 def _log_output(store: Path) -> None:
