@@ -6,6 +6,7 @@ import io
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -212,6 +213,8 @@ class Careless(Aggregator):
         moved = updates.mean(0)
         if self.leaves == "hooks":
             torch.nn.modules.module.register_module_forward_hook(lambda layer, given, found: 2 * found)
+        elif self.leaves == "saved tensors":
+            torch.autograd.graph.saved_tensors_hooks(torch.zeros_like, lambda tensor: tensor).__enter__()
         elif self.leaves == "function mode":
             Doubled().__enter__()
         elif self.leaves == "dispatch mode":
@@ -221,6 +224,11 @@ class Careless(Aggregator):
             SEEN["mode"].__enter__()
         elif self.leaves == "python":
             os.chdir("/")
+            os.environ.pop("PATH", None)
+            os.environ["OMP_NUM_THREADS"] = "64"
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 1000)
             warnings.simplefilter("error")
             np.seterr(all="raise")
         elif self.leaves == "settings":
@@ -859,7 +867,8 @@ def process_state():
         torch.backends.cuda.flash_sdp_enabled(),
         torch.is_inference_mode_enabled(),
         len(torch.nn.modules.module._global_forward_hooks),
-        (os.getcwd(), list(warnings.filters), np.geterr()),
+        (os.getcwd(), os.environ["PATH"], os.environ["OMP_NUM_THREADS"], list(warnings.filters), np.geterr()),
+        (signal.getitimer(signal.ITIMER_REAL), *map(signal.getsignal, (signal.SIGALRM, signal.SIGTERM))),
     )
     return settings, torch.get_rng_state().tolist(), list(np.random.get_state()[1]), random.getstate()
 
@@ -937,7 +946,7 @@ def harness_register(register):
     register(Wandering)
 """
 
-LEFT = ("settings", "hooks", "function mode", "dispatch mode", "inference mode", "python")
+LEFT = ("settings", "hooks", "saved tensors", "function mode", "dispatch mode", "inference mode", "python")
 
 
 @pytest.mark.parametrize("leaves", LEFT)
@@ -962,6 +971,19 @@ def test_artifacts_stay_in_the_store_when_a_plugin_changes_the_working_directory
     assert run(wandering, tmp_path, store="runs", jobs=jobs).scored == 1
     assert list(Path("runs/artifacts").rglob("*.safetensors"))
     assert list(Path("elsewhere").iterdir()) == []
+
+
+def test_hooks_of_what_is_saved_that_were_open_before_a_stage_are_so_after_it():
+    x = torch.ones(3, requires_grad=True)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: 2 * t),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: 3 * t),
+    ):
+        with isolated("key", "cpu", 1, False):
+            inside = torch.autograd.grad((x * x).sum(), x)[0]
+        outside = torch.autograd.grad((x * x).sum(), x)[0]
+    assert inside.tolist() == [2.0] * 3
+    assert outside.tolist() == [6.0] * 3
 
 
 def test_a_stage_does_not_need_a_working_directory(tmp_path, monkeypatch):

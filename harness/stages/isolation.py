@@ -7,7 +7,9 @@ or change defaults. A stage's numbers must come from its key alone, whatever ran
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ _QUANTISED: Any = next(
 )
 _AUTOCAST = ("cpu", "cuda")
 _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")  # the kernels that may compute it
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 # Where torch keeps the hooks of all modules and of all optimisers.
 _HOOKED = [import_module(name) for name in ("torch.nn.modules.module", "torch.optim.optimizer")]
 
@@ -39,19 +42,23 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
     threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
     `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms, the
     precision of products, autocast (off), and whose kernels compute: oneDNN's, cuDNN's, all that know attention, and
-    for quantised layers those that torch prefers here. There are no hooks of all modules or optimisers. Numbers too
-    small for their exponent are kept, and nobody can ask whether they were before. Torch's function and dispatch
-    modes, warnings' filters, NumPy's error handling and the working directory only come back.
+    for quantised layers those that torch prefers here. There are no hooks of all modules or optimisers, or of what is
+    saved for gradients. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
+    Torch's function and dispatch modes, warnings' filters, NumPy's error handling, handlers of signals, values of
+    environment variables and the working directory only come back.
     """
     with (
         current(device),
         torch.inference_mode(False),
         _settings(threads, tf32),
         _hooks(),
+        _hooks_of_what_is_saved(),
         _modes(),
         catch_warnings(),
         np.errstate(),
         _folder(),
+        _environment(),
+        _signals(),
         global_generators(derive("stage", key), device),
         _one_process(),
     ):
@@ -86,6 +93,36 @@ def _folder() -> Iterator[None]:
 
 
 @contextmanager
+def _environment() -> Iterator[None]:
+    """Environment variables come back; new ones stay, since libraries set theirs once, when they are imported."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Handlers come back, and timers that were set inside are off: they would go off in another stage."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # nobody can set a handler here
+        return
+    idle = [timer for timer in _TIMERS if not signal.getitimer(timer)[0]]
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for timer in idle:
+            signal.setitimer(timer, 0)
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
 def _hooks() -> Iterator[None]:
     """None of all modules or optimisers inside; those from before come back."""
     tables = [
@@ -103,6 +140,27 @@ def _hooks() -> Iterator[None]:
         for table, hooks in zip(tables, before, strict=True):
             table.clear()
             table.update(hooks)
+
+
+@contextmanager
+def _hooks_of_what_is_saved() -> Iterator[None]:
+    """None of `torch.autograd.graph.saved_tensors_hooks` inside; those from before come back."""
+    before = _without_hooks_of_what_is_saved()
+    try:
+        yield
+    finally:
+        _without_hooks_of_what_is_saved()
+        for pack, unpack in reversed(before):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def _without_hooks_of_what_is_saved() -> list[tuple[Any, Any]]:
+    """Takes them off, the innermost first."""
+    found = []
+    while (hooks := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        found.append(hooks)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    return found
 
 
 @contextmanager
