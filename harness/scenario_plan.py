@@ -165,7 +165,7 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
     if splits is not None and fit:
         check_fit(scenario, splits)
         if store is not None:
-            store.put_fact(fits, True)
+            store.put_fact(fits, {"fits": True})
     if splits is not None and known is None:
         known = {
             "num_classes": splits.num_classes,

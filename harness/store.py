@@ -2,8 +2,8 @@
 
 Layout of a store folder:
 
-    store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small values);
-                              results and records carry a hash of themselves
+    store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small JSON objects);
+                              each carries a hash of itself
     artifacts/ab/abcd….safetensors
     pictures/abcd….png        what privacy attacks got back, beside the originals
 
@@ -347,26 +347,26 @@ class Store(Artifacts):
 
     # facts --------------------------------------------------------------------------------------
 
-    def fact(self, key: str) -> Any:
-        """A small cached value, or None."""
+    def fact(self, key: str) -> dict[str, Any] | None:
+        """A small cached object, or None; a damaged one does not count."""
         rows = self._execute("SELECT value FROM facts WHERE key=?", (key,))
-        return _json(rows[0][0]) if rows else None
+        return _object(rows[0][0]) if rows else None
 
-    def facts(self) -> dict[str, Any]:
-        """All small cached values, but damaged ones."""
-        found = {key: _json(value) for key, value in self._execute("SELECT key, value FROM facts")}
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """All small cached objects, but damaged ones."""
+        found = {key: _object(value) for key, value in self._execute("SELECT key, value FROM facts")}
         return {key: value for key, value in found.items() if value is not None}
 
-    def put_fact(self, key: str, value: Any) -> None:
-        """Cache a small JSON value; a store that is only read forgets it."""
+    def put_fact(self, key: str, value: dict[str, Any]) -> None:
+        """Cache a small JSON object; a store that is only read forgets it."""
         if not self.read_only:
-            self._execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, json.dumps(value)))
+            self._execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, seal(value)))
 
     def adopt(
         self,
         stages: Iterable[StageRow],
         records: Iterable[tuple[dict[str, Any], str]],
-        facts: Mapping[str, Any],
+        facts: Mapping[str, dict[str, Any]],
     ) -> None:
         """Take over stages, records with their fingerprints, and facts of other stores: all of it or nothing."""
         with self._transaction():
@@ -431,16 +431,12 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _json(text: Any) -> Any:
-    """A value as it was written, or None where it is damaged."""
+def _object(text: Any) -> dict[str, Any] | None:
+    """An object as it was written, or None where it is damaged."""
     try:
-        return unseal(text)
+        found = unseal(text)
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _object(text: Any) -> dict[str, Any] | None:
-    found = _json(text)
     return found if isinstance(found, dict) else None
 
 

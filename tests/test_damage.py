@@ -143,6 +143,17 @@ def test_a_run_makes_a_damaged_record_and_a_damaged_stage_again(made, text, caps
     assert len(Store.reading(store).records()) == 2
 
 
+def test_a_number_of_images_with_an_altered_digit_is_not_taken_for_one(made):
+    file, store = made
+    (stated, _) = (record["provenance"]["dataset"] for record in Store.reading(store).records())
+    change(
+        store, "UPDATE facts SET value = replace(value, ?, ?)", f"{stated['train']}", f"{stated['train'] + 1}"
+    )
+    change(store, "DELETE FROM records")
+    for record in harness.run(file, device="cpu", jobs=0, store=store).records:
+        assert record["provenance"]["dataset"] == stated
+
+
 @pytest.mark.parametrize("column", ["records.record", "stages.result"])
 def test_a_score_with_an_altered_digit_is_not_taken_for_one(made, column):
     file, store = made
@@ -285,7 +296,7 @@ def test_a_store_opened_to_read_is_not_written(made, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.name == "store.sqlite"}
     with Store(store, read_only=True) as opened:
         assert len(opened.records()) == 2
-        opened.put_fact("a", 1)
+        opened.put_fact("a", {"n": 1})
         assert opened.fact("a") is None
         with pytest.raises(StoreError, match="cannot be written"):
             opened.put_record(opened.records()[0], "mark")

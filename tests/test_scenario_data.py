@@ -97,14 +97,14 @@ def test_data_that_nothing_can_be_planned_with_take_no_folder_away_that_was_ther
     scenario = load_text(BASE + "federation: {clients: 5000}\n")
     (tmp_path / "own").mkdir()
     with Store(tmp_path / "runs") as store:
-        store.put_fact("kept", 1)
+        store.put_fact("kept", {"n": 1})
     for folder in ("own", "runs", "new/runs"):
         with pytest.raises(ScenarioError, match="5000 clients cannot share"):
             run(scenario, device="cpu", jobs=0, store=tmp_path / folder)
     assert (tmp_path / "own").is_dir()
     assert not (tmp_path / "new" / "runs").exists()
     with Store(tmp_path / "runs") as store:
-        assert store.fact("kept") == 1
+        assert store.fact("kept") == {"n": 1}
 
 
 def test_a_model_that_cannot_take_the_images_is_named_at_its_place():
