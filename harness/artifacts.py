@@ -46,7 +46,9 @@ class Artifacts:
         try:
             (self.path / "artifacts").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot use the store {self.path}: {error.strerror or error}") from error
+            dangling = self.path.is_symlink() and not self.path.exists()
+            reason = "it is a link to what is not there" if dangling else error.strerror or error
+            raise StoreError(f"cannot use the store {self.path}: {reason}") from error
 
     def save_tensors(self, tensors: dict[str, Tensor]) -> tuple[str, int]:
         """Write tensors as a safetensors file named by its content. Returns (sha256, bytes)."""

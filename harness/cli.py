@@ -363,6 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.set_threshold(50_000, 20, 50)
     expect_value(False)
     try:
+        Path.cwd()  # where there is none, MKL ends the process with a message about a library
         with ended_like_ctrl_c():
             app(arguments, prog_name="harness")
     except SystemExit as end:

@@ -30,3 +30,8 @@ def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def drafts(folder: Path) -> Iterator[Path]:
+    """What writers that were killed left in a folder and below, where nobody writes now."""
+    return folder.rglob(".*.partial")

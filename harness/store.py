@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 from harness.artifacts import Artifacts, artifact_name, cannot_write, damaged
 from harness.errors import StoreError
+from harness.files import drafts
 from harness.sealed import intact, seal, unseal
 
 SCHEMA = 1
@@ -139,7 +140,10 @@ class Store(Artifacts):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the one run that may write. Raises StoreError that names the process holding it."""
+        """Held by the one run that may write. Raises StoreError that names the process holding it.
+
+        Half-written files that a killed run left are removed.
+        """
         path = self.path / "lock"
         try:
             file = path.open("a+")
@@ -160,6 +164,9 @@ class Store(Artifacts):
                 file.truncate()
                 file.write(f"process {os.getpid()}")
                 file.flush()
+            with contextlib.suppress(OSError):
+                for draft in drafts(self.path):
+                    draft.unlink()
             yield
         finally:
             with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import small
 
 from harness.cli import main
 from harness.console.signals import ended_like_ctrl_c
@@ -96,6 +97,8 @@ def exists(group: int) -> bool:
 
 
 def test_ctrl_c_while_libraries_are_imported_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
     class Interrupted(ModuleType):
         def __getattr__(self, name):
             raise KeyboardInterrupt
@@ -103,6 +106,20 @@ def test_ctrl_c_while_libraries_are_imported_is_no_error(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "harness.cli", Interrupted("harness.cli"))
     assert runpy.run_module("harness", run_name="harness.__main__")["main"]() == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_while_python_ends_is_no_traceback():
+    program = (
+        "import atexit, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of shells ignore it
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from harness.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == ""
 
 
 def test_what_an_interrupt_became_in_compiled_code_is_no_traceback(monkeypatch, capsys):
@@ -163,8 +180,13 @@ def test_a_full_disk_behind_the_output_is_said_in_one_line():
 
 
 def test_a_working_directory_that_is_gone_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "small.yaml").write_text(small.SCENARIO)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["init", "x.yaml", "--yes"]) == 2
-    assert capsys.readouterr().err == "error: the working directory is gone; change to one that exists\n"
+    said = "error: the working directory is gone; change to one that exists\n"
+    assert capsys.readouterr().err == said
+    command = [sys.executable, "-m", "harness", "run", str(tmp_path / "small.yaml"), "--jobs", "0"]
+    ended = subprocess.run([*command, "--store", str(tmp_path / "runs")], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, said)  # and not by MKL

@@ -8,7 +8,9 @@ import os
 import pytest
 import torch
 
+from harness.artifacts import artifact_name
 from harness.errors import StoreError
+from harness.files import replacing
 from harness.store import Store
 from harness.strict_json import dumps, loads
 
@@ -75,6 +77,16 @@ def test_the_lock_is_free_again(tmp_path):
             pass
 
 
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(tmp_path):
+    with Store(tmp_path) as store:
+        kept, _ = store.save_tensors({"w": torch.zeros(3)})
+        with replacing(tmp_path / artifact_name(kept)) as draft:
+            draft.write_bytes(b"half")
+            with store.lock():
+                assert not draft.exists()
+            draft.write_bytes(store.read_file(artifact_name(kept)))
+
+
 def test_a_store_of_another_schema_is_refused(tmp_path):
     with Store(tmp_path) as store:
         store._db.execute("PRAGMA user_version=99")
@@ -86,6 +98,14 @@ def test_a_file_in_the_way_is_a_clear_error(tmp_path):
     (tmp_path / "runs").write_text("x")
     with pytest.raises(StoreError, match=r"^cannot use the store [^:]*: Not a directory$"):
         Store(tmp_path / "runs")
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_said_to_be_one(tmp_path):
+    (tmp_path / "runs").symlink_to("elsewhere")
+    with pytest.raises(StoreError, match=r"^cannot use the store [^:]*: it is a link to what is not there$"):
+        Store(tmp_path / "runs")
+    (tmp_path / "elsewhere").mkdir()
+    Store(tmp_path / "runs").close()
 
 
 def test_finished_finds_what_stage_result_does(tmp_path):
