@@ -104,7 +104,7 @@ def run_stage(job: Job, mailbox: Any) -> Outcome:
             report = partial(reporter, send=send, every=0.5)
             results = execute(stage, cast("Store", bench), job.device, report)
             return Outcome(results, bench.written(job.files) if job.shared is None else {})
-    except (Exception, SystemExit) as error:  # a plugin must not end a worker
+    except BaseException as error:  # a plugin must not end a worker
         return Outcome(error=describe_error(error))
     finally:
         _delivered(letters)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 
 import pytest
 
+from harness.executors import ray_tasks
 from harness.executors.interrupts import interrupts_wait
 from harness.executors.local import LocalExecutor, _log_output
 
@@ -99,3 +101,19 @@ def test_a_worker_whose_store_is_gone_has_nowhere_to_write_and_does_not_complain
     opened.clear()
     _log_output(tmp_path)
     assert opened[0][0].startswith(str(tmp_path / "logs" / "worker-"))
+
+
+class Unpickled:
+    """What a plugin does as soon as a stage of it is there."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def test_an_interrupt_that_a_plugin_raises_on_a_node_is_part_of_the_outcome(monkeypatch):
+    monkeypatch.setattr(ray_tasks, "_differences", lambda expected: ())
+    monkeypatch.setattr(ray_tasks, "_delivered", lambda letters: None)
+    job = ray_tasks.Job(pickle.dumps(Unpickled()), b"", "key", 0, "cpu", {})
+    outcome = ray_tasks.run_stage(job, None)
+    assert outcome.error is not None
+    assert outcome.error["type"] == "KeyboardInterrupt"
