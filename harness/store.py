@@ -42,10 +42,9 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
-# Of a stage's result: whether it is whole, and one part of it. Asking a damaged one for a part is an error.
-_WHOLE = "json_valid(CAST(result AS TEXT)) AND intact(CAST(result AS BLOB))"
-_VALID = f"CASE WHEN {_WHOLE} THEN json_type(result) = 'object' END"
-_PART = f"{_VALID}, CASE WHEN {_WHOLE} THEN json_extract(result, ?) END"
+# One part of a stage's result in a JSON array, null where the result is damaged: asking such a one is an error.
+_PART = """CASE WHEN json_valid(CAST(result AS TEXT)) AND intact(CAST(result AS BLOB))
+    THEN CASE json_type(result) WHEN 'object' THEN json_array(json_extract(result, ?)) END END"""
 
 
 def is_store(path: Path) -> bool:
@@ -261,8 +260,8 @@ class Store(Artifacts):
 
         return {
             key
-            for key, valid, artifacts in rows
-            if valid and key in keys and all(map(exists, json.loads(artifacts or "[]")))
+            for key, part in rows
+            if part is not None and key in keys and all(map(exists, json.loads(part)[0] or ()))
         }
 
     def seconds_by_signature(self) -> dict[tuple[str, str], float]:
@@ -277,10 +276,8 @@ class Store(Artifacts):
         rows = self._execute(
             f"SELECT kind, signature, {_PART} FROM stages WHERE status='done'", ("$.peak_memory_bytes",)
         )
-        return max(
-            (peak for kind, signature, _, peak in rows if peak and (kind, signature) in signatures),
-            default=None,
-        )
+        peaks = (json.loads(part)[0] for *of, part in rows if part is not None and tuple(of) in signatures)
+        return max(filter(None, peaks), default=None)
 
     # records ------------------------------------------------------------------------------------
 
