@@ -1,7 +1,9 @@
 """Many clients' local training as one program: parameters stacked, clients first, under torch.func.vmap.
 
 The numbers are those of clients that train one after another, to float tolerance: the same generators give the same
-batches, coins and noise, and the same hooks are composed by the same functions.
+batches, coins and noise, and the same hooks are composed by the same functions. Where a step hangs on its last digit
+(the sign of a gradient next to 0, a ReLU or a maximum at its kink) rounding the other way takes another step, and a
+training may end elsewhere, as it does when its first weights are rounded another way. In float64 both ways agree.
 """
 
 from __future__ import annotations

@@ -236,6 +236,42 @@ def test_local_buffers_are_released_as_of_clients_one_after_another(tmp_path):
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
+WHOLE = [
+    ("trades: {eps: 0.1, steps: 2}", "logistic", "nadam: {lr: 0.01}", "median"),
+    ("[label-smoothing, trades: {eps: 0.1, steps: 2}]", "{mlp: {hidden: [8]}}",
+     "sgd: {lr: 0.1, momentum: 0.9}", "mean"),
+    ("[gradient-clipping: {max_norm: 0.5}, dp-ftrl: {noise_multiplier: 1}]", "{small-cnn: {width: 2, hidden: 8}}",
+     "adam: {lr: 0.01}", "mean"),
+    ("none", "{resnet9: {width: 2, norm: batch}}", "sgd: {lr: 0.1, momentum: 0.9}", "trimmed-mean"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("defences", "model", "optimizer", "rule"), WHOLE)
+def test_whole_trainings_agree_as_far_as_rounding_lets_them(tmp_path, defences, model, optimizer, rule):
+    """In float64. In float32 such trainings come to lie up to a tenth of the update apart: where a sign, a ReLU or a
+    maximum hangs on the last digit, rounding the other way is another step."""
+    local = f"{{epochs: 2, batch_size: 60, proximal: 0.3, schedule: cosine, optimizer: {{{optimizer}}}}}"
+    stage = training(tmp_path, defences, model, local, threats=f"aggregators: [{rule}]\n")
+    federation = stage.spec.federation.model_copy(update={"participation": 0.8, "buffers": "local"})
+    found = []
+    for way in ("sequential", "vectorised"):
+        compute = Compute.model_validate({"clients": way})
+        stage.spec = replace(stage.spec, federation=federation, compute=compute)
+        ready = stage.set_up(stage.initial_module())
+        module, trainer = ready.federation.module.double(), ready.federation.trainer
+        for client in ready.federation.clients:
+            client.images, client.labels = to_pixels(client.images[:150]).double(), client.labels[:150]
+            client.steps = stage._steps(client.size)
+        ready.evaluate = lambda round: {}
+        start = flatten(module).clone()
+        run_together([ready.run(lambda *_: None)])
+        buffers = [b.flatten() for b in module.buffers() if b.is_floating_point()]
+        found.append(torch.cat([flatten(module) - start, *buffers]))
+        assert trainer.facts["clients"] == way
+    one, together = found
+    assert float((one - together).norm() / one.norm()) < 1e-10
+
+
 def test_batch_normalisation_under_a_gradient_hook_trains_alone(tmp_path):
     stage = training(
         tmp_path, "gradient-clipping", model="{resnet9: {width: 2, norm: batch}}", partition="iid"
