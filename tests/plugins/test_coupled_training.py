@@ -83,6 +83,31 @@ def test_free_training_moves_images_of_which_the_model_is_sure():
     assert fooled[1] >= fooled[0] - 4
 
 
+@pytest.mark.parametrize("scale", [1.0, 2000.0])
+def test_free_training_shows_a_batch_to_batch_norms_once_a_replay(scale):
+    """As the paper's m passes in training mode do; the further pass where the model is sure shows them nothing."""
+
+    class Sure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.flatten, self.linear = nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return scale * self.linear(self.flatten(self.norm(x)))
+
+    ours, theirs = Sure().double(), nn.BatchNorm2d(1).double()
+    x, _ = records(32, torch.float64)
+    y = ours(x).argmax(1)
+    ours.norm.reset_running_stats()
+    defence = create("free-adversarial-training", eps=0.0, replays=3)
+    gradient = defence.gradient(make_local(ours, base(ours)))
+    for _ in range(3):
+        gradient(parameters_of(ours), (x, y), KEY)
+        theirs(x)
+    assert int(ours.norm.num_batches_tracked) == 3
+    torch.testing.assert_close(ours.norm.running_mean, theirs.running_mean)
+
+
 def test_free_training_carries_its_perturbation_over_smaller_batches():
     module = network()
     gradient = create("free-adversarial-training", replays=1).gradient(make_local(module, base(module)))
