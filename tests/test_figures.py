@@ -260,6 +260,7 @@ def test_ranks_tell_a_better_rule_from_others(tmp_path):
     assert "middle  2.00" in text
     assert "worst  3.00" in text
     assert SHARED in text
+    assert "not ranked" not in text
     with pytest.raises(HarnessError, match="ranks need two or more values of defence"):
         draw_ranks(found, out, "t", "defence", "accuracy")
     with pytest.raises(
@@ -291,9 +292,11 @@ def test_ranks_compare_no_means_over_different_seeds(lost, tmp_path):
                         one["scores"]["robust_accuracy"] = float("inf")
                 found.append(one)
     out = tmp_path / "ranks.svg"
-    assert draw_ranks(found, out, "t", "aggregator", "robust").blocks == 3
+    test = draw_ranks(found, out, "t", "aggregator", "robust")
+    assert (test.blocks, test.dropped) == (3, 1)
     assert "better  1.00" in out.read_text()
     assert "worse  2.00" in out.read_text()
+    assert "not ranked: some method in 1 block" in out.read_text()
 
 
 def test_ranks_of_equal_means_are_tied(tmp_path):
@@ -343,7 +346,8 @@ def test_ranks_leave_out_what_hides_gradients_and_guarantees(flag, tmp_path):
     out = tmp_path / "ranks.svg"
     draw_ranks(found, out, "t", "aggregator", "robust")
     assert "b  1.00" in out.read_text()
-    assert "masked" not in out.read_text()
+    assert "masked  " not in out.read_text()
+    assert "without a value to compare, and so not ranked: masked anywhere<" in out.read_text()
     with pytest.raises(HarnessError, match="epsilon is what a training guarantees"):
         draw_ranks(found, out, "t", "aggregator", "epsilon")
 
@@ -385,9 +389,9 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(
         "harness.console.figures.draw_ranks",
-        lambda _, out, *__: drawn.append(out) or Omnibus(1.0, 0.5, "friedman", 1, 0),
+        lambda _, out, *__: drawn.append(out) or Omnibus(1.0, 0.5, "friedman", 1, 2),
     )
-    said = {"pareto": "1 on the front", "ranks": f"1 block, Friedman p = 0.5; {SHARED}"}
+    said = {"pareto": "1 on the front", "ranks": f"1 block and 2 left out, Friedman p = 0.5; {SHARED}"}
     for kind, told in said.items():
         assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
         assert capsys.readouterr().out == f"wrote {kind}.svg: {told}\n"

@@ -93,7 +93,8 @@ def plot(
         told = count_of(draw_heatmap(found, out, loaded.name), "panel")
     elif kind == "ranks":
         test = draw_ranks(found, out, loaded.name, by, y)
-        told = f"{count_of(test.blocks, 'block')}, {test.test.capitalize()} p = {test.p:.2g}; {SHARED}"
+        blocks = count_of(test.blocks, "block") + f" and {test.dropped} left out" * bool(test.dropped)
+        told = f"{blocks}, {test.test.capitalize()} p = {test.p:.2g}; {SHARED}"
     elif kind == "table":
         from harness.console.table_picture import draw_table
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.console.contributed import shown_quantities
 from harness.console.drawing import COLOURS, figure, series_style
-from harness.console.output import shorten, told_apart
+from harness.console.output import count_of, shorten, told_apart
 from harness.console.pooling import AXES, Quantity, Value, family, pool
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
@@ -271,9 +271,10 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
 
     A block is everything else: the other axes, threat and attack, averaged over seeds; a value that lacks a seed that
-    another of its block has is not compared, as in the table. Blocks of one scenario share data and seeds, so p comes
-    out too small: the figure describes the scenario. After Demsar, "Statistical comparisons of classifiers over
-    multiple data sets" (JMLR 2006). Returns the test and its blocks. Raises HarnessError.
+    another of its block has is not compared, nor one that is flagged, as in the table. What is not ranked for that,
+    methods and blocks, is said below the figure. Blocks of one scenario share data and seeds, so p comes out too small:
+    the figure describes the scenario. After Demsar, "Statistical comparisons of classifiers over multiple data sets"
+    (JMLR 2006). Returns the test, its blocks, and how many were left out. Raises HarnessError.
     """
     import numpy as np
 
@@ -288,24 +289,25 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     )
     distrusted |= {CONSTANT} if chosen.column.hollow else set()
     found: dict[tuple[str, ...], dict[str, dict[Any, float]]] = {}
+    scored: dict[str, None] = {}
     for record in records:
         value = (record.get("scores") or {}).get(chosen.column.score)
-        if record["status"] != "scored" or value is None or not math.isfinite(value):
+        if record["status"] != "scored" or value is None:
             continue
         if chosen.column.family not in ("any", family(dict(record))):
             continue
-        if distrusted & {*(record.get("flags") or ())}:
-            continue
         cell = record["cell"]
-        place = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed"))
-        found.setdefault(place, {}).setdefault(str(cell[by]), {})[cell.get("seed")] = float(value)
+        place, method = tuple(str(v) for axis, v in cell.items() if axis not in (by, "seed")), str(cell[by])
+        scored[method], block = None, found.setdefault(place, {})
+        if math.isfinite(value) and not distrusted & {*(record.get("flags") or ())}:
+            block.setdefault(method, {})[cell.get("seed")] = float(value)
     blocks = [_complete(block) for block in found.values()]
     methods = list(dict.fromkeys(m for block in blocks for m in block))
     if len(methods) < 2:
         raise HarnessError(f"ranks need two or more values of {by} that have {key}, not {len(methods)}")
     counted = chosen.column.compared
     table = np.array([[compared_mean(counted(block.get(m, math.nan))) for m in methods] for block in blocks])
-    kept, _ = complete_blocks(table)
+    kept, dropped = complete_blocks(table)
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
     one = Ranking(by, chosen.column, title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
@@ -327,11 +329,20 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
         axes.set_xlim(0.9, len(methods) + 0.9)
         axes.set_ylim(len(methods) - 0.4 + 0.35 * len(one.groups), -0.6)
         axes.set_yticks([])
-        axes.set_xlabel(f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)")
+        said = f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)"
+        if told := _not_ranked([m for m in scored if m not in methods], dropped):
+            said += f"\nwithout a value to compare, and so not ranked: {told}"
+        axes.set_xlabel(said)
         axes.set_title(
             f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}\n{SHARED}", fontsize=7
         )
-    return one.test
+    return one.test._replace(dropped=dropped)
+
+
+def _not_ranked(methods: Sequence[str], blocks: int) -> str:
+    """`crfl anywhere, some method in 2 blocks`; empty where all is ranked."""
+    told = [f"{shorten(method, 40)} anywhere" for method in methods]
+    return ", ".join(told + [f"some method in {count_of(blocks, 'block')}"] * bool(blocks))
 
 
 def _complete(block: Mapping[str, Mapping[Any, float]]) -> dict[str, float]:
