@@ -139,10 +139,7 @@ class Cell:
         if "transfer" not in self.ways:
             return None
         own = self.attack.surrogate if isinstance(self.attack, EvasionAttack) else None
-        if own is not None:
-            return own
-        kept = tuple(c for c in self.compressors if not isinstance(c, ModelCompressor))
-        return Surrogate("uncompressed", compressors=kept)
+        return Surrogate("uncompressed", compressed=False) if own is None else own
 
     @property
     def behind_transfer(self) -> Cell | None:
@@ -151,7 +148,8 @@ class Cell:
         if wanted is None:
             return None
         parts = {axis: getattr(wanted, axis) for axis in ("defences", "aggregators", "compressors")}
-        return replace(self, **{axis: part for axis, part in parts.items() if part is not None})
+        behind = replace(self, **{axis: part for axis, part in parts.items() if part is not None})
+        return behind if wanted.compressed else replace(behind, compressors=behind.update_compressors)
 
 
 def _threat_spec(threat: Threat) -> dict[str, Any]:

@@ -50,12 +50,16 @@ class Attack(Plugin):
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Another model of the scenario, on which examples are made: the target's own parts where None."""
+    """Another model of the scenario, on which examples are made: the target's own parts where None.
+
+    compressed: whether compressors of the model follow its training; those of updates are part of it.
+    """
 
     name: str
     defences: tuple[Defence, ...] | None = None
     aggregators: tuple[Aggregator, ...] | None = None
     compressors: tuple[Compressor, ...] | None = None
+    compressed: bool = True
 
 
 @dataclass(frozen=True)

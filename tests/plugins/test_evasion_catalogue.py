@@ -9,6 +9,7 @@ from torch import nn
 
 import harness
 from harness.api import NotApplicable, PluginError
+from harness.grid import cells
 from harness.scenario import load_text
 
 BOUNDED = [
@@ -482,6 +483,24 @@ def test_transfer_shares_the_surrogate_s_training(tmp_path):
     own = by["none", "none", "transfer(attack=fgsm)"]["scores"]["robust_accuracy"]
     assert own == by["none", "none", "fgsm"]["scores"]["robust_accuracy"]  # its surrogate is the model itself
     assert by["none", "static-int8", "square(queries=20)"]["attack"]["mode"] == "white-box"
+
+
+@pytest.mark.parametrize(
+    ("attack", "kept"),
+    [
+        ("fgsm", ["top-k"]),  # by the threat's surrogate, which is called uncompressed too
+        ("transfer: {source: uncompressed}", ["top-k"]),
+        ("transfer", []),
+        ("transfer: {source: other, compressors: []}", []),
+    ],
+)
+def test_compressors_of_updates_belong_to_the_training_of_an_uncompressed_surrogate(tmp_path, attack, kept):
+    text = SCENARIO[: SCENARIO.index("compressors")] + (
+        "compressors: [[top-k, static-int8]]\n"
+        f"threats: [{{name: e, budget: {{norm: linf, eps: 0.1}}, surrogate: uncompressed, attacks: [{attack}]}}]\n"
+    )
+    behind = next(iter(cells(load_text(text, tmp_path / "t.yaml")))).behind_transfer
+    assert [compressor.name for compressor in behind.compressors] == kept
 
 
 def test_the_record_says_which_parts_were_run(tmp_path):

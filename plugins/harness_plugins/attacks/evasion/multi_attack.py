@@ -156,7 +156,7 @@ class Transfer(EvasionAttack):
         if self.source == "undefended":
             return Surrogate("undefended", defences=(), compressors=())
         if self.source == "uncompressed":
-            return Surrogate("uncompressed", compressors=())
+            return Surrogate("uncompressed", compressed=False)
         lists = {"defences": self.defences, "aggregators": self.aggregators, "compressors": self.compressors}
         told = {kind: part for kind, part in lists.items() if part is not None}
         name = ", ".join(
