@@ -199,17 +199,19 @@ def validate(
     from harness.console.arguments import find_scenarios
     from harness.console.output import print_json
     from harness.scenario import check_data, load_many
-    from harness.scenario_data import check_fit, remarks
+    from harness.scenario_data import check_fit, check_installed, remarks
     from harness.scenario_plan import not_applicable
 
     loaded = load_many(find_scenarios(scenarios))
     mistakes = []
     notes: dict[str, list[str]] = {}
-    for scenario in loaded if data else ():
+    for scenario in loaded:
         try:
-            splits = check_data(scenario)
-            check_fit(scenario, splits)
-            notes[scenario.name] = remarks(scenario, splits)
+            check_installed(scenario)
+            if data:
+                splits = check_data(scenario)
+                check_fit(scenario, splits)
+                notes[scenario.name] = remarks(scenario, splits)
         except HarnessError as error:
             mistakes.append(with_file(scenario.path, error))
     if mistakes:

@@ -10,8 +10,10 @@ from harness.borders import outlined
 from harness.contracts.model import Model
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
+from harness.extras import to_install
+from harness.identity import engine_version
 from harness.nesting import plugins_in, with_nested
-from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, MAX_NOISE, epsilon
+from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, EXTRAS, MAX_NOISE, epsilon
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
@@ -19,6 +21,7 @@ from harness.sweeps import variants
 from harness.yaml_loader import Document, Location, parse
 
 if TYPE_CHECKING:
+    from harness.contracts.base import Plugin
     from harness.contracts.data import Splits
     from harness.scenario_models import Scenario
 
@@ -38,6 +41,44 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
     found = list(misfits(scenario, splits))
     if found:
         raise _error(scenario, _document(scenario, text), found)
+
+
+def check_installed(scenario: Scenario, text: str | None = None) -> None:
+    """Raises ScenarioError where a scenario needs libraries that are not installed, with what pip installs for them.
+
+    text: as for `check_fit`.
+    """
+    found = list(_uninstalled(scenario))
+    if found:
+        raise _error(scenario, _document(scenario, text), found)
+
+
+def _uninstalled(scenario: Scenario) -> Found:
+    if scenario.engine != "local":
+        try:
+            engine_version(scenario.engine)
+        except HarnessError as error:
+            yield ("engine",), str(error)
+    for place, plugin in _plugins(scenario):
+        for part in with_nested(plugin):
+            if command := to_install(part.extras):
+                yield place, f"{part.name} needs what is not installed: {command}"
+            accountant = getattr(part, "accountant", None)
+            if command := to_install(EXTRAS.get(str(accountant), {})):
+                here = (*place, "accountant") if part is plugin else place
+                yield here, f"the accountant {accountant} needs what is not installed: {command}"
+
+
+def _plugins(scenario: Scenario) -> Iterator[tuple[Location, Plugin]]:
+    """Every plugin that a scenario names, and where: those of stacks by (axis, stack, position)."""
+    for name in type(scenario).model_fields:
+        value = getattr(scenario, name)
+        if name in STACKS:
+            yield from (((name, i, j), one) for i, stack in enumerate(value) for j, one in enumerate(stack))
+        elif name in ("metrics", "trackers"):
+            yield from (((name, i), one) for i, one in enumerate(value or ()))
+        else:
+            yield from (((name,), one) for one in plugins_in(value))
 
 
 def remarks(scenario: Scenario, splits: Splits) -> list[str]:
@@ -130,20 +171,20 @@ def _error(
 
 
 def _of_stack(place: Location, reporter: Reporter) -> Location:
-    """Where a parameter stands, by (axis of stacks, stack, position in it, parameter); other places as they are.
+    """Where a plugin or its parameter stands, by (axis of stacks, stack, position in it, parameter); else the place.
 
     Sweeps make several stacks of one item, and a stack of one may stand without a list.
     """
     if not place or place[0] not in STACKS:
         return place
-    axis, stack, position, parameter = place
+    axis, stack, position, *parameter = place
     items = reporter.document.data[axis]
     expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, (axis, i)))
     item, value, choices = list(expanded)[int(stack)]
     listed = isinstance(value, list)
     named = value[position] if listed else value
     steps = (*([position] if listed else []), *([next(iter(named))] if isinstance(named, dict) else []))
-    return reporter.trace((axis, item), (*steps, parameter), choices)
+    return reporter.trace((axis, item), (*steps, *parameter), choices)
 
 
 def misfits(scenario: Scenario, splits: Splits) -> Found:

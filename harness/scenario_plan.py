@@ -17,7 +17,7 @@ from harness.grid import Cell, DataFacts, cells, select
 from harness.identity import digest
 from harness.plan import CellPlan, Plan, Planner
 from harness.registry import registry
-from harness.scenario_data import check_fit, remarks, unusable
+from harness.scenario_data import check_fit, check_installed, remarks, unusable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +74,7 @@ def plan_scenarios(
     for scenario in loaded:
         where = str(scenario.path or scenario.name)
         try:
+            check_installed(scenario)
             known = data_facts(scenario, store, fit=not fitting)
             modules[id(scenario)] = meta_module(scenario, known)
             facts[id(scenario)] = known

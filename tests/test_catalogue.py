@@ -128,3 +128,15 @@ def test_a_package_without_sources_is_not_kept(cache, monkeypatch):
     assert harness(["list"]) == 0
     assert not cache.exists()
     assert importlib.util.find_spec("no_such_package") is None
+
+
+def test_a_plugin_that_lacks_its_extra_is_marked(cache, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert harness(["list", "tracker"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("Cannot be used yet") == 1
+    assert "Cannot be used yet: pip install 'psr-harness[mlflow]'" in said
+    assert harness(["list", "tracker", "--json"]) == 0
+    found = {p["name"]: p["to_install"] for p in json.loads(capsys.readouterr().out)["plugins"]}
+    assert found["mlflow"] == "pip install 'psr-harness[mlflow]'"
+    assert found["jsonl"] is None

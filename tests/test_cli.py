@@ -316,6 +316,7 @@ def test_validate_checks_text_and_data(here, monkeypatch, capsys):
 
     monkeypatch.setattr(SCENARIO, "load_many", lambda paths: [Loaded(path) for path in paths])
     monkeypatch.setattr(SCENARIO, "check_data", check)
+    monkeypatch.setattr("harness.scenario_data.check_installed", lambda scenario: None)
     monkeypatch.setattr("harness.scenario_data.check_fit", lambda scenario, splits: None)
     monkeypatch.setattr("harness.scenario_data.remarks", lambda scenario, splits: [])
     refused = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -445,3 +446,40 @@ def test_one_class_is_refused_and_a_class_without_training_images_is_told(tmp_pa
     for command in ("validate", "plan"):
         assert main([command, str(file)]) == 2
         assert f"{file}:3:1: all images of imagefolder are of one class (sick)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "place"),
+    [
+        ("mlflow", "trackers: [jsonl, mlflow]\n", "5:19: mlflow needs what is not installed: {}"),
+        (
+            "tensorboard",
+            "trackers:\n  - tensorboard: {folder: x}\n",
+            "6:5: tensorboard needs what is not installed: {}",
+        ),
+        (
+            "dp_accounting",
+            "defences:\n  - none\n  - [label-smoothing, dp-sgd: {epsilon: {sweep: [4, 8]}, accountant: pld}]\n",
+            "7:70: the accountant pld needs what is not installed: {}",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_named_with_what_installs_it(
+    module, text, place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = {"dp_accounting": "pld"}.get(module, module)
+    (tmp_path / "x.yaml").write_text(BASE + text)
+    for command in (["validate"], ["validate", "--no-data"], ["plan"], ["run"]):
+        assert main([*command, str(tmp_path / "x.yaml")]) == 2
+        assert place.format(f"pip install 'psr-harness[{extra}]'") in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_installed_is_named_at_its_place(tmp_path, monkeypatch, capsys):
+    def absent(engine):
+        raise HarnessError(f"{engine} is not there")
+
+    monkeypatch.setattr("harness.scenario_data.engine_version", absent)
+    (tmp_path / "x.yaml").write_text(BASE + "engine: flower\n")
+    assert main(["validate", str(tmp_path / "x.yaml")]) == 2
+    assert "x.yaml:5:9: flower is not there" in capsys.readouterr().err

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def listing(registry: Registry) -> list[dict[str, Any]]:
     """One dictionary a plugin, by kind and name."""
     from harness.console.describe import summary
+    from harness.extras import to_install
     from harness.kinds import KINDS
 
     return [
@@ -27,6 +28,7 @@ def listing(registry: Registry) -> list[dict[str, Any]]:
             "distribution": entry.distribution,
             "version": entry.version,
             "summary": summary(entry.plugin),
+            "to_install": to_install(entry.plugin.extras),
         }
         for kind in KINDS
         for entry in registry.entries(kind)
@@ -43,7 +45,7 @@ def group(plugin: Any) -> str:
 
 
 def render_list(plugins: list[dict[str, Any]], disabled: list[Disabled], console: Console) -> None:
-    """A table by kind; below, what could not be loaded and why."""
+    """A table by kind, with what has to be installed first; below, what could not be loaded and why."""
     foreign = len({plugin["distribution"] for plugin in plugins}) > 1
     for kind in dict.fromkeys(plugin["kind"] for plugin in plugins):
         own = [plugin for plugin in plugins if plugin["kind"] == kind]
@@ -52,7 +54,8 @@ def render_list(plugins: list[dict[str, Any]], disabled: list[Disabled], console
         for plugin in sorted(own, key=lambda p: (p["group"], p["name"])):
             group = [plugin["group"]] if grouped else []
             package = [f"{plugin['distribution']} {plugin['version']}"] if foreign else []
-            rows.append([plugin["name"], *group, *package, plugin["summary"]])
+            lacking = f" Cannot be used yet: {plugin['to_install']}" * bool(plugin["to_install"])
+            rows.append([plugin["name"], *group, *package, plugin["summary"] + lacking])
         styles = ["", *(["cyan"] if grouped else []), *(["dim"] if foreign else []), ""]
         console.print(Text(kind, style="bold"))
         console.print(_columns(rows, styles, console.width), soft_wrap=True)

@@ -86,6 +86,9 @@ class Plugin(BaseModel, metaclass=_Made):
     reference: ClassVar[Reference | None] = None
     # Modules of libraries that it imports where it uses them: preloaded for workers, and their versions are in keys.
     requires: ClassVar[tuple[str, ...]] = ()
+    # Top-level modules that its package can be installed without -> what pip installs for them, as
+    # {"mlflow": "psr-harness[mlflow]"}. Where one is missing `harness list` says so, and scenarios are refused.
+    extras: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

@@ -30,6 +30,7 @@ History = tuple[Segment, ...]
 
 ACCOUNTANTS = ("rdp", "prv", "pld", "gdp")
 APPROXIMATE = ("gdp",)  # no bounds
+EXTRAS = {"pld": {"dp_accounting": "psr-harness[pld]"}}  # as plugins' `extras`
 # Below it the rounding of prv's Fourier transform is no longer small beside delta, and pld's truncated tails, which
 # count as infinite losses, come near it: rdp, also a bound, is used.
 MIN_DELTA = 1e-10

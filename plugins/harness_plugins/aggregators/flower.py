@@ -50,6 +50,7 @@ class FlowerStrategy(Aggregator):
         url="https://arxiv.org/abs/2007.14390",
     )
     requires: ClassVar[tuple[str, ...]] = ("flwr.serverapp.strategy",)
+    extras: ClassVar[dict[str, str]] = {"flwr": "psr-harness[flower]"}
 
     strategy: str = Field(
         description="a class of flwr.serverapp.strategy, or module:Class", examples=["FedMedian"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from harness.api import Dataset, Field, HarnessError, PluginError, Reference, Splits, find_file
 from harness_plugins.datasets._splits import complete
@@ -31,6 +31,8 @@ class MedMnist(Dataset):
         year=2023,
         url="https://doi.org/10.1038/s41597-022-01721-8",
     )
+
+    extras: ClassVar[dict[str, str]] = {"medmnist": "psr-harness[medmnist]"}
 
     flag: str = Field(description="the dataset's name in MedMNIST, such as pneumoniamnist")
     size: Literal[28, 64, 128, 224] = Field(28, description="height and width in pixels")

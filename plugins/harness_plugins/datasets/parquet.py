@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, pixels, stack
@@ -39,6 +39,7 @@ class Parquet(Dataset):
     """
 
     name = "parquet"
+    extras: ClassVar[dict[str, str]] = {"pyarrow": "psr-harness[hf]"}
 
     path: str = Field(
         description="a folder or one file; relative paths as in the scenario, $VARIABLES allowed"

@@ -28,6 +28,7 @@ class MLflow(Tracker):
 
     name = "mlflow"
     requires: ClassVar[tuple[str, ...]] = ()  # used in the main process alone
+    extras: ClassVar[dict[str, str]] = {"mlflow": "psr-harness[mlflow]"}
 
     uri: str = Field(
         "sqlite:///mlflow.db", min_length=1, description="the tracking store: a database's or a server's URI"

@@ -24,6 +24,7 @@ class TensorBoard(Tracker):
 
     name = "tensorboard"
     requires: ClassVar[tuple[str, ...]] = ()  # used in the main process alone
+    extras: ClassVar[dict[str, str]] = {"tensorboard": "psr-harness[tensorboard]"}
 
     folder: str = Field(
         "tensorboard", min_length=1, description="folder of the event files, made where there is none"
