@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
@@ -13,7 +14,14 @@ from harness.contracts.defence import Defence, hiding
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import NotApplicable, PluginError
 from harness.federation.chain import check_chain
-from harness.federation.counts import clients_per_round, malicious_clients, own_seed, participants, tolerated
+from harness.federation.counts import (
+    clients_per_round,
+    fine_tuning_purpose,
+    malicious_clients,
+    own_seed,
+    participants,
+    tolerated,
+)
 from harness.numerals import short
 from harness.options import FedAvg
 from harness.stacks import check_nothing_dropped, check_stack
@@ -21,6 +29,7 @@ from harness.stacks import check_nothing_dropped, check_stack
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.contracts.compressor import ModelCompressor
     from harness.grid import Cell, DataFacts
     from harness.scenario import Scenario
 
@@ -70,27 +79,41 @@ def _tolerance_of(scenario: Scenario) -> str:
 def _round_sizes(cell: Cell) -> list[int]:
     """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own.
 
-    A threat can put its clients into every round beside those that the coins draw, and shadow models have other coins.
+    A threat can put its clients into every round beside those that the coins draw; shadow models, and compressors that
+    fine-tune, have other coins.
     """
     settings, threat = cell.scenario.federation, cell.threat
     if settings.sampling == "fixed":
         return [clients_per_round(settings.clients, settings.participation)]
     variants = cell.attack.trainings(cell) if isinstance(cell.attack, PrivacyAttack) else ()
+    tuned = _fine_tunings(cell.model_compressors)
     sizes: set[int] = set()
     for seed in cell.scenario.seeds:
         always = threat.participation == "always"
         present = tuple(malicious_clients(settings.clients, threat.malicious, seed)) if always else ()
-        for own in {own_seed(seed, variant) for variant in (None, *variants)}:
-            sizes |= _drawn_sizes(settings.clients, settings.participation, settings.rounds, own, present)
+        for variant in (None, *variants):
+            trainings = {"train": settings.rounds, **(tuned if variant is None or variant.compressed else {})}
+            for purpose, rounds in trainings.items():
+                own = own_seed(seed, variant)
+                sizes |= _drawn_sizes(settings.clients, settings.participation, rounds, own, purpose, present)
     return sorted(sizes)
+
+
+def _fine_tunings(compressors: Sequence[ModelCompressor]) -> dict[str, int]:
+    """Purpose -> rounds of each training that a chain of compressors asks for."""
+    found: dict[str, int] = {}
+    for position, compressor in enumerate(compressors):
+        for rounds in compressor.fine_tunings:
+            found[fine_tuning_purpose(position, len(found))] = rounds
+    return found
 
 
 @lru_cache(4096)
 def _drawn_sizes(
-    clients: int, participation: float, rounds: int, seed: int, present: tuple[int, ...]
+    clients: int, participation: float, rounds: int, seed: int, purpose: str, present: tuple[int, ...]
 ) -> frozenset[int]:
     """How many clients the coins of a training draw for its rounds, empty ones left out."""
-    drawn = participants(clients, participation, rounds, seed, "train", present, "poisson")
+    drawn = participants(clients, participation, rounds, seed, purpose, present, "poisson")
     return frozenset(len(ids) for ids in drawn) - {0}
 
 

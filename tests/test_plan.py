@@ -445,6 +445,46 @@ seeds: [2]
     assert reasons["lira(shadows=8)"].startswith("krum needs n > 2f + 2 updates: n = 4, f = 1;")
 
 
+def test_rounds_of_fine_tuning_count_too(tmp_path):
+    """Coins of the training draw enough clients for krum; those of three rounds of fine-tuning draw four at least once.
+
+    Of pruning in two steps the second draws anew, and so does a second compressor.
+    """
+    text = """
+federation: {clients: 8, rounds: 1, participation: 0.75, sampling: poisson, byzantine_tolerance: 0.1}
+aggregators: [krum]
+compressors:
+  - none
+  - magnitude-pruning: {fine_tune_rounds: 3}
+  - magnitude-pruning: {fine_tune_rounds: 1}
+  - [magnitude-pruning: {fine_tune_rounds: 1}, qat-int8: {fine_tune_rounds: 2}]
+seeds: [2]
+"""
+    reasons = reasons_by("compressor", text, tmp_path)
+    small = "krum needs n > 2f + 2 updates: n = 4, f = 1;"
+    assert [reason and reason.startswith(small) for reason in reasons.values()] == [None, True, None, True]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fine_tuning_is_planned_in_the_calls_that_are_made(steps, tmp_path):
+    """Whether krum takes the rounds is what a run finds, over seeds that differ in it."""
+    text = f"""
+federation:
+  {{clients: 8, rounds: 1, participation: 0.75, sampling: poisson, byzantine_tolerance: 0.1, local: {{steps: 1}}}}
+aggregators: [krum]
+compressors: [magnitude-pruning: {{steps: {steps}, fine_tune_rounds: 2}}]
+metrics: [accuracy]
+"""
+    found = set()
+    for seed in range(6):
+        whole = BASE[: BASE.index("federation")] + text + f"seeds: [{seed}]\n"
+        scenario = load_text(whole, tmp_path / "small.yaml")
+        result = run(scenario, device="cpu", jobs=0, store=tmp_path / str(seed))
+        assert result.failed == 0
+        found.add(result.scored)
+    assert found == {0, 1}
+
+
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [

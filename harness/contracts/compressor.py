@@ -103,6 +103,14 @@ class ModelCompressor(Compressor):
         return 0
 
     @property
+    def fine_tunings(self) -> tuple[int, ...]:
+        """The rounds of each call of `context.fine_tune`, in order, for planning; here one call of all of them.
+
+        Clients are drawn anew for each call: where rounds are too small for a rule, it is not applicable.
+        """
+        return (self.fine_tuning_rounds,) if self.fine_tuning_rounds else ()
+
+    @property
     def fine_tuning_hooks(self) -> tuple[str, ...]:
         """Names of the client hooks that it gives `context.fine_tune`, such as `loss`, for planning.
 

@@ -45,6 +45,11 @@ def participants(
     return schedule
 
 
+def fine_tuning_purpose(position: int, number: int) -> str:
+    """Under which a compressor's fine-tuning draws. position: in its chain; number: fine-tunings of the chain before."""
+    return f"fine-tune {position}.{number}"
+
+
 def own_seed(seed: int, variant: TrainingVariant | None) -> int:
     """Of a training's initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
 

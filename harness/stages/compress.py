@@ -17,6 +17,7 @@ from harness.contracts.defence import ClientHooks, Defence
 from harness.errors import PluginError, blamed
 from harness.evaluation.blank import blank
 from harness.evaluation.predict import own_pixels
+from harness.federation.counts import fine_tuning_purpose
 from harness.federation.data import Part
 from harness.plan import Stage
 from harness.random import torch_generator
@@ -48,7 +49,7 @@ def compress(
         ) -> nn.Module:
             nonlocal prepared
             module.train()
-            purpose = f"fine-tune {position}.{len(fine_tuned)}"
+            purpose = fine_tuning_purpose(position, len(fine_tuned))
             trained = training.run(
                 module, report_rounds(progress), rounds=rounds, purpose=purpose, history=prepared, hooks=hooks
             )

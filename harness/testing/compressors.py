@@ -185,11 +185,16 @@ def facts_plain(subject: Subject) -> None:
 
 @check(FAMILY)
 def fine_tuning_counted(subject: Subject) -> None:
-    """It trains no more rounds in the federation than it declares."""
-    asked, declared = sum(subject.outcome().output["rounds"]), subject.plugin.fine_tuning_rounds
+    """It trains no more rounds in the federation than it declares, in the calls that it declares."""
+    calls, declared = subject.outcome().output["rounds"], subject.plugin.fine_tuning_rounds
     require(
-        asked <= declared,
-        f"{subject.name} asks for {asked} rounds of training and declares fine_tuning_rounds = {declared}",
+        sum(calls) <= declared,
+        f"{subject.name} asks for {sum(calls)} rounds of training and declares fine_tuning_rounds = {declared}",
+    )
+    planned = list(subject.plugin.fine_tunings)
+    require(
+        calls == planned[: len(calls)],
+        f"{subject.name} calls context.fine_tune with {calls} rounds and declares fine_tunings = {planned}",
     )
 
 

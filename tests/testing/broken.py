@@ -601,6 +601,18 @@ class Announced(sound.Tuned):
         return context.fine_tune(copy.deepcopy(model), 1)
 
 
+@fault("fine_tuning_counted", "calls context.fine_tune with [1, 1] rounds and declares fine_tunings = [2]")
+class TwoCalls(sound.Tuned):
+    """Trains twice, and says nothing of it."""
+
+    @property
+    def fine_tuning_rounds(self):
+        return 2
+
+    def trained(self, model, context):
+        return context.fine_tune(super().trained(model, context), 1, sound.Twice())
+
+
 @fault(
     "zeros_stay",
     "trains weights that were pruned before it: conv1.weight, conv2.weight, fc1.weight, fc2.weight",

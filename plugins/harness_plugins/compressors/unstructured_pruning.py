@@ -43,6 +43,10 @@ class Pruning(ModelCompressor):
     def fine_tuning_rounds(self) -> int:
         return self.steps * self.fine_tune_rounds
 
+    @property
+    def fine_tunings(self) -> tuple[int, ...]:
+        return (self.fine_tune_rounds,) * self.steps if self.fine_tune_rounds else ()
+
     @abstractmethod
     def score(self, weights: Tensor, generator: torch.Generator) -> Tensor:
         """What each of the weights (n,) is worth, (n,) >= 0; the least go first."""
