@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.borders import outlined
 from harness.contracts.model import Model
+from harness.contracts.privacy import PrivacyAttack
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.extras import to_install
@@ -21,8 +22,10 @@ from harness.sweeps import variants
 from harness.yaml_loader import Document, Location, parse
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.contracts.base import Plugin
-    from harness.contracts.data import Splits
+    from harness.contracts.data import Split, Splits
     from harness.scenario_models import Scenario
 
 STACKS = ("defences", "aggregators", "compressors")
@@ -30,6 +33,7 @@ BOUNDS = set(ACCOUNTANTS) - set(APPROXIMATE)
 LARGEST = 2**40  # bytes of a network's weights; what else is too large for a machine shows there
 REACHED = 0.05  # epsilons above it are within every accountant's reach; looking costs seconds of imports
 DRAWING = 1.0  # seconds after which no other seed's partition is drawn
+SOME = 1024  # images that are looked at at once
 REPEATED = 0.01  # share of test images: public collections have a few duplicates
 
 
@@ -209,6 +213,7 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
     yield from constants or _unbuildable(scenario, splits)
     yield from _deltas(scenario, records)
     yield from _epsilons(scenario, records)
+    yield from _attributes(scenario, splits)
 
 
 def _constants(scenario: Scenario, channels: int) -> Found:
@@ -312,3 +317,40 @@ def _epsilons(scenario: Scenario, records: int) -> Found:
                     f"{defence.name}: no noise reaches epsilon {target:g}: at delta {delta:.3g} the accountant "
                     f"{accountant} counts {least:.2g} at least",
                 )
+
+
+def _attributes(scenario: Scenario, splits: Splits) -> Found:
+    """Attributes that an attack compares clients by, and that all training images have or none has."""
+    for threat in scenario.threats:
+        for attack in threat.attacks:
+            observation = attack.observation if isinstance(attack, PrivacyAttack) else None
+            if observation is None or observation.attribute is None:
+                continue
+            try:
+                found = _sides(observation.attribute, splits.train)
+            except Exception:
+                continue  # a plugin's bug: a run keeps its traceback in the records of the cells
+            if len(found) == 1:
+                share = "every" if True in found else "no"
+                yield (
+                    ("threats",),
+                    f"{attack.label()}: {share} training image has the attribute that it asks about, so that no two "
+                    "clients differ in it",
+                )
+
+
+def _sides(attribute: Callable[[Tensor, Tensor], Tensor], split: Split) -> set[bool]:
+    """Whether images have the attribute; the rest is not looked at once some do and some do not."""
+    import numpy as np
+    import torch
+
+    from harness.evaluation.predict import to_pixels
+
+    seen: set[bool] = set()
+    for start in range(0, len(split), SOME):
+        part = split.take(np.arange(start, min(start + SOME, len(split))))
+        images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
+        seen |= set(attribute(to_pixels(images), labels).bool().tolist())
+        if len(seen) == 2:
+            break
+    return seen

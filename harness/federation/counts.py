@@ -46,7 +46,7 @@ def participants(
 
 
 def fine_tuning_purpose(position: int, number: int) -> str:
-    """Under which a compressor's fine-tuning draws. position: in its chain; number: fine-tunings of the chain before."""
+    """What a compressor's fine-tuning draws by. position: in its chain; number: fine-tunings of the chain before."""
     return f"fine-tune {position}.{number}"
 
 

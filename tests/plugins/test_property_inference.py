@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import harness
+from harness.cli import main
 from harness.scenario import load_text
 
 HEAD = """schema: 1
@@ -70,15 +71,31 @@ def test_clients_hold_what_is_asked_about():
         assert len(images) == 6
 
 
+@pytest.mark.parametrize(
+    ("asked", "share"),
+    [("threshold: 0.99", "no"), ("threshold: 0.0", "every"), ("attribute: class, target: 10", "no")],
+)
+def test_an_attribute_in_which_no_clients_can_differ_is_refused_before_a_run(asked, share, tmp_path, capsys):
+    text = f"{HEAD}threats: [{{name: server, attacks: [property-inference: {{{asked}}}]}}]\n"
+    (tmp_path / "p.yaml").write_text(text)
+    for command in ("validate", "plan"):
+        assert main([command, str(tmp_path / "p.yaml")]) == 2
+        said = capsys.readouterr().err
+        assert "p.yaml:6:1: property-inference(" in said
+        assert f"): {share} training image has the attribute that it asks about" in said
+
+
 def test_records_that_are_not_there_are_said(tmp_path):
-    text = f"{HEAD}threats: [{{name: server, attacks: [property-inference: {{threshold: 0.99}}]}}]\n"
+    """The brightest training image has a mean of 0.423: one client holds it, and the others nothing of the kind."""
+    text = f"{HEAD}threats: [{{name: server, attacks: [property-inference: {{threshold: 0.42}}]}}]\n"
     run = harness.run(load_text(text, tmp_path / "p.yaml"), device="cpu", jobs=0, store=tmp_path / "s")
     assert run.records[0]["error"]["message"].endswith("has no record with the attribute asked about")
 
 
 def test_clients_must_step_with_sgd(tmp_path):
     text = HEAD.replace("sgd: {lr: 0.5}", "adam: {lr: 0.01}")
-    text += "threats: [{name: server, attacks: [property-inference, inverting-gradients, label-inference]}]\n"
+    attacks = "[property-inference: {threshold: 0.3}, inverting-gradients, label-inference]"
+    text += f"threats: [{{name: server, attacks: {attacks}}}]\n"
     run = harness.run(load_text(text, tmp_path / "p.yaml"), device="cpu", jobs=0, store=tmp_path / "s")
     reasons = [r["reason"] for r in run.records]
     names = ["property-inference", "inverting-gradients", "label-inference"]
