@@ -13,6 +13,7 @@ from harness.privacy.promised import promised
 from harness.testing.core import (
     FAMILIES,
     CheckFailed,
+    CheckSkipped,
     Family,
     Setting,
     Subject,
@@ -187,6 +188,32 @@ def couples_samples_declared(subject: Subject) -> None:
         torch.allclose(gradients[0], gradients[1], rtol=1e-6, atol=1e-8),
         f"the gradient of a record's loss under {subject.name} depends on the other records of the batch, and "
         f"couples_samples is False: {advice}",
+    )
+
+
+@check(*HOOKS, when=lambda plugin: overrides(plugin, ClientHooks, "loss", "batch", "gradient")
+       and (plugin.vectorises or not overrides(plugin, ClientHooks, "gradient")))  # fmt: skip
+def same_in_one_program(subject: Subject) -> None:
+    """A client steps where it likes: the same in a program of many clients, as on a GPU, as alone."""
+    import torch
+
+    from harness.testing.local import begin
+    from harness.testing.toy import toy
+
+    setting, updates = Setting(dtype="float64", scene=subject.outcome().setting.scene), []
+    for alone in (True, False):
+        world = toy(setting)
+        training = begin((subject.plugin,), world, setting, alone)
+        try:
+            updates.append(training.steps(world.images[:8], world.labels[:8], 1))
+        except Exception as error:  # then the engine trains clients one after another
+            raise CheckSkipped(f"it does not run so: {type(error).__name__}: {error}") from error
+    here, there = updates
+    require(
+        torch.allclose(here, there, rtol=1e-6, atol=1e-9),
+        f"a step under {subject.name} is another one where clients train as one program, as on a GPU, by up to "
+        f"{float((here - there).abs().max()):.2g}: let its hooks do the same where local.module is None, and "
+        "differentiate by harness.api.input_gradient or torch.func.grad",
     )
 
 
@@ -399,13 +426,19 @@ def composes(subject: Subject) -> None:
 
 @cache
 def partners() -> dict[str, Defence]:
-    """A registered defence that guarantees something for records, and one that trains on a dearer loss."""
+    """A built-in defence that guarantees something for records, and one that trains on a dearer loss.
+
+    Not whatever else is installed: a plugin would pass on one machine and fail on another.
+    """
     from harness.console.describe import example_parameters
+    from harness.entry_points import BUILTIN
     from harness.registry import registry
 
     found: dict[str, Defence] = {}
     for entry in registry().entries("defence"):
         cls: Any = entry.plugin
+        if entry.distribution != BUILTIN:
+            continue
         try:
             defence = cls.create(example_parameters(cls) if cls.protects else None)
         except HarnessError:

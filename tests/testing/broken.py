@@ -1034,6 +1034,19 @@ class Boasting(sound.Jitter):
         return 0.5
 
 
+@fault("same_in_one_program", "a step under broken-offduty is another one where clients train as one program")
+class OffDuty(sound.Jitter):
+    """Does its work where there is a network to look at, and none on a GPU."""
+
+    vectorises = True
+
+    def gradient(self, local):
+        def shrunk(params, batch, key):
+            return {name: 0.5 * g for name, g in local.gradient(params, batch, key).items()}
+
+        return shrunk if local.module is not None else local.gradient
+
+
 @fault("composes", "fails: RuntimeError")
 class Lonely(sound.Jitter):
     """A loss that asks for a value, which vmap has not."""

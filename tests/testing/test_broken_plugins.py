@@ -27,6 +27,25 @@ def test_fault_is_caught_by_its_check_alone(plugin, check, words):
     assert not report.passed
 
 
+def test_what_else_is_installed_decides_no_verdict(monkeypatch):
+    from types import SimpleNamespace
+
+    from harness.api import hookimpl
+    from harness.registry import Registry
+    from harness.testing.defences import partners
+
+    installed = Registry()
+    installed.load_entry_points()
+    other = type("AnyPrivate", (sound.Private,), {"__doc__": "Sorts first.", "name": "a-private"})
+    module = SimpleNamespace(harness_register=hookimpl(lambda register: register(other)))
+    installed.add(module, "other", "other-package")
+    assert not [d for d in installed.disabled if d.distribution == "other-package"]
+    monkeypatch.setattr("harness.registry.registry", lambda: installed)
+    found = partners.__wrapped__()
+    assert len(found) == 2
+    assert {installed.entry_of(defence).distribution for defence in found.values()} == {"psr-harness"}
+
+
 def test_faults_cover_every_kind():
     from harness.kinds import KINDS
 
