@@ -263,12 +263,17 @@ class Training:
         """
         found = []
         malicious = set(map(str, self.malicious))
+        shuffles = any(self.sampling(size).method != "poisson" for size in self.sizes())
         for position, defence in enumerate(self.spec.defences):
             guarantee = promised(defence, [training[position] for training in prepared])
             if guarantee is not None:
                 # Nobody accounts for what malicious clients do to their records, or leave out.
                 own = {i: spent for i, spent in guarantee.client_epsilon.items() if i not in malicious}
-                found.append(guarantee.model_copy(update={"by": defence.name, "client_epsilon": own}))
+                settled: dict[str, Any] = {"by": defence.name, "client_epsilon": own}
+                if shuffles and guarantee.unit == "record" and guarantee.sampling.get("method") == "poisson":
+                    why = f"{defence.name} counts on Poisson sampling, and clients shuffle their records into batches"
+                    settled |= {"holds": False, "broken_by": [*guarantee.broken_by, why]}
+                found.append(guarantee.model_copy(update=settled))
         return found
 
     # parts --------------------------------------------------------------------------------------

@@ -26,11 +26,13 @@ from harness.api import (
     ClientData,
     CompressedModel,
     Defence,
+    Guarantee,
     Model,
     ModelCompressor,
     Partitioner,
     PoisoningAttack,
     PrivacyAttack,
+    Sampling,
     Score,
     TrainingVariant,
     hookimpl,
@@ -337,6 +339,23 @@ class Variants(PrivacyAttack):
         return {"test_mask_share": float(mask.mean())}
 
 
+class Claims(Defence):
+    """Claims what Poisson sampling would amplify, and draws batches so or not."""
+
+    name = "test-claims"
+    protects = "record"
+    poisson: bool = True
+
+    def sampling(self, size, batch_size):
+        return Sampling("poisson", min(1.0, batch_size / size)) if self.poisson else None
+
+    def guarantee(self, history):
+        return Guarantee(
+            unit="record", epsilon=1.0, delta=1e-5, accountant="rdp",
+            sampling={"method": "poisson", "rate": 0.1, "steps": 3},
+        ) if history else None  # fmt: skip
+
+
 class _Module:
     @staticmethod
     @hookimpl
@@ -356,6 +375,7 @@ class _Module:
         register(Speechless)
         register(Population)
         register(Lost)
+        register(Claims)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -720,6 +740,15 @@ compressors: [none, structured-pruning: {ratio: 0.5, fine_tune_rounds: 2}]
     assert tuned["guarantee"]["holds"]
     assert tuned["guarantee"]["sampling"]["steps"] > plain["guarantee"]["sampling"]["steps"]
     assert tuned["train_seconds"] > plain["train_seconds"]
+
+
+@pytest.mark.parametrize("poisson", [True, False])
+def test_amplification_by_poisson_sampling_holds_only_where_clients_sample_so(poisson, tmp_path):
+    text = f"defences: [{{test-claims: {{poisson: {str(poisson).lower()}}}}}]"
+    (record,) = run(text, tmp_path).records
+    assert record["guarantee"]["holds"] is poisson
+    why = "test-claims counts on Poisson sampling, and clients shuffle their records into batches"
+    assert record["guarantee"]["broken_by"] == ([] if poisson else [why])
 
 
 @pytest.mark.parametrize(("unprotected", "holds"), [("", False), ("unprotected: [val]", True)])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.contracts.base import Plugin
 from harness.contracts.choices import Chosen
@@ -71,6 +71,13 @@ class Guarantee(BaseModel):
     simulated: bool = True  # the noise comes from a seed: reproducible, so not for release
     holds: bool = True
     broken_by: list[str] = []
+
+    @model_validator(mode="after")
+    def _largest(self) -> Self:
+        client, most = max(self.client_epsilon.items(), key=lambda item: item[1], default=("", 0.0))
+        if self.epsilon < most * (1 - 1e-9):
+            raise ValueError(f"epsilon is the largest over clients, and client {client} has {most:g}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,7 @@ class Defence(ClientHooks, Plugin):
         return float("inf")
 
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
-        """What the trainings whose `prepare` results are listed guarantee together."""
+        """What the trainings whose `prepare` results are listed guarantee together; None of none."""
         return None
 
 

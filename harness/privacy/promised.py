@@ -28,6 +28,8 @@ def promised(defence: Defence, history: list[dict[str, Any]]) -> Guarantee | Non
             raise
         wrong = "; ".join(
             f"{'.'.join(map(str, item['loc']))} = {item['input']!r:.60}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            if item["loc"]
+            else item["msg"].removeprefix("Value error, ")
             for item in error.errors()
         )
         raise PluginError(f"defence {defence.name}: its guarantee is not one: {wrong}") from None

@@ -213,15 +213,23 @@ def unusual_rows(subject: Subject) -> None:
 
 @check(*BOTH)
 def clients_in_any_order(subject: Subject) -> None:
-    """The same clients in another order, with their weights and ids, give the same update, or the same rows.
+    """The same clients in another order, with their weights and ids, give the same update, or the same rows, in the
+    first round and in the second.
 
     Rules that draw from the context's generator (which client comes into which bucket) are not held to it.
     """
+    after(subject, result_well_formed)
+    _any_order(subject, 0)
+    after(subject, several_rounds)
+    _any_order(subject, 1)
+
+
+def _any_order(subject: Subject, earlier: int) -> None:
+    """clients_in_any_order in the round after so many, whose clients came in the order of their ids."""
     import torch
 
     from harness.testing.toy import toy, updates
 
-    after(subject, result_well_formed)
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
     world, f = toy(setting), _tolerance(subject.plugin, ROWS)
     rows = updates(world, ROWS).double()
@@ -229,13 +237,19 @@ def clients_in_any_order(subject: Subject) -> None:
     weights = torch.arange(1, ROWS + 1).to(rows)
     order = [(4 * i + 3) % ROWS for i in range(ROWS)]
 
+    ordered = list(range(ROWS))
+
     def result(order: list[int], seed: int = 0) -> Any:
-        draw = torch.Generator().manual_seed(seed)
-        own = {"weights": weights[order] / weights.sum(), "client_ids": order, "generator": draw}
-        output = _apply(rule, rows[order], _context(rule, rows[order], f, setting, world, **own))
+        state: dict[str, Any] = {}
+        for number in range(earlier + 1):
+            sent, ids = (rows, order) if number == earlier else (updates(world, ROWS, 3).double(), ordered)
+            own = {
+                "weights": weights[ids] / weights.sum(), "client_ids": list(ids), "state": state,
+                "generator": torch.Generator().manual_seed(seed), "round": 1 + number,
+            }  # fmt: skip
+            output = _apply(rule, sent[ids], _context(rule, sent[ids], f, setting, world, **own))
         return output["update"][None] if "update" in output else output["rows"]
 
-    ordered = list(range(ROWS))
     straight, moved = result(ordered), result(order)
     scale = straight.abs().max().clamp(min=1e-30)
     # Every row of the one has its like in the other: rows may come in the order of their clients.
@@ -249,6 +263,8 @@ def clients_in_any_order(subject: Subject) -> None:
     raise CheckFailed(
         f"{rule.name} gives another result for the same clients in another order: an update, its weight and its "
         "client's id may count, never its position"
+        + ". What is remembered of a client goes by its id in context.client_ids"
+        * bool(earlier)
     )
 
 

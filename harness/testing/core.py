@@ -35,12 +35,14 @@ class Touched(Exception):
 class Setting:
     """How a trial is run. device and dtype: of what the plugin is given. scene: which of the toy worlds, from 0.
 
-    touched: what the plugin reached for without having declared it.
+    other: with other images, updates and predictions, of the same shapes. touched: what the plugin reached for
+    without having declared it.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     scene: int = 0
+    other: bool = False
     touched: list[str] = field(default_factory=list)
 
     def forbid(self, message: str) -> Callable[..., Any]:
@@ -168,7 +170,7 @@ class Subject:
             outcome = _run(
                 family,
                 self.plugin if plugin is None else plugin,
-                Setting(setting.device, setting.dtype, scene),
+                Setting(setting.device, setting.dtype, scene, setting.other),
             )
             if not isinstance(outcome.error, PluginError | NotApplicable):
                 break
@@ -198,9 +200,9 @@ class Subject:
         """What the plugin raised in the run that `outcome` remembers."""
         return self._outcomes[device, dtype].error
 
-    def again(self, plugin: Any = None) -> Outcome:
-        """A second run in the same scene, of this plugin or of another one."""
-        return self.trial(Setting(scene=self.outcome().setting.scene), plugin)
+    def again(self, plugin: Any = None, other: bool = False) -> Outcome:
+        """A second run in the same scene, of this plugin or of another one; with other data where asked for."""
+        return self.trial(Setting(scene=self.outcome().setting.scene, other=other), plugin)
 
 
 def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:

@@ -7,7 +7,7 @@ import math
 from functools import cache
 from typing import Any
 
-from harness.contracts.defence import ClientHooks, Defence, Sampling
+from harness.contracts.defence import ClientHooks, Defence, Guarantee, Sampling
 from harness.errors import HarnessError, NotApplicable
 from harness.privacy.promised import promised
 from harness.testing.core import (
@@ -384,12 +384,28 @@ def guarantee_valid(subject: Subject) -> None:
         f"{subject.name} guarantees epsilon {first.epsilon:g} and delta {first.delta:g} over {units} {first.unit}s: "
         "epsilon must be positive and finite, delta below 1 / N",
     )
+    _spent(subject, first)
     second = defence.prepare(federation([prepared]))
     both = promised(defence, [prepared, second])
     require(
         both is not None and (not both.holds or both.epsilon >= first.epsilon * (1 - 1e-9)),
         f"{subject.name} guarantees a smaller epsilon for two trainings of the same weights than for one: "
         "`guarantee(history)` composes over all of them",
+    )
+
+
+def _spent(subject: Subject, claim: Guarantee) -> None:
+    """Raises CheckFailed where less is claimed than the noise and the sampling that are stated beside it spend."""
+    from harness.privacy.accounting import epsilon
+
+    noise, rate, steps = (claim.noise_multiplier, claim.sampling.get("rate"), claim.sampling.get("steps"))
+    if claim.unit != "record" or not noise or rate is None or steps is None:
+        return
+    least = epsilon([(noise, rate, steps)], claim.delta, "prv")
+    require(
+        claim.epsilon >= 0.95 * least - 0.02,  # prv may be 0.01 too high
+        f"{subject.name} guarantees epsilon {claim.epsilon:.3g}, and noise of {noise:g} times the sensitivity in "
+        f"{steps} steps at rate {rate:.3g} spends {least:.3g} at delta {claim.delta:.3g}: see harness.api.accounting",
     )
 
 

@@ -39,7 +39,7 @@ def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
     from harness.testing.toy import CLASSES, toy
 
     world = toy(setting)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(int(setting.other))
     labels = rng.integers(0, CLASSES, records)
     logits = rng.normal(size=(records, CLASSES)).astype(np.float32)
     logits[np.arange(records), labels] += 2

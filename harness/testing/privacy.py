@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,19 +47,22 @@ def _guarantee() -> Guarantee:
 def _trial(attack: PrivacyAttack, setting: Setting) -> Trial:
     from harness.testing.toy import CLASSES, generator, toy
 
-    world = toy(setting)
+    world = toy(replace(setting, other=False))  # other data here: members and non-members have changed places
     attack.check(CLASSES, world.shape)
     if attack.knowledge not in KNOWLEDGE:
         raise CheckFailed(
             f"{attack.name} declares knowledge = {attack.knowledge!r}: one of {', '.join(KNOWLEDGE)}"
         )
     variants = attack.trainings(SimpleNamespace(defences=(), aggregators=(), compressors=()))
+    sides = [(world.images[i : i + SIDE].clone(), world.labels[i : i + SIDE].clone()) for i in (0, SIDE)]
+    if setting.other:
+        sides.reverse()
     view = PrivacyView(
         logits=_logits(world.net),
-        members=(world.images[:SIDE].clone(), world.labels[:SIDE].clone()),
-        non_members=(world.images[SIDE : 2 * SIDE].clone(), world.labels[SIDE : 2 * SIDE].clone()),
+        members=sides[0],
+        non_members=sides[1],
         module=world.net,
-        variants={v.name: _variant(v, world) for v in variants},
+        variants={v.name: _variant(v, world, setting.other) for v in variants},
         population=(world.images[2 * SIDE :].clone(), world.labels[2 * SIDE :].clone()),
         observed=_observed(attack, world),
         apply=world.logits,
@@ -93,7 +97,7 @@ def _logits(module: Any) -> Any:
     return logits
 
 
-def _variant(variant: TrainingVariant, world: Any) -> VariantView:
+def _variant(variant: TrainingVariant, world: Any, exchanged: bool) -> VariantView:
     """A stand-in for another training: the toy network, moved a little, and a mask like the engine's."""
     import torch
 
@@ -104,7 +108,7 @@ def _variant(variant: TrainingVariant, world: Any) -> VariantView:
     number = derive(variant.complement_of or variant.name)
     module, draw = world.net, torch_generator("variant", variant.name)
     load_vector(module, world.vector + 0.05 * torch.randn(len(world.vector), generator=draw))
-    half = np.random.default_rng(number).permutation(2 * SIDE) < SIDE
+    half = np.roll(np.random.default_rng(number).permutation(2 * SIDE) < SIDE, SIDE * exchanged)
     mask = np.repeat([True, False], SIDE) if variant.keep is None else half
     rounds = tuple(
         RecordedRound(i, world.vector, updates(world, 3, seed=i), (0, 1, 2))
@@ -229,6 +233,31 @@ def _reconstruction(subject: Subject, result: Reconstruction, observed: Any) -> 
             and int(labels.max()) < seen.num_classes,
             f"{subject.name} reconstructs labels {tuple(labels.shape)} of {seen.records} records, or no classes",
         )
+
+
+@check("privacy", when=lambda plugin: plugin.needs_non_members)
+def blind_to_sides(subject: Subject) -> None:
+    """Where members and non-members change places, so do their scores: which side a record is on must not tell."""
+    result = subject.outcome().output["result"]
+    if not isinstance(result, Membership):
+        return
+    turned = subject.again(other=True).output.get("result")
+    if turned is None:
+        raise CheckSkipped("it does not run with the sides exchanged")
+    found = [_favoured(result), _favoured(turned)]
+    require(
+        sum(found) - 1 <= 0.35,
+        f"{subject.name} scores the records among the members higher whichever they are (AUC {found[0]:.2f}, and "
+        f"{found[1]:.2f} with the sides exchanged): a score may follow from the record and the models' answers alone, "
+        "not from whether it lies in view.members",
+    )
+
+
+def _favoured(result: Membership) -> float:
+    """The share of pairs of a member and a non-member in which the member has the higher score; ties count half."""
+    scores, member = np.asarray(result.scores, np.float64), np.asarray(result.is_member)
+    apart = scores[member][:, None] - scores[~member]
+    return float(((apart > 0) + 0.5 * (apart == 0)).mean())
 
 
 @check("privacy")

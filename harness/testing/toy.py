@@ -50,6 +50,7 @@ class Toy:
     images: Tensor
     labels: Tensor
     module: nn.Module
+    other: bool = False
 
     @property
     def net(self) -> nn.Module:
@@ -103,13 +104,16 @@ def toy(setting: Setting) -> Toy:
     """The scene of a setting, on its device and in its dtype."""
     made = _toy(setting.scene)
     where: dict[str, Any] = {"device": setting.device, "dtype": getattr(torch, setting.dtype)}
-    return Toy(made.shape, made.images.to(**where), made.labels.to(setting.device), made.net.to(**where))
+    images = made.images.flip(-1) if setting.other else made.images
+    return Toy(
+        made.shape, images.to(**where), made.labels.to(setting.device), made.net.to(**where), setting.other
+    )
 
 
 def updates(world: Toy, n: int, seed: int = 0) -> Tensor:
     """(n, d): one direction, and each client's own deviation, half as long."""
     weights = world.vector
-    draw = torch_generator("toy updates", seed)
+    draw = torch_generator("toy updates", seed, *(["other"] if world.other else []))
     d = len(weights)
     common = torch.randn(d, generator=draw)
     own = torch.randn((n, d), generator=draw)

@@ -97,6 +97,38 @@ def bytes_counted(subject: Subject) -> None:
 
 
 @check(FAMILY)
+def bytes_are_enough(subject: Subject) -> None:
+    """The bytes it reports can carry what the server learns: d Gaussian numbers with a relative squared error D take
+    d / 2 log2(1 / D) bits, whatever the code.
+
+    Shannon 1959, Coding theorems for a discrete source with a fidelity criterion. What was agreed before tells nothing
+    of numbers drawn anew. Half of that bound is asked for, and at most 22 bits a number, as float32 has 24.
+    """
+    import math
+
+    import torch
+
+    from harness.testing.toy import toy
+
+    after(subject, decoded_well_formed)
+    setting = Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    d = len(world.vector)
+    rows = list(torch.randn((3, d), generator=torch.Generator().manual_seed(5)))
+    contexts = [lambda i=i: _context(world, setting, i) for i in range(3)]
+    made = subject.plugin.exchange([row.clone() for row in rows], [{}, {}, {}], {}, contexts)
+    for row, found, *counted in zip(rows, made.updates, made.sent, made.before, strict=True):
+        error = float((found - row).square().sum() / row.square().sum())
+        least = d / 16 * min(44.0, math.log2(1 / max(error, 1e-20)))
+        require(
+            sum(counted) >= least / 2,
+            f"{subject.name} reports {sum(counted)} bytes a client for an update of {d} numbers that the server gets "
+            f"with a relative squared error of {error:.2g}, which takes {math.ceil(least)}: count in `sent` and "
+            "`before` all that a client sends",
+        )
+
+
+@check(FAMILY)
 def payload_is_all(subject: Subject) -> None:
     """The server decodes from the payload alone: a copy of it, at another instance, gives the same update."""
     from harness.testing.toy import toy, updates

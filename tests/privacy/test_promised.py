@@ -25,6 +25,10 @@ def claiming(make):
         ({"neighbours": "friends"}, "neighbours = 'friends'"),
         ({"accountant": ""}, "accountant = ''"),
         ({"client_epsilon": {"0": -1.0}}, "client_epsilon.0 = -1.0"),
+        (
+            {"client_epsilon": {"0": 0.5, "7": 2.0}},
+            "not one: epsilon is the largest over clients, and client 7 has 2",
+        ),
     ],
 )
 def test_a_nonsense_guarantee_is_refused_in_the_defence_s_name(change, words):

@@ -16,6 +16,7 @@ from harness.api import (
     Audit,
     ClientData,
     CompressedModel,
+    Exchanged,
     Field,
     Guarantee,
     Membership,
@@ -247,6 +248,32 @@ class Forgetful(sound.Mean):
             return updates.mean(0) + context.state["mean"]
         context.state["seen"] = True
         return updates.mean(0)
+
+
+@fault("clients_in_any_order", "goes by its id in context.client_ids")
+class Seated(sound.Mean):
+    """The median of what each client sent last and now, which it tells by its place. Costs O(n d log n)."""
+
+    follows_clients = True
+
+    def aggregate(self, updates, context):
+        last = context.state.get("rows", updates)
+        context.state["rows"] = updates.clone()
+        return (updates + (last if last.shape == updates.shape else updates)).median(0).values
+
+
+AVERAGE: dict[str, Any] = {}
+
+
+@fault("deterministic", "keep nothing between calls")
+class Drifting(sound.Mean):
+    """A running mean, begun with the first, that it keeps beside the context's state. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        now = updates.mean(0)
+        before = AVERAGE.get("mean", now)
+        AVERAGE["mean"] = (before + now) / 2 if before.shape == now.shape else now
+        return AVERAGE["mean"].to(updates)
 
 
 @fault("report_valid", "reports rows [99] as kept")
@@ -496,6 +523,15 @@ class Undefined(sound.Confidence):
         return Membership(found.scores * np.nan, found.is_member)
 
 
+@fault("blind_to_sides", "scores the records among the members higher whichever they are (AUC 1.00, and 1.00")
+class Standardised(sound.Confidence):
+    """Scales members and non-members apart, and the members higher."""
+
+    def run(self, view, context):
+        found = super().run(view, context)
+        return Membership(found.scores + 1000 * found.is_member, found.is_member)
+
+
 @fault("result_well_formed", "returns the score 'hidden' and does not declare it")
 class UndeclaredExposure(sound.Exposure):
     """A score that boards know nothing of."""
@@ -640,6 +676,16 @@ class Smuggler(sound.Signs):
 
 
 LAST: list[Any] = []
+
+
+@fault("bytes_are_enough", "reports 1 bytes a client for an update of 1243 numbers")
+class Modest(sound.Signs):
+    """A round's exchange that says little of what it sends."""
+
+    def exchange(self, updates, states, server, contexts):
+        return Exchanged(
+            [u.clone() for u in updates], [1] * len(updates), [0] * len(updates), [0] * len(updates)
+        )
 
 
 @fault("payload_is_all", "everything that the server needs must be in the payload")
@@ -981,6 +1027,25 @@ class Shrinking(sound.Private):
         return None if found is None else found.model_copy(update={"epsilon": 1.5 / len(history)})
 
 
+@fault("guarantee_valid", "spends 5.2 at delta")
+class Halving(sound.Private):
+    """Claims half of what its noise spends."""
+
+    def guarantee(self, history):
+        found = super().guarantee(history)
+        stated = {"noise_multiplier": 1.0, "sampling": {"method": "poisson", "rate": 8 / 12, "steps": 4}}
+        return None if found is None else found.model_copy(update=stated)
+
+
+@fault("guarantee_valid", "epsilon is the largest over clients, and client 1 has 3")
+class Averaging(sound.Private):
+    """Claims less than one of its clients spends."""
+
+    def guarantee(self, history):
+        found = super().guarantee(history)
+        return None if found is None else found.model_copy(update={"client_epsilon": {"0": 0.5, "1": 3.0}})
+
+
 @fault("guarantee_valid", "delta below 1 / N")
 class Generous(sound.Private):
     """A delta that allows to reveal a record outright."""
@@ -1085,6 +1150,18 @@ class Percent(sound.Right):
 
     def score(self, context):
         return {"right": 100 * super().score(context)["right"]}
+
+
+SEEN: list[float] = []
+
+
+@fault("deterministic", "keep nothing between calls")
+class Lifelong(sound.Right):
+    """The mean over all cells so far."""
+
+    def score(self, context):
+        SEEN.append(super().score(context)["right"])
+        return {"right": sum(SEEN) / len(SEEN)}
 
 
 @fault("scores_declared", "has no description")
