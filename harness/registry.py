@@ -234,10 +234,20 @@ class Registry:
 
     def _elsewhere(self, kind: str, name: str, distribution: str) -> str:
         other = [k for k in KINDS if k != kind and self._visible(k, name)]
-        disabled = [d for d in self.disabled if distribution == d.distribution or d.name == name]
         article = "an" if other and other[0][0] in "aeiou" else "a"
         text = f" ({name!r} is {article} {other[0]})" if other else ""
-        return text + "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
+        return text + self.disabled_note(name, distribution)
+
+    def disabled_note(self, name: str, distribution: str = "") -> str:
+        """Which packages that were left out may have a plugin that was not found: why those of its name, the others."""
+        distribution = _normalized(distribution)
+        meant = [d for d in self.disabled if distribution == d.distribution or d.name == name]
+        others = [] if distribution else [d.distribution for d in self.disabled if d not in meant]
+        note = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in meant)
+        if not meant and others:
+            packages = ", ".join(dict.fromkeys(others))
+            note = f" (disabled, so that its plugins are not found: {packages}; see `harness list`)"
+        return note
 
     def create(self, kind: str, name: str, parameters: dict[str, Any] | None = None) -> Plugin:
         """A validated instance. Raises PluginError."""

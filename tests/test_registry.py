@@ -212,6 +212,23 @@ def test_a_disabled_package_is_named_where_it_is_asked_for(site):
         load().find("aggregator", "broken/mine")
 
 
+def test_a_package_that_was_left_out_is_named_where_a_plugin_is_not_found(site, monkeypatch):
+    """One faulty class takes all plugins of its package with it, whose names nobody knows then."""
+    from harness.console import named
+
+    site("many", {"main": module() + "\nraise ValueError('boom')"})
+    registry = load()
+    monkeypatch.setattr("harness.registry.registry", lambda: registry)
+    words = r"\(disabled, so that its plugins are not found: many; see `harness list`\)"
+    with pytest.raises(PluginError, match="unknown aggregator 'krumm'; did you mean 'krum'.* " + words):
+        registry.find("aggregator", "krumm")
+    with pytest.raises(PluginError, match="unknown plugin 'krumm'.* " + words):
+        named.find(["krumm"])
+    with pytest.raises(PluginError) as other:
+        registry.find("aggregator", "psr-harness/krumm")
+    assert "disabled" not in str(other.value)
+
+
 def test_unknown_names_get_the_nearest_one():
     registry = Registry()
     registry.add(plugins_of(named("trimmed-mean"), named("median")), "main", "pack")

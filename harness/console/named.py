@@ -36,11 +36,8 @@ def find(words: list[str]) -> Entry:
             f"{name!r} is a kind of plugin: say which one, `{name} NAME`; see `harness list {name}`"
         )
     near = did_you_mean(short, {*KINDS, *(known for kind in KINDS for known in loaded.names(kind))})
-    disabled = [
-        item for item in loaded.disabled if short == item.name or name.startswith(f"{item.distribution}/")
-    ]
-    reasons = "".join(f" ({d.distribution}:{d.name} is disabled: {d.reason})" for d in disabled)
-    raise PluginError(f"unknown plugin {name!r}; {near}{reasons}{_lies_here(short)}")
+    note = loaded.disabled_note(short, name.rpartition("/")[0])
+    raise PluginError(f"unknown plugin {name!r}; {near}{note}{_lies_here(short)}")
 
 
 def find_all(words: list[str]) -> list[Entry]:

@@ -81,9 +81,9 @@ class Plugin(BaseModel, metaclass=_Made):
 
     __declared__: ClassVar[dict[str, Any]] = {}  # the annotations of its class attributes
     kind: ClassVar[str] = ""
-    name: ClassVar[str] = ""
-    aliases: ClassVar[tuple[str, ...]] = ()
-    reference: ClassVar[Reference | None] = None
+    name: ClassVar[str] = ""  # what scenarios call it: text without '/' and spaces
+    aliases: ClassVar[tuple[str, ...]] = ()  # other names
+    reference: ClassVar[Reference | None] = None  # where it was published
     # Modules of libraries that it imports where it uses them: preloaded for workers, and their versions are in keys.
     requires: ClassVar[tuple[str, ...]] = ()
     # Top-level modules that its package can be installed without -> what pip installs for them, as

@@ -253,20 +253,23 @@ class UpdateCompressor(Compressor):
     ) -> Exchanged:
         """All messages of a round: updates (d,), one a client, with each one's state and the server's.
 
-        As it is, every client encodes by itself; for methods in which the server answers in the middle of a round
-        it can be overridden. A context's random streams begin anew with every call of it. Raises PluginError where
-        `encode` returns no payload that can be counted, or `decode` another shape than the update's.
+        As it is, every client encodes by itself; for methods in which the server answers in the middle of a round, or
+        keeps something of each client, it can be overridden. contexts: a function for each client, which gives its
+        context, with random streams that begin anew. Raises PluginError where `encode` returns no payload that can be
+        counted, or `decode` another shape than the update's.
         """
         payloads = [
             self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)
         ]
         sent = [self._bytes(payload) for payload in payloads]
         received = [self.decode(payload, at()) for payload, at in zip(payloads, contexts, strict=True)]
-        for count, update, row in zip(sent, updates, received, strict=True):
+        for at, count, update, row in zip(contexts, sent, updates, received, strict=True):
             shape = getattr(row, "shape", type(row).__name__)
             if shape != update.shape:
                 what = shape if isinstance(shape, str) else tuple(shape)
-                raise PluginError(f"{self.name}.decode returned {what}, not {tuple(update.shape)}")
+                raise PluginError(
+                    f"{self.name}.decode returned {what}, not {tuple(update.shape)}, of client {at().client}"
+                )
             if not count and bool((row != 0).any()):
                 raise PluginError(
                     f"{self.name} sent 0 bytes and decodes an update that is not zero: what the server needs goes "

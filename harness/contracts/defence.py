@@ -232,7 +232,7 @@ class Defence(ClientHooks, Plugin):
     """A protection: hooks into training, aggregation or inference, and the guarantee it gives, if any."""
 
     kind: ClassVar[str] = "defence"
-    protects: ClassVar[Literal["record", "client", None]] = None  # what its guarantee is about
+    protects: ClassVar[Literal["record", "client", None]] = None  # the unit of its guarantee
     neighbours: ClassVar[Literal["add-remove", "replace"]] = "add-remove"  # of that guarantee
     # What the server sees of a round's updates: each, or their sum.
     server_view: ClassVar[Literal["updates", "sum"]] = "updates"

@@ -82,8 +82,8 @@ class Metric(Plugin):
     """One or more scores, computed in every cell that has what it `needs` (fields of MetricContext)."""
 
     kind: ClassVar[str] = "metric"
-    needs: ClassVar[tuple[str, ...]] = ()
-    scores: ClassVar[dict[str, Score]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()  # the fields of MetricContext that it reads
+    scores: ClassVar[dict[str, Score]] = {}  # what it returns
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:

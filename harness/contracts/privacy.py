@@ -241,7 +241,7 @@ class PrivacyAttack(Attack):
     """Measures what a release leaks."""
 
     family: ClassVar[str] = "privacy"
-    needs_non_members: ClassVar[bool] = True
+    needs_non_members: ClassVar[bool] = True  # False: the view has neither members nor non-members
     # The share of the training records to be kept out of every training where a scenario does not say.
     holdout: ClassVar[float] = 0.2
     # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).

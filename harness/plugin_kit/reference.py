@@ -6,6 +6,7 @@ python -m harness.plugin_kit.reference > docs/reference.md
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -82,6 +83,7 @@ def names() -> Iterator[str]:
         yield from ("", f"### {title}")
         for name, cls in chosen.items():
             yield from ("", f"#### {name}", "", documentation(cls, name))
+            yield from declared(cls)
             yield from data(cls)
             yield from members(cls)
     yield from ("", "### Functions", "", "| function | does |", "|---|---|")
@@ -95,9 +97,39 @@ def names() -> Iterator[str]:
         yield f"| `{name}` | {cell(text)} |"
 
 
+def declared(cls: type) -> Iterator[str]:
+    """What a plugin of this class may declare: the class variables that are not the base class's own to set."""
+    own = {"kind", "family", "acts_on", "pre"}
+    said, rows = remarks(cls), []
+    kinds = vars(cls)["__declared__"] if issubclass(cls, Plugin) else inspect.get_annotations(cls)
+    for name, kind in kinds.items():
+        if str(kind).startswith("ClassVar[") and not name.startswith("_") and name not in own:
+            of = cell(str(kind).removeprefix("ClassVar[").removesuffix("]"))
+            rows.append(
+                f"| `{name}` | `{of}` | `{cell(shown(getattr(cls, name)))}` | {cell(said[name])}".rstrip()
+                + " |"
+            )
+    if rows:
+        yield from ("", "| declares | type | default | |", "|---|---|---|---|", *rows)
+
+
+def remarks(cls: type) -> dict[str, str]:
+    """The comment above and behind each annotated name in the body of a class; empty where there is none."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(cls).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            above.append(comment[1])
+            continue
+        if named := re.match(r"    (\w+): [^#]*?(?:  # (.*))?$", line):
+            found[named[1]] = " ".join([*above, named[2] or ""]).strip()
+        above = []
+    return found
+
+
 def data(cls: type) -> Iterator[str]:
-    """The fields of a dataclass or a pydantic model that is no plugin: type, bounds and default of each."""
-    rows = []
+    """The fields of a dataclass or a pydantic model that is no plugin: type, bounds, default and comment of each."""
+    said, rows = remarks(cls) if is_dataclass(cls) or issubclass(cls, BaseModel) else {}, []
     if is_dataclass(cls):
         for f in fields(cls):
             if not f.name.startswith("_"):
@@ -108,9 +140,10 @@ def data(cls: type) -> Iterator[str]:
             kind = type_name(field.annotation, field.metadata)
             rows.append((name, kind, "" if field.is_required() else shown(field.get_default())))
     if rows:
-        yield from ("", "| field | type | default |", "|---|---|---|")
+        yield from ("", "| field | type | default | |", "|---|---|---|---|")
         for name, kind, default in rows:
-            yield f"| `{name}` | `{cell(kind)}` | {f'`{cell(default)}`' if default else 'required'} |"
+            value = f"`{cell(default)}`" if default else "required"
+            yield f"| `{name}` | `{cell(kind)}` | {value} | {cell(said.get(name, ''))}".rstrip() + " |"
 
 
 def type_name(annotation: Any, bounds: Iterable[Any] = ()) -> str:

@@ -5,19 +5,30 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from harness.api import Guarantee, Payload, PoisoningAttack
+from harness.api import (
+    Defence,
+    EvasionAttack,
+    Guarantee,
+    Payload,
+    PoisoningAttack,
+    PrepareContext,
+    PrivacyAttack,
+)
 from harness.errors import PluginError
-from harness.plugin_kit.reference import data, members, type_name
+from harness.plugin_kit.reference import data, declared, members, type_name
 
 
 def test_fields_have_their_type_bounds_and_default():
     rows = list(data(Guarantee))
-    assert r'| `against` | `"server" \| "recipients"` | `"server"` |' in rows
-    assert "| `delta` | `float, >= 0, < 1` | required |" in rows
-    assert "| `client_epsilon` | `dict[str, float, >= 0]` | `{}` |" in rows
+    assert any(
+        row.startswith(r'| `against` | `"server" \| "recipients"` | `"server"` | server: even')
+        for row in rows
+    )
+    assert "| `delta` | `float, >= 0, < 1` | required | |" in rows
+    assert "| `client_epsilon` | `dict[str, float, >= 0]` | `{}` | |" in rows
     assert list(data(Payload))[3:] == [
-        "| `tensors` | `dict[str, Tensor]` | required |",
-        "| `facts` | `dict[str, Any]` | `{}` |",
+        "| `tensors` | `dict[str, Tensor]` | required | |",
+        "| `facts` | `dict[str, Any]` | `{}` | |",
     ]
 
 
@@ -55,3 +66,23 @@ def test_an_attribute_without_annotation_is_named_with_its_class(attribute, word
     assert str(error.value).startswith("Mine: ")
     assert words in str(error.value)
     assert "https" not in str(error.value)
+
+
+def test_every_class_variable_that_a_plugin_may_declare_is_listed_with_its_choices_and_comment():
+    (access,) = [row for row in declared(EvasionAttack) if row.startswith("| `access` |")]
+    assert access.startswith(
+        "| `access` | `Literal['gradients', 'logits', 'labels', 'none']` | `\"gradients\"` | "
+    )
+    assert access.endswith("| What it asks of the model. This and `norm` may be a property instead, where they follow "
+                           "from a parameter. |")  # fmt: skip
+    assert (
+        "| `protects` | `Literal['record', 'client', None]` | `None` | the unit of its guarantee |"
+        in list(declared(Defence))
+    )
+    assert [row for row in declared(PrivacyAttack) if row.startswith("| `knowledge` |")]
+    assert not [row for row in declared(EvasionAttack) if "family" in row or "__" in row]
+
+
+def test_a_field_has_the_comment_that_stands_beside_it():
+    (row,) = [row for row in data(PrepareContext) if row.startswith("| `records` |")]
+    assert row == "| `records` | `int` | required | training records in all |"
