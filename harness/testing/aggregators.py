@@ -353,6 +353,25 @@ def report_valid(subject: Subject) -> None:
         )
 
 
+@check("aggregator", when=lambda plugin: not plugin.sets_weights)
+def an_update_not_weights(subject: Subject) -> None:
+    """What it returns is added to the global weights: it does not follow them itself."""
+    from harness.testing.toy import toy, updates
+
+    after(subject, result_well_formed)
+    rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world, f = toy(setting), _tolerance(rule, ROWS)
+    rows, found = updates(world, ROWS), []
+    for shift in (0.0, 1.0):
+        context = _context(rule, rows, f, setting, world, global_weights=world.vector + shift)
+        found.append(_apply(rule, rows, context)["update"])
+    require(
+        bool(((found[1] - found[0]) - 1).abs().mean() > 0.1),
+        f"{rule.name} returns the global weights with the update: the server adds what a rule returns to them. Return "
+        "the update alone, or, to set weights, aim - global_weights with sets_weights = True",
+    )
+
+
 @check("aggregator", when=lambda plugin: plugin.sum_only)
 def sum_only_true(subject: Subject) -> None:
     """What declares `sum_only` gives the same for other updates with the same weighted sum."""

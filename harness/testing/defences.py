@@ -217,6 +217,26 @@ def same_in_one_program(subject: Subject) -> None:
     )
 
 
+@check("defence", when=lambda plugin: overrides(plugin, ClientHooks, "loss"))
+def loss_trains(subject: Subject) -> None:
+    """A loss that differs from the one before it also has another gradient."""
+    import torch
+
+    training, world = _begin(subject, "float64")
+    batch, key, found = (world.images[:8], world.labels[:8]), training.key(7), []
+    for loss in (training.base, training.loss):
+        params = {name: p.detach().clone().requires_grad_() for name, p in training.params.items()}
+        losses = loss(params, batch, key)
+        gradients = torch.autograd.grad(losses.mean(), list(params.values()), allow_unused=True)
+        found.append((losses.detach(), gradients))
+    (losses, gradients), (own_losses, own_gradients) = found
+    require(
+        same(losses, own_losses) or not same(gradients, own_gradients),
+        f"what `loss` of {subject.name} adds to a record's loss changes no gradient, so that nothing is trained by it: "
+        "leave it in the graph (detach, no_grad, detached and autograd.grad without create_graph cut it out)",
+    )
+
+
 @check(*HOOKS)
 def empty_batch(subject: Subject) -> None:
     """A batch without records, as Poisson sampling draws them, gives a finite gradient."""

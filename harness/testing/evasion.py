@@ -182,6 +182,24 @@ def zero_budget_moves_nothing(subject: Subject) -> None:
     )
 
 
+@check("evasion", when=lambda plugin: plugin.access == "gradients")
+def loss_does_not_fall(subject: Subject) -> None:
+    """What sees gradients does not make the model surer of the true classes."""
+    import torch
+    from torch.nn import functional
+
+    outcome = subject.outcome()
+    inputs, found = outcome.trial.inputs, outcome.output["adversarial"]
+    with torch.no_grad():
+        logits = [inputs["the model"](x) for x in (inputs["x"], found)]
+    before, after = (float(functional.cross_entropy(z, inputs["y"])) for z in logits)
+    require(
+        after >= 0.99 * before,
+        f"{subject.name} lowers the loss at the true classes, from {before:.3g} to {after:.3g}: step along the "
+        "gradient of that loss, not against it",
+    )
+
+
 @check("evasion")
 def labels_are_enough(subject: Subject) -> None:
     """What declares access = labels gives the same against a model that tells the predicted class alone."""

@@ -80,6 +80,7 @@ class Training:
                 layout=layout(self.module),
             )  # fmt: skip
 
+        self.base = composed_loss((), logits)
         self.loss = composed_loss(self.hooks, logits)
         self.gradient = composed_gradient(self.hooks, self.prepared, self.loss, local)
         self.batch = composed_batch(self.hooks)

@@ -276,6 +276,14 @@ class Drifting(sound.Mean):
         return AVERAGE["mean"].to(updates)
 
 
+@fault("an_update_not_weights", "returns the global weights with the update")
+class Weighty(sound.Mean):
+    """The mean of the clients' models. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        return context.global_weights + updates.mean(0)
+
+
 @fault("report_valid", "reports rows [99] as kept")
 class Stranger(sound.Mean):
     """A mean that reports a row nobody sent. Costs O(n d)."""
@@ -413,6 +421,14 @@ class TooFar(sound.Step):
 
     def perturb(self, model, x, y, context):
         return super().perturb(model, x, y, replace(context, eps=2 * context.eps))
+
+
+@fault("loss_does_not_fall", "lowers the loss at the true classes")
+class Helpful(sound.Step):
+    """Steps down the loss."""
+
+    def direction(self, model, x, y):
+        return -super().direction(model, x, y)
 
 
 @fault("pixel_range_kept", "leaves the range of pixels")
@@ -993,6 +1009,14 @@ class SaysItForgets(sound.Jitter):
     """Builds on the loss before it and says that it does not."""
 
     replaces_loss = True
+
+
+@fault("loss_trains", "changes no gradient")
+class Idler(sound.Jitter):
+    """A penalty that is cut out of the graph."""
+
+    def loss(self, loss, logits):
+        return lambda params, batch, key: loss(params, batch, key) + loss(params, batch, key).detach()
 
 
 @fault(
