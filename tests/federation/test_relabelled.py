@@ -74,9 +74,10 @@ def same(tmp_path, tolerance=1e-9, **values) -> None:
     assert float((trained(tmp_path, OTHER, **values) - moved).norm() / moved.norm()) < tolerance
 
 
-# Where two choices are equally good the lower number decides, as Krum's, Bulyan's and MDA's docstrings say. Bulyan's last
-# choice is among 2f + 1 rows by f - 1 neighbours: up to f = 2 the two rows nearest to each other always tie, so here f is
-# 3. Subsets of MDA tie where they share their farthest pair, and so do equally large clusters; not with these data.
+# Where two choices are equally good the lower number decides, as Krum's, Bulyan's and MDA's docstrings say. Bulyan's
+# last choice is among 2f + 1 rows by f - 1 neighbours: up to f = 2 the two rows nearest to each other always tie, so
+# here f is 3. Subsets of MDA tie where they share their farthest pair, and so do equally large clusters; not with these
+# data.
 RULES = {
     "bucketing": None,  # which rows share a bucket is drawn by place
     "centered-clipping": "centered-clipping: {tau: 0.1}",
