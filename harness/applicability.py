@@ -95,7 +95,12 @@ def _round_sizes(cell: Cell) -> list[int]:
             trainings = {"train": settings.rounds, **(tuned if variant is None or variant.compressed else {})}
             for purpose, rounds in trainings.items():
                 own = own_seed(seed, variant)
-                sizes |= _drawn_sizes(settings.clients, settings.participation, rounds, own, purpose, present)
+                drawn = _drawn_sizes(settings.clients, settings.participation, rounds, own, purpose, present)
+                if not drawn:
+                    raise NotApplicable(
+                        f"nobody is trained: coins draw no client in any round, under seed {seed}"
+                    )
+                sizes |= drawn
     return sorted(sizes)
 
 
@@ -140,6 +145,10 @@ def _check_attackers(cell: Cell) -> None:
     """Whom a rule trusts is there and does not attack, and who attacks is drawn as a guarantee takes him to be."""
     settings, threat = cell.scenario.federation, cell.threat
     for rule in cell.aggregators:
+        if absent := [client for client in rule.trusts if client >= settings.clients]:
+            raise NotApplicable(
+                f"{rule.name} trusts client {absent[0]}, but the clients run from 0 to {settings.clients - 1}"
+            )
         if rule.trusts and settings.participation < 1:
             raise NotApplicable(
                 f"{rule.name} trusts client {rule.trusts[0]}, which does not take part in every round with "

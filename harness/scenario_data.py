@@ -293,11 +293,14 @@ def _deltas(scenario: Scenario, records: int) -> Found:
     for i, stack in enumerate(scenario.defences):
         for j, defence in enumerate(stack):
             delta = getattr(defence, "delta", None)
-            if defence.protects == "record" and isinstance(delta, float) and delta >= 1 / records:
+            units, what = records, "training records"
+            if defence.protects == "client":
+                units, what = scenario.federation.clients, "clients"
+            if defence.protects and isinstance(delta, float) and delta >= 1 / units:
                 yield (
                     ("defences", i, j, "delta"),
-                    f"{defence.name}: delta {delta:g} must be below 1 / {records} = {1 / records:.3g}, one over the "
-                    "number of training records",
+                    f"{defence.name}: delta {delta:g} must be below 1 / {units} = {1 / units:.3g}, one over the "
+                    f"number of {what}",
                 )
 
 

@@ -158,7 +158,7 @@ class Federation(Part):
     """Who trains together, and how."""
 
     clients: int = Field(10, ge=1, description="number of clients")
-    rounds: int = Field(10, ge=1, description="communication rounds")
+    rounds: int = Field(10, ge=1, le=1_000_000, description="communication rounds")
     participation: float = Field(
         1.0, gt=0, le=1, description="share of the clients that take part in a round"
     )

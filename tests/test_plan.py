@@ -445,6 +445,25 @@ seeds: [2]
     assert reasons["lira(shadows=8)"].startswith("krum needs n > 2f + 2 updates: n = 4, f = 1;")
 
 
+def test_a_training_of_nobody_is_not_applicable(tmp_path):
+    """Its score would be that of the initial model."""
+    text = """
+federation: {clients: 2, rounds: 1, participation: 0.1, sampling: poisson}
+compressors: [none, magnitude-pruning: {fine_tune_rounds: 2}]
+"""
+    assert set(reasons_by("compressor", text, tmp_path).values()) == {
+        "nobody is trained: coins draw no client in any round, under seed 0"
+    }
+
+
+def test_who_is_trusted_takes_part(tmp_path):
+    text = "federation: {clients: 4}\naggregators: [monna: {trusted: 3}, monna: {trusted: 4}]\n"
+    assert list(reasons_by("aggregator", text, tmp_path).values()) == [
+        None,
+        "monna trusts client 4, but the clients run from 0 to 3",
+    ]
+
+
 def test_rounds_of_fine_tuning_count_too(tmp_path):
     """Coins of the training draw enough clients for krum; those of three rounds of fine-tuning draw four at least once.
 

@@ -733,6 +733,13 @@ BAD = {
         "federation: {rounds: 10/2}\n",
         ["5:22: rounds must be a whole number such as 3, not 10/2"],
     ),
+    "more than can be": (
+        "federation: {rounds: 9223372036854775807, server: {fedadam: {tau: 1e30}}}\n",
+        [
+            "5:22: rounds must be at most 1000000, not 9223372036854775807",
+            "5:67: tau must be at most 1000000000000000000, not 1e30",
+        ],
+    ),
     "truth for a number": (
         "federation: {participation: true}\n",
         ["5:29: participation must be a number such as 0.5 or 8/255, not true"],

@@ -58,6 +58,10 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             ["7:66: dp-sgd: delta 0.5 must be below 1 / ", "7:71: dp-sgd: delta 0.1 must be below 1 / "],
         ),
         (
+            "federation: {clients: 4}\ndefences: [dp-fedavg: {epsilon: 8, delta: 0.25}, dp-ftrl: {epsilon: 8}]\n",
+            ["6:43: dp-fedavg: delta 0.25 must be below 1 / 4 = 0.25, one over the number of clients"],
+        ),
+        (
             "defences: [none, dp-sgd: {epsilon: {sweep: [8, 1e-9, 1e-3]}}]\n",
             [
                 "5:48: dp-sgd: no noise reaches epsilon 1e-09: at delta 7.95e-05 the accountant rdp counts 0.00",

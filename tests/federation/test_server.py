@@ -59,3 +59,9 @@ def test_nothing_is_mutated():
     server.step(weights, update)
     assert torch.equal(weights, torch.ones(3))
     assert torch.equal(update, torch.ones(3))
+
+
+@pytest.mark.parametrize("kind", [FedAdam, FedYogi, FedAdagrad])
+def test_the_largest_tau_steps(kind):
+    moved = Server(kind(tau=1e18)).step(torch.zeros(2), torch.ones(2))
+    assert moved.isfinite().all()

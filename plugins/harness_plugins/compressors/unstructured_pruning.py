@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from harness.api import (
     CompressedModel,
@@ -39,6 +41,12 @@ class Pruning(ModelCompressor):
     steps: int = Field(1, ge=1, description="pruning steps; more than one needs fine_tune_rounds")
     fine_tune_rounds: int = Field(0, ge=0, description="federated rounds of training after each step")
 
+    @model_validator(mode="after")
+    def _steps_train(self) -> Self:
+        if self.steps > 1 and not self.fine_tune_rounds:
+            raise ValueError(f"{self.steps} steps without fine_tune_rounds are the same as one")
+        return self
+
     @property
     def fine_tuning_rounds(self) -> int:
         return self.steps * self.fine_tune_rounds
@@ -56,8 +64,6 @@ class Pruning(ModelCompressor):
 
         from harness_plugins.compressors._layers import Mask, weight_layers, with_weights
 
-        if self.steps > 1 and not self.fine_tune_rounds:
-            raise PluginError(f"{self.name}: {self.steps} steps without fine_tune_rounds are the same as one")
         module = copy.deepcopy(model).eval()
         layers = weight_layers(module)
         if not layers:
