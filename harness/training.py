@@ -17,6 +17,7 @@ from harness.contracts.attack import ByzantineAttack, PoisonContext, PoisoningAt
 from harness.contracts.defence import ClientHooks, Defence, PrepareContext, Sampling
 from harness.dealing import Pool, Records, deal
 from harness.errors import blamed
+from harness.evaluation.dropped import check_trained
 from harness.evaluation.predict import predict
 from harness.federation.batches import steps_per_round
 from harness.federation.canaries import CanaryClient, GradientCanaries, Planting, plant
@@ -80,8 +81,12 @@ class Ready:
         return Run(self.federation, self.schedule, self.multiplier, self.evaluate, report)
 
     def trained(self, history: list[list[dict[str, Any]]] | None = None) -> Trained:
-        """What it has come to after its rounds; history: what was prepared for trainings before."""
+        """What it has come to after its rounds; history: what was prepared for trainings before.
+
+        Raises HarnessError where the rounds used no update.
+        """
         federation = self.federation
+        check_trained(federation.outcome.history)
         prepared = [*(history or []), self.prepared]
         module, facts = federation.module.eval(), dict(federation.trainer.facts)
         return Trained(module, federation.outcome, prepared, self.recorder, facts)

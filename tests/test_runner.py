@@ -239,21 +239,29 @@ def test_nan_updates_are_dropped_counted_and_survived(tmp_path):
         assert record["flags"] == ["updates-dropped"], "a quarter of all updates is many"
 
 
-def test_a_training_that_lost_all_updates_is_flagged_and_said(tmp_path):
-    text = BASE.replace("lr: 0.2", "lr: 1e30")
+def test_a_training_that_lost_all_updates_has_no_score(tmp_path):
+    """It would be that of the initial weights."""
+    scenario = load_text(BASE.replace("lr: 0.2", "lr: 1e30"), tmp_path / "small.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    said = "nothing was trained: all 8 updates were dropped, as none was finite; lower the learning rate"
+    assert (record["status"], record["error"]["message"]) == ("failed", said)
+
+
+def test_a_training_that_lost_many_updates_is_flagged_and_said(tmp_path):
+    text = BASE.replace("lr: 0.2", "lr: 1e30").replace("epochs: 1", "steps: 1")
     scenario = load_text(
         text + "threats: [{name: none}, {name: e, attacks: [fgsm]}]", tmp_path / "small.yaml"
     )
     result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
     assert result.failed == 0, [r["error"] for r in result.records]
     for record in result.records:
-        assert record["flags"] == ["updates-dropped"]
-        assert dropped(record) == Dropped(updates=8, of=8, empty=2, rounds=2)
+        assert "updates-dropped" in record["flags"]
+        assert dropped(record) == Dropped(updates=4, of=8, empty=1, rounds=2)
     assert [r["flags"] for r in run("", tmp_path).records] == [[]], "nothing was dropped: no flag"
     console = Console(file=io.StringIO(), width=200)
     render_leaderboard(result.records, console)
     (line,) = (line for line in console.file.getvalue().splitlines() if "updates dropped" in line)
-    assert "×2: not finite, 8 of 8 in the worst training, which had 2 of 2 rounds without a usable" in line
+    assert "×2: not finite, 4 of 8 in the worst training, which had 1 of 2 rounds without a usable" in line
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from harness.errors import HarnessError
 
 FLAG = "updates-dropped"  # of records whose scores are of a training that partly did not happen
 MANY = 0.1  # share of a training's updates
@@ -23,6 +25,15 @@ class Dropped:
     def matters(self) -> bool:
         """Whether a round had no usable update, or a share of MANY of all updates was dropped."""
         return self.empty > 0 or (self.updates > 0 and self.updates >= MANY * self.of)
+
+
+def check_trained(history: Sequence[Mapping[str, Any]]) -> None:
+    """Raises HarnessError where a training lost every update: scores would be of the weights that it began with."""
+    found = dropped({"history": history})
+    if found.updates == found.of > 0:
+        raise HarnessError(
+            f"nothing was trained: all {found.of} updates were dropped, as none was finite; lower the learning rate"
+        )
 
 
 def dropped(record: Mapping[str, Any]) -> Dropped:

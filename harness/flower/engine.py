@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, PluginError
+from harness.evaluation.dropped import check_trained
 from harness.flower.app_folder import write_app
 from harness.flower.job import Job
 from harness.flower.processes import Guarded, configure, environment, private_folder, superlink
@@ -49,6 +50,7 @@ def train(training: Training, report: Report) -> Trained:
             finally:
                 run.end()
         found = pickle.loads((folder / RESULT).read_bytes())
+    check_trained(found["outcome"].history)
     module = training.initial_module()
     module.load_state_dict(found["state"])
     execution = {"clients": "sequential", "engine": "flower"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,18 @@ from harness.console.arguments import ENDINGS, stored_records
 from harness.console.audits import audit_name
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
+from harness.evaluation.unscored import FLAG as UNSCORED
 from harness.leaderboard.board import Board, Row, Value, boards
 from harness.leaderboard.columns import BY_KEY, Column
 from harness.leaderboard.comparisons import by_unit, compared_mean, pareto_front
 from harness.leaderboard.statistics import PairedDifference, holm, paired_difference, too_few
-from harness.leaderboard.submission import Submission, read
+from harness.leaderboard.submission import Cell, Submission, read
 from harness.leaderboard.submit import of_store
 
 OBJECTIVES = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size")
 AREAS = ("auroc", "mia", "mia_mean", "property")
 ALPHA = 0.05
+NAMED = 5  # attacks that are named in a note
 Protects = Literal["record", "client"]
 
 
@@ -295,8 +298,32 @@ def _diverged(board: Board) -> list[str]:
     return [f"a re-run diverged from {', '.join(names)}: left out"] if names else []
 
 
+def _unscored(advice: Advice) -> list[str]:
+    """One note on the attacks of the board that some row which fits has no score of, failed or not applicable."""
+    asked = dict.fromkeys((cell.threat, cell.attack) for row in advice.board.rows for cell in row.cells)
+    without: Counter[tuple[str, str]] = Counter()
+    for suggestion in advice.suggestions:
+        scored = {(cell.threat, cell.attack) for cell in suggestion.row.cells if _is_scored(cell)}
+        without.update(attack for attack in asked if attack not in scored)
+    if not without:
+        return []
+    total = len(advice.suggestions)
+    named = [f"{attack} ({threat}) in {n} of {total}" for (threat, attack), n in without.most_common(NAMED)]
+    more = f" and {len(without) - NAMED} more" * (len(without) > NAMED)
+    return [
+        f"what these attacks would do is unknown, as rows that fit have no score of them: {', '.join(named)}{more}"
+    ]
+
+
+def _is_scored(cell: Cell) -> bool:
+    """At every seed that there is."""
+    return cell.status == "scored" and all(
+        seed.error is None and UNSCORED not in seed.flags for seed in cell.seeds.values()
+    )
+
+
 def _notes(advice: Advice) -> list[str]:
-    notes = [*_diverged(advice.board), *advice.board.notes]
+    notes = [*_diverged(advice.board), *advice.board.notes, *_unscored(advice)]
     for limit in advice.limits:
         if (
             limit.column.key == "epsilon"

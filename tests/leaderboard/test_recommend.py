@@ -266,6 +266,30 @@ def test_a_model_that_predicts_one_class_is_not_recommended():
     assert exclusion.best == pytest.approx(0.82)  # what is left out is not the best there is
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "failed", "seeds": {}},
+        {"status": "not-applicable", "reason": "no gradients", "seeds": {}},
+        {"flags": ["attack-unscored"]},
+        {"error": "it crashed"},
+    ],
+)
+def test_attacks_that_were_not_scored_in_what_fits_are_named(change):
+    data = board()
+    advice, _ = advise(data=data)
+    assert not any("unknown" in note for note in advice.notes)
+    for one in data["cells"]:
+        if one["attack"] == "pgd" and one["defence"] in ("good", "fast", "weak"):
+            one.update({key: value for key, value in change.items() if key in one})
+            for seed in one["seeds"].values():
+                seed.update({key: value for key, value in change.items() if key not in one})
+    advice, names = advise(limit("accuracy", 0.75), data=data)
+    assert names == ["good", "fast", "private"]
+    (note,) = (note for note in advice.notes if "unknown" in note)
+    assert note.endswith("rows that fit have no score of them: pgd (evasion) in 2 of 3")
+
+
 def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
     put(tmp_path, stuck(board(), "good", "weak"))
     (file,) = (tmp_path / "records").iterdir()
