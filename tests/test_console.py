@@ -380,7 +380,7 @@ def test_what_has_no_value_is_said_in_words():
         record("m", "yeom", scores={"accuracy": nan, "mia_auc": 0.5}),
     ], width=160)  # fmt: skip
     assert (
-        "attacks without a score ×1: no metric of the scenario is about what the attack found, or it is NaN"
+        "attacks without a score ×1 (nothing): no metric of the scenario is about what they found, or it is NaN"
         in text
     )
     assert "NaN wherever it was scored: odd, leak\n" in text

@@ -22,7 +22,7 @@ FLAGGED = {
     CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
     UNANSWERED: "NaN predictions ×{count}: the model has diverged and has no answer to some test image, which counts "
     "as a wrong one",
-    UNSCORED: "attacks without a score ×{count}: no metric of the scenario is about what the attack found, "
+    UNSCORED: "attacks without a score ×{count} ({attacks}): no metric of the scenario is about what they found, "
     "or it is NaN",
 }
 
@@ -40,8 +40,9 @@ def render_outcomes(records: Sequence[dict[str, Any]], console: Console, planned
     if (lost := _lost_updates(records)) is not None:
         console.print(Text(lost, style="yellow"))
     for flag, said in FLAGGED.items():
-        if count := sum(flag in (record.get("flags") or ()) for record in records):
-            console.print(Text(f"  {said.format(count=count)}", style="yellow"))
+        if own := [record["cell"] for record in records if flag in (record.get("flags") or ())]:
+            attacks = ", ".join(dict.fromkeys(str(cell["attack"]) for cell in own))
+            console.print(Text(f"  {said.format(count=len(own), attacks=attacks)}", style="yellow"))
     if silent := _undefined(records):
         console.print(Text(f"  NaN wherever it was scored: {', '.join(silent)}", style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
