@@ -92,9 +92,9 @@ def _round_sizes(cell: Cell) -> list[int]:
         always = threat.participation == "always"
         present = tuple(malicious_clients(settings.clients, threat.malicious, seed)) if always else ()
         for variant in (None, *variants):
+            own = own_seed(seed, variant)
             trainings = {"train": settings.rounds, **(tuned if variant is None or variant.compressed else {})}
             for purpose, rounds in trainings.items():
-                own = own_seed(seed, variant)
                 drawn = _drawn_sizes(settings.clients, settings.participation, rounds, own, purpose, present)
                 if not drawn:
                     raise NotApplicable(

@@ -6,7 +6,7 @@ They are written like plugins, `name` or `{name: {parameter: value}}`, but belon
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import core_schema
@@ -73,8 +73,8 @@ class Option(BaseModel):
 
 # What the server does with the aggregated update delta (d,), in round t ---------------------------
 
-
-LARGEST_TAU = 1e18  # its square, which v starts from, is a float32
+# The square of the largest, which v starts from, is a float32.
+Tau = Annotated[float, Field(gt=0, le=1e18, description="degree of adaptivity: added to sqrt(v)")]
 
 
 class ServerOptimizer(Option):
@@ -105,7 +105,7 @@ class FedAdam(ServerOptimizer):
     lr: float = Field(0.1, gt=0, description="server learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
-    tau: float = Field(1e-3, gt=0, le=LARGEST_TAU, description="degree of adaptivity: added to sqrt(v)")
+    tau: Tau = 1e-3
     initial: float | None = Field(
         None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
     )
@@ -121,7 +121,7 @@ class FedYogi(ServerOptimizer):
     lr: float = Field(0.1, gt=0, description="server learning rate")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
     beta2: float = Field(0.99, ge=0, lt=1, description="decay of the second moment")
-    tau: float = Field(1e-3, gt=0, le=LARGEST_TAU, description="degree of adaptivity: added to sqrt(v)")
+    tau: Tau = 1e-3
     initial: float | None = Field(
         None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
     )
@@ -133,7 +133,7 @@ class FedAdagrad(ServerOptimizer):
     name: ClassVar[str] = "fedadagrad"
     lr: float = Field(0.1, gt=0, description="server learning rate")
     beta1: float = Field(0.0, ge=0, lt=1, description="decay of the first moment; 0: no momentum")
-    tau: float = Field(1e-3, gt=0, le=LARGEST_TAU, description="degree of adaptivity: added to sqrt(v)")
+    tau: Tau = 1e-3
     initial: float | None = Field(
         None, ge=0, description="first value of v; null: tau^2, as published; 0 in Flower"
     )

@@ -13,6 +13,8 @@ from harness.console.output import count_of
 from harness.errors import place_of
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.diverged import FLAG as UNANSWERED
+from harness.evaluation.dropped import FLAG as DROPPED
+from harness.evaluation.dropped import dropped
 from harness.evaluation.unscored import FLAG as UNSCORED
 from harness.evaluation.unscored import undefined
 
@@ -57,9 +59,7 @@ def render_outcomes(records: Sequence[dict[str, Any]], console: Console, planned
 
 def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
     """One line on the cells whose training could use little of what its clients sent."""
-    from harness.evaluation.dropped import FLAG, dropped
-
-    found = [dropped(record) for record in records if FLAG in (record.get("flags") or ())]
+    found = [dropped(record) for record in records if DROPPED in (record.get("flags") or ())]
     if not found:
         return None
     worst = max(found, key=lambda each: (each.updates / max(each.of, 1), each.empty))

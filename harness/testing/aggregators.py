@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Any
 
 from harness.contracts.aggregator import (
@@ -64,7 +62,7 @@ def _context(
     return AggregationContext(**{**given, **changes})
 
 
-def _tolerance(rule: Aggregator, n: int) -> int:
+def tolerance(rule: Aggregator, n: int) -> int:
     """The largest f, at most 2, that the rule's conditions allow. Raises PluginError where none is."""
     problem: Exception | None = None
     for f in range(min(MALICIOUS, (n - 1) // 2), -1, -1):
@@ -77,7 +75,7 @@ def _tolerance(rule: Aggregator, n: int) -> int:
     raise PluginError(f"no f is tolerated among {n} rows: {problem}")
 
 
-def _apply(rule: Aggregator, rows: Any, context: AggregationContext) -> dict[str, Any]:
+def apply(rule: Aggregator, rows: Any, context: AggregationContext) -> dict[str, Any]:
     if isinstance(rule, PreAggregator):
         transformed, after = rule.transform(rows, context)
         return {"rows": transformed, "weights": after.weights, "client_ids": after.client_ids, "f": after.f}
@@ -89,7 +87,7 @@ def _trial(rule: Aggregator, setting: Setting) -> Trial:
 
     world = toy(setting)
     rows = updates(world, ROWS)
-    f = _tolerance(rule, ROWS)
+    f = tolerance(rule, ROWS)
     rows[:f] *= -5
     reports: list[dict[str, Any]] = []
     context = _context(rule, rows, f, setting, world, reporter=reports.append)
@@ -100,7 +98,7 @@ def _trial(rule: Aggregator, setting: Setting) -> Trial:
     }
     inputs["client_ids"] = context.client_ids
     return Trial(
-        inputs, lambda: {**_apply(rule, rows, context), "reports": reports}, ("update", "rows", "weights")
+        inputs, lambda: {**apply(rule, rows, context), "reports": reports}, ("update", "rows", "weights")
     )
 
 
@@ -179,7 +177,7 @@ def _edge(subject: Subject, n: int, f: int, what: str, change: Any = None) -> No
         )
         if n:
             rule.check(len(rows), context.f)
-        output = _apply(rule, rows, context)
+        output = apply(rule, rows, context)
     except (PluginError, NotApplicable):
         return
     except Exception as error:
@@ -194,7 +192,7 @@ def _edge(subject: Subject, n: int, f: int, what: str, change: Any = None) -> No
 def unusual_rows(subject: Subject) -> None:
     """Rows of zeros, equal rows, rows with NaN (which the engine drops) and a huge one give a finite result."""
     after(subject, result_well_formed)
-    n, f = ROWS, _tolerance(subject.plugin, ROWS)
+    n, f = ROWS, tolerance(subject.plugin, ROWS)
 
     def with_nan(rows: Any) -> Any:
         rows[0] = float("nan")
@@ -231,7 +229,7 @@ def _any_order(subject: Subject, earlier: int) -> None:
     from harness.testing.toy import toy, updates
 
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
-    world, f = toy(setting), _tolerance(subject.plugin, ROWS)
+    world, f = toy(setting), tolerance(subject.plugin, ROWS)
     rows = updates(world, ROWS).double()
     rows[:f] *= -5
     weights = torch.arange(1, ROWS + 1).to(rows)
@@ -247,7 +245,7 @@ def _any_order(subject: Subject, earlier: int) -> None:
                 "weights": weights[ids] / weights.sum(), "client_ids": list(ids), "state": state,
                 "generator": torch.Generator().manual_seed(seed), "round": 1 + number,
             }  # fmt: skip
-            output = _apply(rule, sent[ids], _context(rule, sent[ids], f, setting, world, **own))
+            output = apply(rule, sent[ids], _context(rule, sent[ids], f, setting, world, **own))
         return output["update"][None] if "update" in output else output["rows"]
 
     straight, moved = result(ordered), result(order)
@@ -275,13 +273,13 @@ def several_rounds(subject: Subject) -> None:
 
     after(subject, result_well_formed)
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
-    world, f = toy(setting), _tolerance(subject.plugin, ROWS)
+    world, f = toy(setting), tolerance(subject.plugin, ROWS)
     state: dict[str, Any] = {}
     for number in range(3):
         rows = updates(world, ROWS, seed=number)
         context = _context(rule, rows, f, setting, world, round=number, state=state)
         try:
-            output = _apply(rule, rows, context)
+            output = apply(rule, rows, context)
         except Exception as error:
             raise CheckFailed(
                 f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
@@ -304,7 +302,7 @@ def clients_as_declared(subject: Subject) -> None:
         )
     if rule.follows_clients:
         return
-    world, f = toy(setting), _tolerance(rule, ROWS)
+    world, f = toy(setting), tolerance(rule, ROWS)
 
     def last_round(shift: int) -> Any:
         """The third round's result where the first two were sent by other clients."""
@@ -315,7 +313,7 @@ def clients_as_declared(subject: Subject) -> None:
             context = _context(
                 rule, rows, f, setting, world, round=number, rounds=9, state=state, client_ids=ids
             )
-            output = _apply(rule, rows, context)
+            output = apply(rule, rows, context)
         return output["update" if "update" in output else "rows"]
 
     def alike(one: Any, other: Any) -> bool:
@@ -360,11 +358,11 @@ def an_update_not_weights(subject: Subject) -> None:
 
     after(subject, result_well_formed)
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
-    world, f = toy(setting), _tolerance(rule, ROWS)
+    world, f = toy(setting), tolerance(rule, ROWS)
     rows, found = updates(world, ROWS), []
     for shift in (0.0, 1.0):
         context = _context(rule, rows, f, setting, world, global_weights=world.vector + shift)
-        found.append(_apply(rule, rows, context)["update"])
+        found.append(apply(rule, rows, context)["update"])
     require(
         bool(((found[1] - found[0]) - 1).abs().mean() > 0.1),
         f"{rule.name} returns the global weights with the update: the server adds what a rule returns to them. Return "
@@ -383,9 +381,7 @@ def sum_only_true(subject: Subject) -> None:
     moved = rows.clone()
     moved[0] += rows[3] * 4
     moved[1] -= rows[3] * 4
-    results = [
-        _apply(rule, each, _context(rule, each, 0, setting, world))["update"] for each in (rows, moved)
-    ]
+    results = [apply(rule, each, _context(rule, each, 0, setting, world))["update"] for each in (rows, moved)]
     require(
         bool((results[0] - results[1]).abs().max() <= 1e-9 * (1 + results[0].abs().max())),
         f"{rule.name} declares sum_only, but gives another result for updates with the same weighted sum: a "
@@ -402,75 +398,3 @@ def deployed_model_answers(subject: Subject) -> None:
 
     world = toy(Setting(scene=subject.outcome().setting.scene))
     answers(subject, subject.plugin.inference(world.net), world)
-
-
-@check(*BOTH)
-def cost_as_documented(subject: Subject) -> None:
-    """The work grows with n and d no faster than the O(...) in the docstring says.
-
-    Counted are the elements that torch's operations read and write; what is done in NumPy is not seen.
-    """
-    cost = documented_cost(inspect.getdoc(subject.cls) or "")
-    if cost is None:
-        raise CheckSkipped("its docstring states no cost in n and d alone, such as `Costs O(n d)`")
-    subject.outcome()
-    small = _work(subject.plugin, 16, 4096)
-    for n, d in ((48, 4096), (16, 16384)):
-        grown, allowed = _work(subject.plugin, n, d) / small, cost(n, d) / cost(16, 4096)
-        require(
-            grown <= 1.5 * allowed,
-            f"the work of {subject.name} grows {grown:.1f}-fold from n = 16, d = 4096 to n = {n}, d = {d}, the cost in "
-            f"its docstring {allowed:.1f}-fold: correct the docstring, or the code (a loop over pairs of rows?)",
-        )
-
-
-def documented_cost(text: str) -> Any:
-    """The `Costs O(...)` of a docstring as a function of n and d; None where there is none, or it has other letters."""
-    import math
-
-    found = re.search(r"\bCosts? O\(((?:[^()]|\([^()]*\))*)\)(?!\s*(?:and|plus|forward))", text)
-    if found is None:
-        return None
-    words = found.group(1).replace("²", "^2")
-    if set(re.findall(r"[A-Za-z_]+", words)) - {"n", "d", "log"}:
-        return None
-    words = re.sub(r"log\s*\(?([nd])\)?", r"log(\1)", words)
-    words = re.sub(r"(?<=[\w)])\s+(?=[nd(l])", " * ", words).replace("^", "**")
-    try:
-        code = compile(words, "cost", "eval")
-        eval(code, {"__builtins__": {}}, {"n": 3, "d": 5, "log": math.log})
-    except Exception:
-        return None
-    return lambda n, d: eval(code, {"__builtins__": {}}, {"n": n, "d": d, "log": math.log})
-
-
-def _work(rule: Aggregator, n: int, d: int) -> int:
-    """Elements read and written by torch for n rows of d. Raises CheckSkipped where it needs the network."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Count(TorchDispatchMode):
-        total = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = func(*args, **(kwargs or {}))
-            for leaf in tree_leaves((args, kwargs, result)):
-                if isinstance(leaf, torch.Tensor):
-                    Count.total += leaf.numel()
-            return result
-
-    draw = torch.Generator().manual_seed(0)
-    rows = torch.randn((n, d), generator=draw)
-    try:
-        f = _tolerance(rule, n)
-        context = AggregationContext(
-            round=0, f=f, weights=torch.full((n,), 1 / n), client_ids=list(range(n)),
-            layout={"all": slice(0, d)}, generator=draw, noise=torch.Generator().manual_seed(1),
-            global_weights=torch.ones(d), root_update=lambda: rows[0].clone(),
-        )  # fmt: skip
-        with Count():
-            _apply(rule, rows, context)
-    except (PluginError, NotApplicable) as error:
-        raise CheckSkipped(f"it cannot be tried with {n} rows and without a network: {error}") from error
-    return Count.total

@@ -97,8 +97,8 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 # What registers checks, in the order of the report.
 MODULES = (
-    "parameters", "behaviour", "data", "models", "aggregators", "defences", "compressors", "updates", "evasion",
-    "poisoning", "byzantine", "privacy", "metrics", "trackers",
+    "parameters", "behaviour", "data", "models", "aggregators", "costs", "defences", "guarantees", "stacks",
+    "compressors", "updates", "evasion", "poisoning", "byzantine", "privacy", "metrics", "trackers",
 )  # fmt: skip
 
 

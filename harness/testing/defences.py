@@ -1,15 +1,11 @@
-"""Defences: pure hooks that compose, and the guarantee they give."""
+"""Defences: pure hooks, and what is deployed and prepared."""
 
 from __future__ import annotations
 
 import json
-import math
-from functools import cache
 from typing import Any
 
-from harness.contracts.defence import ClientHooks, Defence, Guarantee, Sampling
-from harness.errors import HarnessError, NotApplicable
-from harness.privacy.promised import promised
+from harness.contracts.defence import ClientHooks, Defence, Sampling
 from harness.testing.core import (
     FAMILIES,
     CheckFailed,
@@ -147,13 +143,13 @@ def _update(subject: Subject, training: Any, delta: Any) -> Any:
     return subject.plugin.update(delta, context)
 
 
-def _begin(subject: Subject, dtype: str = "float32") -> Any:
+def _begin(subject: Subject, dtype: str = "float32", alone: bool = True) -> Any:
     from harness.testing.local import begin
     from harness.testing.toy import toy
 
     setting = Setting(dtype=dtype, scene=subject.outcome().setting.scene)
     world = toy(setting)
-    return begin((subject.plugin,), world, setting), world
+    return begin((subject.plugin,), world, setting, alone), world
 
 
 @check(*HOOKS, when=lambda plugin: not getattr(plugin, "couples_samples", False)
@@ -197,13 +193,9 @@ def same_in_one_program(subject: Subject) -> None:
     """A client steps where it likes: the same in a program of many clients, as on a GPU, as alone."""
     import torch
 
-    from harness.testing.local import begin
-    from harness.testing.toy import toy
-
-    setting, updates = Setting(dtype="float64", scene=subject.outcome().setting.scene), []
+    updates = []
     for alone in (True, False):
-        world = toy(setting)
-        training = begin((subject.plugin,), world, setting, alone)
+        training, world = _begin(subject, "float64", alone)
         try:
             updates.append(training.steps(world.images[:8], world.labels[:8], 1))
         except Exception as error:  # then the engine trains clients one after another
@@ -370,117 +362,3 @@ def prepared_plain(subject: Subject) -> None:
         again == prepared,
         f"`prepare` of {subject.name} is not the same after it was written as JSON: text as keys, lists for tuples",
     )
-
-
-@check("defence")
-def guarantee_valid(subject: Subject) -> None:
-    """A guarantee has a positive epsilon, a delta below 1 / N, the unit that `protects` says, and grows
-    with training."""
-    from harness.testing.local import CLIENTS, PER_CLIENT, federation
-
-    defence, prepared = subject.plugin, subject.outcome().output["prepared"]
-    require(
-        defence.guarantee([]) is None,
-        f"{subject.name} guarantees something without a training: `guarantee([])` is None",
-    )
-    first = promised(defence, [prepared])
-    if first is None:
-        require(
-            defence.protects is None,
-            f"{subject.name} says that it protects a {defence.protects} and gives no guarantee",
-        )
-        return
-    require(
-        first.unit == defence.protects,
-        f"{subject.name} guarantees for a {first.unit} and declares protects = {defence.protects!r}: they must agree, "
-        "the engine plans by `protects`",
-    )
-    if not first.holds:
-        require(bool(first.broken_by), f"{subject.name} gives a guarantee that does not hold, and no reason")
-        return
-    units = PER_CLIENT * CLIENTS if first.unit == "record" else CLIENTS
-    require(
-        first.epsilon > 0 and math.isfinite(first.epsilon) and 0 <= first.delta < 1 / units,
-        f"{subject.name} guarantees epsilon {first.epsilon:g} and delta {first.delta:g} over {units} {first.unit}s: "
-        "epsilon must be positive and finite, delta below 1 / N",
-    )
-    _spent(subject, first)
-    second = defence.prepare(federation([prepared]))
-    both = promised(defence, [prepared, second])
-    require(
-        both is not None and (not both.holds or both.epsilon >= first.epsilon * (1 - 1e-9)),
-        f"{subject.name} guarantees a smaller epsilon for two trainings of the same weights than for one: "
-        "`guarantee(history)` composes over all of them",
-    )
-
-
-def _spent(subject: Subject, claim: Guarantee) -> None:
-    """Raises CheckFailed where less is claimed than the noise and the sampling that are stated beside it spend."""
-    from harness.privacy.accounting import epsilon
-
-    noise, rate, steps = (claim.noise_multiplier, claim.sampling.get("rate"), claim.sampling.get("steps"))
-    if claim.unit != "record" or not noise or rate is None or steps is None:
-        return
-    least = epsilon([(noise, rate, steps)], claim.delta, "prv")
-    require(
-        claim.epsilon >= 0.95 * least - 0.02,  # prv may be 0.01 too high
-        f"{subject.name} guarantees epsilon {claim.epsilon:.3g}, and noise of {noise:g} times the sensitivity in "
-        f"{steps} steps at rate {rate:.3g} spends {least:.3g} at delta {claim.delta:.3g}: see harness.api.accounting",
-    )
-
-
-@check("defence")
-def composes(subject: Subject) -> None:
-    """In a stack with private training and with adversarial training it works, or says why it is not applicable."""
-    subject.outcome()
-    from harness.testing.local import begin
-    from harness.testing.toy import toy
-
-    setting = Setting(scene=subject.outcome().setting.scene)
-    for what, partner in partners().items():
-        if partner.name == subject.name:
-            continue
-        for stack in ((subject.plugin, partner), (partner, subject.plugin)):
-            names = " + ".join(d.name for d in stack)
-            world = toy(setting)
-            x, y = world.images[:12], world.labels[:12]
-            try:
-                update = begin(stack, world, setting).steps(x, y)
-                # Clients that train as one program have no module of their own.
-                if partner.protects and all(d.vectorises or not d.overrides("gradient") for d in stack):
-                    update = update + begin(stack, world, setting, alone=False).steps(x[:2], y[:2], 1)
-            except NotApplicable as reason:
-                require(bool(str(reason)), f"{names} is not applicable, and nobody says why: give the reason")
-                continue
-            except Exception as error:
-                raise CheckFailed(
-                    f"the stack {names} ({what}) fails: {type(error).__name__}: {error}. Losses must work under "
-                    "torch.func.vmap with one key a record; where a stack makes no sense raise NotApplicable in `check`"
-                ) from error
-            require(bool(update.isfinite().all()), f"the stack {names} sends an update that is not finite")
-
-
-@cache
-def partners() -> dict[str, Defence]:
-    """A built-in defence that guarantees something for records, and one that trains on a dearer loss.
-
-    Not whatever else is installed: a plugin would pass on one machine and fail on another.
-    """
-    from harness.console.describe import example_parameters
-    from harness.entry_points import BUILTIN
-    from harness.registry import registry
-
-    found: dict[str, Defence] = {}
-    for entry in registry().entries("defence"):
-        cls: Any = entry.plugin
-        if entry.distribution != BUILTIN:
-            continue
-        try:
-            defence = cls.create(example_parameters(cls) if cls.protects else None)
-        except HarnessError:
-            continue
-        if cls.protects == "record":
-            found.setdefault("private training", defence)
-        elif cls.loss is not Defence.loss and not cls.couples_samples and defence.cost() > 1.5:
-            found.setdefault("adversarial training", defence)
-    return found

@@ -32,7 +32,7 @@ def test_what_else_is_installed_decides_no_verdict(monkeypatch):
 
     from harness.api import hookimpl
     from harness.registry import Registry
-    from harness.testing.defences import partners
+    from harness.testing.stacks import partners
 
     installed = Registry()
     installed.load_entry_points()
