@@ -324,7 +324,7 @@ def test_built_ins_load_through_their_entry_point():
 
 HEAVY = (
     "torch", "torchvision", "opacus", "torchattacks", "torch_pruning", "torchao", "sklearn", "scipy", "pandas",
-    "skimage", "matplotlib", "plotly", "PIL", "flwr", "ray", "pyarrow", "jinja2", "sqlite3", "multiprocessing",
+    "skimage", "matplotlib", "PIL", "flwr", "ray", "pyarrow", "jinja2", "sqlite3", "multiprocessing",
     "harness.engine", "harness.scenario", "harness.plan",
 )  # fmt: skip
 
