@@ -328,6 +328,17 @@ def _known_hooks(manager: pluggy.PluginManager) -> None:
         raise PluginError(f"unknown hook {found[1]!r}; {did_you_mean(found[1], hooks)}") from error
 
 
+def _check_parameters(manager: pluggy.PluginManager, module: ModuleType | object) -> None:
+    """Raises PluginError where a hook takes what it is not given, and harness_register where it takes nothing."""
+    for name in dir(module):
+        specification = vars(hookspecs).get(name)
+        if specification is None or manager.parse_hookimpl_opts(module, name) is None:
+            continue
+        takes, given = (list(inspect.signature(f).parameters) for f in (getattr(module, name), specification))
+        if not set(takes) <= set(given) or (specification is hookspecs.harness_register and not takes):
+            raise PluginError(f"{name}({', '.join(takes)}) has to be {name}({', '.join(given)})")
+
+
 def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:
     """The plugin classes that a module registers, each checked. Raises whatever is wrong with it."""
     found: list[type[Plugin]] = []
@@ -336,10 +347,11 @@ def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identit
         check_class(plugin)
         found.append(plugin)
 
+    _check_parameters(manager, module)
     manager.register(module, identity)
     _known_hooks(manager)
     if not manager.get_hookcallers(module):
-        raise PluginError("it implements no hook; mark harness_register with @hookimpl")
+        raise PluginError("it implements no hook; mark harness_register(register) with @hookimpl")
     for implementation in manager.hook.harness_register.get_hookimpls():
         if implementation.plugin_name == identity:
             implementation.function(register)

@@ -194,7 +194,15 @@ FAULTS = {
     "raises": ("def f():\n    raise ValueError('no')\nf()\n", r"rule.py:2: ValueError: no"),
     "file": ("open('no-such-file')\n", r"rule.py:1: FileNotFoundError: .*; what a local plugin reads is not in "),
     "exits": ("import sys\nsys.exit(3)\n", r"rule.py:2: SystemExit: 3"),
-    "no hook": ("x = 1\n", r"rule.py: it implements no hook; mark harness_register with @hookimpl"),
+    "no hook": ("x = 1\n", r"rule.py: it implements no hook; mark harness_register\(register\) with"),
+    "misnamed parameter": (
+        RULE.replace("harness_register(register)", "harness_register(registry)"),
+        r"rule.py: harness_register\(registry\) has to be harness_register\(register\)",
+    ),
+    "no parameter": (
+        RULE.replace("harness_register(register)", "harness_register()"),
+        r"rule.py: harness_register\(\) has to be harness_register\(register\)",
+    ),
     "mistyped hook": (
         RULE.replace("harness_register", "harness_regster"),
         r"rule.py: unknown hook 'harness_regster'; did you mean 'harness_register'",

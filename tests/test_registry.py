@@ -101,7 +101,7 @@ BROKEN = {
     "other base exception": ("class Panic(BaseException): pass\nraise Panic('dumped')", "Panic: dumped"),
     "mistyped hook": (module().replace("harness_register", "harness_regster"), "harness_regster"),
     "mistyped argument": (module().replace("(register)", "(registrar)"), "registrar"),
-    "no hook at all": (module().replace("@hookimpl\n", ""), "mark harness_register with @hookimpl"),
+    "no hook at all": (module().replace("@hookimpl\n", ""), "mark harness_register(register) with @hookimpl"),
     "missing method": (module().replace("def aggregate", "def agregate"), "does not implement aggregate"),
     "not a class": (module().replace("register(Mine)", "register(Mine())"), "takes plugin classes"),
     "not a plugin": (module().replace("register(Mine)", "register(dict)"), "takes plugin classes"),
