@@ -22,14 +22,11 @@ def test_the_guide_runs_as_it_stands(tmp_path):
                 assert agrees(there.shown, here.shown), f"$ {here.command}\n{here.shown}"
 
 
-def test_it_knows_every_kind_and_links_lead_somewhere():
+def test_it_knows_every_kind():
     from harness.plugin_kit.scaffold import KINDS
 
     text = GUIDE.read_text(encoding="utf-8")
     assert set(re.findall(r"^(?:\$ )?harness plugin new ([a-z-]+) ", text, flags=re.MULTILINE)) == set(KINDS)
-    headings = {h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        assert link[1:] in headings if link.startswith("#") else (GUIDE.parent / link).exists(), link
 
 
 def test_how_a_block_is_read():
