@@ -26,17 +26,17 @@ def readme(found: Sequence[Board], files: Sequence[str]) -> str:
         "",
         "# Leaderboard",
         "",
-        "Defences, aggregators and compressors of federated learning, attacked and scored by psr-harness. The page",
+        "Defences, aggregators and compressors for federated learning, attacked and scored by psr-harness. The page",
         "[index.html](index.html) has the same numbers to sort, filter and compare: save it and open it; it needs no",
-        "network. It also ranks methods over boards, with the tests behind it. All numbers are also in",
+        "network. It also ranks methods across boards, with the tests behind the ranking. All numbers are also in",
         f"{_files(files)}.",
         "",
-        "Of each seed the worst attack counts (or the mean one, where the column says so); numbers are means over",
-        "seeds with 95 % intervals of Student's t, cut off at what the score can be. From one seed there is no",
-        "interval, from two it means little.",
-        "**Bold** is the best of a board among what can be compared: official submissions if there are any, and values",
-        "without †, ‡, ‖ or !. Arrows say what is better. Times and memory, which tell of the machine too, are in the",
-        "files.",
+        "For each seed, the worst attack counts (or the mean over attacks, where the column says so). Numbers are then",
+        "means over seeds with 95 % intervals (Student's t), clipped to the score's range. One seed gives no interval;",
+        "with two it means little.",
+        "**Bold** is the best of a board among comparable values: those of official submissions if there are any, and",
+        "without †, ‡, ‖ or !. Arrows show which direction is better. Times and memory depend on the machine too; they",
+        "are in the files only.",
         "",
         *(f"- {sign} {meaning}" for sign, meaning in SIGNS.items()),
         "",
@@ -70,8 +70,8 @@ def _board(board: Board) -> Iterator[str]:
     columns, rows = [c for c in board.columns if c.tabs and not c.measured], shown(board)
     if len(rows) < len(board.rows):
         yield (
-            f"{len(rows)} of {len(board.rows)} rows: those that no other one beats in everything first, "
-            "then those of highest clean accuracy."
+            f"{len(rows)} of {len(board.rows)} rows: the Pareto-optimal ones first, "
+            "then those with the highest clean accuracy."
         )
         yield ""
     several = len(board.submissions) > 1
@@ -105,7 +105,7 @@ def _flags(rows: Sequence[Row]) -> dict[str, list[str]]:
     for row in rows:
         for flag in row.flags:
             if flag not in (MASKED, VIOLATION):
-                where = "" if flag in row.released_flags else " after an attack on training, not without one"
+                where = "" if flag in row.released_flags else " only after an attack on training"
                 found.setdefault(flag + where, []).append(" / ".join(row.axes))
     return found
 

@@ -86,15 +86,16 @@ def verdict(one: Ranking) -> list[str]:
         name = f"Wilcoxon's signed-rank test ({_p_is(test.p)})"
     noun = "attack" if one.board else "data set"
     if one.differs:
-        said = [f"{name} over {count_of(blocks, noun)} rejects that all are alike."]
+        said = [f"{name} over {count_of(blocks, noun)} rejects that all methods score alike."]
         if methods > 2:
             said.append(
-                "Bars join methods that Nemenyi's test at 5 % does not tell apart: "
+                "Bars join methods that Nemenyi's test does not separate at 5 %: "
                 f"their average ranks differ by less than {one.critical_difference:.2f}."
             )
     else:
         said = [
-            f"{name} over {count_of(blocks, noun)} does not reject that all are alike: this order may be chance."
+            f"{name} over {count_of(blocks, noun)} does not reject that all methods score alike: "
+            "this order may be chance."
         ]
     if one.least_p > 0.05:
         said.append(
@@ -102,7 +103,7 @@ def verdict(one: Ranking) -> list[str]:
             f"{_p(one.least_p)}, even if the order were the same everywhere."
         )
     elif blocks < ROUGH and methods > 2:
-        said.append(f"Below {ROUGH} {noun}s the test is rough.")
+        said.append(f"With fewer than {ROUGH} {noun}s the test is only approximate.")
     return said
 
 
@@ -150,12 +151,12 @@ def diagram(one: Ranking) -> dict[str, Any]:
 def _scope(one: Ranking) -> str:
     if one.board is None:
         return (
-            "A block is a data set: a method's mean over the configurations on its boards that all of these methods "
-            "share. Names stand for methods with the parameters that each scenario gives them."
+            "A block is a data set. A method's value is its mean over those configurations on the data set's boards "
+            "that all ranked methods share. A name stands for the method with each scenario's parameters."
         )
     return (
-        f"A block is an attack on training, on {one.board} alone. Its attacks share data and seeds, so they are not "
-        "independent and p-values come out too small: this describes the board and says nothing of other data."
+        f"A block is an attack on training, on {one.board} alone. These attacks share data and seeds, so they are not "
+        "independent and p-values are too small: this describes the board and says nothing about other data."
     )
 
 

@@ -190,7 +190,7 @@ def test_columns_of_attacks_show_the_chosen_threat_or_attack_alone(visit, site, 
     page = visit()
     choose(page, "attack", json.dumps(view, separators=(",", ":")))
     key = "byzantine" if len(view) == 1 else "robust"
-    expect(page.locator("#board")).to_contain_text(f"Columns of attacks show {' / '.join(view)} alone.")
+    expect(page.locator("#board")).to_contain_text(f"Attack columns show only {' / '.join(view)}.")
     head(page, BY_KEY[key].title).click()
     rows = sorted(site.board("chest v1").rows, key=lambda row: -row.under[view][key].mean)
     for place, row in enumerate(rows[:4]):
@@ -376,7 +376,7 @@ def test_a_flag_of_attacked_models_alone_is_not_told_of_the_released_one(visit, 
     assert page.evaluate(made, "clean")[0]["text"] == "constant-predictions"
     assert page.evaluate(made, "byzantine")[0]["text"] == "constant if attacked"
     legend = page.locator("#legend div").filter(has_text="constant if attacked")
-    expect(legend).to_contain_text("after an attack on training, not without one")
+    expect(legend).to_contain_text("only after an attack on training")
     attacked = next(id_ for id_, row in rows.items() if not row.constant)
     expect(visit(f"card={attacked}").locator("#card")).to_contain_text("Without an attack it does not.")
 
@@ -520,9 +520,7 @@ def test_a_latex_table_says_what_its_numbers_are_of(visit, site, tmp_path):
         page.get_by_role("button", name="LaTeX", exact=True).click()
     saved.value.save_as(tmp_path / "attack.tex")
     text = (tmp_path / "attack.tex").read_text(encoding="utf-8")
-    assert (
-        "\\caption{Board chest v1. Columns of attacks are of byzantine / alie alone. Means over seeds" in text
-    )
+    assert "\\caption{Board chest v1. Attack columns show only byzantine / alie. Means over seeds" in text
     assert site.row("chest v1", "dp-sgd(epsilon=1)", "mean", "none").claim.delta == 1e-5
     assert " {\\scriptsize $\\delta$ 1.00e-5} &" in text
     page = visit("board=byzantine-fashion+v1&tab=aggregation")
@@ -530,7 +528,7 @@ def test_a_latex_table_says_what_its_numbers_are_of(visit, site, tmp_path):
         page.get_by_role("button", name="LaTeX", exact=True).click()
     saved.value.save_as(tmp_path / "marks.tex")
     caption = (tmp_path / "marks.tex").read_text(encoding="utf-8").splitlines()[-2]
-    assert "without an interval where there is one seed" in caption
+    assert "a single seed has no interval" in caption
     assert "\\dag{} lacks attacks or seeds that this board asks for" in caption
     assert "\\ddag" not in caption
 
@@ -550,7 +548,7 @@ def test_ranks_show_the_chosen_ranking(visit, site):
     expect(shown.get_by_role("heading")).to_have_text("Aggregators by Attacked, worst [%] ↑")
     expect(shown).to_contain_text(f"over {len(ranking.blocks)} data sets")
     expect(page.locator("#ranks")).to_contain_text(
-        "Values marked †, ‡, ‖ or ! and infinite ones are left out"
+        "Values marked †, ‡, ‖ or ! and infinite values are left out"
     )
     for text in (*ranking.blocks, *ranking.methods):
         expect(shown).to_contain_text(text)

@@ -383,7 +383,7 @@ def test_a_model_that_an_attack_left_with_one_class_counts_with_the_accuracy_tha
     assert not row.constant
     assert row.values["byzantine"].fair
     assert not any(value.constant for value in row.values.values())
-    said = "Flagged constant-predictions after an attack on training, not without one: none / mean / none."
+    said = "Flagged constant-predictions only after an attack on training: none / mean / none."
     assert said in readme([board], [])
 
 

@@ -210,7 +210,7 @@ def test_a_planted_method_is_found_and_the_tests_are_scipys():
     assert first.p == pytest.approx(p[0])
     assert first.adjusted == pytest.approx(6 * p[0])
     assert all(a.adjusted <= b.adjusted for a, b in pairwise(one.pairs))
-    assert "rejects that all are alike" in " ".join(verdict(one))
+    assert "rejects that all methods score alike" in " ".join(verdict(one))
 
 
 def test_equal_methods_are_claimed_to_differ_as_rarely_as_stated():

@@ -28,8 +28,8 @@ function openCard(id) {
     flags.has("audit-violation") ? h("p", {class: "notice bad"}, "An audit refutes the guarantee: suspect a bug in the defence.") : null,
     flags.has("gradient-masking-suspected") ? h("p", {class: "notice"}, "Gradient masking is suspected: robust accuracy is probably too high.") : null,
     flags.has("constant-predictions") ? h("p", {class: "notice"}, flags.get("constant-predictions").released
-      ? "A model of this row predicts one class for every test image, at some seed or under some attack: what attacks leave or reach there says nothing of it."
-      : "After an attack on training, at some seed at least, the model of this row predicts one class for every test image; the attack's notes below say so. Without an attack it does not.") : null,
+      ? "A model of this row predicts one class for every test image, in some seed or under some attack. Scores of attacks on it mean nothing."
+      : "After an attack on training, in at least one seed, the model of this row predicts one class for every test image; the notes below say which attack. Without an attack it does not.") : null,
     DATA.few[one.seeds.length] ? h("p", {class: "notice"}, DATA.few[one.seeds.length]) : null,
     h("div", {class: "charts"}, h("figure", {id: "by-round"}), h("figure", {id: "by-eps"})),
     h("h3", {}, "Pooled over attacks"),
@@ -40,7 +40,7 @@ function openCard(id) {
   ];
   const attacks = row.source.c.filter((cell) => cell !== clean);
   if (attacks.length) {
-    children.push(h("h3", {}, "Attack by attack"), grid("What each attack changes; everything else is as without an attack",
+    children.push(h("h3", {}, "Attack by attack"), grid("Scores that each attack changes; all others are the same as without an attack",
       ["attack", "radius", "scores", "notes"], attacks.map((cell) => [
         `${cell.threat} / ${cell.attack}`, cell.eps === null ? "" : `${cell.norm === null ? "" : `${cell.norm} `}${greyLevels(cell.eps) === null ? general(cell.eps) : `${greyLevels(cell.eps)}/255`}`,
         h("ul", {}, cell.x ? h("li", {}, cell.x) : [...scoresOf(cell)].map(([name, score]) => h("li", {title: unitOf(name)[2]},
@@ -55,8 +55,8 @@ function openCard(id) {
     ["epsilon", claim.epsilon === null ? "∞" : general(claim.epsilon)], ["delta", general(claim.delta)], ["holds", claim.holds ? "yes" : "no"],
     ["for", `one ${claim.unit}, ${claim.neighbours}`], ["against", claim.against], ["by", claim.by], ["accountant", claim.accountant],
     ["largest group", claim.largest_group === null ? "" : `${claim.group_epsilon === null ? "no finite epsilon" : `epsilon ${general(claim.group_epsilon)}`} for all ${claim.largest_group} records of one group together, such as the patient with most images`],
-    ["noise", claim.simulated ? "from seeds: the method is measured, no release is protected" : "not from seeds"],
-    ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, "None: the updates carry no accounted noise."));
+    ["noise", claim.simulated ? "drawn from seeds: it measures the method and protects no release" : "not from seeds"],
+    ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, "None: no accounted noise is added to the updates."));
   const chain = row.source.c.find((cell) => cell.l !== undefined && (!claim || DATA.tables.guarantee[cell.g] === claim));
   if (chain) children.push(grid("From the data to the release", ["stage", "part", "reads", "effect", "why"],
     DATA.tables.lineage[chain.l].map((step) => list(step).map((text, place) => (place === 3 ? h("span", {class: `effect ${text === "breaks" ? "bad" : ""}`}, text) : text)))));

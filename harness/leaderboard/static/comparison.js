@@ -60,9 +60,9 @@ function openComparison() {
         place && !mixed ? pairedNode(rows[0], rows[place], column) : null) : "–"))]);
   }
   openDialog($("comparison"), [h("h2", {id: "comparison-title", tabindex: -1}, "Side by side"),
-    mixed ? h("p", {class: "notice"}, "These rows are of different boards: their numbers are not comparable.") : "",
-    grid("Means over seeds, 95 % intervals below; shaded is the best of these rows, where they can be compared", ["", ...rows.map((row) => h("button", {type: "button", class: "inline",
+    mixed ? h("p", {class: "notice"}, "These rows are from different boards: their numbers are not comparable.") : "",
+    grid("Means over seeds, with 95 % intervals below; the best of the comparable rows is shaded", ["", ...rows.map((row) => h("button", {type: "button", class: "inline",
       onclick: () => { $("comparison").close(); openCard(row.id); }}, [row.defence, row.aggregator, row.compressor].map(method).join(" / ")))], lines),
-    h("p", {class: "muted"}, "Intervals below a number are of that row alone. Δ is the difference from the first row over the seeds that both "
-      + "have, with its 95 % interval: rows of one seed share partition, weights and batches, so this is the comparison to read.")]);
+    h("p", {class: "muted"}, "The interval below a number is for that row alone. Δ is the difference from the first row over the seeds that both "
+      + "have, with its 95 % interval. Rows of one seed share partition, weights and batches, so Δ is the comparison to read.")]);
 }

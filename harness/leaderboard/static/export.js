@@ -63,8 +63,8 @@ function exportLatex() {
     ...numbers.map((column) => value(row, column))].join(" & ") + " \\\\");
   // Away from the page nobody else says what was left out, and what the marks mean.
   const note = [state.board ? `Board ${tex(state.board)}.` : "Numbers of different boards are not comparable.",
-    state.attack ? `Columns of attacks are of ${tex(JSON.parse(state.attack).join(" / "))} alone.` : "",
-    `Means over seeds and 95\\,\\% intervals${single ? "; without an interval where there is one seed" : ""}; bold is the best of the board.`,
+    state.attack ? `Attack columns show only ${tex(JSON.parse(state.attack).join(" / "))}.` : "",
+    `Means over seeds and 95\\,\\% intervals${single ? "; a single seed has no interval" : ""}; bold is the best of the board.`,
     ...Object.entries(DATA.signs).filter(([sign]) => marks.has(sign)).map(([sign, text]) => `${tex(sign)} ${tex(text)}.`)].filter((part) => part).join(" ");
   download(fileName("tex"), "text/x-tex", ["% \\usepackage{booktabs}", "\\begin{table}", "\\centering",
     `\\begin{tabular}{${"l".repeat(3 + texts.length)}${"r".repeat(numbers.length)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",

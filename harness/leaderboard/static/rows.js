@@ -11,11 +11,11 @@ const MAX_POINTS = 3000;
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8a8a8a"];
 const QUESTIONS = {
   overview: "What does protection cost? Pick two quantities; the front joins the rows that no other one beats in both.",
-  robustness: "What is left under attack, at inference and in training?",
+  robustness: "How much accuracy is left under attack, at inference and in training?",
   privacy: "What is guaranteed, and what do attacks find out?",
   compression: "How small and fast does the model get, and what does that cost?",
-  aggregation: "Which rule stands up to malicious clients, and at what price without them?",
-  ranks: "Which methods rank better over many problems, and may that be chance?",
+  aggregation: "Which rule withstands malicious clients, and what does it cost without them?",
+  ranks: "Which methods rank better across many problems, and could that be chance?",
 };
 const TEXTS = {
   defence: "Defence", aggregator: "Aggregator", compressor: "Compressor", board: "Board", dataset: "Data set",
@@ -23,10 +23,10 @@ const TEXTS = {
 };
 // What a row's flags mean, and what they are called where only models that an attack on training left have them.
 const FLAGS = new Map([
-  ["constant-predictions", ["predicts one class for every test image, at some seed at least", "constant if attacked"]],
-  ["updates-dropped", ["updates that were not finite were dropped: a tenth of a training's, or all of a round", "dropped if attacked"]],
-  ["nan-predictions", ["answers NaN to some test image, at some seed at least: it has diverged", "NaN if attacked"]],
-  ["attack-unscored", ["no metric is about what some attack found, or it is NaN", ""]],
+  ["constant-predictions", ["predicts one class for every test image in at least one seed", "constant if attacked"]],
+  ["updates-dropped", ["non-finite updates were dropped: at least a tenth of a training's, or all of a round", "dropped if attacked"]],
+  ["nan-predictions", ["answers NaN to some test image in at least one seed: it has diverged", "NaN if attacked"]],
+  ["attack-unscored", ["an attack has no score: no metric covers what it found, or the score is NaN", ""]],
   ["gradient-masking-suspected", ["a weaker attack does better than one with gradients: robust accuracy is probably too high", "", "masking suspected"]],
   ["audit-violation", ["an audit refutes the guarantee: suspect a bug in the defence", ""]],
 ]);
@@ -174,7 +174,7 @@ function flagsOf(row) {
   return row.source.f.map((place) => {
     const flag = TEXT[place], [note, other, short] = FLAGS.get(flag) || ["", ""];
     return released.has(place) || !other ? {flag, text: short || flag, note, released: true}
-      : {flag, text: other, note: `after an attack on training, not without one: ${note}`, released: false};
+      : {flag, text: other, note: `only after an attack on training: ${note}`, released: false};
   }).sort((a, b) => b.released - a.released);
 }
 

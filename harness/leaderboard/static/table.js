@@ -274,7 +274,7 @@ function drawSurroundings() {
         refresh();
       }}, one.label)])));
   }
-  if (state.attack) $("board").append(h("p", {class: "notice"}, `Columns of attacks show ${JSON.parse(state.attack).join(" / ")} alone.`));
+  if (state.attack) $("board").append(h("p", {class: "notice"}, `Attack columns show only ${JSON.parse(state.attack).join(" / ")}.`));
   drawChooser();
   drawLegend();
   drawBasket();
