@@ -23,14 +23,14 @@ leaderboard = typer.Typer(
 )
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Submissions, JSON files.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Holds the folder `records`.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that holds `records`.")]
 
 
 @leaderboard.command()
 def submit(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of results.")],
     scenario: Annotated[str, typer.Option(metavar="FILE", help="The YAML file that was run.")],
-    name: Annotated[str, typer.Option(help="What the row is called: letters, digits, '-', '_', '.'.")],
+    name: Annotated[str, typer.Option(help="The submission's name: letters, digits, '-', '_', '.'.")],
     authors: Annotated[str, typer.Option(help="Who submits it.")] = "",
     url: Annotated[str, typer.Option(help="Where to read more: a paper, a repository.")] = "",
     note: Annotated[str, typer.Option(help="What readers should know.")] = "",
@@ -38,14 +38,14 @@ def submit(
         "leaderboard/records"
     ),
     unofficial: Annotated[
-        bool, typer.Option("--unofficial", help="Write it also where it cannot be official.")
+        bool, typer.Option("--unofficial", help="Write the file even if it cannot be official.")
     ] = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Write what a store holds of a scenario as one JSON file, for a pull request.
+    """Write a scenario's results from a store as one JSON file, for a pull request.
 
-    Official are results of every cell, from one clean commit of the engine, one set of plugins and libraries, one
-    device and one data set. Failed cells are named, not hidden.
+    Results are official if they cover every cell and come from one clean commit of the engine, one set of plugins and
+    libraries, one device and one data set. Failed cells are named, not hidden.
 
     Example: harness leaderboard submit runs --scenario scenarios/privacy.yaml --name baselines
     """
@@ -75,7 +75,7 @@ def submit(
     counts = f"{count_of(scored, 'cell')} scored, {count_of(failed, 'cell')} failed"
     typer.echo(f"{done} {path}: {counts}, {'official' if made.official else 'unofficial'}")
     for changed in other_code(made, "the records"):
-        print(f"note: {changed}; the file is of the records' code, not of this", file=sys.stderr)
+        print(f"note: {changed}; the file describes the code of the records, not this code", file=sys.stderr)
     for reason in made.unofficial_because:
         typer.echo(f"unofficial: {reason}")
     for cell in made.cells:
@@ -89,12 +89,12 @@ def submit(
 
 @leaderboard.command()
 def check(files: Files) -> None:
-    """Check submissions without training: form, name, scenario, and scores and guarantees that no run can have written.
+    """Check submissions without training: format, name, scenario, and whether a run can have produced their numbers.
 
-    What only a clean run rules out is a mistake in an official file, a note in another. What a changed score inside of
-    its range would show is for `verify`, which runs cells again.
+    What no clean run can produce is an error in an official file, and a note in any other. A score that was changed
+    within its possible range passes: only `verify`, which re-runs cells, can find that.
 
-    Exit status: 0 all in order, 2 some are not.
+    Exit status: 0 all valid, 2 some are not.
 
     Example: harness leaderboard check leaderboard/records/*.json
     """
@@ -113,30 +113,32 @@ def check(files: Files) -> None:
 def verify(
     records: Files,
     sample: Annotated[
-        int, typer.Option(min=1, help="Cells to run again, of each file; of each combination one seed.")
+        int, typer.Option(min=1, help="Cells to re-run per file; one seed per combination.")
     ] = 3,
     seed: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
-            help="Draws the cells; where not given it is drawn itself, so that nobody can foresee them."
+            help="Seed that draws the cells; default: a random one, so that nobody can predict them."
         ),
     ] = None,
     device: Device = "auto",
     jobs: Jobs = "auto",
     data_root: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Where relative paths of data are looked up first."),
+        typer.Option(metavar="FOLDER", help="Where relative data paths are looked up first."),
     ] = None,
-    write: Annotated[bool, typer.Option("--write/--no-write", help="Note the verdict in the file.")] = True,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="Write the verdict into the file.")
+    ] = True,
     quiet: Quiet = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Run some cells of submissions again, with what is installed here, and compare every number.
+    """Re-run some cells of submissions with what is installed here, and compare every number.
 
-    A submission's scenario decides what is run: look at it first. Where a plugin here is of other code than the file's,
-    nothing of it is verified, and the verdict is other-code.
+    A submission's scenario decides what is run: look at it first. If a plugin's code here differs from the file's,
+    nothing in the file is verified, and the verdict is other-code.
 
-    Exit status: 0 all verified, 1 some diverged or of other code, 2 bad input.
+    Exit status: 0 all verified, 1 some diverged or ran other code, 2 bad input.
 
     Example: harness leaderboard verify leaderboard/records/privacy-v1--baselines.json --sample 5
     """
@@ -190,7 +192,7 @@ def _rerun(submission: Submission, found: Verification) -> str:
 def compare(
     a: Annotated[Path, typer.Argument(metavar="FILE", help="A submission.")],
     b: Annotated[
-        str, typer.Argument(metavar="B", help="Another one of the same board, or a row of the first.")
+        str, typer.Argument(metavar="B", help="Another submission of the same board, or a row of the first.")
     ],
     other: Annotated[
         Optional[str],  # noqa: UP045
@@ -198,7 +200,7 @@ def compare(
     ] = None,
     score: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Only this score; repeat for more. Times and memory are shown only where named."),
+        typer.Option(help="Only this score; repeat for more. Times and memory are shown only if named here."),
     ] = None,
 ) -> None:
     """Put two submissions side by side, or two rows of one: means, difference, paired 95 % interval over seeds.
@@ -231,7 +233,7 @@ def build(
     folder: Folder = Path("leaderboard"),
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FOLDER", help="Where the pages go; FOLDER itself where not given."),
+        typer.Option(metavar="FOLDER", help="Where the pages go; default: FOLDER itself."),
     ] = None,
 ) -> None:
     """Build the published leaderboard from a folder of submissions.

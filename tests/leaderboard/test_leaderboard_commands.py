@@ -133,7 +133,7 @@ def test_submit_says_that_the_code_is_another_now(call, ran, tmp_path, monkeypat
     assert (status, out.count("official")) == (0, 1)
     assert err.startswith("note: other code of dp-sgd in psr-harness: 0.1.0, source ")
     assert err.endswith(
-        " in the records, 0.1.0, source abababababab here; the file is of the records' code, not of this\n"
+        " in the records, 0.1.0, source abababababab here; the file describes the code of the records, not this code\n"
     )
     assert (tmp_path / "small-v1--base.json").exists()
 
