@@ -237,7 +237,7 @@ def test_a_bad_answer_is_refused_when_it_is_given_and_asked_for_again(tmp_path, 
         "Rounds": ["0", "2.5"],
         "Privacy": ["-1", "nan", "inf", "much"],
         "Threats": ["-3", "evason"],
-        "Room": ["-1"],
+        "Largest model file": ["-1"],
         "Seeds": ["0"],
     }
     asked = terminal(wrong)

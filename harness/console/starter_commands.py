@@ -17,13 +17,13 @@ Whole = Optional[int]  # noqa: UP045
 Number = Optional[float]  # noqa: UP045
 
 QUESTIONS = {
-    "data": "Data: a name, an .npz or .parquet file, or a folder of images",
+    "data": "Data: a data set's name, an .npz or .parquet file, or a folder of images",
     "model": "Model",
     "clients": "Clients",
     "rounds": "Rounds",
-    "epsilon": "Privacy budget epsilon of each record (0: none)",
+    "epsilon": "Privacy budget epsilon per record (0: no privacy)",
     "threats": "Threats: all, none, or some of evasion, byzantine, backdoor, privacy",
-    "device_bytes": "Room for the model on the device in bytes (0: any)",
+    "device_bytes": "Largest model file that fits the device, in bytes (0: no limit)",
     "seeds": "Seeds",
 }
 
@@ -38,28 +38,32 @@ def init(
             metavar="NAME|PATH", help="A data set, an .npz or .parquet file, or a folder of images."
         ),
     ] = None,
-    model: Annotated[Text, typer.Option(metavar="NAME", help="A model's name; auto: by the data.")] = None,
-    clients: Annotated[Whole, typer.Option(min=2, help="Clients of the federation.")] = None,
-    rounds: Annotated[Whole, typer.Option(min=1, help="Rounds of the federation.")] = None,
-    epsilon: Annotated[Number, typer.Option(min=0, help="Privacy budget of each record; 0 for none.")] = None,
+    model: Annotated[
+        Text, typer.Option(metavar="NAME", help="A model's name; auto: chosen by the data.")
+    ] = None,
+    clients: Annotated[Whole, typer.Option(min=2, help="Number of clients.")] = None,
+    rounds: Annotated[Whole, typer.Option(min=1, help="Number of rounds.")] = None,
+    epsilon: Annotated[
+        Number, typer.Option(min=0, help="Privacy budget per record; 0 for no privacy.")
+    ] = None,
     threats: Annotated[
         Text,
         typer.Option(metavar="LIST", help="all, none, or some of evasion, byzantine, backdoor, privacy."),
     ] = None,
     device_bytes: Annotated[
-        Whole, typer.Option(min=0, help="Room for the model on the device, in bytes; 0: as much as it takes.")
+        Whole, typer.Option(min=0, help="Largest model file that fits the device, in bytes; 0: no limit.")
     ] = None,
-    seeds: Annotated[Whole, typer.Option(min=1, help="Seeds to run, from 0 on.")] = None,
-    name: Annotated[Text, typer.Option(help="The scenario's name; the file's where not given.")] = None,
+    seeds: Annotated[Whole, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = None,
+    name: Annotated[Text, typer.Option(help="The scenario's name; default: the file's.")] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")
+        bool, typer.Option("--yes", "-y", help="Ask nothing; use defaults for all options not given.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented scenario from a few answers, asked on a terminal, or given as options.
+    """Write a commented scenario from a few answers, asked on a terminal or given as options.
 
-    The scenario is valid and its data can be read, or nothing is written. Where nothing can be asked, as in a script,
-    --data or --yes is needed.
+    Nothing is written unless the scenario is valid and its data can be read. Without a terminal, as in a script,
+    --data or --yes is required.
 
     Example: harness init mine.yaml --data xrays.npz --epsilon 4 --threats evasion,privacy --yes
     """
@@ -77,7 +81,7 @@ def init(
     if yes or not (sys.stdin.isatty() and sys.stdout.isatty()):
         if not yes and data is None:
             raise HarnessError(
-                "there is no terminal to ask on: give --data, or --yes for the defaults, which are on digits"
+                "there is no terminal to ask on: give --data, or --yes for the defaults (data set digits)"
             )
         answers = Answers(
             **{field: read_answer(field, str(value)) for field, value in given.items()}, name=name or ""
