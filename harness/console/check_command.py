@@ -26,22 +26,24 @@ def check(
         list[str],
         typer.Argument(
             metavar="[KIND] NAME...",
-            help="Names, aliases or package/name; a kind in front of one that several kinds have.",
+            help="Names, aliases or package/name. Put the kind before a name that several kinds share.",
         ),
     ],
     parameters: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            "--with", metavar="YAML", help="Parameters to check it with, such as '{f: 2}'; default: its own."
+            "--with",
+            metavar="YAML",
+            help="Parameters to check it with, such as '{f: 2}'; default: the plugin's defaults.",
         ),
     ] = None,
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Check that plugins keep the contract of their kind; says what to change where they do not.
+    """Check that plugins keep the contract of their kind, and say what to change where they do not.
 
-    The same checks for tests: harness.testing. Exit status: 0 all passed, 1 some failed, 2 bad input. With --json the
-    report of one plugin is an object, those of several a list.
+    Tests can run the same checks through harness.testing. With --json, one plugin's report is an object, several
+    are a list. Exit status: 0 all passed, 1 some failed, 2 bad input.
 
     Example: harness plugin check aggregator krum --with '{f: 2}'
     """
@@ -51,7 +53,7 @@ def check(
     entries = find_all(plugins_named)
     if parameters is not None and len(entries) > 1:
         raise PluginError(
-            f"--with {parameters!r}: parameters are of one plugin, and {len(entries)} are named"
+            f"--with {parameters!r}: parameters are for one plugin, but {len(entries)} are named"
         )
     given = None if parameters is None else _mapping(parameters)
     reports = []

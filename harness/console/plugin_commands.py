@@ -26,12 +26,14 @@ def new(
             "update-compressor, evasion-attack, poisoning-attack, byzantine-attack, privacy-attack, metric or tracker."
         ),
     ],
-    name: Annotated[str, typer.Argument(help="Of the package, its folder and the plugin, such as my-rule.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of the package, its folder and the plugin, such as my-rule.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the package's folder goes.")] = Path(),
 ) -> None:
-    """Write a package that can be installed with pip: a small method that works, its tests, a scenario, CI.
+    """Write a pip package with a small working method, its tests, a scenario and CI.
 
-    Nothing that exists is overwritten.
+    Existing files are never overwritten.
 
     Example: harness plugin new byzantine-attack my-attack
     """
@@ -44,7 +46,7 @@ def new(
     typer.echo(f"wrote {folder}: {count_of(sum(p.is_file() for p in folder.rglob('*')), 'file')}")
     if (own := address(kind, names)) != names.name:
         typer.echo(
-            f"note: there is {KINDS[kind]} {names.name!r} already; scenarios have to say {own}, as this one does"
+            f"note: the {KINDS[kind]} {names.name!r} exists already; scenarios must say {own}, as this package's does"
         )
     typer.echo("next:")
     for command in next_commands(folder, kind, names):

@@ -157,7 +157,7 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
 def test_a_name_that_is_taken_is_said(tmp_path, capsys):
     assert main(["plugin", "new", "aggregator", "krum", "--out", str(tmp_path)]) == 0
     assert (
-        "note: there is aggregator 'krum' already; scenarios have to say krum/krum" in capsys.readouterr().out
+        "note: the aggregator 'krum' exists already; scenarios must say krum/krum" in capsys.readouterr().out
     )
 
 
