@@ -100,9 +100,8 @@ def run(
 ) -> None:
     """Train, compress, attack and score every combination that the store does not hold yet.
 
-    An interrupted run goes on where it stopped. Exit status: 0 all scored,
-    1 some cells failed, none was applicable or a scenario was skipped, 2 bad input,
-    130 interrupted by Ctrl-C or SIGTERM.
+    An interrupted run resumes where it stopped. Exit status: 0 all scored; 1 some cells failed, none was
+    applicable, or a scenario was skipped; 2 bad input; 130 interrupted by Ctrl-C or SIGTERM.
 
     Example: harness run scenarios/quickstart.yaml --select 'defence=dp-sgd*'
     On a Ray cluster: harness run scenarios/quickstart.yaml --executor ray --address auto
@@ -157,7 +156,7 @@ def plan(
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Say what a run would do: cells, stages, what is in the store, the time it may take.
+    """Show what a run would do: cells, stages, what is in the store, estimated time.
 
     Example: harness plan scenarios/*.yaml --json
     """
@@ -188,11 +187,11 @@ def validate(
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Check scenarios without running them; every mistake is named with file, line and column.
+    """Check scenarios without running them; report every mistake with file, line and column.
 
-    Combinations that make no sense are no mistake: they are told, and `harness run` leaves them out. With --no-data
-    they are not looked for. With --json mistakes are a value too: `error` as text, and `problems`, each with `file`,
-    `line`, `column` and `message`. Exit status: 0 all in order, 2 some are not.
+    Combinations that make no sense are not mistakes: they are listed, unless --no-data is given, and `harness run`
+    leaves them out. With --json, mistakes are printed as JSON too: `error` as text, and `problems`, each with `file`,
+    `line`, `column` and `message`. Exit status: 0 all valid, 2 some are not.
 
     Example: harness validate scenarios/*.yaml --no-data
     """
@@ -244,7 +243,7 @@ def schema(
     out: Out = None,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Print the JSON Schema of scenarios, installed plugins included, for editors.
+    """Print the JSON Schema of scenarios, including installed plugins, for editors.
 
     Example: harness schema --out scenario.schema.json
     """
@@ -284,8 +283,8 @@ def list_plugins(
 ) -> None:
     """List plugins by kind, with the package each comes from, and those that could not be loaded.
 
-    Kinds: dataset, partitioner, model, defence, aggregator, compressor, attack, metric, tracker; or a sort of
-    one: pre-aggregator, model-compressor, update-compressor, evasion-attack, poisoning-attack, byzantine-attack,
+    Kinds: dataset, partitioner, model, defence, aggregator, compressor, attack, metric, tracker. Or narrower:
+    pre-aggregator, model-compressor, update-compressor, evasion-attack, poisoning-attack, byzantine-attack,
     privacy-attack.
 
     Example: harness list attack
@@ -341,7 +340,7 @@ def show(
 
 @app.command()
 def doctor(context: typer.Context, store: Store = Path("runs"), as_json: AsJson = False) -> None:
-    """Report versions, devices, plugins, data and room on this machine; exit 1 where runs cannot work.
+    """Report this machine's versions, devices, plugins, data and free disk space; exit 1 if runs cannot work.
 
     Example: harness doctor
     """

@@ -38,7 +38,7 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
     if advice.left_out:
         rows = count_of(advice.left_out, "configuration")
         whose = "whose model predicts" if advice.left_out == 1 else "whose models predict"
-        console.print(f"left out: {rows}, {whose} one class for every test image, at some seed at least")
+        console.print(f"left out: {rows}, {whose} one class for every test image in at least one seed")
     for exclusion in advice.exclusions if total else ():
         console.print(Text(_said(exclusion, total)))
     for note in advice.notes:

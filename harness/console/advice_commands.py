@@ -36,46 +36,44 @@ def recommend(
     max_epsilon: Annotated[Number, _limit("Largest guaranteed epsilon.")] = None,
     protects: Annotated[
         Optional[Literal["record", "client"]],  # noqa: UP045
-        typer.Option(
-            help="Whose guarantee --max-epsilon asks for: a record's, or a client's with all its data."
-        ),
+        typer.Option(help="What --max-epsilon must protect: a record, or a client with all its data."),
     ] = None,
     min_accuracy: Annotated[Number, _limit("Smallest clean accuracy, a share in [0, 1].")] = None,
     min_robust: Annotated[Number, _limit("Smallest accuracy under the worst attack at inference.")] = None,
     min_attacked: Annotated[Number, _limit("Smallest accuracy under the worst Byzantine attack.")] = None,
     max_backdoor: Annotated[Number, _limit("Largest success rate of the worst backdoor.")] = None,
     max_mia: Annotated[Number, _limit("Largest AUC of the best membership inference; 0.5 is chance.")] = None,
-    max_bytes: Annotated[Number, _limit("Largest file of the model, in bytes.")] = None,
+    max_bytes: Annotated[Number, _limit("Largest model file, in bytes.")] = None,
     max_uplink: Annotated[Number, _limit("Most bytes that a client sends in a round.")] = None,
     max_latency: Annotated[
-        Number, _limit("Most milliseconds for one image, as measured where it ran.")
+        Number, _limit("Most milliseconds per image, on the machine that measured it.")
     ] = None,
     limit: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="COLUMN=BOUND",
-            help="Bound on any column that --objective knows, in the score's own unit: the least where higher is "
-            "better, the most where lower is; repeat for more.",
+            help="Bound on any column of --objective, in the score's own unit: a minimum if higher is better, else a "
+            "maximum. Repeat for more.",
         ),
     ] = None,
     objective: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="COLUMN",
-            help="What matters, the most important first; repeat for more. Columns: "
+            help="What to optimise, the most important first. Repeat for more. Columns: "
             + ", ".join(BY_KEY)
-            + "; and, by their names, scores that other plugins declare.",
+            + "; and scores that other plugins declare, by name.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Rows to show of each board.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Rows to show per board.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Name the configurations within limits, those that nobody beats in everything first.
+    """List the configurations within given limits, the Pareto-optimal ones first.
 
-    There is no single score: a row marked * is on the Pareto front of the objectives, among the rows that fit.
-    Values that lack attacks or seeds, that an audit refutes or that hide gradients do not meet any limit, and rows
-    whose model predicts one class for every test image are left out. Exit status: 0 something fits, 1 nothing does, 2
-    bad input.
+    There is no single score: * marks rows on the Pareto front of the objectives, among the rows that fit. A value
+    meets no limit if it lacks attacks or seeds, if an audit refutes it, or if gradient masking is suspected. Rows whose
+    model predicts one class for every test image are left out. Exit status: 0 something fits, 1 nothing does, 2 bad
+    input.
 
     Example: harness recommend runs --max-epsilon 8 --min-accuracy 0.8 --max-bytes 200000
     """

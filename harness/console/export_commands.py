@@ -10,7 +10,7 @@ import typer
 export = typer.Typer(
     name="export",
     no_args_is_help=True,
-    help="Write one cell of a scenario as an app that other systems run.\n\n"
+    help="Export one cell of a scenario as an app for another system.\n\n"
     "Example: harness export flower scenarios/quickstart.yaml --cell 3f2a --out winner",
 )
 
@@ -27,15 +27,15 @@ def flower(
         str,
         typer.Option(
             metavar="ID",
-            help="The cell's id, its first digits, or what only it has, such as 'defence=none,seed=0'.",
+            help="The cell's id, its first digits, or axis values that only this cell has, e.g. 'defence=none,seed=0'.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A folder that is not there yet, or is empty.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
 ) -> None:
-    """Write a Flower app that trains exactly one cell: `flwr run DIR` simulates it, SuperNodes deploy it.
+    """Write a Flower app that trains exactly one cell, in simulation (`flwr run DIR`) or on SuperNodes.
 
-    Its README has the commands for both, with TLS and node authentication. Cells with an attack on training are not
-    exported.
+    The app's README has the commands for both, with TLS and node authentication. Cells with an attack on training
+    are not exported.
 
     Example: harness export flower scenarios/quickstart.yaml --cell 3f2a --out winner
     """

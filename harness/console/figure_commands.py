@@ -19,7 +19,7 @@ def picture(
     count: Annotated[int, typer.Option(min=1, max=100, help="Test images per attack.")] = 8,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Draw a scenario's backdoors: test images as they are, with the trigger, and the difference.
+    """Draw a scenario's backdoors: test images without and with the trigger, and the difference.
 
     Example: harness picture scenarios/byzantine-fashion.yaml --out triggers.png
     """
@@ -35,38 +35,36 @@ def plot(
     scenario: Annotated[str, typer.Argument(metavar="SCENARIO", help="A YAML file that has been run.")],
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="FILE", help="The figure to write: .pdf, .png or .svg; KIND.svg where not given."
-        ),
+        typer.Option(metavar="FILE", help="The figure to write: .pdf, .png or .svg; default: KIND.svg."),
     ] = None,
     store: Store = Path("runs"),
     kind: Annotated[
         str, typer.Option("--figure", metavar="KIND", help="curves, pareto, heatmap, ranks or table.")
     ] = "curves",
     x: Annotated[
-        Text, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis; accuracy where not given.")
+        Text, typer.Option(metavar="QUANTITY", help="pareto: the horizontal axis; default: accuracy.")
     ] = None,
     y: Annotated[
         Text,
-        typer.Option(metavar="QUANTITY", help="pareto and ranks: what is compared; robust where not given."),
+        typer.Option(
+            metavar="QUANTITY", help="pareto: the vertical axis; ranks: what is compared; default: robust."
+        ),
     ] = None,
     by: Annotated[
         Text,
-        typer.Option(
-            metavar="AXIS", help="ranks: defence, aggregator or compressor; defence where not given."
-        ),
+        typer.Option(metavar="AXIS", help="ranks: defence, aggregator or compressor; default: defence."),
     ] = None,
     plugins: LocalPlugins = None,
 ) -> None:
     """Draw a scenario's results, ready for a paper.
 
-    curves: accuracy under attack against the radius, for attacks run at two or more radii; a band spans the seeds,
-    hollow markers mean that gradient masking is suspected, or a seed is missing. pareto: two quantities of every
-    configuration, and the front. heatmap: accuracy of every aggregator under every attack on training, of
-    uncompressed models. ranks: a critical-difference diagram. table: what `harness run` shows in 80 columns, as SVG.
+    curves: accuracy under attack against the radius, for attacks run at two or more radii; bands span the seeds;
+    a hollow marker means that gradient masking is suspected or a seed is missing. pareto: two quantities of every
+    configuration, with the Pareto front. heatmap: accuracy of uncompressed models, by aggregator and attack on
+    training. ranks: a critical-difference diagram. table: the table of `harness run`, 80 columns wide, as SVG.
 
     Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, inversion_gain, epsilon, audited, size, uplink,
-    and scores of contributed plugins.
+    and scores that contributed plugins declare.
 
     Example: harness plot scenarios/quickstart.yaml --figure pareto --x accuracy --y robust --out pareto.pdf
     """

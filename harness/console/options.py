@@ -14,8 +14,10 @@ from harness.errors import HarnessError
 Scenarios = Annotated[
     list[str], typer.Argument(metavar="SCENARIO...", help="YAML files, folders of them, or quoted patterns.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the GPUs if there are any.")]
-Jobs = Annotated[str, typer.Option(metavar="auto|N", help="Worker processes; 0 runs everything in this one.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto uses the GPUs if there are any.")]
+Jobs = Annotated[
+    str, typer.Option(metavar="auto|N", help="Worker processes; 0 runs everything in this process.")
+]
 
 
 def folder(text: str | Path) -> Path:
@@ -28,7 +30,7 @@ def folder(text: str | Path) -> Path:
 Store = Annotated[
     Path,
     typer.Option(
-        parser=folder, metavar="PATH", help="Folder of results; what it holds is not computed again."
+        parser=folder, metavar="PATH", help="Folder of results; results in it are not computed again."
     ),
 ]
 Select = Annotated[
@@ -39,11 +41,11 @@ Select = Annotated[
         "Repeat to narrow further.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would run, as `plan` does.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would run, as `plan` does.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed stage.")]
 Timeout = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option(metavar="SECONDS", help="A stage that takes longer fails."),
+    typer.Option(metavar="SECONDS", help="Fail any stage that takes longer."),
 ]
 Executor = Annotated[
     str,
@@ -53,14 +55,14 @@ Address = Annotated[
     str,
     typer.Option(
         metavar="auto|HOST:PORT|ray://HOST:PORT",
-        help="The Ray cluster; auto takes the one this machine is part of.",
+        help="The Ray cluster; auto: the one this machine belongs to.",
     ),
 ]
 Artifacts = Annotated[
     str,
     typer.Option(
         metavar="objects|shared",
-        help="How models travel on a Ray cluster: through Ray, or in the store, if all nodes see its folder.",
+        help="How models travel on a Ray cluster: through Ray, or through the store's folder if all nodes share it.",
     ),
 ]
 ShardOption = Annotated[
@@ -68,7 +70,7 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Only part I of N of the cells, the same on every machine; see `merge`.",
+        help="Only part I of N of the cells, divided the same way on every machine; see `merge`.",
     ),
 ]
 Export = Annotated[
@@ -109,13 +111,13 @@ LocalPlugins = Annotated[
         "--plugin",
         metavar="FILE.py",
         callback=_load,
-        help="Also take the plugins of this Python file, still in development. Repeat for more.",
+        help="Also load the plugins in this Python file (for development). Repeat for more files.",
     ),
 ]
 Named = Annotated[
     list[str],
     typer.Argument(
         metavar="[KIND] NAME",
-        help="A name, alias or package/name; with its kind in front where several kinds have one of that name.",
+        help="A name, alias or package/name. Put the kind in front if several kinds have a plugin of that name.",
     ),
 ]

@@ -16,15 +16,15 @@ def explain(
         str,
         typer.Argument(
             metavar="CELL",
-            help="A cell's id, its first digits, or AXIS=GLOB,... of what only it has, as for `run --select`.",
+            help="A cell's id, its first digits, or AXIS=GLOB,... that only it matches, as for `run --select`.",
         ),
     ],
     store: Store = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Show where a cell's privacy guarantee comes from: what creates it, keeps it or breaks it, and why.
+    """Show where a cell's privacy guarantee comes from: what creates, keeps or breaks it, and why.
 
-    Where several cells are meant, or none is, they are listed with their ids. The cell must have been run.
+    The cell must have been run. If several cells match, or none does, cells are listed with their ids.
 
     Example: harness explain 'defence=dp-sgd*,threat=none,seed=0' --store runs
     """
@@ -52,7 +52,7 @@ def audit(
     quiet: Quiet = False,
     plugins: LocalPlugins = None,
 ) -> None:
-    """Audit every training of a scenario: plant canaries, and bound epsilon from below by what leaks.
+    """Audit every training of a scenario: plant canaries and derive a lower bound on epsilon from what leaks.
 
     Exit status: 0 no guarantee refuted, 1 some refuted or some audits failed, 2 bad input, 130 interrupted.
 

@@ -13,19 +13,17 @@ from harness.console.options import AsJson, Quiet, folder
 
 def merge(
     stores: Annotated[
-        list[Path], typer.Argument(metavar="STORE...", help="Folders of results, as shards left them.")
+        list[Path], typer.Argument(metavar="STORE...", help="Folders of results, e.g. of shards.")
     ],
-    into: Annotated[
-        Path, typer.Option(parser=folder, metavar="DIR", help="The store to make, or to add to.")
-    ],
+    into: Annotated[Path, typer.Option(parser=folder, metavar="DIR", help="The store to create or extend.")],
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Join stores that were filled apart, such as by `run --shard`, into one.
+    """Merge stores that were filled separately, e.g. by `run --shard`, into one.
 
-    What stores have in common is kept once. Where they contradict each other, nothing of the contradiction is taken:
-    its cells and stores are named, and a run on the joined store computes them again. Exit status: 0 all joined,
-    1 there were contradictions or damaged files, 2 bad input.
+    Results that several stores share are kept once. Results that contradict each other are not taken: their cells
+    and stores are named, and a run on the merged store computes them again. Exit status: 0 all merged, 1 there were
+    contradictions or damaged files, 2 bad input.
 
     Example: harness merge shard1 shard2 shard3 --into runs
     """
@@ -42,7 +40,7 @@ def merge(
     else:
         typer.echo(
             f"{count_of(report.stores, 'store')} into {into}: {count_of(report.cells, 'cell')}, "
-            f"{report.new_cells} of them new, {report.overlapping} in several stores and the same; "
+            f"{report.new_cells} of them new, {report.overlapping} identical in several stores; "
             f"{count_of(report.stages, 'stage')} and {count_of(report.files, 'file')} "
             f"({report.bytes / 1e6:.1f} MB) added"
         )
