@@ -108,7 +108,7 @@ def _subsets(scenario: Scenario, records: int) -> Iterator[str]:
     }
     for who, subset in {**declared, "evaluation": scenario.evaluation.subset}.items():
         if subset is not None and subset > records:
-            yield f"{who}: subset is {subset}, but there are {records} test images: all of them are taken"
+            yield f"{who}: subset is {subset}, but there are {records} test images: all of them are used"
 
 
 def repeats(scenario: Scenario, splits: Splits) -> str | None:
@@ -118,7 +118,7 @@ def repeats(scenario: Scenario, splits: Splits) -> str | None:
         return None
     return (
         f"{share:.1%} of the test images of {scenario.dataset.label()} are training images too, pixel by pixel: "
-        "accuracy on them is memory; split by record, and by patient or site where there are several of one"
+        "accuracy on them measures memory; split by record, and by patient or site if one has several"
     )
 
 
@@ -233,7 +233,7 @@ def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
         named = ", ".join(splits.class_names)
         yield (
             ("dataset",),
-            f"all images of {scenario.dataset.name} are of one class ({named}); two are needed at least",
+            f"all images of {scenario.dataset.name} are of one class ({named}); at least two are needed",
         )
         return
     for place, model in _models(scenario):
@@ -278,9 +278,7 @@ def _undrawable(scenario: Scenario, records: Records) -> Found:
             deal(records, scenario.federation, scenario.holdout, seed)
         except HarnessError as error:
             # Its numbers are of what is left, and nobody may have asked for a holdout: privacy threats bring one.
-            left = (
-                f"; holdout: {scenario.holdout:g} has taken that share out before" if scenario.holdout else ""
-            )
+            left = f"; holdout: {scenario.holdout:g} removed that share before" if scenario.holdout else ""
             yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}{left}"
             return
         except Exception:
@@ -318,7 +316,7 @@ def _epsilons(scenario: Scenario, records: int) -> Found:
                 yield (
                     ("defences", i, j, "epsilon"),
                     f"{defence.name}: no noise reaches epsilon {target:g}: at delta {delta:.3g} the accountant "
-                    f"{accountant} counts {least:.2g} at least",
+                    f"{accountant} gives at least {least:.2g}",
                 )
 
 

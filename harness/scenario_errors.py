@@ -22,7 +22,7 @@ _EXPECTED = (
     (r"(list|tuple|set) should have at (?P<bound>(?:least|most) \d+)", "a list of at {bound} values"),
     (r"tring should have at least 1 character", "text of at least one character"),
     (r"tring should have at (?P<bound>(?:least|most) \d+)", "text of at {bound} characters"),
-    (r"tring should match pattern '(?P<bound>.*)'$", "text of the pattern {bound}"),
+    (r"tring should match pattern '(?P<bound>.*)'$", "text that matches the pattern {bound}"),
     (r"should be greater than or equal to (?P<bound>\S+)", "at least {bound}"),
     (r"should be greater than (?P<bound>\S+)", "greater than {bound}"),
     (r"should be less than or equal to (?P<bound>\S+)", "at most {bound}"),

@@ -121,7 +121,7 @@ def repeated(items: Collection[Any], field: str, what: str) -> Found:
         stack = item if isinstance(item, tuple) else (item,)
         key = json.dumps([spec_of(plugin) for plugin in stack], sort_keys=True)
         if key in seen:
-            yield (field, i), f"the {what} {stack_label(stack)} is repeated; every value may stand once"
+            yield (field, i), f"the {what} {stack_label(stack)} is repeated; list each value only once"
         seen.add(key)
 
 

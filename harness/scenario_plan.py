@@ -91,7 +91,7 @@ def plan_scenarios(
         raise ScenarioError(details)
     if part is not None and skipped:
         raise HarnessError(
-            f"a shard needs every scenario, else other shards would divide other cells:\n{details}"
+            f"a shard needs every scenario, or the shards would divide the cells differently:\n{details}"
         )
     usable = [s for s in loaded if id(s) in facts]
     metrics = {id(s): metrics_of(s) for s in usable}

@@ -211,7 +211,7 @@ class Reader(Reporter):
             items = value["sweep"]
             if len(value) > 1:
                 self.report(
-                    (*place, "sweep"), "sweep stands alone in its braces: {sweep: [1, 4, 8]}", key=True
+                    (*place, "sweep"), "sweep must be alone in its braces: {sweep: [1, 4, 8]}", key=True
                 )
             elif not isinstance(items, list) or not items:
                 text = self.shown((*place, "sweep"), items)
@@ -239,7 +239,7 @@ class Reader(Reporter):
     ) -> Plugin | None:
         here = self.trace(path, inner, choices)
         if spec == "none" and axis.none:
-            self.report(here, "none stands alone: remove it from this list")
+            self.report(here, "none must stand alone: remove it from this list")
         elif isinstance(spec, dict) and len(spec) > 1:
             names = ", ".join(spec)
             self.report(

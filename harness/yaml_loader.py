@@ -94,7 +94,9 @@ def plain_value(text: str) -> Any:
         return _CONSTANTS[text]
     if _INTEGER.fullmatch(text):
         if len(text) > DIGITS or abs(int(text)) > LARGEST_INTEGER:
-            raise ValueError(f"{_cut(text)} is too large for a whole number, which ends at {LARGEST_INTEGER}")
+            raise ValueError(
+                f"{_cut(text)} is too large for a whole number, of which the largest is {LARGEST_INTEGER}"
+            )
         return int(text)
     if _FLOAT.fullmatch(text):
         return _finite(float(text), text)

@@ -45,13 +45,13 @@ def _hint(reason: str, mark: yaml.Mark, lines: Sequence[str]) -> str | None:
     if re.search(r"[:,\[]\s*\$\{", line):
         return 'put text that holds ${...} in quotes, e.g. "${HARNESS_DATA}/x.npz"'
     if "unknown escape character" in reason:
-        return "in double quotes a backslash begins an escape: use single quotes, e.g. '(\\d+)'"
+        return "in double quotes a backslash starts an escape: use single quotes, e.g. '(\\d+)'"
     if "'\\t'" in reason:
         return "use spaces, not tabs"
     if "cannot start any token" in reason:
-        return "put text that begins so in quotes"
+        return "put text that starts like this in quotes"
     if reason.startswith("expected <block end>"):
-        return "the keys of a mapping, and the dashes of a list, stand below each other"
+        return "keys of one mapping, and dashes of one list, must be indented equally"
     if reason == "mapping values are not allowed here":
         return _second_colon(mark, lines)
     return None
@@ -70,7 +70,7 @@ def _second_colon(mark: yaml.Mark, lines: Sequence[str]) -> str | None:
     if not _KEY.search(lines[above]):
         return f"line {above + 1} has no colon and space after its key"
     if len(line) - len(line.lstrip()) > len(lines[above]) - len(lines[above].lstrip()):
-        return f"it stands deeper than line {above + 1}, whose key has its value already"
+        return f"it is indented deeper than line {above + 1}, whose key already has a value"
     if NO_BREAK in lines[above]:
         return f"line {above + 1} holds a no-break space (U+00A0), as copied from a page; use plain spaces"
     return None

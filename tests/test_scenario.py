@@ -126,7 +126,7 @@ def test_aliases_repeat_a_value_and_keep_its_place():
         (
             "a: 9223372036854775808\n",
             (1, 4),
-            "is too large for a whole number, which ends at 9223372036854775807",
+            "is too large for a whole number, of which the largest is 9223372036854775807",
         ),
         ("", (1, 1), "the file is empty"),
         ("# only this\n", (1, 1), "the file is empty"),
@@ -134,7 +134,7 @@ def test_aliases_repeat_a_value_and_keep_its_place():
         ("a: [1, 2\n", (1, 4), "not valid YAML: this [ is not closed"),
         ("b: 1\na: 'open\nc: 2\n", (2, 4), "not valid YAML: this ' is not closed"),
         ("a:\n\t- 1\n", (2, 1), "use spaces, not tabs"),
-        ("a: @x\n", (1, 4), "put text that begins so in quotes"),
+        ("a: @x\n", (1, 4), "put text that starts like this in quotes"),
         ("a: 1\nb\nc: 2\n", (2, 1), "a key needs a colon and a space after it"),
         ("f:\n  a 5\n\n  b: 2\n", (4, 4), "; line 2 has no colon and space after its key"),
         ("f:\n  a:\u00a05\n  b: 2\n", (3, 4), "; line 2 has no colon and space after its key"),
@@ -143,18 +143,18 @@ def test_aliases_repeat_a_value_and_keep_its_place():
             (3, 4),
             "; line 2 holds a no-break space (U+00A0), as copied from a page",
         ),
-        ("a: 1\n  b: 2\n", (2, 4), "; it stands deeper than line 1, whose key has its value already"),
+        ("a: 1\n  b: 2\n", (2, 4), "; it is indented deeper than line 1, whose key already has a value"),
         (
             "f:\n  a: 1\n b: 2\n",
             (3, 2),
-            "the keys of a mapping, and the dashes of a list, stand below each other",
+            "keys of one mapping, and dashes of one list, must be indented equally",
         ),
         ("a: b: c\n", (1, 5), "; put a value that holds a colon and a space in quotes"),
         (
             'a: "x(\\d+)"\n',
             (1, 8),
             "not valid YAML: found unknown escape character 'd' (while scanning a double-quoted scalar); "
-            "in double quotes a backslash begins an escape: use single quotes, e.g. '(\\d+)'",
+            "in double quotes a backslash starts an escape: use single quotes, e.g. '(\\d+)'",
         ),
         ("a: \x07\n", (1, 4), "not valid YAML: the character U+0007 is not allowed"),
         ("d: {path: ${HOME}/x}\n", (1, 12), "put text that holds ${...} in quotes"),
@@ -628,7 +628,7 @@ BAD = {
     ),
     "none in a stack": (
         "defences: [[none, dp-sgd]]\n",
-        ["5:13: none stands alone: remove it from this list"],
+        ["5:13: none must stand alone: remove it from this list"],
     ),
     "no aggregator": (
         "aggregators: [none]\n",
@@ -664,19 +664,19 @@ BAD = {
     ),
     "repeated axis value": (
         "aggregators: [krum, mean, krum: {f: null}]\n",
-        ["5:27: the aggregator krum(f=None) is repeated; every value may stand once"],
+        ["5:27: the aggregator krum(f=None) is repeated; list each value only once"],
     ),
     "repeated by alias": (
         "aggregators: [mean, fedavg]\n",
-        ["5:21: the aggregator mean is repeated; every value may stand once"],
+        ["5:21: the aggregator mean is repeated; list each value only once"],
     ),
     "repeated none": (
         "defences: [none, none]\n",
-        ["5:18: the defence none is repeated; every value may stand once"],
+        ["5:18: the defence none is repeated; list each value only once"],
     ),
     "repeated by a sweep": (
         "aggregators: [krum: {f: 1}, krum: {f: {sweep: [0, 1]}}]\n",
-        ["5:51: the aggregator krum(f=1) is repeated; every value may stand once"],
+        ["5:51: the aggregator krum(f=1) is repeated; list each value only once"],
     ),
     "bad item of a sweep": (
         "defences: [dp-sgd: {epsilon: {sweep: [1, x, -1]}}]\n",
@@ -699,7 +699,7 @@ BAD = {
     ),
     "sweep with company": (
         "defences: [dp-sgd: {epsilon: {sweep: [1], to: 3}}]\n",
-        ["5:31: sweep stands alone in its braces: {sweep: [1, 4, 8]}"],
+        ["5:31: sweep must be alone in its braces: {sweep: [1, 4, 8]}"],
     ),
     "too many values": (
         f"defences: [dp-sgd: {{epsilon: {{sweep: {MANY}}}, max_grad_norm: {{sweep: {MANY}}}}}]\n",
@@ -822,7 +822,7 @@ BAD = {
     "no seed": ("seeds: []\n", ["5:8: seeds needs at least one number, e.g. [0, 1, 2]"]),
     "repeated metric": (
         "metrics: [accuracy, accuracy]\n",
-        ["5:21: the metric accuracy is repeated; every value may stand once"],
+        ["5:21: the metric accuracy is repeated; list each value only once"],
     ),
     "unprotected": ("unprotected: [test]\n", ["5:15: each of unprotected must be 'val', not test"]),
     "threat without a name": (
@@ -941,7 +941,7 @@ BAD = {
     ),
     "repeated attack": (
         "threats: [{name: e, attacks: [pgd, {pgd: {steps: {sweep: [5, 10]}}}]}]\n",
-        ["5:62: the attack pgd(steps=10) is repeated; every value may stand once"],
+        ["5:62: the attack pgd(steps=10) is repeated; list each value only once"],
     ),
     "stack of attacks": (
         "threats: [{name: e, attacks: [[pgd, fgsm]]}]\n",

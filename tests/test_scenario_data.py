@@ -64,8 +64,8 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
         (
             "defences: [none, dp-sgd: {epsilon: {sweep: [8, 1e-9, 1e-3]}}]\n",
             [
-                "5:48: dp-sgd: no noise reaches epsilon 1e-09: at delta 7.95e-05 the accountant rdp counts 0.00",
-                "5:54: dp-sgd: no noise reaches epsilon 0.001: at delta 7.95e-05 the accountant rdp counts 0.00",
+                "5:48: dp-sgd: no noise reaches epsilon 1e-09: at delta 7.95e-05 the accountant rdp gives at least",
+                "5:54: dp-sgd: no noise reaches epsilon 0.001: at delta 7.95e-05 the accountant rdp gives at least",
             ],
         ),
         (
@@ -218,7 +218,7 @@ def test_groups_that_the_holdout_took_are_not_a_riddle(tmp_path):
         BASE.replace("digits", "{npz: {path: sites.npz}}") + "federation: {clients: 5, partition: by-group}\n"
     )
     scenario = load_text(text + "threats: [{name: m, attacks: [loss-threshold]}]\n", tmp_path / "x.yaml")
-    words = r"4 groups cannot be dealt to 5 clients; holdout: 0\.2 has taken that share out before"
+    words = r"4 groups cannot be dealt to 5 clients; holdout: 0\.2 removed that share before"
     with pytest.raises(ScenarioError, match=words):
         check_fit(scenario, check_data(scenario))
     check_fit(load_text(text, tmp_path / "x.yaml"), check_data(scenario))
@@ -427,8 +427,8 @@ def test_a_subset_larger_than_the_test_images_is_told(tmp_path, capsys):
     assert main(["validate", str(file)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  note: ")]
     assert notes == [
-        "  note: threat far: subset is 1000, but there are 359 test images: all of them are taken",
-        "  note: evaluation: subset is 400, but there are 359 test images: all of them are taken",
+        "  note: threat far: subset is 1000, but there are 359 test images: all of them are used",
+        "  note: evaluation: subset is 400, but there are 359 test images: all of them are used",
     ]
 
 
