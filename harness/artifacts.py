@@ -85,7 +85,7 @@ class Artifacts:
         except OSError as error:
             raise StoreError(f"{what} is missing: {error}") from error
         if not _fits(name, data):
-            raise StoreError(f"{what} is damaged; run again, which makes it anew, or delete {file}")
+            raise StoreError(f"{what} is damaged; run again to compute it anew, or delete {file}")
         return data
 
     def write_file(self, name: str, data: bytes) -> bool:

@@ -41,12 +41,10 @@ def pick(cells: Sequence[C], wanted: str, option: str, where: str) -> C:
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise HarnessError(
-            f"{option} {wanted!r}: {len(chosen)} cells of {where} are meant by it:{_listed(chosen)}"
-        )
+        raise HarnessError(f"{option} {wanted!r}: {len(chosen)} cells of {where} match:{_listed(chosen)}")
     near = sorted(cells, key=lambda cell: _distance(wanted, cell))
     raise HarnessError(
-        f"{option} {wanted!r}: {where} has no such cell; say the first digits of an id, or values of axes such as "
+        f"{option} {wanted!r}: {where} has no such cell; give the first digits of an id, or values of axes such as "
         f"'defence=none,seed=0':{_listed(near)}"
     )
 

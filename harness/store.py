@@ -346,7 +346,7 @@ class Store(Artifacts):
     def _damaged(self, what: str) -> StoreError:
         return StoreError(
             f"the store {self.path}: {what} is damaged; run its scenario again with --store {self.path}, "
-            "which makes it anew and keeps everything else"
+            "which computes it again and keeps everything else"
         )
 
     # facts --------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def test_run_json_is_one_value_and_nothing_else(engine, here, capsys):
 def test_interrupted_runs_say_how_to_go_on(engine, here, capsys):
     engine.result = Result(interrupted=True)
     harness("run", "a.yaml")
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_counts_against_what_was_planned(engine, here, capsys):

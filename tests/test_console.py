@@ -380,10 +380,10 @@ def test_what_has_no_value_is_said_in_words():
         record("m", "yeom", scores={"accuracy": nan, "mia_auc": 0.5}),
     ], width=160)  # fmt: skip
     assert (
-        "attacks without a score ×1 (nothing): no metric of the scenario is about what they found, or it is NaN"
+        "attacks without a score ×1 (nothing): no metric of the scenario covers what they found, or the score is NaN"
         in text
     )
-    assert "NaN wherever it was scored: odd, leak\n" in text
+    assert "NaN in every cell: odd, leak\n" in text
     assert "NaN wherever" not in drawn([record(scores={"accuracy": 0.5})])
 
 
@@ -780,10 +780,11 @@ def test_a_lost_worker_is_said_to_be_worth_another_try(capsys):
 
     assert leave(ended("WorkerLost", "ValueError", "WorkerLost")) == 1
     assert (
-        "2 cells failed as a worker process was lost; run the same command again" in capsys.readouterr().err
+        "2 cells failed because a worker process was lost; run the same command again"
+        in capsys.readouterr().err
     )
     assert leave(ended("WorkerLost", interrupted=True)) == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again to resume\n"
     assert leave(ended("ValueError")) == 1
     assert leave(ended()) == 0
     assert not capsys.readouterr().err

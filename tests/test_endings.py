@@ -79,7 +79,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(jobs, send, tmp_path):
     send(process.pid, signal.SIGTERM)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted; run the same command again to go on" in errors
+    assert "interrupted; run the same command again to resume" in errors
     assert "computed" in output
     assert (tmp_path / "ended").read_text() == "0"
     deadline = time.monotonic() + 20

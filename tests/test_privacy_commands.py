@@ -132,11 +132,11 @@ def test_a_cell_is_found_by_the_values_of_its_axes():
 @pytest.mark.parametrize(
     ("cell", "first", "listed"),
     [
-        ("ab", "CELL 'ab': 12 cells of this store are meant by it:", "ab0000000000  defence=d0, seed=0"),
+        ("ab", "CELL 'ab': 12 cells of this store match:", "ab0000000000  defence=d0, seed=0"),
         ("", "CELL '': 12 cells of this store", "ab0000000000  defence=d0, seed=0"),
         ("defence=d1", "CELL 'defence=d1': 6 cells of this store", "ab0000000001  seed=1"),
-        ("ab000000001x", "this store has no such cell; say", "ab0000000010  defence=d0, seed=10"),
-        ("d1", "this store has no such cell; say", "ab0000000001  defence=d1, seed=1"),
+        ("ab000000001x", "this store has no such cell; give", "ab0000000010  defence=d0, seed=10"),
+        ("d1", "this store has no such cell; give", "ab0000000001  defence=d1, seed=1"),
         ("defence=d2", "CELL defence=d2 matches no cell; valid: d0, d1", None),
     ],
 )
@@ -159,7 +159,7 @@ def test_audit_names_claims_beside_bounds(ran, capsys):
     assert "consistent*" in shown
     assert (
         "* per-record gradients: ghost clipping in the scored training, one by one (vmap) in the audited one; "
-        "the audit says nothing of ghost clipping"
+        "the audit says nothing about ghost clipping"
     ) in " ".join(shown.split())
     assert "static-int8" not in shown  # it comes after the training that is audited
     assert shown.count("qsgd") == 2
@@ -188,7 +188,7 @@ def test_trainings_of_one_program_tell_their_own_ways(tmp_path, capsys):
     text = text.replace("[none, static-int8, qsgd]", "[none]").replace("rounds: 3", "rounds: 1")
     path.write_text(text + "compute: {clients: vectorised, trainings: 4}\n")
     assert main(["audit", str(path), "--store", str(tmp_path / "runs"), "--jobs", "0", "-q"]) == 0
-    assert "the audit says nothing of ghost clipping" in " ".join(capsys.readouterr().out.split())
+    assert "the audit says nothing about ghost clipping" in " ".join(capsys.readouterr().out.split())
     with Store(tmp_path / "runs") as opened:
         (record,) = opened.records("small-audit")
     assert record["training"]["execution"]["trainings"] == 2

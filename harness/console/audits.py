@@ -118,7 +118,7 @@ def _unaudited(found: dict[str, Any]) -> list[str]:
     """What the scored training did and the audited one did not, in words."""
     return [
         f"{name}: {' and '.join(ways['scored'])} in the scored training, {' and '.join(ways['audited'])} in the "
-        f"audited one; the audit says nothing of {' and '.join(missing)}"
+        f"audited one; the audit says nothing about {' and '.join(missing)}"
         for name, ways in found.get("execution", {}).get("ways", {}).items()
         if (missing := [way for way in ways["scored"] if way not in ways["audited"]])
     ]

@@ -22,10 +22,10 @@ REASONS = 3  # of each outcome
 # A line each on how many cells have them: no mark would tell of it where a column, or every attack, is concerned.
 FLAGGED = {
     CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
-    UNANSWERED: "NaN predictions ×{count}: the model has diverged and has no answer to some test image, which counts "
-    "as a wrong one",
-    UNSCORED: "attacks without a score ×{count} ({attacks}): no metric of the scenario is about what they found, "
-    "or it is NaN",
+    UNANSWERED: "NaN predictions ×{count}: the model has diverged and answers NaN to some test images, which count as "
+    "wrong",
+    UNSCORED: "attacks without a score ×{count} ({attacks}): no metric of the scenario covers what they found, "
+    "or the score is NaN",
 }
 
 
@@ -46,7 +46,7 @@ def render_outcomes(records: Sequence[dict[str, Any]], console: Console, planned
             attacks = ", ".join(dict.fromkeys(str(cell["attack"]) for cell in own))
             console.print(Text(f"  {said.format(count=len(own), attacks=attacks)}", style="yellow"))
     if silent := _undefined(records):
-        console.print(Text(f"  NaN wherever it was scored: {', '.join(silent)}", style="yellow"))
+        console.print(Text(f"  NaN in every cell: {', '.join(silent)}", style="yellow"))
     for status, style in (("failed", "red"), ("not-applicable", "")):
         reasons = Counter(reason(record) for record in records if record["status"] == status)
         for text, count in reasons.most_common(REASONS):

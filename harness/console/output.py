@@ -63,13 +63,13 @@ def leave(result: Any, bad: bool = False, part: bool = False) -> int:
     for problem in result.problems:
         print(f"warning: {problem}", file=sys.stderr)
     if result.interrupted:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     lost = sum((record.get("error") or {}).get("type") == "WorkerLost" for record in result.records)
     if lost:
         print(
-            f"{count_of(lost, 'cell')} failed as a worker process was lost; run the same command again to try again "
-            "(with fewer --jobs if memory was short)",
+            f"{count_of(lost, 'cell')} failed because a worker process was lost; run the same command again to retry "
+            "(with fewer --jobs if memory ran out)",
             file=sys.stderr,
         )
     nothing = not part and result.not_applicable and not result.scored and not result.failed

@@ -1,4 +1,4 @@
-"""Attacks of which nothing is known: no metric of the scenario is about what they found, or all it says is NaN."""
+"""Attacks of which nothing is known: no metric of the scenario covers what they found, or all it says is NaN."""
 
 from __future__ import annotations
 

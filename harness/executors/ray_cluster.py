@@ -193,7 +193,7 @@ class Nodes:
             self._alone_since = time.monotonic()
             self.problems.append(f"no node is left; waiting {ALONE / 60:g} minutes for another one")
         elif time.monotonic() - self._alone_since > ALONE:
-            raise HarnessError("no node of the Ray cluster is left; run the same command again to go on")
+            raise HarnessError("no node of the Ray cluster is left; run the same command again to resume")
 
 
 def home() -> str:

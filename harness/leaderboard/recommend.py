@@ -310,9 +310,7 @@ def _unscored(advice: Advice) -> list[str]:
     total = len(advice.suggestions)
     named = [f"{attack} ({threat}) in {n} of {total}" for (threat, attack), n in without.most_common(NAMED)]
     more = f" and {len(without) - NAMED} more" * (len(without) > NAMED)
-    return [
-        f"what these attacks would do is unknown, as rows that fit have no score of them: {', '.join(named)}{more}"
-    ]
+    return [f"some rows that fit have no score under these attacks: {', '.join(named)}{more}"]
 
 
 def _is_scored(cell: Cell) -> bool:
@@ -331,7 +329,7 @@ def _notes(advice: Advice) -> list[str]:
         ):
             notes.append(
                 f"{limit.text} is met by guarantees for a record and by guarantees for a client with all its records, "
-                "which are not of one scale; --protects record or --protects client keeps to one"
+                "which are not comparable; --protects record or --protects client keeps to one kind"
             )
     seeds = [v.estimate.seeds for s in advice.suggestions for v in s.row.values.values()]
     if (warning := too_few(min(seeds, default=0))) is not None:
@@ -342,6 +340,6 @@ def _notes(advice: Advice) -> list[str]:
         )
     else:
         notes.append(
-            "the choice was made on these data: expect the chosen row to do a little worse on new ones"
+            "the choice is made on these data: expect the chosen row to do a little worse on new data"
         )
     return notes

@@ -732,7 +732,7 @@ class TestRefusals:
         assert find_cell(scenario, known[4][:8]).id == known[4]
         with pytest.raises(HarnessError, match=f"has no such cell.*\n  {known[4]} "):
             find_cell(scenario, known[4][:10] + "zz")
-        with pytest.raises(HarnessError, match=r"cells of .* are meant by it"):
+        with pytest.raises(HarnessError, match=r"cells of .* match"):
             find_cell(scenario, next(i[0] for i in known if sum(k[0] == i[0] for k in known) > 1))
 
     def test_a_folder_in_use_and_the_command_line(self, scenario, tmp_path, capsys):

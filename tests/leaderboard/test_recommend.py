@@ -135,7 +135,7 @@ def test_a_limit_on_epsilon_says_whose(protects, fitting, excluded, best):
     assert set(names) == fitting
     (exclusion,) = advice.exclusions
     assert (exclusion.failed, exclusion.unknown, exclusion.best) == (excluded, 0, best)
-    assert any("not of one scale" in note for note in advice.notes) is (protects is None)
+    assert any("not comparable" in note for note in advice.notes) is (protects is None)
 
 
 def test_whose_epsilon_on_the_command_line(tmp_path, capsys):
@@ -278,7 +278,7 @@ def test_a_model_that_predicts_one_class_is_not_recommended():
 def test_attacks_that_were_not_scored_in_what_fits_are_named(change):
     data = board()
     advice, _ = advise(data=data)
-    assert not any("unknown" in note for note in advice.notes)
+    assert not any("have no score" in note for note in advice.notes)
     for one in data["cells"]:
         if one["attack"] == "pgd" and one["defence"] in ("good", "fast", "weak"):
             one.update({key: value for key, value in change.items() if key in one})
@@ -286,8 +286,8 @@ def test_attacks_that_were_not_scored_in_what_fits_are_named(change):
                 seed.update({key: value for key, value in change.items() if key not in one})
     advice, names = advise(limit("accuracy", 0.75), data=data)
     assert names == ["good", "fast", "private"]
-    (note,) = (note for note in advice.notes if "unknown" in note)
-    assert note.endswith("rows that fit have no score of them: pgd (evasion) in 2 of 3")
+    (note,) = (note for note in advice.notes if "have no score" in note)
+    assert note.endswith("rows that fit have no score under these attacks: pgd (evasion) in 2 of 3")
 
 
 def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
