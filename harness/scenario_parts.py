@@ -164,16 +164,16 @@ class Federation(Part):
     )
     sampling: Literal["fixed", "poisson"] = Field(
         "fixed",
-        description="how they are drawn: a fixed number, or each client by its own coin, which amplifies privacy",
+        description="how they are drawn: a fixed number, or an independent coin per client, which amplifies privacy",
     )
     partition: Partitioner = Field(
         default_factory=lambda: cast(Partitioner, builtin("partitioner", "iid")),
         examples=[{"dirichlet": {"alpha": 0.5}}],
-        description="how the training records are dealt out; iid where not given",
+        description="how the training records are assigned to clients; default: iid",
     )
     weighting: Literal["examples", "uniform"] = Field(
         "examples",
-        description="weight of a client in the mean; uniform in any case where a defence protects whole clients",
+        description="weight of a client in the mean; always uniform under a defence that protects whole clients",
     )
     server: ServerOptimizer = Field(
         default_factory=default(FedAvg), examples=[{"fedavg": {"lr": 1.0}}], description="server optimiser"
@@ -191,8 +191,8 @@ class Federation(Part):
     buffers: Literal["average", "local"] = Field(
         "average",
         description="BatchNorm's and other statistics: averaged in every round, or kept by each client between its "
-        "rounds (FedBN); the released model has their average in either case, under local that of all clients that "
-        "took part, from one message of each at the end; until then only evaluations on val see it",
+        "rounds (FedBN). The released model has their average either way; with local, it is over all clients that "
+        "took part, from one message each at the end, and until then only evaluations on val use it",
     )
 
 
@@ -224,12 +224,12 @@ class Compute(Part):
         description="how clients train: as one program, or one after another; auto: on a GPU the faster of both",
     )
     chunk: int | None = Field(
-        None, ge=1, description="clients trained as one program at most; default: as many as fit the memory"
+        None, ge=1, description="most clients trained as one program; default: as many as fit the memory"
     )
     trainings: int = Field(
         1,
         ge=1,
-        description="seeds of a cell, or its shadow models, that train as one program at most, where clients do",
+        description="most seeds of a cell, or shadow models, that train as one program, if clients do",
     )
     channels_last: bool | Literal["auto"] = Field(
         "auto",

@@ -50,7 +50,7 @@ class Threat(Part):
 
     name: Slug = Field(description="unique; `none` is the benign case", examples=["evasion"])
     phase: Literal["none", "training", "inference", "privacy"] = Field(
-        "none", description="when it acts; taken from the attacks where not given"
+        "none", description="when it acts; default: taken from the attacks"
     )
     malicious: float = Field(
         0.0, ge=0, le=1, description="share of malicious clients (training-time threats)"
@@ -59,7 +59,7 @@ class Threat(Part):
         None,
         examples=["training"],
         description="what malicious clients control (training-time threats): their data, so that they run the "
-        "clients' defences, or their training, so that they run none; default: what each attack's paper gives it",
+        "clients' defences, or their training, so that they run none; default: what each attack's paper assumes",
     )
     participation: Literal["sampled", "always"] = Field(
         "sampled",
