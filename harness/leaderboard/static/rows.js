@@ -10,7 +10,7 @@ const TABS = Object.keys(DATA.tabs);
 const MAX_POINTS = 3000;
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8a8a8a"];
 const QUESTIONS = {
-  overview: "What does protection cost? Pick two quantities; the front joins the rows that no other one beats in both.",
+  overview: "What does protection cost? Pick two quantities; the front joins the rows that no other row beats in both.",
   robustness: "How much accuracy is left under attack, at inference and in training?",
   privacy: "What is guaranteed, and what do attacks find out?",
   compression: "How small and fast does the model get, and what does that cost?",
