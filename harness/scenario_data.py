@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.borders import outlined
+from harness.contracts.attack import PoisoningAttack
 from harness.contracts.model import Model
 from harness.contracts.privacy import PrivacyAttack
 from harness.dealing import Records, deal, set_apart
@@ -170,29 +171,36 @@ def _error(
         return ScenarioError("; ".join(message for _, message in found))
     reporter = Reporter(document)
     for place, message in found:
-        reporter.report(_of_stack(place, reporter), message)
+        reporter.report(_in_file(place, reporter), message)
     return ScenarioError(render(reporter.problems, str(scenario.path or "<scenario>"), document.lines))
 
 
-def _of_stack(place: Location, reporter: Reporter) -> Location:
-    """Where a plugin or its parameter stands, by (axis of stacks, stack, position in it, parameter); else the place.
+def _in_file(place: Location, reporter: Reporter) -> Location:
+    """Where a plugin or its parameter stands, else the place.
 
-    Sweeps make several stacks of one item, and a stack of one may stand without a list.
+    place: (axis of stacks, stack, position in it, parameter) or, of an attack, (threats, the threat's name, number,
+    parameter), sweeps expanded; a stack of one may stand without a list.
     """
-    if not place or place[0] not in STACKS:
+    if len(place) < 3 or place[0] not in (*STACKS, "threats"):
         return place
-    axis, stack, position, *parameter = place
-    items = reporter.document.data[axis]
-    expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, (axis, i)))
-    item, value, choices = list(expanded)[int(stack)]
+    base, items = place[:1], reporter.document.data[place[0]]
+    position: str | int = 0
+    if place[0] == "threats":
+        name, number, *parameter = place[1:]
+        threat = next(i for i, raw in enumerate(items) if raw["name"] == name)
+        base, items = ("threats", threat, "attacks"), items[threat]["attacks"]
+    else:
+        number, position, *parameter = place[1:]
+    expanded = ((i, *each) for i, item in enumerate(items) for each in variants(item, (*base, i)))
+    item, value, choices = list(expanded)[int(number)]
     listed = isinstance(value, list)
     named = value[position] if listed else value
     steps = (*([position] if listed else []), *([next(iter(named))] if isinstance(named, dict) else []))
-    return reporter.trace((axis, item), (*steps, *parameter), choices)
+    return reporter.trace((*base, item), (*steps, *parameter), choices)
 
 
 def misfits(scenario: Scenario, splits: Splits) -> Found:
-    """(location, what is wrong) of each; in a stack (its axis, stack, position, parameter), sweeps expanded."""
+    """(location, what is wrong) of each; of plugins in stacks and of attacks as in `_in_file`."""
     pool, clients = Records(splits.train.labels, splits.train.groups), scenario.federation.clients
     total = records = len(splits.train)
     try:
@@ -214,6 +222,7 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
     yield from _deltas(scenario, records)
     yield from _epsilons(scenario, records)
     yield from _attributes(scenario, splits)
+    yield from _success_records(scenario, splits)
 
 
 def _constants(scenario: Scenario, channels: int) -> Found:
@@ -323,7 +332,7 @@ def _epsilons(scenario: Scenario, records: int) -> Found:
 def _attributes(scenario: Scenario, splits: Splits) -> Found:
     """Attributes that an attack compares clients by, and that all training images have or none has."""
     for threat in scenario.threats:
-        for attack in threat.attacks:
+        for i, attack in enumerate(threat.attacks):
             observation = attack.observation if isinstance(attack, PrivacyAttack) else None
             if observation is None or observation.attribute is None:
                 continue
@@ -334,10 +343,24 @@ def _attributes(scenario: Scenario, splits: Splits) -> Found:
             if len(found) == 1:
                 share = "every" if True in found else "no"
                 yield (
-                    ("threats",),
+                    ("threats", threat.name, i),
                     f"{attack.label()}: {share} training image has the attribute that it asks about, so that no two "
                     "clients differ in it",
                 )
+
+
+def _success_records(scenario: Scenario, splits: Splits) -> Found:
+    """Attacks whose own test records, such as another data set's, cannot be had: their trainings would have no use."""
+    for threat in scenario.threats:
+        for i, attack in enumerate(threat.attacks):
+            if not isinstance(attack, PoisoningAttack):
+                continue
+            try:
+                attack.success_records(splits.input_shape, scenario.root)
+            except HarnessError as error:
+                yield ("threats", threat.name, i), str(error)
+            except Exception:
+                continue  # a plugin's bug: a run keeps its traceback in the records of the cells
 
 
 def _sides(attribute: Callable[[Tensor, Tensor], Tensor], split: Split) -> set[bool]:

@@ -83,6 +83,16 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
                 "5:92: lenet5 needs images of at least 12x12 pixels, not 8x8",
             ],
         ),
+        (
+            "threats:\n"
+            "  - {name: eps, budget: {norm: linf, eps: {sweep: [0.1, 0.2]}}, attacks: [fgsm]}\n"
+            "  - {name: edge, malicious: 0.2, attacks: [badnets, edge-case: {source: {sweep: [3, 99]}}]}\n"
+            "  - {name: server, attacks: [dlg, property-inference: {threshold: 1.0}]}\n",
+            [
+                "7:53: edge-case: digits has no images of class 99",
+                "8:35: property-inference(threshold=1): no training image has the attribute",
+            ],
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])

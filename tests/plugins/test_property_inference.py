@@ -82,7 +82,7 @@ def test_an_attribute_in_which_no_clients_can_differ_is_refused_before_a_run(ask
     for command in ("validate", "plan"):
         assert main([command, str(tmp_path / "p.yaml")]) == 2
         said = capsys.readouterr().err
-        assert "p.yaml:6:10: property-inference(" in said
+        assert "p.yaml:6:36: property-inference(" in said
         assert f"): {share} training image has the attribute that it asks about" in said
 
 
