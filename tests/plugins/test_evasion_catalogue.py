@@ -143,7 +143,8 @@ def test_cw_takes_all_its_steps_whatever_else_is_in_the_batch():
     ],
 )
 def test_what_a_class_of_torchattacks_asks_of_the_model(attack, settings, access, effort):
-    made = create("torchattack", attack=attack, settings=settings)
+    ball = "none" if attack in ("OnePixel", "Pixle", "GN") else "linf"
+    made = create("torchattack", attack=attack, settings=settings, ball=ball)
     assert (made.access, made.effort) == (access, effort)
 
 
@@ -583,7 +584,7 @@ def test_a_targeted_class_of_the_library_is_told_how_many_classes_there_are():
     ],
 )
 def test_what_a_class_of_the_library_cannot_take_is_not_applicable(name, classes, shape, settings, reason):
-    attack = create("torchattack", attack=name, settings=settings)
+    attack = create("torchattack", attack=name, settings=settings, ball="none" if name == "Pixle" else "linf")
     with pytest.raises(NotApplicable, match=reason):
         attack.check(classes, shape)
     attack.check(4, (3, 8, 8))
@@ -596,6 +597,19 @@ def test_what_a_class_of_the_library_cannot_take_is_not_applicable(name, classes
         ({"attack": "VNIFGSM", "settings": {"stesp": 3}}, "no parameter 'stesp'; did you mean 'steps'"),
         ({}, "needs the parameter 'attack'"),
         ({"attack": "DeepFool", "ball": "none"}, "leaves samples right that can be fooled; take deepfool"),
+        ({"attack": "MultiAttack"}, "MultiAttack needs 'attacks', which is no number or text"),
+        ({"attack": "CW"}, "CW has no radius with these settings: set `ball: none`"),
+        ({"attack": "PGDL2"}, "PGDL2 has its radius in l2 with these settings: set `ball: l2`"),
+        (
+            {"attack": "PGD", "ball": "none"},
+            "PGD has its radius in linf with these settings: set `ball: linf`",
+        ),
+        (
+            {"attack": "APGD", "ball": "l2"},
+            "APGD has its radius in linf with these settings: set `ball: linf`",
+        ),
+        ({"attack": "APGD", "settings": {"norm": "L2"}}, "has its radius in l2"),
+        ({"attack": "APGD", "settings": {"norm": "l2"}}, "APGD has no norm 'l2'; did you mean 'L2'"),
     ],
 )
 def test_unknown_names_get_the_nearest(parameters, message):

@@ -29,6 +29,9 @@ ONE_OF_LOSSES = ("APGD", "UPGD")
 # Classes that stop short of the boundary, and the plugins that don't: steps of its DeepFool lead out of [0, 1], are cut
 # back there, and shrink to nothing.
 SHORT = {"DeepFool": "deepfool"}
+# The norms that `norm` of some classes names, and the classes of others than L-inf that do not ask.
+NORMS = {"Linf": "linf", "L2": "l2"}
+IN_L2 = ("PGDL2", "PGDRSL2")
 # What some classes take images and models to be, without a look at them.
 SQUARE = ("DIFGSM", "Pixle", "TIFGSM")
 COLOURED = ("Pixle", "TIFGSM")
@@ -48,8 +51,9 @@ class AnyTorchattack(CorrectedAttack):
     which takes it for 10 and fails with fewer. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and
     one-pixel, and TPGD as in trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is
     not finite stays as it was.
-    The engine holds the result to `norm` and eps, as of any attack; norm null is for attacks without a
-    radius. Raises NotApplicable for images and numbers of classes that the class cannot take.
+    The engine holds the result to `ball` and eps, as of any attack; `ball` is the norm of the class's own eps, and none
+    for a class that takes no eps. Classes that need what no setting gives, as MultiAttack other attacks, are refused.
+    Raises NotApplicable for images and numbers of classes that the class cannot take.
     """
 
     name = "torchattack"
@@ -75,6 +79,8 @@ class AnyTorchattack(CorrectedAttack):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        import inspect
+
         if self.attack in SHORT:
             raise ValueError(
                 f"torchattacks' {self.attack} leaves samples right that can be fooled; take {SHORT[self.attack]}"
@@ -85,7 +91,26 @@ class AnyTorchattack(CorrectedAttack):
             raise ValueError(
                 f"{self.attack} has no parameter {unknown[0]!r}; {did_you_mean(unknown[0], names)}"
             )
+        needed = [n for n, default in names.items() if default is inspect.Parameter.empty]
+        if needed:
+            raise ValueError(f"torchattacks' {self.attack} needs {needed[0]!r}, which is no number or text")
+        own = self._own_ball({**names, **self.settings})
+        if self.ball != own:
+            radius = "has no radius" if own == "none" else f"has its radius in {own}"
+            raise ValueError(f"torchattacks' {self.attack} {radius} with these settings: set `ball: {own}`")
         return self
+
+    def _own_ball(self, given: dict[str, Any]) -> str:
+        """The norm of the radius that the class takes; none where it takes no radius."""
+        if "eps" not in given:
+            return "none"
+        if "norm" not in given:
+            return "l2" if self.attack in IN_L2 else "linf"
+        if given["norm"] not in NORMS:
+            raise ValueError(
+                f"{self.attack} has no norm {given['norm']!r}; {did_you_mean(str(given['norm']), NORMS)}"
+            )
+        return NORMS[given["norm"]]
 
     def _signature(self) -> dict[str, Any]:
         """Parameter -> default of the class, without those given by the engine."""
