@@ -254,6 +254,22 @@ def test_weight_only_errors_are_half_a_step_and_bytes_are_as_claimed(bits, group
     assert made.differentiable
 
 
+def test_a_lone_weight_has_its_own_scale():
+    """As each filter of a 1x1 convolution over grey images has: torchao takes such blocks together."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(256, CLASSES)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.01, -0.5, 3.0, 0.2]).view(4, 1, 1, 1))
+    method = compressor("weight-only")
+    made = method.compress(model, context())
+    weight = model[0].weight.flatten(1)
+    torch.testing.assert_close(made.state["0.weight.scale"], weight.abs() * 2 / 255)
+    torch.testing.assert_close(made.module[0].weight.flatten(1), weight, rtol=0.5001 / 127, atol=0)
+    restored = method.restore(model, made.state, context())
+    assert torch.equal(restored.module[0].weight, made.module[0].weight)
+    with pytest.raises(PluginError, match="group must be at least 2, not 1"):
+        compressor("weight-only", group=1)
+
+
 def test_training_for_quantisation_sees_rounded_weights_and_inputs():
     seen = {}
 

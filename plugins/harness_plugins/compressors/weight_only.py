@@ -54,7 +54,7 @@ class WeightOnly(ModelCompressor):
 
     bits: Literal[8, 4] = Field(8, description="bits of a weight")
     group: int | None = Field(
-        None, ge=1, description="weights that share a scale, along a row of the flattened weight; null: a row"
+        None, ge=2, description="weights that share a scale, along a row of the flattened weight; null: a row"
     )
 
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
@@ -101,7 +101,8 @@ class WeightOnly(ModelCompressor):
         return load_values(module, values, self.name)
 
     def _block(self, columns: int) -> tuple[int, int]:
-        return (1, columns if self.group is None else min(self.group, columns))
+        # Two at least, a lone column beside a zero: torchao gives blocks of one weight a single scale for them all.
+        return (1, max(2, columns if self.group is None else min(self.group, columns)))
 
     def _limits(self) -> tuple[int, int]:
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
