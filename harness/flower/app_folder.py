@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ version = "1.0.0"
 description = "{description}"
 license = "Apache-2.0"
 dependencies = [
-  "psr-harness[flower]>={harness}",
+{dependencies}
 ]
 
 [tool.hatch.build.targets.wheel]
@@ -43,10 +44,11 @@ def write_app(
     server: str,
     client: str,
     config: dict[str, Any],
+    requirements: Sequence[str] = (),
 ) -> Path:
     """Write the app and return its package's folder. server, client: the sources of the two modules.
 
-    config: the run configuration, plain values by name.
+    config: the run configuration, plain values by name. requirements: what pip installs beside the harness.
     """
     package = name.replace("-", "_")
     (folder / package).mkdir(parents=True)
@@ -54,7 +56,9 @@ def write_app(
         name=name,
         package=package,
         description=description.replace('"', "'"),
-        harness=__version__,
+        dependencies="\n".join(
+            f"  {json.dumps(wanted)}," for wanted in (f"psr-harness[flower]>={__version__}", *requirements)
+        ),
         config="\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items()),
     )
     (folder / "pyproject.toml").write_text(text)

@@ -12,7 +12,9 @@ from typing import Any
 from harness import __version__
 from harness.applicability import reason_not_applicable
 from harness.contracts.aggregator import Aggregator
+from harness.contracts.base import Plugin
 from harness.contracts.defence import Defence
+from harness.entry_points import BUILTIN
 from harness.errors import HarnessError
 from harness.flower.app_folder import write_app
 from harness.flower.discretion import conflict, discreet
@@ -21,6 +23,7 @@ from harness.local_plugins import LocalFile
 from harness.nesting import with_nested
 from harness.picking import pick
 from harness.plan import Planner
+from harness.privacy.accounting import EXTRAS
 from harness.registry import registry
 from harness.scenario import Scenario
 
@@ -71,8 +74,8 @@ A Flower app that trains one cell of the scenario `{scenario}`, exported by psr-
 | aggregator | {aggregator} |
 | clients, rounds | {clients}, {rounds} |
 {notes}
-Every machine needs Python 3.11 or newer and `pip install 'psr-harness[flower]'`, with the packages of other
-plugins that the cell names. Where that is done, add `--disable-runtime-dependency-installation` to SuperLink and
+Every machine needs Python 3.11 or newer and `pip install {installed}`.
+Where that is done, add `--disable-runtime-dependency-installation` to SuperLink and
 SuperNodes: Flower would otherwise install the dependencies again for every run. Set `FLWR_TELEMETRY_ENABLED=0` if
 Flower is not to report its use.
 
@@ -208,14 +211,13 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         "device": "auto",
         "data-root": str(scenario.root.resolve()),
     }
-    folder = write_app(
-        out, name, f"Cell {cell.id} of {scenario.name}", SERVER, CLIENT.format(package=package), config
-    )
+    about = f"Cell {cell.id} of {scenario.name}"
+    folder = write_app(out, name, about, SERVER, CLIENT.format(package=package), config, requirements(cell))
     (folder / "cell.yaml").write_text(pinned, encoding="utf-8")
     for place, file in files.items():
         (folder / place).parent.mkdir(parents=True)
         (folder / place).write_bytes(file.source)
-    about = {
+    facts_of_cell = {
         "cell": cell.id,
         "axes": dict(cell.axes),
         "noise_key": noise_key,
@@ -223,15 +225,16 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         "num_classes": facts.num_classes,
         "input_shape": list(facts.input_shape),
     }
-    (folder / "cell.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "cell.json").write_text(json.dumps(facts_of_cell, indent=2) + "\n")
     shape = {"c": c, "h": h, "w": w, "classes": facts.num_classes}
     (folder / "data.py").write_text(DATA.format(**shape))
     notes = _notes(cell)
     text = README.format(
-        title=f"Cell {cell.id} of {scenario.name}",
+        title=about,
         scenario=scenario.name,
         version=__version__,
         package=package,
+        installed=" ".join(f"'{wanted}'" for wanted in ("psr-harness[flower]", *requirements(cell))),
         cell=cell.id,
         defence=cell.axes["defence"],
         aggregator=cell.axes["aggregator"],
@@ -262,16 +265,37 @@ def undeployable(cell: Cell) -> str | None:
                 f"Flower leaves files named {' or '.join(LEFT_OUT)} out of an app: rename {file.path.name}, "
                 "which holds a plugin of the cell"
             )
+        if file.beside:
+            return (
+                f"{file.path.name} imports {file.beside[0].path.name} beside it, which the app would not find: "
+                "put both into one file, or make a package of them with `harness plugin new`"
+            )
     return conflict(cell.defences)
 
 
 def local_files(cell: Cell) -> list[LocalFile]:
     """The local plugin files that the training or release of a cell needs."""
+    files = [registry().entry_of(plugin).file for plugin in _plugins(cell)]
+    return [file for file in dict.fromkeys(files) if file is not None]
+
+
+def requirements(cell: Cell) -> list[str]:
+    """What pip installs, beside the harness, for the training or release of a cell: packages of plugins, and extras."""
+    found = []
+    for plugin in _plugins(cell):
+        entry = registry().entry_of(plugin)
+        if entry.file is None and entry.distribution != BUILTIN:
+            found.append(f"{entry.distribution}>={entry.version.partition('+')[0]}")
+        found += [*plugin.extras.values(), *EXTRAS.get(str(getattr(plugin, "accountant", None)), {}).values()]
+    return list(dict.fromkeys(found))
+
+
+def _plugins(cell: Cell) -> list[Plugin]:
+    """Those that the training or release of a cell needs."""
     scenario = cell.scenario
     parts = [scenario.dataset, scenario.model, scenario.federation.partition]
     parts += [*cell.defences, *cell.aggregators, *cell.compressors]
-    files = [registry().entry_of(plugin).file for part in parts for plugin in with_nested(part)]
-    return [file for file in dict.fromkeys(files) if file is not None]
+    return [plugin for part in parts for plugin in with_nested(part)]
 
 
 def _placed(files: Sequence[LocalFile]) -> dict[str, LocalFile]:

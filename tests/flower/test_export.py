@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import sys
+import tomllib
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -28,11 +29,12 @@ from harness.federation.vector import layout
 from harness.flower import exported
 from harness.flower import messages as wire
 from harness.flower.discretion import breaches, own_entries
-from harness.flower.export import export, find_cell, pin, undeployable
+from harness.flower.export import export, find_cell, pin, requirements, undeployable
 from harness.flower.exported import check_records, client_app, pinned, server_app
 from harness.flower.secure import wrap
 from harness.grid import cells
 from harness.plan import Planner
+from harness.registry import registry
 from harness.scenario import load
 from harness.scenario_plan import data_facts, metrics_of
 from harness.stage_specs import train_spec
@@ -585,6 +587,29 @@ class TestLocalPlugins:
         (cell,) = cells(scenario)
         with pytest.raises(HarnessError, match=r"out of an app: rename test_rule\.py"):
             export(scenario, cell.id, tmp_path / "app")
+
+    def test_that_import_what_lies_beside_them_are_refused(self, tmp_path, monkeypatch):
+        """The app held the rule alone: its processes could not import it."""
+        (tmp_path / "beside_a_rule.py").write_text("SHARE = 10")
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "rule.py").write_text("import beside_a_rule\n" + LOCAL_RULE.replace("{name}", "helped"))
+        scenario = of_text(LOCAL.format(plugins="rule.py", rule="helped"), tmp_path)
+        with pytest.raises(HarnessError, match=r"rule\.py imports beside_a_rule\.py beside it"):
+            export(scenario, next(cells(scenario)).id, tmp_path / "app")
+
+
+def test_packages_of_plugins_and_extras_are_installed_with_the_app(tmp_path, monkeypatch):
+    text = TEXT.replace("{epsilon: {sweep: [2, 8]}}", "{epsilon: 2, accountant: pld}")
+    scenario = of_text(text, tmp_path)
+    cell = pick(scenario, defence="dp-sgd(epsilon=2,accountant=pld)", aggregator="median")
+    folder = export(scenario, cell.id, tmp_path / "app").folder
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [f"psr-harness[flower]>={harness.__version__}", "psr-harness[pld]"]
+    assert "`pip install 'psr-harness[flower]' 'psr-harness[pld]'`" in (folder / "README.md").read_text()
+    known = registry()._entries["aggregator"]
+    theirs = replace(known["median"][0], distribution="their-rules", version="1.2+local")
+    monkeypatch.setitem(known, "median", [theirs])
+    assert sorted(requirements(cell)) == ["psr-harness[pld]", "their-rules>=1.2"]
 
 
 class TestSecureAggregation:
