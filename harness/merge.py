@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from harness.comparable import (
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
-from harness.store import DATABASE, StageRow, Store, is_store
+from harness.store import DATABASE, StageRow, Store, is_store, take_away
 from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
@@ -80,12 +80,7 @@ def _nothing_left(into: Path) -> Iterator[None]:
         yield
     except BaseException:
         if made and _empty(into):
-            for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "lock"):
-                (into / name).unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else's files may be there
-                (into / "artifacts").rmdir()
-                if not before:
-                    into.rmdir()
+            take_away(into, folder=not before)
         raise
 
 

@@ -186,6 +186,12 @@ class Runner:
         self._loading.discard(event.key)
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
+        # Workers go on in a new one in its old place, whose results nobody here would find.
+        if not self.store.in_place():
+            raise StoreError(
+                f"the store {self.store.path} was moved or deleted while a run writes into it: put it back, or name "
+                "its new place, and run the same command again"
+            )
         if event.kind != "done":
             # No fault of the stage: every one to come would be computed, and lost as this one is.
             if event.payload["type"] == UnwritableStore.__name__:

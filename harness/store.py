@@ -52,6 +52,17 @@ def is_store(path: Path) -> bool:
     return (path / DATABASE).is_file()
 
 
+def take_away(path: Path, *, folder: bool = True) -> None:
+    """Removes a store that holds no results; folder: and its folder, unless somebody else's files are there."""
+    with contextlib.suppress(OSError):  # the lock last: until then nobody else writes here
+        for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+            (path / name).unlink(missing_ok=True)
+        (path / "artifacts").rmdir()
+        (path / "lock").unlink(missing_ok=True)
+        if folder:
+            path.rmdir()
+
+
 class StageRow(NamedTuple):
     """A finished stage as a store keeps it. finished: seconds since the epoch."""
 
@@ -72,6 +83,7 @@ class Store(Artifacts):
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self.read_only = read_only
+        made, new = not is_store(Path(path)), not Path(path).exists()
         if read_only:
             self.path = Path(path)
         else:
@@ -90,6 +102,10 @@ class Store(Artifacts):
             if version == 0:  # only then: a full disk lets nothing be written, and what it holds be read
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except (sqlite3.Error, OSError) as error:
+            if (
+                made and not read_only and not (self.path / "lock").exists()
+            ):  # with a lock it is another process's
+                take_away(self.path, folder=new)
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> StoreError:
@@ -125,11 +141,7 @@ class Store(Artifacts):
     def discard(self) -> None:
         """Take away a store that was just made and holds no results: whoever found it would look for some."""
         self.close()
-        with contextlib.suppress(OSError):  # the lock last: until then nobody else writes here
-            (self.path / DATABASE).unlink()
-            (self.path / "artifacts").rmdir()
-            (self.path / "lock").unlink()
-            self.path.rmdir()
+        take_away(self.path)
 
     def __enter__(self) -> Store:
         return self
@@ -170,6 +182,10 @@ class Store(Artifacts):
         finally:
             with contextlib.suppress(OSError):
                 file.close()
+
+    def in_place(self) -> bool:
+        """Whether a store that is locked is still where it was opened: another one made there has no lock."""
+        return (self.path / "lock").exists()
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of a statement. Raises StoreError for whatever the database reports."""

@@ -18,6 +18,7 @@ from harness.artifacts import artifact_name
 from harness.doctor import findings, store_report
 from harness.errors import HarnessError, StoreError
 from harness.export import export
+from harness.merge import merge
 from harness.store import Store
 
 SCENARIO = small.SCENARIO.replace("clients: 2", "clients: 3") + "aggregators: [mean, median]\n"
@@ -69,6 +70,41 @@ def test_a_full_disk_ends_a_run_with_an_error_that_names_the_store(made, capsys,
     assert "is kept" in said
     monkeypatch.undo()
     assert harness.run(file, device="cpu", jobs=0, store=store).scored == 3
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_store_that_could_not_be_made_is_not_left_behind(there, made, tmp_path):
+    """An empty one was taken for a store of another schema by whoever reads."""
+    file, full = made
+    store = tmp_path / "new"
+    if there:
+        store.mkdir()
+    with files_end_at(16_384):
+        with pytest.raises(StoreError, match="cannot use the store"):
+            harness.run(file, device="cpu", jobs=0, store=store)
+        with pytest.raises(StoreError, match="cannot use the store"):
+            merge([full], store)
+    assert list(tmp_path.rglob("new*")) == [store] * there
+    assert not there or not any(store.iterdir())
+
+
+def test_a_store_that_is_moved_ends_the_run(tmp_path, monkeypatch):
+    """Stages failed one by one, or were found in neither place."""
+    file, store, begun = tmp_path / "small.yaml", tmp_path / "runs", []
+
+    def started(self, key, kind, label):
+        begun.append(kind)
+        if len(begun) == 2:
+            store.rename(tmp_path / "moved")
+
+    monkeypatch.setattr("harness.observers.Observers.stage_started", started)
+    file.write_text(SCENARIO)
+    with pytest.raises(StoreError, match="runs was moved or deleted while a run writes into it"):
+        harness.run(file, device="cpu", jobs=0, store=store)
+    assert len(begun) == 2
+    monkeypatch.undo()
+    result = harness.run(file, device="cpu", jobs=0, store=tmp_path / "moved")
+    assert (result.scored, result.cached["train"]) == (2, 1)
 
 
 def test_a_model_that_finds_no_room_ends_the_run_at_once(tmp_path, monkeypatch):
