@@ -35,7 +35,11 @@ class PluginError(HarnessError, ValueError):
 
 
 class NotApplicable(HarnessError):
-    """This combination makes no sense; the message is the reason shown beside the cell."""
+    """This combination makes no sense; the message is the reason shown beside the cell.
+
+    Raised where planning asks, such as in `check` of an attack or a defence. Raised later, by what a seed has trained,
+    it fails the cell as any error does: a combination makes sense as a whole or not at all.
+    """
 
 
 class StoreError(HarnessError):

@@ -45,7 +45,10 @@ class Attack(Plugin):
         return PHASES[self.family]
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
-        """Raises NotApplicable, with the reason, where the attack makes no sense on such data."""
+        """Raises NotApplicable, with the reason, where the attack makes no sense on such data.
+
+        Before anything is trained: the same error from a method that is called later fails the cell.
+        """
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ def runs(subject: Subject) -> None:
         raise CheckSkipped("it reached for what it did not declare: see declared_access_respected")
     if isinstance(outcome.error, CheckSkipped | CheckFailed):
         raise outcome.error
+    if outcome.refused_late:
+        raise CheckFailed(
+            f"{subject.name} raises NotApplicable when it is used ({outcome.error}), which fails a cell after its "
+            "training: what makes no sense is said before, in `check`; for anything else raise PluginError"
+        ) from outcome.error
     raise CheckFailed(
         f"{subject.name} fails in an ordinary use: {type(outcome.error).__name__}: {outcome.error}"
     ) from outcome.error

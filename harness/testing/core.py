@@ -78,6 +78,12 @@ class Outcome:
     random: list[str]  # global generators that moved
     error: Exception | SystemExit | None
     seconds: float
+    used: bool  # whether it came to the use itself: an error is of that then, not of what planning asks
+
+    @property
+    def refused_late(self) -> bool:
+        """Whether it says only when it is used that it makes no sense."""
+        return self.used and isinstance(self.error, NotApplicable)
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Subject:
                 self.plugin if plugin is None else plugin,
                 Setting(setting.device, setting.dtype, scene, setting.other),
             )
-            if not isinstance(outcome.error, PluginError | NotApplicable):
+            if not isinstance(outcome.error, PluginError | NotApplicable) or outcome.refused_late:
                 break
         assert outcome is not None
         return outcome
@@ -213,18 +219,20 @@ def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
     error: Exception | SystemExit | None = None
     changed: list[str] = []
     moved: list[str] = []
+    used = False
     with torch.random.fork_rng(range(torch.cuda.device_count())), global_random_state() as state:
         try:
             trial = family.trial(plugin, setting)
             before = snapshot(trial.inputs)
             state.mark()
+            used = True
             output = trial.call()
             moved = state.moved()
             after = snapshot(trial.inputs)
             changed = [name for name in before if not same(before[name], after[name])]
         except (Exception, SystemExit) as raised:  # the plugin's own: every check says what it makes of it
             error = raised
-    return Outcome(setting, trial, output, changed, moved, error, time.perf_counter() - started)
+    return Outcome(setting, trial, output, changed, moved, error, time.perf_counter() - started, used)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from harness.api import (
     Field,
     Guarantee,
     Membership,
+    NotApplicable,
     Payload,
     PluginError,
     Score,
@@ -384,6 +385,19 @@ class Deviation(sound.Opposite):
 
     def craft(self, honest, context):
         return (context.own.mean(0) - context.own.std(0)).expand(context.m, -1).clone()
+
+
+@fault(
+    "runs",
+    "raises NotApplicable when it is used (8 pixels are too few), which fails a cell after its training",
+)
+class LateToRefuse(sound.Step):
+    """Refuses small images where it is too late, and takes those of the next scene."""
+
+    def perturb(self, model, x, y, context):
+        if x.shape[-1] == 8:
+            raise NotApplicable("8 pixels are too few")
+        return super().perturb(model, x, y, context)
 
 
 @fault("inputs_unchanged", "what it was given: the images that `perturb` gets")
