@@ -8,9 +8,11 @@ from functools import lru_cache
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
+from harness.borders import outlined
 from harness.contracts.aggregator import PreAggregator
 from harness.contracts.attack import KNOWLEDGE, ByzantineAttack, EvasionAttack, PoisoningAttack
 from harness.contracts.defence import Defence, hiding
+from harness.contracts.model import Model, Normalization
 from harness.contracts.privacy import PrivacyAttack
 from harness.errors import NotApplicable, PluginError
 from harness.federation.chain import check_chain
@@ -22,6 +24,7 @@ from harness.federation.counts import (
     participants,
     tolerated,
 )
+from harness.nesting import with_nested
 from harness.numerals import short
 from harness.options import FedAvg
 from harness.stacks import check_nothing_dropped, check_stack
@@ -41,9 +44,9 @@ def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None
     """
     try:
         _check_training(cell, module)
-        _check_compression(cell)
+        _check_compression(cell, facts)
         _check_attack(cell, facts)
-        _check_surrogate(cell, module)
+        _check_surrogate(cell, facts, module)
     except (NotApplicable, PluginError) as error:
         return str(error)
     return None
@@ -192,13 +195,15 @@ def _check_chain(cell: Cell) -> None:
         )
 
 
-def _check_compression(cell: Cell) -> None:
+def _check_compression(cell: Cell, facts: DataFacts) -> None:
     check_chain(cell.update_compressors)
     for compressor in cell.model_compressors:
         if compressor.data_access == "public":
             _check_public(compressor.name, cell)
         hooks = compressor.fine_tuning_hooks
         check_nothing_dropped(cell.defences, [(f"{compressor.name}'s fine-tuning", hooks)])
+        if cell.defences and compressor.fine_tuning_rounds:
+            _check_students(compressor, cell, facts)
     for compressor, following in pairwise(cell.model_compressors):
         if compressor.comes_last:
             raise NotApplicable(
@@ -214,6 +219,28 @@ def _check_compression(cell: Cell) -> None:
             raise NotApplicable(
                 f"{rule.name} deploys copies with other weights, and those of {compressor.name} are no parameters"
             )
+
+
+def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -> None:
+    """The defences can train the models that a compressor is given, which it fine-tunes in place of the scenario's."""
+    constants = cell.scenario.normalization
+    written = None if constants is None else constants.model_dump_json()
+    for model in with_nested(compressor):
+        if not isinstance(model, Model):
+            continue
+        try:
+            check_stack(cell.defences, _outline(model, facts.input_shape, facts.num_classes, written))
+        except NotApplicable as error:
+            raise NotApplicable(f"{compressor.name} trains {model.label()}: {error}") from error
+
+
+@lru_cache(64)
+def _outline(
+    model: Model, input_shape: tuple[int, int, int], num_classes: int, constants: str | None
+) -> nn.Module:
+    """Of a model beside the scenario's own, once for all cells. constants: of the normalisation, as JSON."""
+    normalization = None if constants is None else Normalization.model_validate_json(constants)
+    return outlined(model, input_shape, num_classes, normalization)
 
 
 def _check_public(name: str, cell: Cell) -> None:
@@ -276,13 +303,13 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
             )
 
 
-def _check_surrogate(cell: Cell, module: nn.Module | None) -> None:
+def _check_surrogate(cell: Cell, facts: DataFacts, module: nn.Module | None) -> None:
     """The model that examples are made on is trained and compressed as any other, and can make no more sense."""
     behind, attack = cell.behind_transfer, cell.attack
     if behind is None or attack is None:
         return
     try:
         _check_training(behind, module)
-        _check_compression(behind)
+        _check_compression(behind, facts)
     except (NotApplicable, PluginError) as error:
         raise NotApplicable(f"the surrogate of {attack.name}: {error}") from error

@@ -157,6 +157,21 @@ def test_a_student_that_would_never_see_its_teacher_is_not_applicable(defence, t
     assert reasons(text, tmp_path) == [reason, None, reason, None, None]
 
 
+def test_a_student_that_a_defence_cannot_train_is_not_applicable(tmp_path):
+    """The cells failed when the teacher was trained."""
+    student = "student: {resnet9: {width: 4, norm: batch}}"
+    text = (
+        "normalization: {mean: [0.3], std: 0.4}\nunprotected: [val]\n"
+        "defences: [none, gradient-clipping, dp-sgd: {epsilon: 8}, [gradient-clipping, dp-fedavg: {epsilon: 8}]]\n"
+        f"compressors: [distillation: {{{student}}}, distillation: {{{student}, data: public}}]"
+    )
+    found = reasons(text, tmp_path)
+    assert found[:4] + found[5::2] == [None] * 6
+    trains = "distillation trains resnet9(width=4,norm=batch): "
+    assert found[4].startswith(f"{trains}dp-sgd needs records kept apart, but ")
+    assert found[6].startswith(f"{trains}dp-fedavg does not protect the running statistics that ")
+
+
 def test_other_defences_build_on_the_loss_towards_the_teacher(tmp_path):
     text = (
         "defences: [none, trades, adversarial-training, free-adversarial-training, dp-sgd: {epsilon: 8}]\n"

@@ -99,7 +99,10 @@ class ModelCompressor(Compressor):
 
     @property
     def fine_tuning_rounds(self) -> int:
-        """Federated rounds asked of `context.fine_tune`, for estimates; 0: none."""
+        """Federated rounds asked of `context.fine_tune`, for planning; 0: none.
+
+        Models among its parameters are taken for what is trained: defences that cannot train one are not applicable.
+        """
         return 0
 
     @property
