@@ -373,6 +373,17 @@ def test_imagefolder_single_tree_is_split_by_group(tmp_path):
         make("imagefolder", path=str(tmp_path), groups="(").load()
 
 
+def test_imagefolder_names_a_patient_in_two_splits_as_the_paths_do(tmp_path):
+    write_images(tmp_path / "train", {"a": 22, "b": 4})
+    write_images(tmp_path / "test", {"b": 2})
+    (tmp_path / "test/b/b0_0.png").rename(tmp_path / "test/b/a7_0.png")
+    (tmp_path / "test/b/b0_1.png").rename(tmp_path / "test/b/a70_1.png")
+    with pytest.raises(
+        HarnessError, match=r"train and test share 1 groups \(e.g. a7\); a patient or site must"
+    ):
+        make("imagefolder", path=str(tmp_path), groups=r"/(\w+)_").load()
+
+
 def test_imagefolder_sizes(tmp_path):
     write_images(tmp_path / "train", {"a": 20, "b": 20})
     write_images(tmp_path / "test", {"a": 3, "b": 2}, size=(8, 8))
@@ -395,6 +406,16 @@ def test_imagefolder_reads_every_folder_or_says_which_it_cannot(tmp_path, monkey
     (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
     found = make("imagefolder", path=str(tmp_path / "data")).load()
     assert sum(len(split) for split in (found.train, found.val, found.test)) == 16
+    write_images(tmp_path, {"archive": 4})
+    (tmp_path / "data" / "a" / "more").symlink_to(tmp_path / "archive")
+    found = make("imagefolder", path=str(tmp_path / "data")).load()
+    assert sum(np.sum(split.labels == 0) for split in parts(found)) == 12
+    (tmp_path / "archive" / "again").symlink_to(tmp_path / "archive")
+    with pytest.raises(
+        HarnessError, match=r"data/a leads to .*/archive twice, once by the link .*/more/again$"
+    ):
+        make("imagefolder", path=str(tmp_path / "data")).load()
+    (tmp_path / "archive" / "again").unlink()
     deep = tmp_path / "data" / "a" / "site"
     deep.mkdir()
     listed = os.scandir
@@ -750,7 +771,7 @@ def test_parquet_without_metadata(tmp_path):
     assert make("parquet", path=path, class_names=["a", "b"]).load().class_names == ("a", "b")
     with pytest.raises(HarnessError, match="no column 'y'; it has img, label, other"):
         make("parquet", path=path, label_column="y").load()
-    with pytest.raises(HarnessError, match="no image bytes"):
+    with pytest.raises(HarnessError, match=r"no other of the type struct{bytes, path}.*, other \(int64\)$"):
         make("parquet", path=path, image_column="other").load()
 
 
@@ -773,8 +794,18 @@ def test_parquet_says_what_is_wrong(tmp_path, monkeypatch):
     ):
         make("parquet", path=str(tmp_path), label_column="label").load()
     pq.write_table(pa.table({"image": [b"x"], "label": [0]}), file)
-    with pytest.raises(HarnessError, match=r"0 struct.* columns; set image_column"):
+    with pytest.raises(
+        HarnessError, match=r"no column of the type struct.*; it has image \(binary\), label \(int64\)$"
+    ):
         make("parquet", path=str(tmp_path)).load()
+    for labels, told in (
+        (["sick", "well"], "holds string, such as 'sick' in row 0"),
+        ([1, None], "holds int64, such as None in row 1"),
+        ([0.0, 1.0], "holds double, such as 0.0 in row 0"),
+    ):
+        pq.write_table(pa.table({"img": [{"bytes": b"x"}] * 2, "label": labels}), file)
+        with pytest.raises(HarnessError, match=f"label of .*train.parquet {told}; it must hold integers"):
+            make("parquet", path=str(tmp_path)).load()
     pq.write_table(pa.table({"img": [{"bytes": b"x"}], "y": [0]}), file)
     with pytest.raises(HarnessError, match="set label_column to one of img, y"):
         make("parquet", path=str(tmp_path)).load()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from harness.api import HarnessError
+from harness.api import HarnessError, Split
+from harness_plugins.datasets._splits import group_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,6 +129,26 @@ def group_reader(name: str, pattern: str | None) -> Callable[[Sequence[str]], np
         return np.array(found)
 
     return read
+
+
+def grouped(where: str, parts: dict[str, Split], names: dict[str, np.ndarray]) -> dict[str, Split]:
+    """The splits with numbers for the names of their records' groups; without names as they are.
+
+    Raises HarnessError where two splits share a group, with its name: nobody knows a patient by such a number.
+    """
+    import numpy as np
+
+    for one, other in combinations(names, 2):
+        shared = np.intersect1d(names[one], names[other])
+        if len(shared):
+            raise HarnessError(
+                f"{where}: {one} and {other} share {len(shared)} groups (e.g. {shared[0]}); "
+                "a patient or site must lie in one split"
+            )
+    if not names:
+        return parts
+    codes = group_codes(where, names)
+    return {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
 
 
 def _size(image: np.ndarray) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
-from harness_plugins.datasets._images import group_reader, pixels, stack
-from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash, group_codes
+from harness_plugins.datasets._images import group_reader, grouped, pixels, stack
+from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 
@@ -18,9 +18,10 @@ class ImageFolder(Dataset):
     """Image files in a folder per class: path/{train,val,test}/CLASS/FILE, or a single tree path/CLASS/FILE.
 
     Classes are the training folders in alphabetical order; val and test may lack some, not add any. Files
-    are found at any depth below a class folder, in the order of their paths; hidden ones and other types
-    are left out. Pixels are uint8, upright by the EXIF orientation, converted to `channels`, and resized to
-    (size, size) only where size is given; images of different sizes are else an error.
+    are found at any depth below a class folder, behind links too, in the order of their paths; hidden ones and
+    other types are left out. Of several pages or frames the first is taken. Pixels are uint8, upright by the
+    EXIF orientation, converted to `channels`, and resized to (size, size) only where size is given; images of
+    different sizes are else an error.
 
     Splits: those that are folders, also called training, valid, validation, dev or testing, in whatever
     case; no other folder may then stand beside them. Missing test and val are held out of train (or of the
@@ -28,9 +29,9 @@ class ImageFolder(Dataset):
     seeded by split_seed. `groups` is a regular expression searched in each path (CLASS/...): its first
     capture group, else the whole match, names the patient or site, which then never lies in two splits.
 
-    Raises HarnessError where folders or images are missing, where some folders are named as splits and it is
-    unclear what the others are, and where images are unreadable or of more than 8 bits a channel. The
-    fingerprint hashes every relative path, file size and file content.
+    Raises HarnessError where folders or images are missing, where links lead to a folder twice, where some folders
+    are named as splits and it is unclear what the others are, and where images are unreadable or of more than 8 bits
+    a channel. The fingerprint hashes every relative path, file size and file content.
     """
 
     name = "imagefolder"
@@ -60,8 +61,7 @@ class ImageFolder(Dataset):
         read_groups = group_reader(self.name, self.groups)
         if read_groups is not None:
             named = {split: read_groups(paths) for split, paths in files.items()}
-            codes = group_codes(f"dataset imagefolder: {self.path}", named)
-            parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
+            parts = grouped(f"dataset imagefolder: {self.path}", parts, named)
         return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
 
     def fingerprint(self, root: Path | None = None) -> str:
@@ -131,7 +131,13 @@ def _files(folder: Path) -> list[str]:
     """Paths of the images below a folder's class folders, relative, with /, sorted."""
     found = []
     for name in (p.name for p in folder.iterdir() if p.is_dir()):
-        for place, _, names in os.walk(folder / name, onerror=_closed):
+        met: set[str] = set()
+        for place, _, names in os.walk(folder / name, onerror=_closed, followlinks=True):
+            if (real := os.path.realpath(place)) in met:
+                raise HarnessError(
+                    f"dataset imagefolder: {folder / name} leads to {real} twice, once by the link {place}"
+                )
+            met.add(real)
             for file in (Path(place, each) for each in names):
                 relative = file.relative_to(folder)
                 hidden = any(part.startswith(".") for part in relative.parts)

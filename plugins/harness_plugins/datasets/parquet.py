@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
-from harness_plugins.datasets._images import group_reader, pixels, stack
-from harness_plugins.datasets._splits import by_split, complete, content_hash, group_codes, name_classes
+from harness_plugins.datasets._images import group_reader, grouped, pixels, stack
+from harness_plugins.datasets._splits import by_split, complete, content_hash, name_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +77,7 @@ class Parquet(Dataset):
             image = self._image_column(tables[0], files[0])
             label = self._label_column(tables[0], files[0])
             labels = [
-                names.numbered(file, table, label, _labels(table, label, split))
+                names.numbered(file, table, label, _labels(table, label, file))
                 for file, table in zip(files, tables, strict=True)
             ]
             records = [
@@ -93,9 +93,7 @@ class Parquet(Dataset):
             if read_groups is not None:
                 groups[split] = read_groups(paths)
         where = f"dataset parquet: {self.path}"
-        if groups:
-            codes = group_codes(where, groups)
-            parts = {split: Split(part.images, part.labels, codes[split]) for split, part in parts.items()}
+        parts = grouped(where, parts, groups)
         given = names.known if self.class_names is None else self.class_names
         classes = name_classes(where, given, (part.labels for part in parts.values()))
         return complete(self.name, parts, classes, self.val_fraction, self.test_fraction, self.split_seed)
@@ -126,7 +124,14 @@ class Parquet(Dataset):
             )
 
         found = [field.name for field in table.schema if is_image(field.type)]
-        return _one("image", "struct{bytes, path}", self.image_column, found, table, file)
+        asked = self.image_column
+        if not found or (asked in table.column_names and asked not in found):
+            columns = ", ".join(f"{field.name} ({field.type})" for field in table.schema)
+            raise HarnessError(
+                f"dataset parquet: {file} has no {asked or 'column'} of the type struct{{bytes, path}}, as in Hugging "
+                f"Face datasets; it has {columns}"
+            )
+        return _one("image", "struct{bytes, path}", asked, found, table, file)
 
     def _label_column(self, table: pa.Table, file: Path) -> str:
         features = _features(table)
@@ -224,15 +229,19 @@ def _features(table: pa.Table) -> dict[str, Any]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
-def _labels(table: pa.Table, column: str, split: str) -> np.ndarray:
+def _labels(table: pa.Table, column: str, file: Path) -> np.ndarray:
     import numpy as np
+    import pyarrow as pa
 
-    labels = table.column(column).to_numpy()
-    if not np.issubdtype(labels.dtype, np.integer):
+    labels = table.column(column)
+    if labels.null_count or not pa.types.is_integer(labels.type):
+        rows = labels.to_pylist()
+        wrong = next(i for i, value in enumerate(rows) if value is None or not labels.null_count)
         raise HarnessError(
-            f"dataset parquet, {split}: {column} must hold integers and no nulls, not {labels.dtype}"
+            f"dataset parquet: {column} of {file} holds {labels.type}, such as {rows[wrong]!r} in row {wrong}; "
+            "it must hold integers from 0, and no nulls"
         )
-    return labels.astype(np.int64)
+    return labels.to_numpy().astype(np.int64)
 
 
 def _shards(folder: Path) -> dict[str, list[Path]]:
