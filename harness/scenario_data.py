@@ -88,18 +88,21 @@ def _plugins(scenario: Scenario) -> Iterator[tuple[Location, Plugin]]:
 
 def remarks(scenario: Scenario, splits: Splits) -> list[str]:
     """What of data that can be used makes scores mean less than they seem to."""
-    found = (_untaught(scenario, splits), repeats(scenario, splits), *_subsets(scenario, len(splits.test)))
+    found = (*_lacking(scenario, splits), repeats(scenario, splits), *_subsets(scenario, len(splits.test)))
     return [note for note in found if note]
 
 
-def _untaught(scenario: Scenario, splits: Splits) -> str | None:
-    """A note where no training image is of a class: an empty folder, or a value that no record has."""
-    taught = set(splits.train.labels.tolist())
-    missing = [name for i, name in enumerate(splits.class_names) if i not in taught]
-    if not missing:
-        return None
-    classes = ", ".join(missing)
-    return f"no training image of {scenario.dataset.label()} is of the class {classes}: no model can learn it"
+def _lacking(scenario: Scenario, splits: Splits) -> Iterator[str]:
+    """A note where no training image is of a class (an empty folder, a value that no record has), or no test image."""
+    classes = set(range(splits.num_classes))
+    untaught, untested = (classes - set(split.labels.tolist()) for split in (splits.train, splits.test))
+    for part, missing, so in (
+        ("training", untaught, "no model can learn it"),
+        ("test", untested - untaught, "no score says anything about it"),
+    ):
+        if missing:
+            names = ", ".join(splits.class_names[i] for i in sorted(missing))
+            yield f"no {part} image of {scenario.dataset.label()} is of the class {names}: {so}"
 
 
 def _subsets(scenario: Scenario, records: int) -> Iterator[str]:

@@ -456,10 +456,26 @@ def test_one_class_is_refused_and_a_class_without_training_images_is_told(tmp_pa
     assert main(["validate", str(file)]) == 0
     assert "  note: no training image of imagefolder(" in (out := capsys.readouterr().out)
     assert "is of the class unseen: no model can learn it" in out
+    assert out.count("note:") == 1
     (tmp_path / "images" / "unseen").rmdir()
     for command in ("validate", "plan"):
         assert main([command, str(file)]) == 2
         assert f"{file}:3:1: all images of imagefolder are of one class (sick)" in capsys.readouterr().err
+
+
+def test_a_class_without_test_images_is_told(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for place, count in (("train/sick", 6), ("train/well", 6), ("test/sick", 3)):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / place / f"{i}.png")
+    file = tmp_path / "x.yaml"
+    file.write_text(BASE.replace("digits", "{imagefolder: {path: images, channels: 1}}"))
+    assert main(["validate", str(file)]) == 0
+    (note,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
+    assert note.startswith("  note: no test image of imagefolder(")
+    assert note.endswith("is of the class well: no score says anything about it")
 
 
 @pytest.mark.parametrize(
