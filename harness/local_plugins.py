@@ -32,6 +32,7 @@ from harness.python_files import code_files
 from harness.source_code import is_outside, outside
 
 PREFIX = "local:"  # of the distribution that such plugins are recorded under: local:my_rule.py
+MAIN_AGAIN = "__mp_main__"  # what multiprocessing calls the program that runs, as soon as anything imports it
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,10 @@ def import_file(file: LocalFile, shown: str) -> ModuleType:
 def _beside(file: LocalFile, module: ModuleType, new: set[str]) -> tuple[Neighbour, ...]:
     """What a file imports, now or when it is called, that is of no installed package, and what that imports in turn."""
     found = outside([("", file.source)])
-    named = new.union(_held(module)) - _FINDER.files.keys()  # also by names that were made up as it ran
+    named = new.union(_held(module)) - {
+        MAIN_AGAIN,
+        *_FINDER.files,
+    }  # also by names that were made up as it ran
     for name in sorted(named):
         place = getattr(sys.modules.get(name), "__file__", None)
         if isinstance(place, str) and is_outside(name, Path(place)):

@@ -7,6 +7,7 @@ import importlib
 import pickle
 import sys
 from importlib import resources
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 
@@ -375,6 +376,20 @@ def test_neighbours_are_in_what_keys_are_made_of(beside):
 def test_libraries_and_the_engine_are_no_neighbours(beside):
     file = beside("import json, torch, yaml\nimport harness.errors\nfrom harness import nn")
     assert hash_of(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_program_that_imports_a_file_is_no_neighbour_of_it(beside, tmp_path, monkeypatch):
+    """multiprocessing, which torch imports, gives what `python -m` runs another name: in some commands not before."""
+    file = beside("import multiprocessing")
+    before = hash_of(file, "multiprocessing")
+    (tmp_path / "program.py").write_text("import harness\n")
+    spec = spec_from_file_location("program", tmp_path / "program.py")
+    program = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
+    monkeypatch.delitem(sys.modules, "multiprocessing")
+    assert hash_of(file) == before
+    assert sys.modules["__mp_main__"] is program
 
 
 @pytest.mark.parametrize("case", ["at the top", "when it is called"])
