@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -651,7 +652,7 @@ def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     ("path", "command"),
     [pytest.param(*c, id=" ".join(c[0])) for c in commands(typer.main.get_group(cli.app))],
 )
-def test_every_command_has_help_with_an_example(path, command, capsys, monkeypatch):
+def test_every_command_has_help_with_an_example(path, command, root, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert harness(*path, "--help") == 0
     said = capsys.readouterr().out
@@ -659,6 +660,8 @@ def test_every_command_has_help_with_an_example(path, command, capsys, monkeypat
     assert f"Example: harness {' '.join(path)}" in " ".join(said.split())
     for paragraph in command.help.split("\n\n"):  # no line ends where only the source's did
         assert "\n" not in paragraph or paragraph.startswith("Example: ")
+    for named in re.findall(r"(?:scenarios|leaderboard)/\S*\.\w+", command.help):
+        assert list(root.glob(named)), named
     words = set(said.split())
     for parameter in command.params:
         assert parameter.help, parameter.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+import re
 import sys
 from importlib import resources
 from importlib.util import module_from_spec, spec_from_file_location
@@ -265,7 +266,7 @@ def test_the_command_line_takes_a_file(write, tmp_path, capsys):
     assert "none.py: no such file" in capsys.readouterr().err
 
 
-def test_results_of_a_local_file_are_not_official(write, tmp_path):
+def test_results_of_a_local_file_are_not_official(write, tmp_path, monkeypatch, capsys):
     from harness.leaderboard.submit import collect
     from harness.store import Store
 
@@ -276,6 +277,27 @@ def test_results_of_a_local_file_are_not_official(write, tmp_path):
         made = collect(store.records("local"), load(path), name="mine")
     assert not made.official
     assert any("aggregator local-rule: from a local file" in reason for reason in made.unofficial_because)
+    monkeypatch.chdir(tmp_path)
+    submit = [
+        "leaderboard",
+        "submit",
+        "runs",
+        "--scenario",
+        str(path),
+        "--name",
+        "m",
+        "--unofficial",
+        "--out",
+        ".",
+    ]
+    assert main(submit) == 0
+    assert not capsys.readouterr().err
+    rule = path.with_name("rule.py")
+    rule.write_text(rule.read_text() + "\n# edited\n")
+    assert main(submit) == 0
+    assert re.search(
+        "note: other code of local-rule in local:rule.py: .* here; the file is", capsys.readouterr().err
+    )
 
 
 def test_the_module_of_a_package_is_told_from_others_by_its_folder(write):

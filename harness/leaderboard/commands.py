@@ -54,6 +54,7 @@ def submit(
     from harness.leaderboard.publishable import cell_name
     from harness.leaderboard.submission import file_name, write
     from harness.leaderboard.submit import collect
+    from harness.registry import registry
     from harness.scenario import load
     from harness.store import Store, is_store
 
@@ -74,7 +75,9 @@ def submit(
     scored, failed = sum(cell.scored for cell in made.cells), sum(cell.failed for cell in made.cells)
     counts = f"{count_of(scored, 'cell')} scored, {count_of(failed, 'cell')} failed"
     typer.echo(f"{done} {path}: {counts}, {'official' if made.official else 'unofficial'}")
-    for changed in other_code(made, "the records"):
+    with registry().seeing(loaded.files):
+        changes = other_code(made, "the records")
+    for changed in changes:
         print(f"note: {changed}; the file describes the code of the records, not this code", file=sys.stderr)
     for reason in made.unofficial_because:
         typer.echo(f"unofficial: {reason}")
@@ -140,7 +143,7 @@ def verify(
 
     Exit status: 0 all verified, 1 some diverged or ran other code, 2 bad input.
 
-    Example: harness leaderboard verify leaderboard/records/privacy-v1--baselines.json --sample 5
+    Example: harness leaderboard verify leaderboard/records/quickstart-v1--baselines.json --sample 5
     """
     import secrets
 
