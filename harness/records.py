@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
@@ -151,7 +152,7 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "guarantee": None,
         "lineage": [],
         "attack": None,
-        "config": memo.of(_settings, scenario) | cell.config,
+        "config": memo.of(common_settings, scenario) | cell.config,
         "provenance": {
             **environment(device),
             "plugins": plugin_list(plugins, memo),
@@ -175,7 +176,25 @@ def scenario_hash(scenario: Scenario) -> str:
     return scenario.hash()
 
 
-def _settings(scenario: Scenario) -> dict[str, Any]:
+def other_settings(records: Iterable[Mapping[str, Any]], scenario: Scenario) -> dict[str, list[str]]:
+    """Of records of a scenario of this name, by id, what they were scored with other values of, such as `federation`.
+
+    Those scored with the scenario's values are not in it. A cell's id says nothing of them: it is of its axes.
+    """
+
+    def scoring(config: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in config.items() if name not in scenario.unscored}
+        return kept | {"compute": {k: v for k, v in kept["compute"].items() if k != "stage_timeout"}}
+
+    now = scoring(json.loads(json.dumps(common_settings(scenario))))
+    found = {}
+    for record in records:
+        then = scoring(record["config"])
+        found[record["id"]] = [name for name, value in now.items() if then.get(name) != value]
+    return {key: names for key, names in found.items() if names}
+
+
+def common_settings(scenario: Scenario) -> dict[str, Any]:
     """What all cells of a scenario have in common."""
     axes = ("defences", "aggregators", "compressors", "threats", "seeds")
     return {name: value for name, value in scenario.to_dict().items() if name not in axes}

@@ -17,6 +17,7 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
 from harness.grid import cells
 from harness.leaderboard.comparisons import Omnibus
+from harness.records import common_settings
 from harness.scenario import load
 from harness.store import Store
 
@@ -29,6 +30,11 @@ def record(number, accuracy, robust=None, **cell):
         "id": f"{number:012x}", "status": "scored", "scores": scores, "flags": [], "guarantee": None,
         "cell": {"defence": "none", **AXES, **cell}, "config": {"threat": {"phase": cell.get("phase", "none")}},
     }  # fmt: skip
+
+
+def settings_of(path):
+    """What says that a record is of the scenario as its file is."""
+    return {"config": common_settings(load(path)), "provenance": {"plugins": []}}
 
 
 def trade_off():
@@ -317,7 +323,8 @@ def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, 
     path.write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\naggregators: [mean, krum]\n")
     ids = {str(cell.axes["aggregator"]): cell.id for cell in cells(load(path))}
     found = [
-        record(0, value + block / 100, aggregator=rule, compressor=f"c{block}") | {"id": ids[rule]}
+        record(0, value + block / 100, aggregator=rule, compressor=f"c{block}")
+        | {"id": ids[rule], **settings_of(path)}
         for block in range(8)
         for rule, value in (("mean", 0.3), ("krum", 0.6))
     ]
@@ -328,6 +335,17 @@ def test_two_methods_are_told_apart_by_the_test_that_the_figure_names(tmp_path, 
     said = capsys.readouterr().out
     assert "8 blocks, Wilcoxon p = 0.0078" in said  # 2 / 2^8: every difference has one sign
     assert "Friedman" not in said
+    for number, one in enumerate(found):
+        code = {
+            "kind": "model",
+            "name": "logistic",
+            "distribution": "d",
+            "version": "1",
+            "source": f"{number}",
+        }
+        one["provenance"] = {"plugins": [code]}
+    assert cli.main(["plot", str(path), *arguments]) == 0
+    assert capsys.readouterr().err == "note: the records are of different code of logistic\n"
     assert "Wilcoxon p = 0.0078" in out.read_text()
 
 
@@ -383,7 +401,8 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     drawn = []
     (cell,) = cells(load("s.yaml"))
-    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: [{"id": cell.id}])
+    found = [{"id": cell.id, **settings_of("s.yaml")}]
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: found)
     monkeypatch.setattr(
         "harness.console.figures.draw_pareto", lambda _, out, *__: drawn.append(out) or Front(1, Counter())
     )
@@ -396,6 +415,33 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
         assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
         assert capsys.readouterr().out == f"wrote {kind}.svg: {told}\n"
     assert [out.name for out in drawn] == ["pareto.svg", "ranks.svg"]
+
+
+def test_what_was_scored_before_a_setting_changed_is_not_drawn(tmp_path, monkeypatch, capsys):
+    """A cell's id is of its axes: under it stood the numbers of fewer rounds, as if they were of those in the file."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "s.yaml"
+    text = "schema: 1\nname: s\ndataset: digits\nmodel: logistic\naggregators: [median, mean]\n"
+    text += "federation: {rounds: %d}\n"
+    path.write_text(text % 1)
+    assert cli.main(["run", "s.yaml", "--quiet", "--jobs", "0"]) == 0
+    path.write_text("description: new\ncompute: {stage_timeout: 60}\n" + text % 1)  # these decide no score
+    assert cli.main(["plot", "s.yaml", "--figure", "table"]) == 0
+    assert not capsys.readouterr().err
+    path.write_text(text % 2)
+    assert cli.main(["plot", "s.yaml", "--figure", "table"]) == 2
+    said = (
+        "holds no cell of s as it is now: federation changed; run it first: harness run s.yaml --store runs"
+    )
+    assert said in capsys.readouterr().err
+    assert cli.main(["run", "s.yaml", "--quiet", "--jobs", "0", "--select", "aggregator=mean"]) == 0
+    capsys.readouterr()
+    assert cli.main(["plot", "s.yaml", "--figure", "table"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "wrote table.svg: 1 cell\n"
+    assert err.startswith(
+        "note: left out: 1 cell scored before federation changed; run them: harness run s.yaml"
+    )
 
 
 def test_the_table_is_drawn_as_a_terminal_shows_it(tmp_path, monkeypatch, capsys):

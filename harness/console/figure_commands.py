@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -63,6 +64,8 @@ def plot(
     configuration, with the Pareto front. heatmap: accuracy of uncompressed models, by aggregator and attack on
     training. ranks: a critical-difference diagram. table: the table of `harness run`, 80 columns wide, as SVG.
 
+    Cells that were scored before a setting of the file changed, such as its rounds, are left out, and told.
+
     Quantities: accuracy, robust, byzantine, backdoor, mia, inversion, inversion_gain, epsilon, audited, size, uplink,
     and scores that contributed plugins declare.
 
@@ -73,6 +76,8 @@ def plot(
     from harness.console.output import count_of
     from harness.errors import HarnessError
     from harness.grid import cells
+    from harness.leaderboard.official import mixed_code
+    from harness.records import other_settings
     from harness.scenario import load
 
     check_kind(kind, x=x, y=y, by=by)
@@ -80,11 +85,25 @@ def plot(
     x, y, by = x or "accuracy", y or "robust", by or "defence"
     loaded = load(scenario)
     order = {cell.id: place for place, cell in enumerate(cells(loaded))}
-    found = [record for record in stored_records(store, loaded.name) if record["id"] in order]
+    stored = [record for record in stored_records(store, loaded.name) if record["id"] in order]
+    other = other_settings(stored, loaded)
+    found = [record for record in stored if record["id"] not in other]
     found.sort(key=lambda record: order[record["id"]])
+    command = shlex.join(["harness", "run", scenario, "--store", str(store)])
+    settings = ", ".join(dict.fromkeys(name for names in other.values() for name in names))
     if not found:
-        command = shlex.join(["harness", "run", scenario, "--store", str(store)])
-        raise HarnessError(f"the store {store} holds no cell of {loaded.name}; run it first: {command}")
+        because = f" as it is now: {settings} changed" if other else ""
+        raise HarnessError(
+            f"the store {store} holds no cell of {loaded.name}{because}; run it first: {command}"
+        )
+    if other:
+        cells_left = count_of(len(other), "cell")
+        print(
+            f"note: left out: {cells_left} scored before {settings} changed; run them: {command}",
+            file=sys.stderr,
+        )
+    for note in mixed_code(found):
+        print(f"note: {note}", file=sys.stderr)
     if kind == "pareto":
         told = draw_pareto(found, out, loaded.name, x, y).said
     elif kind == "heatmap":

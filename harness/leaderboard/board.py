@@ -23,7 +23,7 @@ from harness.leaderboard.columns import COLUMNS, Column, counts_under, is_part, 
 from harness.leaderboard.contributed import Contributed, means
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.statistics import interval
-from harness.leaderboard.submission import Cell, Claim, Seed, Submission, Unit
+from harness.leaderboard.submission import LOOKED_AT, Cell, Claim, Seed, Submission, Unit
 
 Axes = tuple[str, str, str]
 View = tuple[str] | tuple[str, str]  # one threat with all its attacks, or one attack of it
@@ -177,6 +177,8 @@ class Board:
                 "there are other contents of a scenario of this name and version; the two are never compared"
             )
         notes += sorted({text for s in self.reference if (text := _part_tested(s)) is not None})
+        for store in (s for s in self.submissions if s.looked_at):
+            notes += [reason for reason in store.unofficial_because if reason != LOOKED_AT]
         submitted = [s for s in self.submissions if not s.looked_at]
         if submitted and not any(s.official for s in submitted):
             notes.append("no submission is official")

@@ -42,15 +42,18 @@ def disagreements(records: Sequence[Record]) -> list[str]:
         found.append(f"the records are of different devices: {', '.join(devices)}")
     if len({origin["dataset"]["fingerprint"] for origin in origins}) > 1:
         found.append("the records are of different contents of the data set")
+    return found + mixed_code(records)
+
+
+def mixed_code(records: Sequence[Record]) -> list[str]:
+    """The sentence about plugins of which some records are of other code than others, if there are any."""
     codes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for origin in origins:
-        for item in origin["plugins"]:
+    for record in records:
+        for item in record["provenance"]["plugins"]:
             key = (item["kind"], item["name"], item["distribution"])
             codes.setdefault(key, set()).add((item["version"], item["source"]))
     changed = sorted({name for (_, name, _), states in codes.items() if len(states) > 1})
-    if changed:
-        found.append(f"the records are of different code of {', '.join(changed[:5])}")
-    return found
+    return [f"the records are of different code of {', '.join(changed[:5])}"] if changed else []
 
 
 def unclean(environment: Environment) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
 from harness.grid import Cell, cells
-from harness.leaderboard.official import Record, disagreements, missing_cells, unpublished
+from harness.leaderboard.official import Record, disagreements, missing_cells, mixed_code, unpublished
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, shorten, unportable, without_folders
 from harness.leaderboard.submission import LOOKED_AT, SCHEMA, Environment, Submission, parse
 from harness.registry import registry
@@ -100,7 +100,7 @@ def _looked_at(records: Sequence[Record], name: str) -> Submission:
         "name": name,
         "created": first["provenance"]["recorded"],
         "official": False,
-        "unofficial_because": [LOOKED_AT],
+        "unofficial_because": [LOOKED_AT, *map(line, mixed_code(records))],
         "scenario": {
             **{key: first["scenario"][key] for key in ("name", "version", "hash")},
             "dataset": line(str(first["config"].get("dataset", ""))),

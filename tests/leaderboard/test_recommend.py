@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from dataclasses import replace
@@ -13,10 +14,12 @@ from synthetic import cell, claim, environment, plain, put, realistic
 
 from harness.cli import main
 from harness.console.advice import render_advice
+from harness.console.arguments import stored_records
 from harness.errors import HarnessError
 from harness.leaderboard.columns import BY_KEY
 from harness.leaderboard.recommend import Limit, recommend, submissions_of, with_audits
 from harness.leaderboard.submission import parse
+from harness.leaderboard.submit import of_store
 
 GOOD, FAST, WEAK, PRIVATE = ([0.90, 0.91, 0.92], [0.80, 0.84, 0.82], [0.70, 0.71, 0.69], [0.75, 0.76, 0.74])
 
@@ -481,6 +484,15 @@ def test_a_store_is_looked_at_without_its_scenario(ran):
     for suggestion in advice.suggestions:
         assert suggestion.row.axes[0].startswith("dp-sgd")
         assert suggestion.row.values["epsilon"].mean <= 2.5
+
+
+def test_a_store_of_two_codes_of_a_plugin_says_so(ran):
+    """Seeds before and after an edit are pooled into one mean, which is of neither code."""
+    first, *others = copy.deepcopy(stored_records(ran.store))
+    edited = next(item for item in first["provenance"]["plugins"] if item["kind"] == "model")
+    edited["source"] = "0" * 64
+    (advice,) = recommend(of_store([first, *others], "store"), [], ("accuracy",))
+    assert f"the records are of different code of {edited['name']}" in advice.notes
 
 
 def test_what_is_neither_a_store_nor_a_submission(tmp_path):
