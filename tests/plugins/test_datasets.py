@@ -353,10 +353,24 @@ def test_imagefolder_classes_without_images_are_in_the_fingerprint(tmp_path):
     dataset = make("imagefolder", path=str(tmp_path))
     before = dataset.fingerprint()
     (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir").mkdir()
+    (tmp_path / "b" / "@eaDir" / "thumbnail.png").write_text("of a network drive")
     assert dataset.fingerprint() == before
     (tmp_path / "a").mkdir()
     assert dataset.load().class_names == ("a", "b", "c")
     assert dataset.fingerprint() != before
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".NII", ".heic"])
+def test_imagefolder_leaves_no_image_out_because_of_its_type(tmp_path, suffix):
+    """Half of a class could be missing, and nothing would say so."""
+    write_images(tmp_path, {"a": 6, "b": 6})
+    (tmp_path / "a" / f"scan{suffix}").write_bytes(b"")
+    with pytest.raises(
+        HarnessError, match=rf"scan{suffix}: {suffix} is not read; convert such images to PNG"
+    ):
+        make("imagefolder", path=str(tmp_path)).load()
 
 
 def test_imagefolder_single_tree_is_split_by_group(tmp_path):

@@ -12,6 +12,9 @@ from harness_plugins.datasets._images import group_reader, grouped, pixels, stac
 from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+# Images too, which have to be converted: to leave them out would make the data others than the folder has.
+UNREAD = (".dcm", ".dicom", ".nii", ".heic", ".heif", ".jp2", ".jxl", ".avif", ".npy")
+HIDDEN = (".", "__MACOSX", "@eaDir")  # also what archives of macOS and network drives keep beside images
 
 
 class ImageFolder(Dataset):
@@ -19,9 +22,9 @@ class ImageFolder(Dataset):
 
     Classes are the training folders in alphabetical order; val and test may lack some, not add any. Files
     are found at any depth below a class folder, behind links too, in the order of their paths; hidden ones and
-    other types are left out. Of several pages or frames the first is taken. Pixels are uint8, upright by the
-    EXIF orientation, converted to `channels`, and resized to (size, size) only where size is given; images of
-    different sizes are else an error.
+    files that are no images are left out. Of several pages or frames the first is taken. Pixels are uint8,
+    upright by the EXIF orientation, converted to `channels`, and resized to (size, size) only where size is
+    given; images of different sizes are else an error.
 
     Splits: those that are folders, also called training, valid, validation, dev or testing, in whatever
     case; no other folder may then stand beside them. Missing test and val are held out of train (or of the
@@ -30,8 +33,9 @@ class ImageFolder(Dataset):
     capture group, else the whole match, names the patient or site, which then never lies in two splits.
 
     Raises HarnessError where folders or images are missing, where links lead to a folder twice, where some folders
-    are named as splits and it is unclear what the others are, and where images are unreadable or of more than 8 bits
-    a channel. The fingerprint hashes every relative path, file size and file content.
+    are named as splits and it is unclear what the others are, and where images are unreadable, of types that are not
+    read (DICOM, NIfTI, HEIC, ...) or of more than 8 bits a channel. The fingerprint hashes every relative path, file
+    size and file content.
     """
 
     name = "imagefolder"
@@ -117,7 +121,7 @@ class ImageFolder(Dataset):
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(HIDDEN))
 
 
 def _like_splits(folders: list[str]) -> bool:
@@ -140,8 +144,14 @@ def _files(folder: Path) -> list[str]:
             met.add(real)
             for file in (Path(place, each) for each in names):
                 relative = file.relative_to(folder)
-                hidden = any(part.startswith(".") for part in relative.parts)
-                if not hidden and file.suffix.lower() in SUFFIXES and file.is_file():
+                if any(part.startswith(HIDDEN) for part in relative.parts) or not file.is_file():
+                    continue
+                if file.suffix.lower() in UNREAD:
+                    raise HarnessError(
+                        f"dataset imagefolder: {file}: {file.suffix} is not read; convert such images to PNG, or move "
+                        f"them away ({', '.join(SUFFIXES)} are read)"
+                    )
+                if file.suffix.lower() in SUFFIXES:
                     found.append(relative.as_posix())
     return sorted(found)
 
