@@ -95,7 +95,21 @@ def _corrected_classes() -> dict[str, type]:
             return self.dlr_loss_targeted(x, y, self.y_target)  # type: ignore[no-any-return]
 
     class Square(torchattacks.Square):  # type: ignore[misc]
-        """It hands back the clean image unless it fools: no attempt at all where another model is scored."""
+        """It hands back the clean image unless it fools: no attempt at all where another model is scored.
+
+        It also ends at a tie, which logits of 8 bits often have, though of equal ones the first is predicted.
+        """
+
+        def margin_and_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            """(b,) each: z_y - max of the others, above 0 at a tie in which y is predicted; the loss, to go down."""
+            logits = self.get_logits(x)
+            own = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+            margin = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
+            held = (margin == 0) & (logits.argmax(1) == y)
+            margin = margin.masked_fill(held, torch.finfo(margin.dtype).tiny)
+            if self.loss == "margin":
+                return margin, margin
+            return margin, -torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
         def perturb(self, x: Tensor, y: Tensor) -> Tensor:
             """Of each sample the point of the least margin over all restarts, which end once it is below 0."""
