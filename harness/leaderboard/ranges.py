@@ -15,9 +15,11 @@ _BY_UNIT = {
 }  # fmt: skip
 # Shares that can be negative: images can be each other's negative, and a guess can be better than an attack.
 _SIGNED = ("reconstruction_ssim", "label_recovery_gain")
+# Of units in which other scores can be negative: a bound says no less than nothing, a rank is none beyond the last.
+_UNSIGNED = ("epsilon_audited", "exposure_mean", "exposure_max")
 
 
 def range_of(name: str, unit: str | None) -> Range:
     """The least and the most that a score can be."""
-    low, high = _BY_UNIT.get(unit or "", ANYTHING)
+    low, high = _AMOUNT if name in _UNSIGNED else _BY_UNIT.get(unit or "", ANYTHING)
     return (-1.0 if name in _SIGNED else low), high

@@ -138,6 +138,19 @@ def test_scores_that_only_some_boards_have_get_columns_there():
     assert not {"property", "exposure"} & {column.key for column in board_of(small()).columns}
 
 
+def test_intervals_of_an_audit_and_of_exposure_end_at_zero():
+    base = ("none", "mean", "none")
+    cells = [
+        cell((*base, "none", "none"), "clean", {"accuracy": [0.8] * 3}),
+        cell((*base, "audit", "audit"), "privacy", {"epsilon_audited": [0.0, 0.0, 0.3]}),
+        cell((*base, "server", "canary-exposure"), "privacy", {"exposure_mean": [0.0, 0.0, 3.0]}),
+    ]
+    (row,) = board_of(plain("lab", cells)).rows
+    # 0, 0, 3 deviate by sqrt(3), so that half an interval is T2 and the lower end would be negative.
+    assert row.values["exposure"].estimate[:3] == pytest.approx((1.0, 0.0, 1 + T2))
+    assert row.values["audited"].estimate[:3] == pytest.approx((0.1, 0.0, (1 + T2) / 10))
+
+
 def test_the_pooled_numbers_are_those_of_the_statistics_and_of_the_terminal(tmp_path):
     made = put(tmp_path, synthetic.realistic("base"))
     (found,) = boards([made])
