@@ -135,9 +135,15 @@ class LocalTraining(Part):
 
     epochs: int | None = Field(None, ge=1, description="passes over the client's data per round")
     steps: int | None = Field(None, ge=1, description="optimiser steps per round, instead of epochs")
-    batch_size: int = Field(32, ge=1, description="records per step (expected, under Poisson sampling)")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        description="records per step (expected, under Poisson sampling); the last of an epoch may have fewer",
+    )
     optimizer: ClientOptimizer = Field(
-        default_factory=default(SGD), examples=[{"sgd": {"lr": 0.05}}], description="the local optimiser"
+        default_factory=default(SGD),
+        examples=[{"sgd": {"lr": 0.05}}],
+        description="the local optimiser, without memory of earlier rounds",
     )
     schedule: Schedule = Field(
         default_factory=default(Constant), examples=["cosine"], description="learning rate over the rounds"
@@ -182,7 +188,7 @@ class Federation(Part):
         None,
         ge=0,
         lt=0.5,
-        description="share of malicious clients robust rules are told; default: the threats' largest",
+        description="share of malicious clients robust rules are told, rounded up; default: the threats' largest",
     )
     local: LocalTraining = Field(
         default_factory=default(LocalTraining), examples=[{"epochs": 1}], description="training at a client"

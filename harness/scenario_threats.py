@@ -53,7 +53,10 @@ class Threat(Part):
         "none", description="when it acts; default: taken from the attacks"
     )
     malicious: float = Field(
-        0.0, ge=0, le=1, description="share of malicious clients (training-time threats)"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of malicious clients (training-time threats), rounded down",
     )
     capability: Literal["data", "training"] | None = Field(
         None,

@@ -69,7 +69,7 @@ class Value:
 
     incomplete: some attack that counts here has no score, so the worst may be better than it looks.
     masked: gradient masking is suspected. violated: an audit refutes the guarantee. constant: of a model that
-    predicts one class for everything, which no attack can change. clients: the guarantee is about clients with
+    predicts one class for everything, which attacks hardly change. clients: the guarantee is about clients with
     all their data. subset: the attack was run on fewer test records than the clean accuracy is of.
     text: shown instead of the number (`none`, `broken`).
     """

@@ -160,9 +160,10 @@ class PrivacyView:
 
     logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
     module: the released network, where the threat grants white-box or server.
-    members / non_members: (images, labels), drawn alike from the training pool, by group where there are groups;
-    empty for attacks that do without. Members are what clients hold that take part in some round, all of it, also
-    where batches leave some out by chance. population: the adversary's own records, the validation split.
+    members / non_members: (images, labels), equally many, drawn alike from the training pool, by group where
+    there are groups; empty for attacks that do without. Members are what clients hold that take part in some round,
+    all of it, also where batches leave some out by chance. population: the adversary's own records, the validation
+    split.
     observed: what an attack with an `observation` asked for, where the threat grants server.
     apply: (weights (d,), images) -> logits, differentiable, in eval mode: the network with other weights (server).
     All tensors are on one device; `logits` takes images from any. `module` is on another one where the threat grants

@@ -1,4 +1,4 @@
-"""Models that predict one class for everything: no attack can change such an answer, and none needs to."""
+"""Models that predict one class for everything: attacks hardly change such answers, and none needs to."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-# Of the records of a released model that does so. Robust accuracy is then the clean one and a backdoor's success all or
-# nothing, whatever was defended: neither says anything of the method.
+# Of the records of a released model that does so. Robust accuracy is then about the clean one, as only an input at
+# the border of the class has another answer, and a backdoor's success near all or nothing, whatever was defended:
+# neither says anything of the method.
 FLAG = "constant-predictions"
 
 

@@ -190,7 +190,7 @@ COLUMNS = (
 
 BY_KEY = {column.key: column for column in COLUMNS}
 BY_SCORE = {column.score: column for column in COLUMNS}  # columns of one score write it alike
-# Of these a model that predicts one class for every image gets much or little for nothing, as its answer never changes.
+# Of these a model that predicts one class for every image gets much or little for nothing: its answer hardly changes.
 # Its accuracy, under attacks on the training too, its size, its guarantee and what it gives away are what they are.
 HOLLOW = frozenset({"robust", "robust_mean", "certified", "backdoor", "backdoor_mean", "agreement"})
 MARKS = {  # of a value
