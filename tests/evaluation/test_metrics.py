@@ -14,6 +14,7 @@ from harness.api import Membership, Metric, MetricContext, Reconstruction, Score
 from harness.contracts.metric import shared_scores
 from harness.errors import PluginError
 from harness.evaluation.metrics import compute_metrics, confidence_intervals
+from harness.evaluation.unscored import unscored
 from harness.testing.core import Setting
 from harness.testing.metrics import everything
 
@@ -168,3 +169,8 @@ def test_an_interval_that_is_no_pair_of_numbers_is_refused(context, ends):
     bad = metric("wide", ("membership",), lambda context: {"wide": 0.5}, lambda context: {"wide": ends})
     with pytest.raises(PluginError, match="metric wide: the"):
         confidence_intervals((bad,), context)
+
+
+def test_an_attack_is_unscored_where_none_of_its_scores_has_a_value():
+    assert all(map(unscored, ({}, {"a": None}, {"a": math.nan, "b": None})))
+    assert not any(map(unscored, ({"a": 0.0}, {"a": math.nan, "b": 0.5}, {"a": None, "b": math.inf})))

@@ -390,6 +390,7 @@ def test_with_several_clients_each_signal_is_of_its_own_adversary(federation, tm
 
 def test_a_recorder_keeps_evenly_spread_rounds():
     assert Recorder(3, 7, None, 1).wanted == {0, 3, 6}
+    assert Recorder(4, 6, None, 1).wanted == {0, 2, 3, 5}  # not whole: 0, 5/3, 10/3, 5
     assert Recorder(5, 5, None, 1).wanted == {0, 1, 2, 3, 4}
     assert Recorder(9, 4, None, 1).wanted == {0, 1, 2, 3}
     assert Recorder(1, 4, None, 1).wanted == {0}

@@ -1,8 +1,8 @@
 import pytest
 
-from harness.api import Aggregator, ByzantineAttack, Guarantee, ModelCompressor, UpdateCompressor
+from harness.api import Aggregator, ByzantineAttack, Defence, Guarantee, ModelCompressor, UpdateCompressor
 from harness.errors import PluginError
-from harness.privacy.lineage import Parts, apply_lineage, strongest
+from harness.privacy.lineage import Parts, Step, apply_lineage, lineage, strongest
 
 
 def compressor(access):
@@ -42,6 +42,10 @@ class Mean(Aggregator):
 
     def aggregate(self, updates, context):
         raise AssertionError
+
+
+class Noise(Defence):
+    name = "noise"
 
 
 class Sparse(UpdateCompressor):
@@ -88,6 +92,33 @@ def test_what_breaks_a_guarantee(compressors, aggregators, unprotected, named):
     assert result.holds is (not named)
     assert [reason.split()[0] for reason in result.broken_by] == named
     assert result.epsilon == 8.0
+
+
+@pytest.mark.parametrize("against", ["server", "recipients"])
+@pytest.mark.parametrize(("compressors", "aggregators", "unprotected", "named"), TABLE)
+def test_the_chain_goes_from_data_to_release_in_its_own_words(
+    compressors, aggregators, unprotected, named, against
+):
+    parts = Parts(
+        defences=(Noise(),),
+        compressors=(Sparse(), *map(compressor, compressors)),
+        aggregators=tuple(map(aggregator, aggregators)),
+        unprotected=unprotected,
+        server="fedavg",
+    )
+    promise = guarantee(by="noise", against=against)
+    chain = lineage(promise, parts)
+    stages = ["data", "partition", "training", *["aggregation"] * (2 + len(aggregators))]
+    assert [step.stage for step in chain] == [*stages, *["compression"] * len(compressors), "release"]
+    assert {step.effect for step in chain} <= {"creates", "keeps", "breaks"}
+    assert {step.reads for step in chain} <= {"private", "public", "updates", "model"}
+    assert ("declared public" in chain[0].why) is ("val" in unprotected)
+    assert ("the server is trusted" in chain[2].why) is (against == "recipients")
+    assert [s.why for s in chain if s.effect == "breaks"] == apply_lineage(promise, parts).broken_by
+    assert chain[3] == Step("aggregation", "sparse", "updates", "keeps", chain[3].why)
+    without = lineage(None, parts)
+    assert {step.effect for step in without} == {"no guarantee"}
+    assert [(s.stage, s.part) for s in without] == [(s.stage, s.part) for s in chain]
 
 
 def test_the_reason_names_the_data():
