@@ -482,6 +482,7 @@ def test_a_chain_passes_context_and_conditions_on():
         name = "test-pairs"
 
         def transform(self, updates, context):
+            context.state["calls"] = 100  # in a state of its own
             rows = updates.reshape(-1, 2, updates.shape[1]).mean(1)
             n = len(rows)
             return rows, context.with_rows(torch.full((n,), 1 / n), list(range(n)), f=2)
@@ -496,8 +497,9 @@ def test_a_chain_passes_context_and_conditions_on():
                 raise PluginError(f"test-picky needs n > 2f, not n = {n}, f = {f}")
             return n, f
 
-    run(federation(network(), clients([8] * 10), aggregators=(Pairs(), Spy())))
+    run(federation(network(), clients([8] * 10), aggregators=(Pairs(), Spy())), rounds=2)
     assert (len(SEEN[-1][0]), SEEN[-1][1]) == (5, 2)
+    assert SEEN_STATE == [1, 2]
     with pytest.raises(PluginError, match="n = 4, f = 2"):
         run(federation(network(), clients([8] * 8), aggregators=(Pairs(), Picky())))
 

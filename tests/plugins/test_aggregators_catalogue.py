@@ -253,6 +253,13 @@ def test_best_subsets(n, f):
         close(create("smea", f=f)(x), slow_smea(x.numpy(), f), torch.float64)
 
 
+@pytest.mark.parametrize("f", [1, 2, 3])
+def test_of_subsets_of_one_diameter_the_first_is_taken(f):
+    for seed in range(30):
+        x = torch.from_numpy(np.random.default_rng(seed).integers(0, 4, (8, 1)).astype(float))
+        close(create("mda", f=f)(x), slow_mda(x.numpy(), f), torch.float64)
+
+
 def test_least_diameter_where_subsets_are_many():
     x = normal(60, 3, seed=3)
     x[50:] += 100
@@ -650,6 +657,17 @@ def quadratic_rounds(rule, rounds, malicious, seed=0, n=12, d=20):
         weights = weights + step
         history.append((seen[0]["kept"], weights.clone()))
     return initial, history
+
+
+def test_fldetector_predicts_gradient_descent_on_a_parabola():
+    """One pair of differences tells the curvature: only who leaves it is in error, of the four by the mean of all."""
+    rule, state = create("fldetector", window=5), {}
+    weights, offsets = torch.ones(1, dtype=torch.float64), torch.tensor([[0.3], [-0.2], [0.1], [0.0]])
+    for round in range(4):
+        rows = -0.1 * (weights + offsets.double())
+        rows[3] += 0.5 * (round == 3)
+        weights = weights + rule(rows, state=state, global_weights=weights, round=round, rounds=40)
+    assert [state["errors"][i][-1] for i in range(4)] == pytest.approx([0, 0, 0, 4], abs=1e-9)
 
 
 def test_fldetector_finds_whom_it_cannot_predict_and_starts_again():

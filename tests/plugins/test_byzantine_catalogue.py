@@ -197,6 +197,19 @@ def test_fang_against_trimmed_means_lies_just_outside_on_the_wrong_side():
     assert ((aggregate - honest.mean(0)) * honest.mean(0).sign() < 0).all()
 
 
+def test_fang_draws_evenly_up_to_twice_as_far_out_whatever_the_signs():
+    honest = normal(16, 200) + torch.linspace(-6, 6, 200, dtype=torch.float64)
+    rows = craft("fang", honest, m=64)
+    least, most, towards = honest.amin(0), honest.amax(0), honest.mean(0) > 0
+    near = torch.where(towards, least, most)
+    outwards = torch.where(towards, near > 0, near < 0)  # zero lies on the way out
+    far = torch.where(outwards, near / 2, near * 2)
+    share = (rows - near) / (far - near)
+    assert float(share.min()) >= 0
+    assert float(share.max()) <= 1
+    assert float((share.mean(0) - 0.5).abs().max()) < 0.2
+
+
 def test_fang_is_picked_by_krum_and_points_the_wrong_way():
     honest = normal(16, 50, seed=3) * 0.3 + 0.05
     rows = craft("fang", honest, m=4, parameters={"target": "krum"})

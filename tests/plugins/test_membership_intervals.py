@@ -45,6 +45,14 @@ def test_rates_have_intervals_where_they_are_reported_and_contain_the_estimate()
         assert low < high
 
 
+def test_scores_of_two_values_have_the_intervals_of_what_they_say():
+    """An attack that answers yes or no: what it says of all members, and of no other record, stays so in any draw."""
+    member = np.repeat([True, False], 40)
+    assert metric("mia").intervals(context(member * 1.0, member))["mia_auc"] == (1.0, 1.0)
+    assert metric("mia").intervals(context(1.0 - member, member))["mia_auc"] == (0.0, 0.0)
+    assert metric("mia").intervals(context(0.0 * member, member))["mia_auc"] == (0.5, 0.5)
+
+
 def test_patients_are_drawn_whole():
     """Ten copies of each record under one patient say no more than one copy: the interval must not shrink."""
     scores, member = drawn(120, 0.5)
