@@ -74,6 +74,7 @@ def both(stage, module, clients, chunk=None, batch_norm="train"):
     arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, stage.device)
     found = []
     for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk)):
+        module.eval()  # modes are the trainer's to set
         trainer.batch_norm = batch_norm
         found.append(trainer.train_all(trainer.tasks(clients, at, [buffers] * len(clients))))
         load_vector(module, weights)
@@ -213,7 +214,7 @@ def test_batch_normalisation_keeps_each_client_s_statistics(tmp_path):
     one, together, _ = both(stage, module, clients)
     means = [found[i][1]["conv1.1.running_mean"] for found in (one, together) for i in (0, 1)]
     assert not torch.allclose(means[0], means[1])
-    one, together, _ = both(stage, module.eval(), clients, batch_norm="eval")
+    one, together, _ = both(stage, module, clients, batch_norm="eval")
     for (a, buffers), (b, _) in zip(one, together, strict=True):
         assert float((a - b).norm() / a.norm()) < 1e-9
         assert not buffers["conv1.1.running_mean"].any()  # as it began
