@@ -262,17 +262,18 @@ def test_a_rule_sees_rounds_and_can_ask_the_network(tmp_path):
 def test_a_root_update_is_what_an_honest_client_with_the_root_data_would_send(tmp_path):
     (record,) = run("aggregators: [look: {root: 16}]", tmp_path)
     assert record["status"] == "scored"
-    root, weights = of("root")[0], of("weights")[0]
     data = harness.create("dataset", "digits").load()
     model = harness.create("model", "mlp", hidden=[8]).build((1, 8, 8), 10)
-    torch.nn.utils.vector_to_parameters(weights.clone(), model.parameters())
     drawn = _root_positions(len(data.val), 16)
     x = torch.from_numpy(data.val.images[drawn]).float()
     x = x / 255 if data.val.images.dtype == "uint8" else x
-    loss = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(data.val.labels[drawn]))
-    grads = torch.autograd.grad(loss, list(model.parameters()))
-    expected = -0.2 * torch.cat([g.reshape(-1) for g in grads])
-    torch.testing.assert_close(root, expected, rtol=1e-4, atol=1e-6)
+    assert len(of("root")) == 4
+    for root, weights in zip(of("root"), of("weights"), strict=True):  # in each round from that round's model
+        torch.nn.utils.vector_to_parameters(weights.clone(), model.parameters())
+        loss = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(data.val.labels[drawn]))
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        expected = -0.2 * torch.cat([g.reshape(-1) for g in grads])
+        torch.testing.assert_close(root, expected, rtol=1e-4, atol=1e-6)
 
 
 def _root_positions(size, count):

@@ -372,6 +372,21 @@ def test_later_parts_get_what_the_model_still_has_right():
     assert 0 < sizes[0] < 24
 
 
+def test_one_pixel_is_enough_for_a_part():
+    class Watches(nn.Module):
+        def forward(self, z):
+            return torch.stack([0.5 - z[:, 0, 0, 0], z[:, 0, 0, 0] - 0.5, z[:, 0, 1, 1] - 2], 1)
+
+    x, y = torch.full((8, 1, 4, 4), 0.45), torch.zeros(8, dtype=torch.int64)
+    corner = torch.zeros(1, 1, 4, 4)
+    corner[..., 0, 0] = EPS
+    parts = [scripted(lambda z: z + corner), scripted(lambda z: z - corner)]
+    both = type("Both", (Scripted,), {"parts": lambda self, classes: parts})()
+    found, facts = _evade(both, Watches().eval(), x, y, budget=EPS)
+    assert (found.argmax(1) == 1).all()
+    assert facts["mean_linf"] == pytest.approx(EPS)
+
+
 def test_apgd_moves_what_its_source_gets_wrong_or_never_loses():
     surrogate, (x, _) = network(seed=1), data(24)
     predicted = torch.from_numpy(predict(surrogate, x, 64, "cpu").argmax(1))

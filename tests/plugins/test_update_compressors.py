@@ -235,6 +235,8 @@ def test_shared_coordinates_are_the_same_for_all_clients():
     assert all(torch.equal(masks[0], m) for m in masks)
     other = method.decode(method.encode(ones, {}, context(4)), context(4)) != 0
     assert not torch.equal(masks[0], other)
+    own = create("random-k", ratio=0.1, error_feedback=False)
+    assert not torch.equal(*(own.encode(ones, {}, context(3, c)).tensors["indices"] for c in range(2)))
 
 
 def test_majority_vote():
