@@ -504,6 +504,21 @@ def test_a_chain_passes_context_and_conditions_on():
         run(federation(network(), clients([8] * 8), aggregators=(Pairs(), Picky())))
 
 
+def test_a_rule_asks_the_network_in_eval_mode():
+    class Asks(Spy):
+        name = "test-asks"
+
+        def aggregate(self, updates, context):
+            answers.append(context.logits(context.global_weights, x))
+            return super().aggregate(updates, context)
+
+    answers: list = []
+    module, x = network(norm=True), torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = module.eval()(x)
+    run(federation(module, clients([8, 8]), aggregators=(Asks(),)))
+    torch.testing.assert_close(answers[0], expected)
+
+
 def test_bytes_are_those_of_the_payload():
     class Half(UpdateCompressor):
         """float16."""

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import HDBSCAN
 from test_aggregators import close, create, normal, slow_distances
 
 import harness
@@ -417,7 +418,6 @@ def test_signguard_takes_all_rows_where_none_has_a_plausible_norm():
 
 
 def test_flame_is_a_clipped_mean_of_the_admitted_models_plus_noise():
-    from sklearn.cluster import HDBSCAN
 
     x, w = planted(n=15, m=4, seed=2), normal(1, 300, seed=3)[0]
     models = (w + x).numpy()
@@ -586,6 +586,56 @@ def test_deepsight_drops_the_cluster_trained_for_one_class():
     rows = x[kept]
     factors = (x.norm(dim=1).quantile(0.5) / rows.norm(dim=1, keepdim=True)).clamp(max=1)
     torch.testing.assert_close(result, (rows * factors).mean(0))
+
+
+def slow_deepsight(x, given, samples, seed, size):
+    """Rows kept, by sections V-B and V-C of the paper, for `linear_context`."""
+    generator = torch.Generator().manual_seed(seed)
+    x, base, n = x.numpy(), given["global_weights"].numpy(), len(x)
+    weights, biases = x[:, :36].reshape(n, 4, 9), x[:, 36:]
+    energy = np.abs(biases) + np.abs(weights).sum(2)
+    neups = energy**2 / (energy**2).sum(1, keepdims=True)
+    exceedings = (neups > neups.max(1, keepdims=True) * max(0.01, 1 / 4)).sum(1)
+    suspicious = exceedings <= np.median(exceedings) / 2
+
+    def softmax(model, images):
+        powers = np.exp(images @ model[:36].reshape(4, 9).T + model[36:])
+        return powers / powers.sum(1, keepdims=True)
+
+    def apart(values, metric="euclidean"):
+        found = HDBSCAN(min_cluster_size=size, min_samples=3, metric=metric, copy=True).fit_predict(values)
+        return 1.0 * (found[:, None] != found)
+
+    lengths = np.linalg.norm(biases, axis=1)
+    cosines = np.clip(1 - biases @ biases.T / np.outer(lengths, lengths), 0, None)
+    ddifs = []
+    for _ in range(3):
+        images = torch.rand((samples, 1, 3, 3), generator=generator).flatten(1).double().numpy()
+        before = softmax(base, images)
+        ddifs.append(apart(np.stack([(softmax(base + row, images) / before).mean(0) for row in x])))
+    together = (apart(cosines, "precomputed") + apart(neups) + np.mean(ddifs, 0)) / 3
+    settings = {"min_cluster_size": size, "min_samples": 3, "metric": "precomputed", "copy": True}
+    labels = HDBSCAN(allow_single_cluster=True, **settings).fit_predict(together)
+    good = [c for c in set(labels) - {-1} if suspicious[labels == c].mean() < 1 / 3]
+    return [i for i in range(n) if labels[i] in good]
+
+
+def test_deepsight_is_the_papers():
+    kinds = set()
+    for seed in range(12):
+        x, given = linear_context(24, seed=seed)
+        directions = 0.4 * normal(
+            3, 40, seed=200 + seed
+        )  # three kinds of clients, and some trained for one class
+        x = x * 4 + directions[torch.arange(24) % 3]
+        x[-6:, 18:27] += 2.0
+        seen: list = []
+        generator = torch.Generator().manual_seed(seed)
+        rule = create("deepsight", samples=30, min_cluster_size=3)
+        rule(x, reporter=seen.append, generator=generator, **given)
+        assert seen[0]["kept"] == slow_deepsight(x, given, 30, seed, 3)
+        kinds.add(len(seen[0]["kept"]))
+    assert len(kinds) > 2
 
 
 def test_deepsight_finds_the_weight_behind_the_bias_where_the_layer_is_parametrized():

@@ -79,6 +79,12 @@ def test_prv_is_not_looser_than_rdp_at_small_epsilons():
     assert 0.99 * 0.005 <= epsilon([(sigma, 0.01, 100)], 1e-5, "prv") <= 0.005
 
 
+def test_prv_below_its_own_rounding_is_rdp():
+    history = [(1.0, 0.02, 200)]
+    assert epsilon(history, 1e-11, "prv") == epsilon(history, 1e-11, "rdp")
+    assert epsilon(history, 1e-9, "prv") < epsilon(history, 1e-9, "rdp")
+
+
 def test_prv_beyond_float64_falls_back_to_a_bound():
     history = [(0.05, 1.0, 20)]
     spent = epsilon(history, 1e-5, "prv")
