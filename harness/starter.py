@@ -17,7 +17,7 @@ from harness.files import replacing
 from harness.registry import registry
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
-from harness.starter_images import Numbered, is_grey, numbered
+from harness.starter_images import Shared, is_grey, shared
 from harness.yaml_loader import parse
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
         kind=kind,
         data=data,
         grey=grey,
-        numbered=patients(answers),
+        shared=patients(answers),
         model=answers.model,
         clients=answers.clients,
         rounds=answers.rounds,
@@ -124,10 +124,10 @@ def _checked(answers: Answers, file: Path) -> tuple[str, str]:
     return found
 
 
-def patients(answers: Answers) -> Numbered | None:
-    """What in the file names of a folder of images may name patients."""
+def patients(answers: Answers) -> Shared | None:
+    """What in the paths of a folder of images may name patients."""
     folder = _path(answers.data)
-    return numbered(folder) if folder.is_dir() else None
+    return shared(folder) if folder.is_dir() else None
 
 
 def _template() -> str:

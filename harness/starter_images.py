@@ -1,4 +1,4 @@
-"""What `harness init` sees in somebody's images: file names that may name patients, and pictures without colour."""
+"""What `harness init` sees in somebody's images: paths that may name patients, and pictures without colour."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ _AT_ONCE = 1000  # images compared at a time: most coloured ones are told by the
 
 
 @dataclass(frozen=True)
-class Numbered:
-    """Image files whose names share a number, such as person12_1.png and person12_2.png.
+class Shared:
+    """What several images of a folder share, and may be of one patient by: a folder, or a number in their names.
 
-    pattern: a regular expression for their paths, whose group is the number; numbers: how many there are, in so many
-    images.
+    pattern: a regular expression for their paths below the split, whose group it is. said: how many there are.
     """
 
     pattern: str
-    numbers: int
-    images: int
+    said: str
 
 
-def numbered(folder: Path) -> Numbered | None:
-    """The first number in all file names below the folders of a folder that several images share, if there is one.
+def shared(folder: Path) -> Shared | None:
+    """The folders below those of the classes, else the first number in all file names that several images share.
 
     A number that only tells the folder, as in cats1/cat1_05.png, names nobody.
     """
     paths = sorted(
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_image(file, folder)
     )
+    below = _below_classes(paths)
+    if len(set(below)) > 1 and len(set(below)) < len(paths):
+        return Shared("/([^/]+)/", f"the class folders hold {len(set(below))} folders of {len(paths)} images")
     for pattern in _patterns(paths[0]) if paths else ():
         matches = [(path.rpartition("/")[0], re.search(pattern, path)) for path in paths]
         found: dict[str, set[str]] = defaultdict(set)
@@ -46,8 +47,16 @@ def numbered(folder: Path) -> Numbered | None:
         else:
             together = set.union(*found.values())
             if len(together) < len(paths) and any(len(numbers) > 1 for numbers in found.values()):
-                return Numbered(pattern, len(together), len(paths))
+                return Shared(pattern, f"the file names hold {len(together)} numbers in {len(paths)} images")
     return None
+
+
+def _below_classes(paths: list[str]) -> list[str]:
+    """Of each image the folder below its class's; nothing where some lie in the class's own."""
+    parts = [path.split("/") for path in paths]
+    if any(part[0].lower().startswith("train") for part in parts):
+        parts = [part[1:] for part in parts]  # without the folder of the split
+    return [part[1] for part in parts] if all(len(part) > 2 for part in parts) else []
 
 
 def _is_image(file: Path, folder: Path) -> bool:

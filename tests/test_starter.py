@@ -161,6 +161,34 @@ def test_numbers_that_images_share_may_be_patients(names, pattern, numbers, tmp_
     assert sum(len(set(split.groups)) for split in (grouped.train, grouped.val, grouped.test)) == numbers
 
 
+@pytest.mark.parametrize("split", ["", "train", "Training"])
+def test_folders_below_those_of_the_classes_may_be_patients(split, tmp_path, capsys):
+    base = tmp_path / "images" / split
+    for patient in range(12):
+        for image in range(3):
+            path = base / "ab"[patient % 2] / f"patient {patient // 2}" / f"view{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((28, 28), 20 * patient + image, dtype=np.uint8)).save(path)
+    file = tmp_path / "x.yaml"
+    assert main(["init", str(file), "--data", str(tmp_path / "images"), "--clients", "2"]) == 0
+    said = "the class folders hold 6 folders of 36 images: if these are patients, add groups: '/([^/]+)/'"
+    assert said in capsys.readouterr().out
+    text = file.read_text().replace("size: 28", "size: 28, groups: '/([^/]+)/'")
+    splits = load_text(text, file).dataset.load(tmp_path)
+    sides = [set(part.groups.tolist()) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 6  # in both classes, and in one split
+
+
+def test_one_folder_below_each_class_names_nobody(tmp_path, capsys):
+    for i in range(12):
+        path = tmp_path / "images" / "ab"[i % 2] / "png" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), 20 * i, dtype=np.uint8)).save(path)
+    arguments = ["init", str(tmp_path / "x.yaml"), "--data", str(tmp_path / "images"), "--clients", "2"]
+    assert main(arguments) == 0
+    assert "patients" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "names",
     [

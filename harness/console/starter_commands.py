@@ -92,8 +92,8 @@ def init(
     write_scenario(answers, file, force=force, splits=splits)
     if shared := patients(answers):
         typer.echo(
-            f"the file names hold {shared.numbers} numbers in {shared.images} images: if these are patients, add "
-            f"groups: '{shared.pattern}' to the dataset, so that no patient is in two splits"
+            f"{shared.said}: if these are patients, add groups: '{shared.pattern}' to the dataset, so that no patient "
+            "is in two splits"
         )
     typed = shlex.quote(str(file))
     typer.echo(f"wrote {file}; next: harness plan {typed}, then harness run {typed}")
