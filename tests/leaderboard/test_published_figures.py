@@ -1,0 +1,179 @@
+"""The figures and pictures that README takes from boards show what the published records say."""
+
+import html
+import json
+import math
+import re
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BOARDS = ROOT / "leaderboard"
+TEXT = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@cache
+def cells(board):
+    (file,) = (BOARDS / "records").glob(f"{board}-v*--baselines.json")
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+
+def chosen(board, defence="none", attack="none", rule="mean", compressor="none", eps=None):
+    """The cell whose labels begin with these words, stacks of as many parts; eps: where several radii are attacked."""
+    (cell,) = (
+        cell
+        for cell in cells(board)
+        if all(
+            label.startswith(word) and label.count(" + ") == word.count(" + ")
+            for label, word in ((cell["defence"], defence), (cell["aggregator"], rule))
+        )
+        and cell["compressor"].startswith(compressor)
+        and cell["attack"].startswith(attack)
+        and (eps is None or math.isclose(cell["eps"], eps))
+    )
+    return cell
+
+
+def values(cell, score):
+    """Over seeds, in the score's own unit."""
+    return np.array([seed["scores"][score] for seed in cell["seeds"].values()])
+
+
+def percent(board, score="accuracy", spread=False, **cell):
+    """Mean over seeds in percent, with their sample standard deviation where asked for."""
+    found = 100 * values(chosen(board, **cell), score)
+    return f"{found.mean():.1f} ± {found.std(ddof=1):.1f}" if spread else f"{found.mean():.1f}"
+
+
+def with_interval(cell, score):
+    """A score of the only seed, and the ends of its interval, in percent."""
+    (seed,) = cell["seeds"].values()
+    tenth = Decimal("0.1")
+    for share in (seed["scores"][score], *seed["intervals"][score]):
+        yield Decimal(f"{100 * share:.8f}").quantize(tenth, ROUND_HALF_UP)  # as boards round
+
+
+def test_pneumonia():
+    def of(**cell):
+        return percent("pneumonia-small", spread=True, **cell)
+
+    backdoor = {"score": "attack_success_rate", "attack": "badnets"}
+    mixed = {"rule": "nnm + trimmed-mean", **backdoor}
+    assert f"DP-SGD at epsilon 8 reached {of(defence='dp-sgd')} % accuracy" in TEXT
+    assert f"undefended training {of()} %" in TEXT
+    assert f"from {of(**backdoor)} to {of(**mixed)} %" in TEXT
+    assert f"stayed at {of(defence='dp-sgd', **mixed)} %" in TEXT
+
+
+def test_usynin():
+    def of(**cell):
+        return percent("usynin-2022", **cell)
+
+    int8 = {"compressor": "static-int8"}
+    linf = {"score": "robust_accuracy", "attack": "pgd("}
+    trained = {"defence": "adversarial-training"}
+    assert f"either undefended ({of()} to {of(**int8)} %)" in TEXT
+    private = chosen("usynin-2022", defence="dp-sgd")
+    epsilon = {round(seed["scores"]["epsilon"], 2) for seed in private["seeds"].values()}
+    assert f"at epsilon {max(epsilon)} ({of(defence='dp-sgd')} to {of(defence='dp-sgd', **int8)} %)" in TEXT
+    size = "serialized_bytes"
+    share = values(chosen("usynin-2022", **int8), size) / values(chosen("usynin-2022"), size)
+    assert f"{100 * share.mean():.0f} % of the bytes" in TEXT
+    assert f"private model {of(defence='dp-sgd', **linf)} %" in TEXT
+    transfer = {"score": "robust_accuracy", "attack": "transfer(attack=pgd(alpha=2/255,steps=20))"}
+    assert (
+        f"kept {of(defence='dp-sgd', **transfer)} % on adversarial examples made for the undefended" in TEXT
+    )
+    assert f"{of(**trained)} % without an attack, {of(**trained, **linf)} % under PGD" in TEXT
+    defence = chosen("usynin-2022", **trained)["defence"]
+    attacked = [
+        values(cell, "robust_accuracy")
+        for cell in cells("usynin-2022")
+        if (cell["defence"], cell["compressor"]) == (defence, "none") and cell["attack"] != "none"
+    ]
+    assert len(attacked) == 6
+    assert f"{100 * np.min(attacked, axis=0).mean():.1f} % under the worst attack" in TEXT
+
+
+def test_evasion():
+    def of(attack, **cell):
+        return percent("evasion-compression", "robust_accuracy", attack=attack, eps=2 / 255, **cell)
+
+    int8 = {"compressor": "static-int8"}
+    assert f"int8 network kept {of('square', **int8)} % accuracy under the black-box Square" in TEXT
+    assert f"{of('autoattack', **int8)} % under AutoAttack on its twin" in TEXT
+    assert f"the float network kept {of('square')} % and {of('autoattack')} %" in TEXT
+
+
+def test_privacy():
+    def of(score, **cell):
+        return values(chosen("privacy", attack="inverting-gradients", **cell), score).mean()
+
+    psnr, gain = "reconstruction_psnr", "reconstruction_psnr_gain"
+    assert f"the X-ray at {of(psnr):.0f} dB, {of(gain):.1f} dB above guessing" in TEXT
+    private = {"defence": "dp-sgd(epsilon=1"}
+    assert f"it gets {of(psnr, **private):.0f} dB, {-of(gain, **private):.0f} dB below that guess" in TEXT
+    accuracy = 100 * values(chosen("privacy", **private), "accuracy")
+    assert f"accuracy ranged from {accuracy.min():.0f} to {accuracy.max():.0f} %" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("defence", "attack", "said"),
+    [
+        ("none", "rmia", "RMIA finds {} % of the members at 1 % false positives (95 % interval {} to {})"),
+        ("none", "lira", "LiRA {} % ({} to {})"),
+        ("none", "loss-threshold", "thresholding the loss finds {} % ({} to {})"),
+        ("dp-sgd", "rmia", "RMIA and LiRA fall to {} % ({} to {})"),
+        ("dp-sgd", "lira", "and {} % ({} to {}), where chance is 1 %"),
+    ],
+)
+def test_membership(defence, attack, said):
+    cell = chosen("membership-fashion", defence=defence, attack=attack)
+    assert said.format(*with_interval(cell, "mia_tpr_at_1pct_fpr")) in TEXT
+
+
+# pictures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("board", ["quickstart", "privacy"])
+def test_the_picture_of_a_table_has_the_accuracies_of_the_records(board):
+    text = (BOARDS / f"{board}.svg").read_text(encoding="utf-8")
+    rows: dict[float, list[tuple[float, str]]] = {}
+    for x, y, shown in re.findall(r'<text class="[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', text):
+        rows.setdefault(float(y), []).append((float(x), html.unescape(shown)))
+    words = [" ".join(part for _, part in sorted(row)).split() for row in rows.values()]
+    numbers = [[w for w in row if re.fullmatch(r"\d+\.\d+", w)] for row in words]
+    found = sorted(row[0] for row in numbers if len(row) > 5)  # accuracy is the first column
+    clean = [cell for cell in cells(board) if cell["threat"] == "none"]
+    assert len(clean) > 5
+    assert found == sorted(f"{100 * values(cell, 'accuracy').mean():.1f}" for cell in clean)
+
+
+def test_the_curves_have_the_accuracies_of_the_records():
+    scenario = yaml.safe_load((ROOT / "scenarios" / "evasion-compression.yaml").read_text(encoding="utf-8"))
+    shape = len(scenario["compressors"]), len(scenario["defences"]), 6  # panels, lines, radii
+    text = (BOARDS / "evasion-compression.svg").read_text(encoding="utf-8")
+    # Marks of ticks have no fill; those of the legend come last.
+    marks = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: #', text)[: np.prod(shape)]
+    drawn = np.array(marks, dtype=float).reshape(*shape, 2)
+    swept = [c for c in cells("evasion-compression") if c["attack"] == "pgd(steps=50)"]
+    labels = [list(dict.fromkeys(c[axis] for c in swept)) for axis in ("compressor", "defence")]
+    by_place = {(c["compressor"], c["defence"], c["eps"]): values(c, "robust_accuracy").mean() for c in swept}
+    radii = sorted({c["eps"] for c in swept})
+    lines = {(p, d): [by_place[p, d, eps] for eps in radii] for p in labels[0] for d in labels[1]}
+    assert len(lines) == shape[0] * shape[1]
+    assert len(radii) == shape[2]
+    # Positions are linear in what they show, the same way in every panel.
+    low, high = drawn[..., 1].max(), drawn[..., 1].min()
+    known = np.array(list(lines.values()))
+    shown = known.min() + (low - drawn[..., 1]) / (low - high) * (known.max() - known.min())
+    shown = shown.reshape(-1, shape[2])
+    order = np.lexsort(np.round(shown, 4).T)
+    expected = known[np.lexsort(np.round(known, 4).T)]
+    np.testing.assert_allclose(shown[order], expected, atol=1e-4)
+    np.testing.assert_allclose(np.ptp(drawn[..., 0], axis=2), np.ptp(drawn[0, 0, :, 0]), atol=1e-4)
