@@ -328,13 +328,20 @@ def _known_hooks(manager: pluggy.PluginManager) -> None:
         raise PluginError(f"unknown hook {found[1]!r}; {did_you_mean(found[1], hooks)}") from error
 
 
+def _required(function: Callable[..., Any]) -> list[str]:
+    """Names of the positional parameters without a default: those that a hook has to be given."""
+    found = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [one.name for one in found if one.kind in kinds and one.default is one.empty]
+
+
 def _check_parameters(manager: pluggy.PluginManager, module: ModuleType | object) -> None:
     """Raises PluginError where a hook takes what it is not given, and harness_register where it takes nothing."""
     for name in dir(module):
         specification = vars(hookspecs).get(name)
         if specification is None or manager.parse_hookimpl_opts(module, name) is None:
             continue
-        takes, given = (list(inspect.signature(f).parameters) for f in (getattr(module, name), specification))
+        takes, given = map(_required, (getattr(module, name), specification))
         if not set(takes) <= set(given) or (specification is hookspecs.harness_register and not takes):
             raise PluginError(f"{name}({', '.join(takes)}) has to be {name}({', '.join(given)})")
 

@@ -16,7 +16,7 @@ from small import write_images
 from harness import identity
 from harness.api import Aggregator, Dataset, Field, Split, Splits, find_file, hash_file, hookimpl
 from harness.engine import plan
-from harness.errors import PluginError
+from harness.errors import PluginError, ScenarioError
 from harness.identity import canonical, identity_of, libraries_of
 from harness.nesting import plugins_in, with_nested
 from harness.provenance import plugin_list
@@ -185,13 +185,12 @@ def test_the_content_of_a_nested_data_set_is_in_the_keys_and_its_place_is_not(im
     assert {role for role in before if before[role] == after[role]} == set()
 
 
-def test_a_nested_data_set_that_is_missing_fails_its_cell_alone(tmp_path):
+def test_a_nested_data_set_that_is_missing_is_told_before_a_run(tmp_path):
     import harness
 
     text = edge_case("no-such.npz").replace("threats: [", "threats: [{name: none}, ")
-    run = harness.run(load_text(text, tmp_path / "s.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
-    assert [record["status"] for record in run.records] == ["scored", "failed"]
-    assert "no-such.npz is not there" in run.records[1]["error"]["message"]
+    with pytest.raises(ScenarioError, match=r"no-such\.npz is not there"):
+        harness.run(load_text(text, tmp_path / "s.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
 
 
 def test_records_name_the_content_of_nested_data_sets(images, tmp_path):

@@ -296,7 +296,8 @@ def test_results_of_a_local_file_are_not_official(write, tmp_path, monkeypatch, 
     rule.write_text(rule.read_text() + "\n# edited\n")
     assert main(submit) == 0
     assert re.search(
-        "note: other code of local-rule in local:rule.py: .* here; the file is", capsys.readouterr().err
+        "note: other code of local-rule in local:rule.py: .* here; the file describes",
+        capsys.readouterr().err,
     )
 
 

@@ -999,16 +999,3 @@ def test_a_pruned_network_trains_on_in_the_federation_and_stays_sparse(tmp_path)
         assert quantised <= pruned + 0.005  # rounding makes further zeros; biases may move from zero
         assert twice < 0.75 * pruned
         assert trained == pytest.approx(cut, abs=0.02)
-
-
-def test_a_student_that_a_defence_cannot_train_fails_its_cell_with_the_reason(tmp_path):
-    from harness.scenario import load_text
-
-    text = DIGITS.replace("{small-cnn: {width: 4, hidden: 16}}", "small-cnn") + (
-        "defences: [dp-sgd: {epsilon: 8, max_grad_norm: 1.0}]\n"
-        "compressors: [distillation: {student: {resnet9: {width: 4, norm: batch}}, rounds: 1}]\n"
-    )
-    result = harness.run(load_text(text, tmp_path / "x.yaml"), device="cpu", jobs=0, store=tmp_path / "runs")
-    (record,) = result.records
-    assert record["status"] == "failed"
-    assert "batch" in record["error"]["message"]

@@ -93,7 +93,7 @@ def test_parameters_may_be_given(package, capsys):
         (["krum", "krumm"], "unknown plugin 'krumm'; did you mean 'krum'?"),
         (
             ["krum", "median", "--with", "{f: 1}"],
-            "--with '{f: 1}': parameters are of one plugin, and 2 are named",
+            "--with '{f: 1}': parameters are for one plugin, but 2 are named",
         ),
         (["krum", "--with", "{f: many}"], "krum"),
         (["krum", "--with", "{f: -1}"], "aggregator krum: f must be at least 0, not -1"),
