@@ -147,10 +147,8 @@ def import_file(file: LocalFile, shown: str) -> ModuleType:
 def _beside(file: LocalFile, module: ModuleType, new: set[str]) -> tuple[Neighbour, ...]:
     """What a file imports, now or when it is called, that is of no installed package, and what that imports in turn."""
     found = outside([("", file.source)])
-    named = new.union(_held(module)) - {
-        MAIN_AGAIN,
-        *_FINDER.files,
-    }  # also by names that were made up as it ran
+    # Also by names that were made up as it ran.
+    named = new.union(_held(module)) - {MAIN_AGAIN, *_FINDER.files}
     for name in sorted(named):
         place = getattr(sys.modules.get(name), "__file__", None)
         if isinstance(place, str) and is_outside(name, Path(place)):

@@ -15,7 +15,7 @@ from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.extras import to_install
 from harness.identity import engine_version
 from harness.nesting import plugins_in, with_nested
-from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, EXTRAS, MAX_NOISE, epsilon
+from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, MAX_NOISE, accountant_extras, epsilon
 from harness.scenario_errors import render
 from harness.scenario_parts import Found
 from harness.scenario_reporter import Reporter
@@ -69,7 +69,7 @@ def _uninstalled(scenario: Scenario) -> Found:
             if command := to_install(part.extras):
                 yield place, f"{part.name} needs what is not installed: {command}"
             accountant = getattr(part, "accountant", None)
-            if command := to_install(EXTRAS.get(str(accountant), {})):
+            if command := to_install(accountant_extras(accountant)):
                 here = (*place, "accountant") if part is plugin else place
                 yield here, f"the accountant {accountant} needs what is not installed: {command}"
 

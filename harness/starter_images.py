@@ -34,9 +34,8 @@ def shared(folder: Path) -> Shared | None:
     paths = sorted(
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_image(file, folder)
     )
-    below = _below_classes(paths)
-    if len(set(below)) > 1 and len(set(below)) < len(paths):
-        return Shared("/([^/]+)/", f"the class folders hold {len(set(below))} folders of {len(paths)} images")
+    if 1 < (folders := len(set(_below_classes(paths)))) < len(paths):
+        return Shared("/([^/]+)/", f"the class folders hold {folders} folders of {len(paths)} images")
     for pattern in _patterns(paths[0]) if paths else ():
         matches = [(path.rpartition("/")[0], re.search(pattern, path)) for path in paths]
         found: dict[str, set[str]] = defaultdict(set)

@@ -102,9 +102,8 @@ class Store(Artifacts):
             if version == 0:  # only then: a full disk lets nothing be written, and what it holds be read
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except (sqlite3.Error, OSError) as error:
-            if (
-                made and not read_only and not (self.path / "lock").exists()
-            ):  # with a lock it is another process's
+            # With a lock it is another process's.
+            if made and not read_only and not (self.path / "lock").exists():
                 take_away(self.path, folder=new)
             raise self._unusable(error) from error
 

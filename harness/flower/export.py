@@ -23,7 +23,7 @@ from harness.local_plugins import LocalFile
 from harness.nesting import with_nested
 from harness.picking import pick
 from harness.plan import Planner
-from harness.privacy.accounting import EXTRAS
+from harness.privacy.accounting import accountant_extras
 from harness.registry import registry
 from harness.scenario import Scenario
 
@@ -211,8 +211,8 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         "device": "auto",
         "data-root": str(scenario.root.resolve()),
     }
-    about = f"Cell {cell.id} of {scenario.name}"
-    folder = write_app(out, name, about, SERVER, CLIENT.format(package=package), config, requirements(cell))
+    about, needed = f"Cell {cell.id} of {scenario.name}", requirements(cell)
+    folder = write_app(out, name, about, SERVER, CLIENT.format(package=package), config, needed)
     (folder / "cell.yaml").write_text(pinned, encoding="utf-8")
     for place, file in files.items():
         (folder / place).parent.mkdir(parents=True)
@@ -234,7 +234,7 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
         scenario=scenario.name,
         version=__version__,
         package=package,
-        installed=" ".join(f"'{wanted}'" for wanted in ("psr-harness[flower]", *requirements(cell))),
+        installed=" ".join(f"'{wanted}'" for wanted in ("psr-harness[flower]", *needed)),
         cell=cell.id,
         defence=cell.axes["defence"],
         aggregator=cell.axes["aggregator"],
@@ -286,7 +286,7 @@ def requirements(cell: Cell) -> list[str]:
         entry = registry().entry_of(plugin)
         if entry.file is None and entry.distribution != BUILTIN:
             found.append(f"{entry.distribution}>={entry.version.partition('+')[0]}")
-        found += [*plugin.extras.values(), *EXTRAS.get(str(getattr(plugin, "accountant", None)), {}).values()]
+        found += [*plugin.extras.values(), *accountant_extras(getattr(plugin, "accountant", None)).values()]
     return list(dict.fromkeys(found))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -30,7 +30,7 @@ History = tuple[Segment, ...]
 
 ACCOUNTANTS = ("rdp", "prv", "pld", "gdp")
 APPROXIMATE = ("gdp",)  # no bounds
-EXTRAS = {"pld": {"dp_accounting": "psr-harness[pld]"}}  # as plugins' `extras`
+_EXTRAS = {"pld": {"dp_accounting": "psr-harness[pld]"}}
 # Below it the rounding of prv's Fourier transform is no longer small beside delta, and pld's truncated tails, which
 # count as infinite losses, come near it: rdp, also a bound, is used.
 MIN_DELTA = 1e-10
@@ -46,6 +46,11 @@ _ORDERS = (
     *range(12, 64),
     *(64, 72, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024),
 )
+
+
+def accountant_extras(accountant: object) -> Mapping[str, str]:
+    """The libraries of an accountant that a plain installation lacks, as `Plugin.extras`."""
+    return _EXTRAS.get(str(accountant), {})
 
 
 def epsilon(history: Iterable[Sequence[float]], delta: float, accountant: str = "rdp") -> float:

@@ -97,9 +97,8 @@ def test_frozen_parameters_are_each_training_s_own(tmp_path, monkeypatch, defenc
     stages = [
         s for s in planned(tmp_path, text(defences, "{mlp: {hidden: [8]}}")).values() if s.kind == "train"
     ]
-    stages = (
-        2 * stages[:2]
-    )  # whichever comes first: what is frozen in it is another's, too, and not all others'
+    # Whichever comes first: what is frozen in it is another's, too, and not all others'.
+    stages = 2 * stages[:2]
     alone = [ready(stage, LocalTrainer) for stage in stages]
     for one in alone:
         run_together([one.run(lambda *_: None)])

@@ -624,9 +624,8 @@ def test_deepsight_is_the_papers():
     kinds = set()
     for seed in range(12):
         x, given = linear_context(24, seed=seed)
-        directions = 0.4 * normal(
-            3, 40, seed=200 + seed
-        )  # three kinds of clients, and some trained for one class
+        # Three kinds of clients, and some trained for one class.
+        directions = 0.4 * normal(3, 40, seed=200 + seed)
         x = x * 4 + directions[torch.arange(24) % 3]
         x[-6:, 18:27] += 2.0
         seen: list = []

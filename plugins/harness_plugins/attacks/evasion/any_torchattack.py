@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -79,8 +80,6 @@ class AnyTorchattack(CorrectedAttack):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        import inspect
-
         if self.attack in SHORT:
             raise ValueError(
                 f"torchattacks' {self.attack} leaves samples right that can be fooled; take {SHORT[self.attack]}"
@@ -114,8 +113,6 @@ class AnyTorchattack(CorrectedAttack):
 
     def _signature(self) -> dict[str, Any]:
         """Parameter -> default of the class, without those given by the engine."""
-        import inspect
-
         import torchattacks
         from torchattacks.attack import Attack
 
