@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 from harness.borders import outlined
 from harness.contracts.aggregator import PreAggregator
 from harness.contracts.attack import KNOWLEDGE, ByzantineAttack, EvasionAttack, PoisoningAttack
+from harness.contracts.compressor import Surroundings
 from harness.contracts.defence import Defence, hiding
 from harness.contracts.model import Model, Normalization
 from harness.contracts.privacy import PrivacyAttack
@@ -44,7 +45,7 @@ def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None
     """
     try:
         _check_training(cell, module)
-        _check_compression(cell, facts)
+        _check_compression(cell, facts, module)
         _check_attack(cell, facts)
         _check_surrogate(cell, facts, module)
     except (NotApplicable, PluginError) as error:
@@ -195,7 +196,7 @@ def _check_chain(cell: Cell) -> None:
         )
 
 
-def _check_compression(cell: Cell, facts: DataFacts) -> None:
+def _check_compression(cell: Cell, facts: DataFacts, module: nn.Module | None) -> None:
     check_chain(cell.update_compressors)
     for compressor in cell.model_compressors:
         if compressor.data_access == "public":
@@ -219,26 +220,37 @@ def _check_compression(cell: Cell, facts: DataFacts) -> None:
             raise NotApplicable(
                 f"{rule.name} deploys copies with other weights, and those of {compressor.name} are no parameters"
             )
+    if module is not None:
+        surroundings = Surroundings(
+            facts.input_shape, facts.num_classes, partial(_outline_in, cell.scenario, facts)
+        )
+        for compressor in cell.model_compressors:
+            compressor.check(module, surroundings)
 
 
 def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -> None:
     """The defences can train the models that a compressor is given, which it fine-tunes in place of the scenario's."""
-    constants = cell.scenario.normalization
-    written = None if constants is None else constants.model_dump_json()
     for model in with_nested(compressor):
         if not isinstance(model, Model):
             continue
         try:
-            check_stack(cell.defences, _outline(model, facts.input_shape, facts.num_classes, written))
+            check_stack(cell.defences, _outline_in(cell.scenario, facts, model))
         except NotApplicable as error:
             raise NotApplicable(f"{compressor.name} trains {model.label()}: {error}") from error
+
+
+def _outline_in(scenario: Scenario, facts: DataFacts, model: Model) -> nn.Module:
+    """Of a model beside the scenario's own, for the same data."""
+    constants = scenario.normalization
+    written = None if constants is None else constants.model_dump_json()
+    return _outline(model, facts.input_shape, facts.num_classes, written)
 
 
 @lru_cache(64)
 def _outline(
     model: Model, input_shape: tuple[int, int, int], num_classes: int, constants: str | None
 ) -> nn.Module:
-    """Of a model beside the scenario's own, once for all cells. constants: of the normalisation, as JSON."""
+    """Once for all cells. constants: of the normalisation, as JSON."""
     normalization = None if constants is None else Normalization.model_validate_json(constants)
     return outlined(model, input_shape, num_classes, normalization)
 
@@ -310,6 +322,6 @@ def _check_surrogate(cell: Cell, facts: DataFacts, module: nn.Module | None) -> 
         return
     try:
         _check_training(behind, module)
-        _check_compression(behind, facts)
+        _check_compression(behind, facts, module)
     except (NotApplicable, PluginError) as error:
         raise NotApplicable(f"the surrogate of {attack.name}: {error}") from error

@@ -18,8 +18,8 @@ from harness.testing.toy import toy
 
 
 def reasons(text, folder):
-    """Of every cell of the small scenario with these axes."""
-    scenario = load_text(SCENARIO + text, folder / "x.yaml")
+    """Of every cell of the small scenario with these axes, its model large enough to teach others."""
+    scenario = load_text(SCENARIO.replace("[8]", "[200]") + text, folder / "x.yaml")
     planned = plan(scenario, device="cpu", jobs=1, store=folder / "s").to_dict()
     return [cell["reason"] for cell in planned["scenarios"][0]["cells"]]
 
@@ -170,6 +170,20 @@ def test_a_student_that_a_defence_cannot_train_is_not_applicable(tmp_path):
     trains = "distillation trains resnet9(width=4,norm=batch): "
     assert found[4].startswith(f"{trains}dp-sgd needs records kept apart, but ")
     assert found[6].startswith(f"{trains}dp-fedavg does not protect the running statistics that ")
+
+
+def test_a_student_no_smaller_than_its_teacher_is_not_applicable(tmp_path):
+    """The cells failed when the teacher was trained. The scenario's network has 15,010 parameters."""
+    students = ["{mlp: {hidden: [200]}}", "{mlp: {hidden: [199]}}", "{mlp: {hidden: [300]}}"]
+    public = ", ".join(f"distillation: {{student: {student}}}" for student in students)
+    text = f"unprotected: [val]\ncompressors: [{public}, [magnitude-pruning, distillation: {{student: {students[0]}}}]]"
+    refused = (
+        "distillation: the student mlp(hidden=[200]) has 15,010 parameters, no fewer than the 15,010 of the "
+    )
+    found = reasons(text, tmp_path)
+    assert found[0] == found[3] == f"{refused}network it is to replace"
+    assert found[1] is None
+    assert "mlp(hidden=[300]) has 22,510 parameters" in found[2]
 
 
 def test_other_defences_build_on_the_loss_towards_the_teacher(tmp_path):

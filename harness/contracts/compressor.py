@@ -121,6 +121,13 @@ class ModelCompressor(Compressor):
         """
         return ()
 
+    def check(self, model: nn.Module, surroundings: Surroundings) -> None:
+        """Raises NotApplicable or PluginError, before anything is trained, where it cannot compress such a network.
+
+        model: the scenario's, on the meta device, without values; what `surroundings.build` returns is so too. Neither
+        has the defences' changes, nor those of compressors before this one.
+        """
+
     @abstractmethod
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         """model: in eval mode, not to be mutated (copy it). Returns the compressed network and its file."""

@@ -428,8 +428,14 @@ def test_what_was_pruned_stays_zero_while_the_rest_trains(name):
     assert made.state.keys() == model.state_dict().keys()
     moved = (made.module.conv.weight != model.conv.weight) & (made.module.conv.weight != 0)
     assert moved.float().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["magnitude-pruning", "random-pruning", "structured-pruning"])
+def test_steps_are_planned_one_by_one_and_need_training_between_them(name):
+    assert compressor(name, steps=3, fine_tune_rounds=2).fine_tunings == (2, 2, 2)
+    assert compressor(name, fine_tune_rounds=0).fine_tunings == ()
     with pytest.raises(PluginError, match="the same as one"):
-        compressor(name, steps=2).compress(model, context())
+        compressor(name, steps=2, fine_tune_rounds=0)
 
 
 def test_pruning_by_layer_takes_the_same_share_of_each():
@@ -887,6 +893,24 @@ def test_clusters_train_under_every_optimiser_of_a_federation(tmp_path):
         before, after = (r["scores"]["accuracy"] for r in result.records)
         if defence == "none":  # what noise leaves of three clusters is anybody's guess
             assert after >= before + 0.1, (optimizer, before, after)
+
+
+def test_int8_is_restored_without_a_search_for_ranges_that_the_file_holds(monkeypatch):
+    """It took four fifths of the time."""
+    from torch.ao.quantization.observer import HistogramObserver
+
+    method, model = compressor("static-int8"), residual().eval()
+    made = method.compress(model, context())
+
+    def searched(observer):
+        raise AssertionError("an observer looks for the best range")
+
+    monkeypatch.setattr(HistogramObserver, "_non_linear_param_search", searched)
+    again = method.restore(model, made.state, context())
+    x = images(8)
+    assert torch.equal(again.module(x), made.module(x))
+    with pytest.raises(AssertionError, match="best range"):
+        method.compress(model, context())
 
 
 def test_the_distillation_loss_is_the_paper_s():

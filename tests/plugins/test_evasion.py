@@ -139,6 +139,7 @@ def test_radius_norm_and_access_are_those_of_the_contract(attack):
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [("fgsm", {"eps": -0.1}), ("fgsm", {"eps": 8.0}), ("fgsm", {"steps": 2}), ("pgd", {"alpha": 0.0}),
+     ("pgd", {"alpha": 2}),
      ("pgd", {"steps": 0}), ("pgd", {"steps": 1.5}), ("pgd", {"random_start": "yes"})],
 )  # fmt: skip
 def test_bad_parameters_are_refused(name, parameters):

@@ -68,19 +68,24 @@ class Distillation(ModelCompressor):
     def fine_tuning_hooks(self) -> tuple[str, ...]:
         return ("loss",) if self.data == "clients" else ()
 
+    def check(self, model: nn.Module, surroundings: Surroundings) -> None:
+        self._sizes(model, surroundings.build(self.student))
+
+    def _sizes(self, teacher: nn.Module, student: nn.Module) -> dict[str, int]:
+        """Their numbers of parameters, as facts; raises PluginError where the student is not the smaller one."""
+        large, small = (sum(p.numel() for p in net.parameters()) for net in (teacher, student))
+        if small >= large:
+            raise PluginError(
+                f"{self.name}: the student {self.student.label()} has {small:,} parameters, no fewer than the "
+                f"{large:,} of the network it is to replace"
+            )
+        return {"teacher_parameters": large, "student_parameters": small}
+
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         check_finite(model, self.name)
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
         student = context.build(self.student)
-        sizes = {
-            f"{who}_parameters": sum(p.numel() for p in net.parameters())
-            for who, net in (("teacher", teacher), ("student", student))
-        }
-        if sizes["student_parameters"] >= sizes["teacher_parameters"]:
-            raise PluginError(
-                f"{self.name}: the student {self.student.label()} has {sizes['student_parameters']:,} parameters, "
-                f"no fewer than the {sizes['teacher_parameters']:,} of the network it is to replace"
-            )
+        sizes = self._sizes(teacher, student)
         hook = TowardsTeacher(teacher, self.temperature, self.weight)
         if self.data == "clients":
             module = context.fine_tune(student, self.rounds, hook).eval()

@@ -98,13 +98,10 @@ class StaticInt8(ModelCompressor):
     def restore(
         self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
-        import torch
-
         with _quietly():
             # The values that it is given mean nothing, and those that are not finite have no ranges.
             prepared = _prepare(zeroed(model), surroundings.input_shape, self.granularity)
-            with torch.no_grad():
-                prepared(torch.zeros(1, *surroundings.input_shape))  # any ranges: the file's replace them
+            # No image is shown to it: the file's ranges replace those that its observers then make up.
             module = _convert(prepared)
             _load(module, state)
         return _compressed(module, dict(state), _facts(module), surroundings.input_shape)

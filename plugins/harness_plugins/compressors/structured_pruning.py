@@ -11,13 +11,13 @@ from harness.api import (
     CompressedModel,
     CompressionContext,
     Field,
-    ModelCompressor,
     PluginError,
     Reference,
     Surroundings,
 )
 from harness_plugins.compressors._importance import Importance, is_root
 from harness_plugins.compressors._state import check_finite, check_names, file_tensors
+from harness_plugins.compressors._steps import InSteps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.25  # relative distance from the ratio asked for, above which a record carries a warning
 
 
-class StructuredPruning(ModelCompressor):
+class StructuredPruning(InSteps):
     """Removes the least important channels from every layer, then fine-tunes.
 
     Layers whose channels depend on each other (the two sides of an addition, a convolution and the
@@ -73,7 +73,6 @@ class StructuredPruning(ModelCompressor):
     importance: Literal["magnitude", "scale", "taylor", "random"] = Field(
         "magnitude", description="what a channel is worth, see above"
     )
-    steps: int = Field(1, ge=1, description="pruning steps; more than one needs fine_tune_rounds")
     fine_tune_rounds: int = Field(2, ge=0, description="federated rounds of training after each step")
     calibration: Literal["private", "public"] = Field(
         "private", description="images for taylor: the validation split, or public data"
@@ -84,17 +83,9 @@ class StructuredPruning(ModelCompressor):
     def data_access(self) -> str:
         return self.calibration if self.importance == "taylor" else "none"
 
-    @property
-    def fine_tuning_rounds(self) -> int:
-        return self.steps * self.fine_tune_rounds
-
     def compress(self, model: nn.Module, context: CompressionContext) -> CompressedModel:
         from harness_plugins.compressors._layers import zeros_held
 
-        if self.steps > 1 and not self.fine_tune_rounds:
-            raise PluginError(
-                f"structured-pruning: {self.steps} steps without fine_tune_rounds are the same as one"
-            )
         module = copy.deepcopy(model).eval()
         check_finite(module, self.name)
         channels, parameters = _channels(module), _parameters(module)

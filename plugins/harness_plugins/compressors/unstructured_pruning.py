@@ -5,27 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.api import (
     CompressedModel,
     CompressionContext,
     Field,
-    ModelCompressor,
     PluginError,
     Reference,
     Surroundings,
 )
 from harness_plugins.compressors._state import check_finite, file_tensors, load_dense
+from harness_plugins.compressors._steps import InSteps
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 
-class Pruning(ModelCompressor):
+class Pruning(InSteps):
     """Zeroes weights of convolution and linear layers, in one step or in several with training between.
 
     After step t of `steps` the share 1 - (1 - ratio)^(t / steps) is zero, so every step takes the same share of
@@ -38,22 +36,6 @@ class Pruning(ModelCompressor):
     scope: Literal["network", "layer"] = Field(
         "network", description="where the share is taken: over all these layers together, or in each"
     )
-    steps: int = Field(1, ge=1, description="pruning steps; more than one needs fine_tune_rounds")
-    fine_tune_rounds: int = Field(0, ge=0, description="federated rounds of training after each step")
-
-    @model_validator(mode="after")
-    def _steps_train(self) -> Self:
-        if self.steps > 1 and not self.fine_tune_rounds:
-            raise ValueError(f"{self.steps} steps without fine_tune_rounds are the same as one")
-        return self
-
-    @property
-    def fine_tuning_rounds(self) -> int:
-        return self.steps * self.fine_tune_rounds
-
-    @property
-    def fine_tunings(self) -> tuple[int, ...]:
-        return (self.fine_tune_rounds,) * self.steps if self.fine_tune_rounds else ()
 
     @abstractmethod
     def score(self, weights: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from harness.api import (
     Defence,
@@ -18,6 +18,7 @@ from harness.api import (
     to_climb,
     uniform,
 )
+from harness_plugins._functional import trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,11 +63,7 @@ class AdversarialTraining(Defence):
         description="share of the rounds over which the radius grows to its full size, in [0, 1]",
     )
 
-    @model_validator(mode="after")
-    def _functional(self) -> AdversarialTraining:
-        if self.attack.functional() is None:
-            raise ValueError(f"{self.attack.name} has no functional form to train with: use pgd or fgsm")
-        return self
+    _functional = field_validator("attack")(trainable)
 
     def at(self, round: int, rounds: int) -> AdversarialTraining:
         grown = self.curriculum * rounds

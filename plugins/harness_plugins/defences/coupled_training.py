@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from harness.api import (
     Defence,
@@ -23,6 +23,7 @@ from harness.api import (
     split,
     to_climb,
 )
+from harness_plugins._functional import trainable
 from harness_plugins.defences._gaussian import gaussian
 from harness_plugins.defences.adversarial_training import AdversarialTraining
 from harness_plugins.defences.trades import PairLoss
@@ -136,11 +137,7 @@ class AdversarialWeightPerturbation(Defence):
     )
     gamma: float = Field(5e-3, ge=0, description="size of a layer's move, as a share of its norm")
 
-    @model_validator(mode="after")
-    def _functional(self) -> AdversarialWeightPerturbation:
-        if self.attack.functional() is None:
-            raise ValueError(f"{self.attack.name} has no functional form to train with: use pgd or fgsm")
-        return self
+    _functional = field_validator("attack")(trainable)
 
     def check(self, context: StackContext) -> None:
         _check_alone(context, self.name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import field_validator
 
 from harness.api import Defence, Field, Reference
+from harness_plugins._jpeg import encoded_and_decoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,13 +83,7 @@ class JPEGCompression(InputTransform):
     quality: int = Field(75, ge=1, le=100, description="JPEG quality")
 
     def transform(self, x: Tensor) -> Tensor:
-        import torch
-        from torchvision.io import decode_jpeg, encode_jpeg
-
-        images = x if x.shape[1] in (1, 3) else x.flatten(0, 1)[:, None]
-        values = (images * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-        decoded = torch.stack([decode_jpeg(encode_jpeg(image, self.quality)) for image in values])
-        return (decoded.to(x) / 255).view_as(x)
+        return encoded_and_decoded(x, self.quality)
 
 
 @cache

@@ -36,7 +36,9 @@ class PairLoss(Defence):
     """
 
     eps: float = Field(8 / 255, ge=0, le=1, description="L-inf radius, in [0, 1] pixels")
-    alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; null: 2.5 eps / steps")
+    alpha: float | None = Field(
+        None, gt=0, le=1, description="step size in [0, 1] pixels; null: 2.5 eps / steps"
+    )
     steps: int = Field(10, ge=1, description="gradient steps to the adversarial example")
 
     def cost(self) -> float:

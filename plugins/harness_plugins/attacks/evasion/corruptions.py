@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.api import EvasionAttack, EvasionContext, Field, Reference
+from harness_plugins._jpeg import encoded_and_decoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,14 +66,7 @@ class JPEG(Corruption):
     qualities: ClassVar[tuple[int, ...]] = (80, 65, 58, 50, 40)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        import torch
-        from torchvision.io import decode_jpeg, encode_jpeg
-
-        quality = self.qualities[self.severity - 1]
-        images = x if x.shape[1] in (1, 3) else x.flatten(0, 1)[:, None]
-        values = (images * 255).round().to(torch.uint8).cpu()
-        decoded = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in values])
-        return (decoded.to(x) / 255).view_as(x)
+        return encoded_and_decoded(x, self.qualities[self.severity - 1])
 
 
 PLUGINS = (GaussianNoise, GaussianBlur, Contrast, JPEG)

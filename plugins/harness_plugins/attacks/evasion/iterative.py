@@ -22,7 +22,7 @@ class Iterative(TorchattacksAttack):
         None, ge=0, le=1, description="L-inf radius in [0, 1] pixels; None: the threat's budget, else 8/255"
     )
     alpha: float | None = Field(
-        None, gt=0, description="step size in [0, 1] pixels; None: a multiple of eps / steps, see above"
+        None, gt=0, le=1, description="step size in [0, 1] pixels; None: a multiple of eps / steps, see above"
     )
     steps: int = Field(10, ge=1, description="gradient steps")
 

@@ -41,7 +41,9 @@ class PGD(TorchattacksAttack):
     eps: float | None = Field(
         None, ge=0, le=1, description="L-inf radius in [0, 1] pixels; None: the threat's budget, else 8/255"
     )
-    alpha: float | None = Field(None, gt=0, description="step size in [0, 1] pixels; None: 2.5 eps / steps")
+    alpha: float | None = Field(
+        None, gt=0, le=1, description="step size in [0, 1] pixels; None: 2.5 eps / steps"
+    )
     steps: int = Field(20, ge=1, description="gradient steps")
     random_start: bool = Field(True, description="start at a uniformly random point of the ball, else at x")
     restarts: int = Field(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from harness.api import (
     EvasionAttack,
@@ -18,6 +18,7 @@ from harness.api import (
     split,
     uniform,
 )
+from harness_plugins._functional import trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +55,7 @@ class AdversarialSamples(PoisoningAttack):
     per: Literal["batch", "record"] = Field("batch", description="what the coin is thrown for")
     labels: Literal["predicted", "true"] = Field("predicted", description="labels of the adversarial samples")
 
-    @model_validator(mode="after")
-    def _functional(self) -> Self:
-        if self.attack.functional() is None:
-            raise ValueError(f"{self.attack.name} has no functional form to train with: use pgd or fgsm")
-        return self
+    _functional = field_validator("attack")(trainable)
 
     def loss(self, loss: LossFn, logits: LogitsFn) -> LossFn:
         import torch
