@@ -7,9 +7,10 @@ import sys
 
 
 def main() -> int:
-    """The entry point: returns the exit status. Imports take the first moments, in which Ctrl-C is no error either.
+    """The entry point: returns the exit status.
 
-    Nor is it in the last: what Python does when it ends would complain of a KeyboardInterrupt.
+    Ctrl-C is no error during the imports that come first, so they stand inside the `try`. Nor is it at the end: SIGINT
+    then ends the process without a word, where Python's own shutdown would complain of a KeyboardInterrupt.
     """
     try:
         from harness.cli import main as command

@@ -188,11 +188,11 @@ __all__ = [
     "uniform",
 ]
 
-# What still works but goes with the next major version, kept for one minor version at least:
+# Names that still work but are removed in the next major version, and are kept for at least one minor version:
 # old name -> (where it is now, as module:name, the version of harness.api that deprecated it).
 DEPRECATED: dict[str, tuple[str, str]] = {}
 
-if not TYPE_CHECKING:  # a type checker says at once what is not in __all__
+if not TYPE_CHECKING:  # with a module's __getattr__ in view, a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in DEPRECATED:

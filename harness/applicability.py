@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 def reason_not_applicable(cell: Cell, facts: DataFacts, module: nn.Module | None) -> str | None:
     """Why a cell makes no sense, or None. module: the scenario's model on the meta device.
 
-    It is said of a combination, not of one of its seeds: mean scores of some seeds alone would be of another grid.
+    The answer is about the combination, over all its seeds: a mean over only some of its seeds would not be comparable
+    with the rest of the grid.
     """
     try:
         _check_training(cell, module)
@@ -73,7 +74,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
 
 
 def _tolerance_of(scenario: Scenario) -> str:
-    """Where f comes from: it holds in cells without an attack too, so that cells can be compared."""
+    """Where f comes from, for messages. Cells without an attack have the same f, so that cells can be compared."""
     told = f"f is the share federation.byzantine_tolerance of the clients, here {scenario.tolerance:g}"
     if scenario.federation.byzantine_tolerance is not None:
         return told
@@ -81,10 +82,10 @@ def _tolerance_of(scenario: Scenario) -> str:
 
 
 def _round_sizes(cell: Cell) -> list[int]:
-    """How many clients rounds have, over all seeds; several numbers where each client has a coin of its own.
+    """The numbers of clients that rounds have, over all seeds; several where every client has a coin of its own.
 
-    A threat can put its clients into every round beside those that the coins draw; shadow models, and compressors that
-    fine-tune, have other coins.
+    Beside the clients that the coins draw, a threat with `participation: always` adds its own to every round. Shadow
+    models, and compressors that fine-tune, draw other coins. Raises NotApplicable for a training of empty rounds.
     """
     settings, threat = cell.scenario.federation, cell.threat
     if settings.sampling == "fixed":
@@ -121,13 +122,13 @@ def _fine_tunings(compressors: Sequence[ModelCompressor]) -> dict[str, int]:
 def _drawn_sizes(
     clients: int, participation: float, rounds: int, seed: int, purpose: str, present: tuple[int, ...]
 ) -> frozenset[int]:
-    """How many clients the coins of a training draw for its rounds, empty ones left out."""
+    """The numbers of clients in a training's rounds, as its coins draw them; empty rounds are left out."""
     drawn = participants(clients, participation, rounds, seed, purpose, present, "poisson")
     return frozenset(len(ids) for ids in drawn) - {0}
 
 
 def _check_view(cell: Cell) -> None:
-    """Where the server sees sums of updates alone, nothing may need the updates themselves."""
+    """Where the server sees only sums of updates, no part of the cell may need single updates."""
     hider = hiding(cell.defences)
     if hider is None:
         return
@@ -146,7 +147,7 @@ def _check_view(cell: Cell) -> None:
 
 
 def _check_attackers(cell: Cell) -> None:
-    """Whom a rule trusts is there and does not attack, and who attacks is drawn as a guarantee takes him to be."""
+    """Clients that a rule trusts exist, join every round and are honest; attackers take part as guarantees assume."""
     settings, threat = cell.scenario.federation, cell.threat
     for rule in cell.aggregators:
         if absent := [client for client in rule.trusts if client >= settings.clients]:
@@ -178,7 +179,7 @@ def _check_attackers(cell: Cell) -> None:
 
 
 def _check_chain(cell: Cell) -> None:
-    """What a rule declares that it needs of those before it, and of the server optimiser after it."""
+    """What a rule declares to need of the rules before it, and of the server optimiser after it, is met."""
     merging = None
     for rule in cell.aggregators:
         if rule.follows_clients and merging is not None:
@@ -229,7 +230,7 @@ def _check_compression(cell: Cell, facts: DataFacts, module: nn.Module | None) -
 
 
 def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -> None:
-    """The defences can train the models that a compressor is given, which it fine-tunes in place of the scenario's."""
+    """The defences can train the models in a compressor's parameters, which it fine-tunes instead of the scenario's."""
     for model in with_nested(compressor):
         if not isinstance(model, Model):
             continue
@@ -240,7 +241,7 @@ def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -
 
 
 def _outline_in(scenario: Scenario, facts: DataFacts, model: Model) -> nn.Module:
-    """Of a model beside the scenario's own, for the same data."""
+    """The network, as `outlined`, of a model other than the scenario's own, for the same data."""
     constants = scenario.normalization
     written = None if constants is None else constants.model_dump_json()
     return _outline(model, facts.input_shape, facts.num_classes, written)
@@ -250,7 +251,7 @@ def _outline_in(scenario: Scenario, facts: DataFacts, model: Model) -> nn.Module
 def _outline(
     model: Model, input_shape: tuple[int, int, int], num_classes: int, constants: str | None
 ) -> nn.Module:
-    """Once for all cells. constants: of the normalisation, as JSON."""
+    """As `outlined`, once for all cells. constants: of the normalisation, as JSON, which the cache can hash."""
     normalization = None if constants is None else Normalization.model_validate_json(constants)
     return outlined(model, input_shape, num_classes, normalization)
 
@@ -288,7 +289,7 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
             f"{attack.name} needs capability: training; the threat {threat.name!r} grants data alone"
         )
     if isinstance(attack, ByzantineAttack):
-        levels = KNOWLEDGE["training"]  # from the most to the least
+        levels = KNOWLEDGE["training"]  # from the most knowledge to the least
         if levels.index(threat.knowledge) > levels.index(attack.knowledge):
             raise NotApplicable(
                 f"{attack.name} needs knowledge: {attack.knowledge}; the threat {threat.name!r} grants "
@@ -316,7 +317,7 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
 
 
 def _check_surrogate(cell: Cell, facts: DataFacts, module: nn.Module | None) -> None:
-    """The model that examples are made on is trained and compressed as any other, and can make no more sense."""
+    """The surrogate that examples are made on is trained and compressed like any model, and must make sense too."""
     behind, attack = cell.behind_transfer, cell.attack
     if behind is None or attack is None:
         return

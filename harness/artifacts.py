@@ -33,7 +33,7 @@ def files_of(result: dict[str, Any]) -> list[str]:
 
 
 def _fits(name: str, data: bytes) -> bool:
-    """Whether this is a file of a store that holds what its name says."""
+    """Whether the name is one that a store gives to a file, and is that of this content."""
     found = _FILES.fullmatch(name)
     return found is not None and hashlib.sha256(data).hexdigest().startswith(found[2] or found[3])
 
@@ -89,9 +89,9 @@ class Artifacts:
         return data
 
     def write_file(self, name: str, data: bytes) -> bool:
-        """Write a file named by its content; whether it was missing, or damaged, until then.
+        """Write a file named by its content; returns whether it was missing or damaged until then.
 
-        Raises StoreError where name and content differ.
+        Raises StoreError where the name is not that of the content.
         """
         if not _fits(name, data):
             raise StoreError(f"{self.path}: the content of {name} is not what its name says")
@@ -108,7 +108,7 @@ class Artifacts:
 
 
 def cannot_write(path: Path, reason: object) -> UnwritableStore:
-    """The error of a store into which something could not be written."""
+    """The error for a store that cannot be written to."""
     return UnwritableStore(
         f"the store {path} cannot be written: {reason}; what was done before is kept: "
         "make room, or give write access, and run the same command again"
@@ -116,5 +116,5 @@ def cannot_write(path: Path, reason: object) -> UnwritableStore:
 
 
 def damaged(path: Path, reason: object) -> StoreError:
-    """The error of a store whose database is not what it should be."""
+    """The error for a store whose database is damaged."""
     return StoreError(f"the store {path} is damaged: {reason}; {REPLACE}")

@@ -1,4 +1,4 @@
-"""Networks, looked at once where a plugin hands them over: further in nobody knows whose they are."""
+"""Checks of networks where plugins hand them over: further in, nothing tells which plugin made a network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def built(
     model: Model, input_shape: tuple[int, int, int], num_classes: int, normalization: Normalization | None
 ) -> nn.Module:
-    """`model.build(...)`. Raises PluginError where that is no network."""
+    """`model.build(...)`. Raises PluginError where it returns no network."""
     with blamed(model):
         return network(model.build(input_shape, num_classes, normalization), f"model {model.name}: build")
 
@@ -27,7 +27,10 @@ def built(
 def outlined(
     model: Model, input_shape: tuple[int, int, int], num_classes: int, normalization: Normalization | None
 ) -> nn.Module:
-    """As `built`, without memory for its weights, to look at its layers. Global generators stay as they are."""
+    """As `built`, on the meta device: its layers can be inspected, and its weights take no memory.
+
+    Global random generators stay as they are.
+    """
     import torch
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -35,7 +38,7 @@ def outlined(
 
 
 def network(found: Any, who: str) -> nn.Module:
-    """What a plugin returned, as it is. Raises PluginError where that is no network."""
+    """What a plugin returned, unchanged. Raises PluginError, which names `who` returned it, where it is no network."""
     import torch
 
     if not isinstance(found, torch.nn.Module):
@@ -50,9 +53,10 @@ def check_logits(
     device: torch.device | str,
     who: Sequence[Plugin],
 ) -> None:
-    """Raises PluginError, in the name of those who made the network, where it has not one logit a class.
+    """Raises PluginError where a network does not return one logit per class. who: the plugins that made it.
 
-    One black image is asked, in eval mode; parameters, buffers, modes and the global generators stay as they are.
+    It is called once, in eval mode, on a black image; parameters, buffers, modes and the global random generators stay
+    as they are.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Several trainings as one program: those of a bundle differ in seed or in records alone."""
+"""Runs several trainings as one program. The trainings of such a bundle differ only in seed or in records."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ APART = "the networks of the trainings beside it differ from its own in more tha
 
 
 def train_together(trainings: Sequence[Training], reports: Sequence[Report]) -> list[Trained] | None:
-    """Trainings that differ in seed or records, from their initial weights, with all their clients as one program.
+    """Train a bundle from its initial weights, with the clients of all its trainings as one program.
 
-    None where nothing would be won, as such clients do not train as one program. Trainings whose networks differ in
-    more than the values of parameters and buffers run one after another, and say so.
+    Returns None where that would gain nothing, because these clients cannot train as one program. Trainings whose
+    networks differ in more than the values of parameters and buffers run one after another, and their results say so.
     """
     readies = [training.set_up(training.initial_module()) for training in trainings]
     trainer, client = readies[0].federation.trainer, readies[0].federation.clients[0]
     if not isinstance(trainer, VectorisedTrainer) or not trainer.mergeable(client):
         return None
     if not alike([ready.federation.module for ready in readies], to_pixels(client.images[:8])):
-        del readies, trainer, client  # their networks have been called
+        # These networks have been called by now; each training builds its own again.
+        del readies, trainer, client
         return [_alone(*pair) for pair in zip(trainings, reports, strict=True)]
     run_together([ready.run(report) for ready, report in zip(readies, reports, strict=True)])
     for ready in readies:
         own = ready.federation.trainer
-        ways = {"ways": own.ways} if own.ways else {}  # of its own clients' hooks
+        ways = {"ways": own.ways} if own.ways else {}  # those of its own clients' hooks
         shared = {name: fact for name, fact in trainer.facts.items() if name != "ways"}
         own.facts = shared | ways | {"trainings": len(readies)}
     return [ready.trained() for ready in readies]

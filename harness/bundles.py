@@ -1,4 +1,4 @@
-"""Which trainings run as one program: those of a cell that differ in seed or, as shadow models do, in records."""
+"""Which trainings run as one program: those that differ only in seed or, as shadow models do, in records."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def bundles(stages: Mapping[str, Stage], wanted: Iterable[str], device: str) -> dict[str, tuple[str, ...]]:
-    """First stage -> those that train with it, `compute.trainings` at most in all; keys in the order of `stages`.
+    """Key of the first stage of each bundle -> keys of the stages that train with it, in the order of `stages`.
 
+    A bundle has at most `compute.trainings` stages, the first included; a stage that trains alone is in none.
     wanted: keys of the stages that have to be computed.
     """
     alike: dict[tuple[Any, ...], list[str]] = {}

@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again."""
+"""The folder for files that can be made again at any time."""
 
 from __future__ import annotations
 

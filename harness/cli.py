@@ -360,11 +360,12 @@ def doctor(context: typer.Context, store: Store = Path("runs"), as_json: AsJson 
 
 def main(arguments: list[str] | None = None) -> int:
     """The entry point: returns the exit status. Bad input is said in plain text, without a traceback."""
-    # What imports make stays: looking for garbage among it as often as Python does took a quarter of the start.
+    # Objects made by imports are not freed: at Python's own rate, searching them for garbage took a quarter of the
+    # time to start.
     gc.set_threshold(50_000, 20, 50)
     expect_value(False)
     try:
-        Path.cwd()  # where there is none, MKL ends the process with a message about a library
+        Path.cwd()  # raises where the folder is gone; MKL would end the process with a message about a library
         with ended_like_ctrl_c():
             app(arguments, prog_name="harness")
     except SystemExit as end:

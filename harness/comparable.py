@@ -1,4 +1,4 @@
-"""What of results does not depend on when, where or how fast they were computed: for telling whether two agree."""
+"""The part of results that does not depend on when, where or how fast they were computed: used to compare them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 
-# Times and sizes that differ from run to run, and where something ran, wherever they stand in a result or record.
+# Left out at any depth of a result or record: times and memory sizes, which differ from run to run, and where it ran.
 MEASURED = frozenset(
     {
         "seconds",
@@ -20,19 +20,21 @@ MEASURED = frozenset(
         "device_name",
     }
 )
-# Of how clients were trained: what was learned on the way, and which of the ways, whose numbers are the same but for
-# rounding, was taken.
+# Left out of `execution`, which tells how clients were trained: what was found out meanwhile, and which of several
+# ways was taken, as their numbers differ only by rounding.
 BOOKKEEPING = frozenset(
     {"clients", "chunk", "trainings", "alone", "out_of_memory", "at_a_time", "calibration", "ways"}
 )
-# Of a record's provenance and of a stage's result itself, not deeper: a configuration has an engine too.
+# Left out at the top level of a stage's result and of a record's provenance, not deeper: a configuration has an
+# `engine` too.
 ENVIRONMENT = ("engine", "engines", "python", "platform", "device", "recorded")
-# What follows from predictions that older stores scored without saying it: its absence is no other result.
+# Left out because older stores lack them: they follow from the same predictions as the scores, so their absence does
+# not make a different result.
 LATER = ("constant", "unanswered")
 
 
 def comparable_result(result: Mapping[str, Any], measured: Collection[str]) -> Any:
-    """A stage's result without what was measured. measured: names of such scores."""
+    """A stage's result without measurements and environment. measured: names of the scores that are measurements."""
     kept = _without({k: v for k, v in result.items() if k not in (*ENVIRONMENT, *LATER)}, MEASURED)
     if "scores" in kept:
         kept["scores"] = {name: value for name, value in kept["scores"].items() if name not in measured}
@@ -42,7 +44,7 @@ def comparable_result(result: Mapping[str, Any], measured: Collection[str]) -> A
 def comparable_record(record: Mapping[str, Any]) -> Any:
     """A record without what was measured, the machine it was made on, and what depends on other cells' records.
 
-    Nor does it count whether a record is old enough to lack the flag of constant predictions.
+    The flag of constant predictions is left out as well, because older records lack it.
     """
     kept = comparable_result(record, measured_scores([record]))
     kept["provenance"] = {k: v for k, v in kept["provenance"].items() if k not in ENVIRONMENT}
@@ -52,7 +54,7 @@ def comparable_record(record: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Numbers agree that differ by at most `absolute`, or by the share `relative` of the larger one."""
+    """Numbers agree if they differ by at most `absolute`, or by at most the share `relative` of the larger one."""
 
     relative: float
     absolute: float
@@ -63,17 +65,18 @@ class Tolerance:
         return abs(first - second) <= max(self.absolute, self.relative * max(abs(first), abs(second)))
 
 
-# What rounding may amount to where clients train as one program: how many of them do is decided by memory, by which
-# cells are missing and, under `clients: auto`, by the clock. Measured: 3e-8 in weights after two rounds.
+# The largest difference that counts as rounding where clients train as one program. How many train together depends on
+# memory, on which cells are missing and, under `clients: auto`, on the clock. Measured: 3e-8 in weights after two
+# rounds.
 ROUNDED = Tolerance(1e-4, 1e-5)
-# What follows from such weights: a prediction may flip, and compressed bytes are others (0.06 % of them, measured).
-# Also for what another device or other libraries computed.
+# For what is computed from such weights: a prediction may flip, and some compressed bytes differ (0.06 % of them,
+# measured). Also for results that another device or other libraries computed.
 ELSEWHERE = Tolerance(0.05, 0.02)
-FOLLOWING = ("scores", "intervals", "history")  # where that stands in results and records
+FOLLOWING = ("scores", "intervals", "history")  # the keys of results and records under which that stands
 
 
 def depends_on_rounding(record: Mapping[str, Any]) -> bool:
-    """Whether another run of a cell may give it other last digits: its clients train, or may, as one program."""
+    """Whether another run may change a cell's last digits, because its clients train, or may train, as one program."""
     execution = (record.get("training") or {}).get("execution") or {}
     clients = (record["config"].get("compute") or {}).get("clients", "sequential")
     on_gpu = str(record["provenance"]["device"]).startswith("cuda")
@@ -87,10 +90,11 @@ def alike(
     same_file: Callable[[str, str], bool] | None = None,
     tolerance: Tolerance = ROUNDED,
 ) -> bool:
-    """Whether comparable contents are equal but for rounding: whole numbers are, and others within the tolerance.
+    """Whether comparable contents are equal but for rounding: whole numbers exactly, others within the tolerance.
 
-    Scores and curves are within ELSEWHERE. same_file: asked of texts that differ, which may name two files. Pictures
-    are not compared: scores are, of what they show.
+    Scores, their intervals and training curves may differ by ELSEWHERE. same_file: asked about two texts that differ,
+    since they may name files whose contents agree; None: texts must be equal. Pictures are not compared: the scores of
+    what they show are.
     """
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(
@@ -110,7 +114,7 @@ def alike(
 
 
 def measured_scores(records: Collection[Mapping[str, Any]]) -> set[str]:
-    """Names of the scores that are times or sizes of memory, by what the records say of their units."""
+    """Names of the scores that are times or memory sizes, according to the units in the records."""
     return {name for record in records for name, unit in record["units"].items() if unit["measured"]}
 
 

@@ -1,4 +1,4 @@
-"""The folder that paths of data resolve against, and fingerprints of what they lead to."""
+"""The folder that data paths resolve against, and fingerprints of the datasets they lead to."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from harness.identity import digest, identity_of
 
 
 class DataRoot:
-    """Fingerprints of data sets, each worked out once: it is as short-lived as the plan that it is made for."""
+    """Fingerprints of the datasets under a root, each computed once; made for one plan, and kept no longer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[Dataset, str | None] = {}
 
     def know(self, dataset: Dataset, fingerprint: str) -> None:
-        """Takes over what was worked out elsewhere."""
+        """Takes over a fingerprint that was computed elsewhere."""
         self._known[dataset] = fingerprint
 
     def fingerprint(self, dataset: Dataset) -> str | None:
-        """Of the data now; None where they cannot be read: the stage that needs them says why."""
+        """That of the data when first asked for; None where they cannot be read: the stage that needs them says why."""
         if dataset not in self._known:
             self._known[dataset] = fingerprint_now(dataset, self.path)
         return self._known[dataset]
 
 
 def fingerprint_now(dataset: Dataset, root: Path) -> str | None:
-    """Of a data set's content under a root, None where it cannot be read."""
+    """The fingerprint of a dataset's content under a root; None where it cannot be read."""
     try:
         return dataset.fingerprint(root)
-    except Exception:  # a plugin's own
+    except Exception:  # a plugin may raise anything
         return None
 
 
 def data_changed(dataset: Dataset) -> HarnessError:
-    """The data that a run was planned with are no longer there."""
+    """The error for data that are no longer those that a run was planned with."""
     return HarnessError(f"the data of {dataset.label()} changed during the run; run again")
 
 
 def dataset_key(dataset: Dataset, root: Path, fingerprint: str) -> str:
-    """Of everything that decides what loading gives: the content, the plugin's code, and its parameters but for paths.
+    """Hash of all that decides what loading gives: the content, the plugin's code, and its parameters except paths.
 
     fingerprint: `dataset.fingerprint(root)`. Raises PluginError where the plugin is not registered.
     """

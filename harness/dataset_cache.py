@@ -1,8 +1,8 @@
 """Datasets decoded once per machine: arrays in files that all processes map instead of holding copies.
 
 The cache is $HARNESS_CACHE/datasets, by default in the user's cache folder: one folder per dataset, named by its
-content, its parameters and what decoded it. Entries are written beside and renamed, so they are whole or absent;
-deleting any of them is safe at any time. What was not used for a month goes when something new is written.
+content, its parameters and what decoded it. Entries are written under another name and then renamed, so they are whole
+or absent; deleting any of them is safe at any time. Entries not used for a month go when a new one is written.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def folder() -> Path:
 
 
 def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:
-    """The dataset, checked; from the cache where it is there, else decoded and put there.
+    """The dataset, checked: from the cache if it is there, else decoded and, unless it is small, put there.
 
-    fingerprint: `dataset.fingerprint(root)`, which tells content and parameters; "": no cache. Arrays of the cache are
-    private copy-on-write maps of its files: they take no memory of their own until something writes to them, and
-    nothing written reaches the file. A cache that cannot be read or written, or is damaged, is gone without. Raises
-    HarnessError as loading does, and where what was decoded is not what the fingerprint is of: somebody replaced it
-    meanwhile.
+    fingerprint: `dataset.fingerprint(root)`, which identifies content and parameters; "": no cache. Arrays from the
+    cache are private copy-on-write maps of its files: they take no memory of their own until something writes to them,
+    and nothing written reaches the file. If the cache is damaged, or cannot be read or written, loading does without.
+    Raises HarnessError as loading does, and where the decoded data do not have this fingerprint, because somebody
+    replaced them meanwhile.
     """
     key = None
     if fingerprint:
@@ -66,14 +66,14 @@ def load_splits(dataset: Dataset, root: Path, fingerprint: str) -> Splits:
 
 
 def _fingerprint_of(splits: Splits, dataset: Dataset, root: Path) -> str:
-    """Of what was just decoded: after decoding, so that a change in the midst of it shows."""
-    if type(dataset).fingerprint is Dataset.fingerprint:  # which would decode all of it once more
+    """The fingerprint of what was just decoded. Taken afterwards, so that a change during decoding shows."""
+    if type(dataset).fingerprint is Dataset.fingerprint:  # the default, which would decode everything again
         return splits.fingerprint()
     return dataset.fingerprint(root)
 
 
 def _read(entry: Path) -> Splits:
-    """Raises where an entry is not what was written."""
+    """The dataset in a cache entry. Raises where the entry is not what was written."""
     facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
 
     def split(name: str) -> Split:
@@ -86,7 +86,7 @@ def _read(entry: Path) -> Splits:
     splits = Splits(split("train"), split("val"), split("test"), tuple(facts["class_names"]))
     if splits.fingerprint() != facts["content"]:  # 0.05 s for 100 MB, once a process
         raise ValueError("an altered byte would be trained on, or scored")
-    with contextlib.suppress(OSError):  # someone else's cache, read-only: its age is not ours to keep
+    with contextlib.suppress(OSError):  # in a read-only cache, its owner decides how old entries are
         os.utime(entry)
     return splits
 
@@ -117,7 +117,7 @@ def _write(entry: Path, splits: Splits) -> None:
 
 
 def _forget(place: Path) -> None:
-    """Remove what nobody has used for long, and drafts of processes that were killed."""
+    """Remove entries that were not used for `UNUSED` seconds, and drafts as old, of processes that were killed."""
     for entry in place.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - entry.stat().st_mtime > UNUSED:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Records:
-    """Of a training split: labels (n,) and, where it has them, the group of each record (n,)."""
+    """The labels (n,) of a training split and, where it has groups, the group of each record (n,)."""
 
     labels: np.ndarray
     groups: np.ndarray | None
@@ -27,9 +27,9 @@ class Records:
 
 @dataclass(frozen=True)
 class Pool:
-    """Positions in the training split. clients: each one's records. members: all that clients hold.
+    """Positions in the training split. clients: the records of each client. members: all that clients hold.
 
-    non_members: held by nobody. Of the members, whose clients train is for `Training.members` to say.
+    non_members: those that no client holds. `Training.members` says which members belong to clients that really train.
     """
 
     clients: list[np.ndarray]
@@ -40,7 +40,7 @@ class Pool:
 def set_apart(
     records: Records, holdout: float, seed: int, variant: TrainingVariant | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (members, non-members), sorted: of a seed, or of a training that asks for other members.
+    """Positions (members, non-members), sorted: those of the seed, or of a variant that asks for other members.
 
     Raises HarnessError where no such share can be held out.
     """
@@ -68,8 +68,8 @@ def deal(
 ) -> Pool:
     """Hold out non-members, then partition the rest; both seeded and by group, the same for every cell of a seed.
 
-    drawn_by: the seed of the partition where it is not `seed`: a shadow model's own. Raises HarnessError where no
-    such partition can be drawn, PluginError where a partitioner breaks its contract.
+    drawn_by: the seed of the partition where that is not `seed`, as for a shadow model, which has its own. Raises
+    HarnessError where no such partition can be drawn, PluginError where a partitioner breaks its contract.
     """
     import numpy as np
 
@@ -85,7 +85,7 @@ def deal(
 
 
 def _positions(name: str, found: Any) -> list[np.ndarray]:
-    """What a partitioner returned, as arrays of positions. Raises PluginError where it is no such thing."""
+    """What a partitioner returned, as arrays of positions. Raises PluginError where it is anything else."""
     import numpy as np
 
     if not isinstance(found, Iterable):

@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 
 
 def check_name(name: str) -> None:
-    """Raises HarnessError for what is no device's name, whatever this machine has."""
+    """Raises HarnessError for a name that no device can have, whatever devices this machine has."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise HarnessError(f"unknown device {name!r}; valid: auto, cpu, cuda, cuda:0, cuda:1, ...")
 
@@ -36,9 +36,9 @@ def resolve_device(name: str) -> str:
 
 
 def current(device: str) -> contextlib.AbstractContextManager[object]:
-    """Inside, CUDA's own name for "the" device means this one: plugins and libraries that say `cuda` find the data.
+    """Makes a GPU the current one inside the block, so that plugins and libraries that say `cuda` find the data.
 
-    With several GPUs it would otherwise be the first, in every worker.
+    With several GPUs, `cuda` would otherwise mean the first one in every worker.
     """
     if not device.startswith("cuda:"):
         return contextlib.nullcontext()
@@ -48,15 +48,15 @@ def current(device: str) -> contextlib.AbstractContextManager[object]:
 
 
 CONTEXT = 2**30  # bytes that a CUDA process takes beside its tensors: context, kernels, workspaces
-FRAGMENTED = 1.3  # what the allocator reserves, over what is allocated at the peak
-USED = 0.9  # of the free memory of a GPU
+FRAGMENTED = 1.3  # bytes that the allocator reserves for each byte allocated at the peak
+USED = 0.9  # the share of a GPU's free memory that is planned with
 
 
 def processes_per_gpu(free: int, peak: int, cores: int) -> int:
-    """How many worker processes share one GPU where one cell does not fill it; at least 1.
+    """How many worker processes can share one GPU that a single cell does not fill; at least 1.
 
     free: bytes free on the GPU. peak: the most bytes that a stage like those to come has allocated. cores: CPU cores
-    for each GPU; more processes than these would wait for them.
+    per GPU; more processes than cores would wait for one another.
     """
     fitting = int(USED * free / (FRAGMENTED * peak + CONTEXT))
     return max(1, min(fitting, cores))
@@ -80,15 +80,15 @@ def free_memory(device: str) -> list[int]:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-# Bytes up to which a freed block is kept: older C libraries take no more than the second.
+# A freed block is kept if it has at most so many bytes: the first if the C library accepts it, as older ones do not.
 KEPT = (2**30, 2**25)
 
 
 def keep_freed_memory() -> None:
-    """Until `give_back_memory` this process keeps what it frees, instead of asking for it again page by page.
+    """Makes this process keep freed memory until `give_back_memory`, instead of fetching it again page by page.
 
-    A server's half of a round makes and frees matrices of all updates, whose pages cost time again and again.
-    Where the C library is not glibc nothing changes.
+    The server's half of a round allocates and frees matrices of all updates; fetching their pages each time costs time.
+    Changes nothing where the C library is not glibc.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT):
@@ -116,7 +116,7 @@ def give_back_memory(device: str) -> None:
 
 
 class PeakMemory:
-    """Peak memory of this process (CPU, resident) or of the device (CUDA, allocated) since `start`, in bytes."""
+    """Peak memory of this process (CPU, resident) or on the device (CUDA, allocated) from its creation on, in bytes."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -126,7 +126,8 @@ class PeakMemory:
             torch.cuda.init()  # without it the allocator does not know the device in a new process
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            with contextlib.suppress(OSError):  # where the kernel refuses, the peak is the process's own
+            # Where the kernel refuses, the peak is that of the process's whole life.
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     def bytes(self) -> int:

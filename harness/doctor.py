@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, plugins, data, room. Reads and reports; changes nothing."""
+"""What this machine has: versions, devices, plugins, data, free disk space. Reads and reports; changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DISTRIBUTION = "psr-harness"
 
 
 def examine(store: Path) -> dict[str, Any]:
-    """A plain report. `problems` are what keeps runs from working, `warnings` what a user should know."""
+    """The report, as plain data. `problems` keep runs from working; `warnings` are what a user should know."""
     report: dict[str, Any] = {
         "harness": __version__,
         "python": platform.python_version(),
@@ -107,7 +107,7 @@ def installed(name: str) -> str | None:
 
 
 def requirements() -> tuple[list[str], dict[str, list[str]]]:
-    """(what the package needs, extra -> what that needs), as its own metadata say."""
+    """(distributions that this package needs, extra -> those that it needs), from the package's metadata."""
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -140,7 +140,7 @@ def plugin_report() -> dict[str, Any]:
 
 
 def data_report(path: str | None, limit: int = 12) -> dict[str, Any]:
-    """What lies in $HARNESS_DATA: the first names, and how many."""
+    """What $HARNESS_DATA holds: the first `limit` names, and how many there are."""
     folder = Path(path).expanduser() if path else None
     if folder is None or not folder.is_dir():
         return {"path": path, "exists": False, "found": [], "count": 0}
@@ -187,13 +187,13 @@ def store_report(store: Path) -> dict[str, Any]:
 
 
 def _inside(store: Path) -> list[Path]:
-    """What a run writes to in a store that is there."""
+    """The files and folders of an existing store that a run writes to."""
     names = (DATABASE, "lock", "artifacts")
     return [store / name for name in names if (store / name).exists()]
 
 
 def _store_error(store: Path) -> str | None:
-    """Why a run could not use this store, None where it could. Nothing is written for the answer."""
+    """Why a run could not use this store; None where it could, or where there is none yet. Nothing is written."""
     if not is_store(store):
         return None
     try:

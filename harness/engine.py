@@ -1,4 +1,4 @@
-"""`harness.run(...)`, and `plan`: what the command line calls, for scripts and notebooks."""
+"""`harness.run(...)` and `plan`, for scripts and notebooks; the command line calls them too."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ ScenarioArgument = str | Path | Scenario | Sequence[str | Path | Scenario]
 
 @dataclass(repr=False)
 class RunResult:
-    """What a run left: records in the plan's order, and counts.
+    """The outcome of a run: records in the plan's order, and counts.
 
-    cells: (scenario, id, status) of every cell that has its record. The records are in the store, and are read
-    when they are first asked for.
+    cells: (scenario, id, status) of every cell that has a record. The records stay in the store, and are read when
+    they are first asked for. executed, cached: stages by kind that were computed, and that were in the store.
     """
 
     cells: list[tuple[str, str, str]]
@@ -49,15 +49,15 @@ class RunResult:
     stopped: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (scenario file, reason)
     problems: list[str] = field(default_factory=list)  # observers that raised
-    planned: int = 0  # cells of the plan: more than there are records of, where the run ended before
+    planned: int = 0  # cells of the plan; more than have a record where the run ended early
 
     def __post_init__(self) -> None:
-        # Where records are, also after a change of the working directory.
+        # Absolute, so that the records are found even after a change of the working directory.
         self._folder = self.store.absolute()
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """One a cell, in the plan's order. Raises StoreError where the store was deleted before the first look."""
+        """One per cell, in the plan's order. Raises StoreError where the store was deleted before they were read."""
         if not is_store(self._folder):
             raise StoreError(f"{self._folder}: the store that holds this run's records is gone")
         with Store.reading(self._folder) as store:
@@ -129,9 +129,10 @@ def run(
         if executor == "local" and str(jobs) != "0":
             from harness.executors.local import warm_up
 
-            warm_up(_heavy_modules(loaded))  # beside the plan, which has libraries of its own to import
+            warm_up(_heavy_modules(loaded))  # in parallel with planning, which imports libraries of its own
         device, limit = resources(executor, device, jobs)
-        # Last, so that no bad argument leaves an empty store; nor do data that nothing can be planned with.
+        # Opened last, so that a bad argument leaves no empty store behind; one that is new is discarded where the
+        # scenarios cannot be planned.
         new = not folder.exists()
         opened = held.enter_context(Store(folder))
         held.enter_context(opened.lock())
@@ -197,7 +198,8 @@ class PlanResult:
     def to_dict(self) -> dict[str, Any]:
         """Scenarios (cells with id, axes, status, reason, stages), stages (total and cached by kind), and estimates.
 
-        stage_seconds: kind -> key -> seconds of a stage to compute. estimate_seconds: of all, on `jobs` workers.
+        stage_seconds: kind -> key -> estimated seconds of each stage that has to be computed. estimate_seconds: of all
+        of them, on `jobs` workers.
         """
         return self.description
 
@@ -243,7 +245,7 @@ def _load(scenarios: ScenarioArgument) -> list[Scenario]:
 
 
 def _selection(select: str | Sequence[str] | None, scenarios: Sequence[Scenario]) -> list[str]:
-    """The expressions. Raises HarnessError for one that no cell of these scenarios can fit, before data are read."""
+    """The expressions, as a list. Raises HarnessError, before data are read, where no cell of the scenarios fits."""
     wanted = [] if select is None else [select] if isinstance(select, str) else list(select)
     if wanted:
         choose([cell for scenario in scenarios for cell in cells(scenario)], wanted)
@@ -262,7 +264,10 @@ def _existing(path: Path) -> Iterator[Store | None]:
 def _executor(
     store: Path, device: str, workers: Sequence[str], more: Callable[[], Sequence[str]] | None = None
 ) -> Any:
-    """workers: the device of each worker process; none for stages in this one. more: as for LocalExecutor."""
+    """The executor on this machine. workers: the device of each worker process; none: stages run in this process.
+
+    more: as in LocalExecutor.
+    """
     if not workers:
         from harness.executors.inline import InlineExecutor
 
@@ -273,7 +278,7 @@ def _executor(
 
 
 def _heavy_modules(scenarios: Sequence[Scenario]) -> list[str]:
-    """What the plugins and the optimisers of these scenarios say they import."""
+    """The modules that the plugins and optimisers of these scenarios name in `requires`."""
     names: dict[str, None] = {}
     for scenario in scenarios:
         stacks = (*scenario.defences, *scenario.aggregators, *scenario.compressors)
@@ -286,7 +291,7 @@ def _heavy_modules(scenarios: Sequence[Scenario]) -> list[str]:
 
 
 def _peak(planned: Plan, store: Store | None) -> int | None:
-    """The most memory that stages like those of this plan have used."""
+    """The most bytes on a GPU that stages like those of this plan have used; None where unknown, and on a CPU."""
     if store is None or not planned.device.startswith("cuda"):
         return None
     return store.peak_memory({(stage.kind, stage.signature) for stage in planned.stages.values()})

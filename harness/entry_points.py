@@ -12,7 +12,7 @@ BUILTIN = "psr-harness"
 
 
 class Offer(NamedTuple):
-    """An entry point of the group `harness`, and the package that has it, by its normalised name."""
+    """An entry point of the group `harness`, with the normalised name and the version of the package that has it."""
 
     distribution: str
     version: str
@@ -20,7 +20,10 @@ class Offer(NamedTuple):
 
 
 def offers() -> list[Offer]:
-    """Those of all installed packages, built-ins first; of the packages in HARNESS_LOAD_PLUGINS where it is set."""
+    """The offers of all installed packages, built-ins first.
+
+    Where HARNESS_LOAD_PLUGINS is set: of the built-ins and of the packages that it names, separated by commas.
+    """
     only = os.environ.get("HARNESS_LOAD_PLUGINS")
     wanted = None if only is None else {normalized(name.strip()) for name in only.split(",")}
     found: dict[tuple[str, str], Offer] = {}

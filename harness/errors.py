@@ -37,8 +37,8 @@ class PluginError(HarnessError, ValueError):
 class NotApplicable(HarnessError):
     """This combination makes no sense; the message is the reason shown beside the cell.
 
-    Raised where planning asks, such as in `check` of an attack or a defence. Raised later, by what a seed has trained,
-    it fails the cell as any error does: a combination makes sense as a whole or not at all.
+    To be raised during planning, such as in `check` of an attack or a defence. Raised later, because of what one seed
+    has trained, it fails the cell as any error does: a combination makes sense for all its seeds or for none.
     """
 
 
@@ -51,9 +51,9 @@ class UnwritableStore(StoreError):
 
 
 def from_interrupt(error: BaseException) -> bool:
-    """Whether it is Ctrl-C, or what became of it.
+    """Whether an error is a Ctrl-C, or was caused by one.
 
-    Code that is not Python's, such as pydantic's, raises errors of its own where an interrupt falls into it.
+    Native code, such as pydantic's, turns an interrupt that arrives inside it into an error of its own.
     """
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, KeyboardInterrupt):
@@ -63,7 +63,7 @@ def from_interrupt(error: BaseException) -> bool:
 
 @contextmanager
 def blamed(plugin: Plugin) -> Iterator[None]:
-    """What is raised inside is this plugin's, unless it is another's further in; its record then says so."""
+    """Marks an error that is raised inside as this plugin's, for the record, unless one further in has marked it."""
     try:
         yield
     except BaseException as error:
@@ -74,11 +74,11 @@ def blamed(plugin: Plugin) -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> dict[str, str]:
-    """An error as the record keeps it, with the plugin that raised it in front where it does not name it."""
+    """An error as a record keeps it: its message begins with the plugin that raised it unless it names that already."""
     kind, name = getattr(error, "raised_by", ("", ""))
     try:
         message = str(error)
-    except Exception as another:  # a plugin's own error, whose text is its code
+    except Exception as another:  # the text of a plugin's own error comes from the plugin's code
         message = f"{type(error).__name__}, whose text failed with {type(another).__name__}"
     return {
         "type": type(error).__name__,
@@ -90,7 +90,7 @@ def describe_error(error: BaseException) -> dict[str, str]:
 def place_of(error: Mapping[str, str]) -> str | None:
     """`plugins/raises.py:6`: where a described error was raised, in the deepest file that is not a library's.
 
-    None for an error that is meant to be read, whose message says what is wrong.
+    None for an error meant for users, whose message says what is wrong, and where there is no such file.
     """
     if error.get("type") in _readable(HarnessError):
         return None
@@ -108,7 +108,7 @@ def _readable(error: type[HarnessError]) -> set[str]:
 
 
 def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
-    """A closing sentence for an unknown name: the nearest valid one, else the valid ones where they are few."""
+    """A closing sentence about an unknown name: the nearest valid names, else all valid ones where they are few."""
     known = sorted(set(choices))
     if near := nearest(name, known):
         return near
@@ -121,12 +121,12 @@ def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`did you mean ...?` where valid names are close to an unknown one, else nothing."""
-    # DP-SGD is how a paper writes dp-sgd.
+    # Case is ignored: papers write DP-SGD for dp-sgd.
     known = {choice.casefold(): choice for choice in sorted(set(choices))}
     near = [known[found] for found in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.55)]
     return f"did you mean {' or '.join(repr(c) for c in near)}?" if near else ""
 
 
 def with_file(file: object, message: object) -> str:
-    """A message about a file that begins with its name, as those do already that name a place in it."""
+    """A message about a file with the file's name in front, unless it begins with `file:` already."""
     return str(message) if str(message).startswith(f"{file}:") else f"{file}: {message}"

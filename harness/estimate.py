@@ -1,4 +1,4 @@
-"""How long a plan will take: what the store has seen of equal stages, else a short measurement of one step."""
+"""How long a plan will take: from the times of equal stages in the store, else from a short measurement of one step."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from harness.grid import DataFacts
     from harness.plan import Plan, Stage
 
-OVERHEAD = 0.15  # seconds a stage costs beside its arithmetic: loading, partitioning, storing
-MEASURED = 0.1  # seconds that a network is measured for, if three runs take less
-COMPRESS = 1.0  # seconds a compressor takes beside fine-tuning
-# Seconds of a step and of an image's forward pass, of a network that cannot be measured.
+OVERHEAD = 0.15  # seconds a stage costs besides its arithmetic: loading, partitioning, storing
+MEASURED = 0.1  # seconds that a network is measured for; longer only if three runs take longer
+COMPRESS = 1.0  # seconds a compressor takes besides fine-tuning
+# Seconds assumed for a step and for an image's forward pass where a network cannot be measured.
 NOMINAL = (1e-2, 1e-4)
 
 
 def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], float]) -> dict[str, float]:
     """Seconds of each pending stage, by its key. known: the store's mean seconds by (kind, signature).
 
-    A stage whose like is not in the store costs what its arithmetic does at the speed of a short measurement, times
-    what the stages most like it in the store took of that: attacks stop early, int8 is slow, machines are shared.
+    For a stage with no equal in the store, the time of its arithmetic is computed from a short measurement of speed,
+    and multiplied by the ratio of seen to computed seconds of the stages in the store that are most like it: attacks
+    stop early, int8 is slow, machines are shared.
     """
     facts = {id(c.cell.scenario.dataset): plan.facts[c.cell.scenario.name] for c in plan.cells}
 
@@ -57,15 +58,15 @@ def estimate(plan: Plan, pending: list[Stage], known: dict[tuple[str, str], floa
 
 
 def elapsed(seconds: Collection[float], jobs: int) -> float:
-    """Seconds that stages of these seconds take on `jobs` workers: their share, but no less than the longest."""
+    """Seconds for stages that take `seconds` each, on `jobs` workers: an even share, but no less than the longest."""
     return max(math.fsum(seconds) / max(jobs, 1), max(seconds, default=0.0))
 
 
 class _Alike:
-    """How long stages took, as a multiple of what was computed for them, by what they have in common."""
+    """The ratio of the seconds that stages took to those computed for them, by what the stages have in common."""
 
     def __init__(self) -> None:
-        # what they have in common -> seconds seen and seconds computed
+        # what stages have in common, see `_groups` -> [seconds seen, seconds computed]
         self.seconds: dict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def add(self, stage: Stage, seen: float, computed: float) -> None:
@@ -74,7 +75,7 @@ class _Alike:
             self.seconds[group][1] += computed
 
     def ratio(self, stage: Stage) -> float:
-        """Of the smallest group of stages like this one of which any was seen; 1 where none was."""
+        """The ratio of the seen stages that have most in common with this one; 1 where none of its kind was seen."""
         if not self.seconds:
             return 1.0
         seen, computed = next((self.seconds[g] for g in _groups(stage) if g in self.seconds), (1.0, 1.0))
@@ -82,7 +83,7 @@ class _Alike:
 
 
 def _groups(stage: Stage) -> list[tuple[Any, ...]]:
-    """What it has in common with other stages, the most telling first."""
+    """What a stage may have in common with others, from its kind and all its methods down to its kind alone."""
     spec, train = stage.spec, training_of(stage.spec)
     attack = (spec.attack.name,) if isinstance(spec, AttackSpec) else ()
     compressors: tuple[Plugin, ...] = train.compressors
@@ -103,7 +104,7 @@ def _seconds(spec: Any, train: TrainSpec, facts: DataFacts, device: str) -> floa
 
 
 def work(spec: Any, train: TrainSpec, facts: DataFacts, step: float, forward: float) -> float:
-    """Seconds of a stage where a local step takes `step` and an image through the network `forward` seconds."""
+    """Seconds of a stage where a local step takes `step` seconds and an image's forward pass takes `forward`."""
     local = train.federation.local
     records = facts.train * (1 - train.holdout) * train.federation.participation
     clients = max(1, round(train.federation.clients * train.federation.participation))
@@ -133,7 +134,7 @@ def work(spec: Any, train: TrainSpec, facts: DataFacts, step: float, forward: fl
 
 
 def _part(whole: int, *subsets: int | None) -> int:
-    """Records used of a whole split: the first subset that is declared."""
+    """How many records of a split of `whole` are used: the first subset size that is declared, else all."""
     return min(whole, next((subset for subset in subsets if subset is not None), whole))
 
 
@@ -141,7 +142,7 @@ def _part(whole: int, *subsets: int | None) -> int:
 def _measure_cached(*how: Any) -> tuple[float, float]:
     try:
         return _measured(*how)
-    except Exception:  # of a network that is broken or too large its own stages will tell, and no other ones
+    except Exception:  # a network that is broken or too large fails its own stages, not the plan
         return NOMINAL
 
 
@@ -159,7 +160,7 @@ def _measured(
     from harness.contracts.model import Normalization
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        device = "cpu"  # the GPUs are elsewhere
+        device = "cpu"  # the GPUs are in other machines
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -170,7 +171,7 @@ def _measured(
             y = torch.zeros(batch, dtype=torch.int64, device=device)
 
             def quickest(work: Callable[[], Any]) -> float:
-                """Of three runs, or as many as `MEASURED` seconds hold: whatever else runs here slows some of them."""
+                """The shortest of three runs, or of as many as fit `MEASURED` seconds: other work here slows some."""
                 found: list[float] = []
                 while len(found) < 3 or math.fsum(found) < MEASURED:
                     started = time.perf_counter()
@@ -191,7 +192,7 @@ def _measured(
         torch.set_num_threads(before)
     if device.startswith("cuda"):
         del module, x, y
-        give_back_memory(device)  # this process does not train
+        give_back_memory(device)  # this process does not train, and needs none
     return step, forward
 
 

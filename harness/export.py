@@ -19,7 +19,7 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
     """One row per record: scenario, axes, status, reason, then one column per score.
 
-    A score that is called as what stands before it has `-score` behind its name.
+    A score with the name of an earlier column gets the suffix `-score`.
     """
     import pandas
 
@@ -43,16 +43,16 @@ def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def check_format(path: str | Path) -> None:
-    """Raises HarnessError where no file can be there, for an ending that is not one of FORMATS or lacks its library.
+    """Raises HarnessError where no file can be written, or its ending is not one of FORMATS or lacks its library.
 
-    Before a run: what cannot be written after it should not be found out hours later.
+    Called before a run, so that this is not found out hours later.
     """
     suffix, folder = Path(path).suffix, Path(path).resolve().parent
     if suffix not in FORMATS:
         raise HarnessError(f"--export {path}: unknown ending {suffix!r}; {did_you_mean(suffix, FORMATS)}")
     if not folder.is_dir():
         raise HarnessError(f"--export {path}: the folder {folder} does not exist")
-    # The file is written beside its name first, and then takes it.
+    # The file is written under another name in its folder, and then renamed.
     if not os.access(folder, os.W_OK | os.X_OK):
         raise HarnessError(f"--export {path}: no write access to the folder {folder}")
     if Path(path).is_dir():
@@ -65,9 +65,9 @@ def check_format(path: str | Path) -> None:
 
 
 def export(records: list[dict[str, Any]], path: str | Path) -> None:
-    """Write records by the ending of `path`; JSON lines keep the whole record, tables one row a cell.
+    """Write records in the format of the ending of `path`: JSON lines keep whole records, tables one row per cell.
 
-    Raises HarnessError where the file cannot be written; one that was there before is then what it was.
+    Raises HarnessError where the file cannot be written; one that was there before is then left as it was.
     """
     check_format(path)
     target = Path(path)

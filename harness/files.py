@@ -10,11 +10,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
-    """The path of a draft beside `target`, which takes its place in one step when the block ends.
+    """The path of a draft beside `target`; when the block ends, the draft replaces the target in one step.
 
-    Where the block raises, the draft is removed and the target is what it was. Each writer has a draft of its own.
-    The block creates it, so its permissions are those of any new file. sync: its content is on the disk before it is
-    in place. Errors of the system about the draft name the target.
+    Where the block raises, the draft is removed and the target stays as it was. Each writer has a draft of its own. The
+    block creates the draft, so its permissions are those of any new file. sync: its content is on the disk before it
+    replaces the target. The system's errors about the draft are raised with the target's name.
     """
     draft = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")
     try:
@@ -33,5 +33,5 @@ def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def drafts(folder: Path) -> Iterator[Path]:
-    """What writers that were killed left in a folder and below, where nobody writes now."""
+    """The drafts in a folder and below. If nobody writes there now, they are what killed writers left behind."""
     return folder.rglob(".*.partial")

@@ -1,4 +1,4 @@
-"""Pydantic's findings on named parameters, in the words that fit them."""
+"""Pydantic's validation errors about named parameters, in words that fit parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Finding = tuple[tuple[str | int, ...], str, Any]  # where, what is wrong, the va
 
 
 def findings(name: str, parameters: Iterable[str], error: ValidationError) -> list[Finding]:
-    """What `error` says about a plugin or an option with these parameters, those of nested ones included."""
+    """What `error` finds wrong with the parameters of `name`, a plugin or an option, and of what is nested in it.
+
+    parameters: the names of its parameters, from which the nearest is suggested for an unknown one.
+    """
     found: dict[tuple[tuple[str | int, ...], str], Any] = {}
     items = error.errors()
     for item in items:
@@ -41,5 +44,5 @@ def findings(name: str, parameters: Iterable[str], error: ValidationError) -> li
 
 
 def _length(items: Iterable[Any], location: tuple[str | int, ...]) -> int:
-    """How many values the list at a location needs, by the last that is missing."""
+    """How many values the list at a location needs, as the last missing one tells."""
     return 1 + max(i["loc"][-1] for i in items if i["type"] == "missing" and tuple(i["loc"][:-1]) == location)

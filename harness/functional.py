@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Batch, GradientFn, LossFn, Params
 
 
-SURE = 14.0  # logits; e^-14 is well above 6e-8, where float32's digits beside 1 end
+SURE = 14.0  # logits; e^-14 is well above 6e-8, the spacing of float32 numbers just below 1
 
 
 def detached(params: Params) -> Params:
-    """The same values, cut off from the graph: what an attack inside a loss differentiates through."""
+    """The same values, cut off from the graph: the parameters that an attack inside a loss computes gradients with."""
     return {name: value.detach() for name, value in params.items()}
 
 
 def in_place_of(moved: Tensor, x: Tensor) -> Tensor:
-    """`moved` as far as values go, x as far as gradients do: for examples that a loss makes of its records.
+    """The values of `moved` with the gradient of x, for examples that a loss makes from its records.
 
-    What was added to x counts as a constant, so that a loss built on this one can be differentiated by the images:
-    that is the gradient of a maximum over what is added, where this maximises it (Danskin's theorem).
+    What was added to x counts as a constant, so that a loss built on such a loss can be differentiated with respect to
+    the images. Where the addition maximises the loss, that is the gradient of the maximum (Danskin's theorem).
     """
     return moved.detach() + (x - x.detach())
 
@@ -49,11 +49,12 @@ def cross_entropy(apply: Callable[[Params, Tensor], Tensor]) -> LossFn:
 
 
 def held_back(logits: Tensor, y: Tensor, like: Tensor | None = None) -> Tensor:
-    """logits (b, k) with class y at most 14 ahead of all others, for losses that an attack inside training climbs.
+    """logits (b, k) with class y lowered to lead by at most 14, for losses that an attack inside training climbs.
 
-    like: logits (b, k) that say by how much class y goes back; None: the given ones. Where a model is sure, p_y - 1
-    rounds to 0 in float32 from a lead of 17 on and the others' p from 104 on: the cross-entropy's gradient has another
-    direction then, and at last none. The lead decides the length of that gradient alone.
+    like: logits (b, k) whose leads say by how much class y is lowered; None: the given ones. The lead of class y, its
+    logit minus the largest other one, decides only the length of the cross-entropy's gradient. But in float32, p_y - 1
+    rounds to 0 from a lead of 17 on, and the p of the other classes from 104 on: the gradient of a sure model then has
+    another direction, and in the end none.
     """
     import torch
 
@@ -65,7 +66,7 @@ def held_back(logits: Tensor, y: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def to_climb(loss: LossFn) -> LossFn:
-    """What an attack inside training climbs for a loss: the base loss with logits held back, any other as it is."""
+    """The loss that an attack inside training climbs: the base loss with logits `held_back`, any other as it is."""
     if not isinstance(loss, CrossEntropy):
         return loss
 
@@ -81,7 +82,7 @@ def to_climb(loss: LossFn) -> LossFn:
 
 
 def masked_mean(losses: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of losses (b,) over the records that are real, mask (b,) bool or None for all; 0 of none."""
+    """The mean of losses (b,) over the real records: those in mask (b,) bool, 0 if there are none; None: all."""
     if mask is None:
         return losses.mean()
     return losses.where(mask, 0).sum() / mask.sum().clamp(min=1)
@@ -118,13 +119,14 @@ def mean_gradient(loss: LossFn, mask: Tensor | None = None) -> GradientFn:
 def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """d sum(loss(x)) / dx for a per-sample loss (b,): row i is the gradient of record i's own loss.
 
-    It can be differentiated by whatever the loss depends on and is not `detached`, as training on a penalty on it does.
+    It can itself be differentiated with respect to all that the loss depends on and is not `detached`, as training with
+    a penalty on this gradient needs.
     """
     import torch
 
     if transformed():
         return torch.func.grad(lambda images: loss(images).sum())(x)
-    # Outside vmap and grad, plain autograd does the same for about two thirds of the time on a CPU.
+    # Outside vmap and grad, plain autograd does the same in about two thirds of the time on a CPU.
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         images = x.view_as(x) if further and x.requires_grad else x.detach().requires_grad_()
@@ -134,7 +136,7 @@ def input_gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _depends_on_more(value: Tensor, leaf: Tensor) -> bool:
-    """Whether a value can be differentiated by more than this leaf: a graph is only kept for that, as it costs."""
+    """Whether a value can be differentiated by more than this leaf; only then is its graph worth keeping."""
     ahead, seen = [value.grad_fn], set()
     while ahead:
         node = ahead.pop()
@@ -148,7 +150,7 @@ def _depends_on_more(value: Tensor, leaf: Tensor) -> bool:
 
 
 def _steepest(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The signs of the input gradient, which nothing is differentiated through."""
+    """The signs of the input gradient; nothing is differentiated through them."""
     import torch
 
     with torch.no_grad():
@@ -156,7 +158,7 @@ def _steepest(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def transformed() -> bool:
-    """Whether a torch.func transform is being traced, where only its own grad composes."""
+    """Whether this runs inside a torch.func transform, where only torch.func.grad composes."""
     import torch
 
     level = getattr(torch._C._functorch, "maybe_current_level", None)
@@ -164,9 +166,10 @@ def transformed() -> bool:
 
 
 def kept_in_range(x: Tensor, images: Tensor) -> Tensor:
-    """x, changed, inside [0, 1], and as far outside as `images`, which it is made of, already are.
+    """x clipped to [0, 1], or to as far outside as `images`, which x was made from, already are.
 
-    Images with noise on them (randomised smoothing) leave the range on purpose; an attack of radius 0 moves nothing.
+    Images with noise on them (randomised smoothing) leave the range on purpose, and an attack of radius 0 must not
+    move them.
     """
     return x.minimum(images.clamp(min=1)).maximum(images.clamp(max=0))
 
@@ -187,7 +190,7 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent in the L-inf ball (Madry et al. 2018, arXiv 1706.06083).
 
-    loss: images (b, c, h, w) -> (b,). Returns x_adv, within eps of x and, as far as x is, inside [0, 1].
+    loss: images (b, c, h, w) -> (b,). Returns x_adv, within eps of x and inside [0, 1] wherever x is.
     """
     adversarial = kept_in_range(x + uniform(key, x.shape, -eps, eps), x) if random_start else x
     for _ in range(steps):
@@ -204,6 +207,6 @@ def batch_norms(module: nn.Module) -> list[str]:
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Lets them use the statistics they hold, and leave these as they are, while the rest stays in its mode."""
+    """Puts them in eval mode: they use their running statistics and leave these unchanged. Other layers keep theirs."""
     for name in batch_norms(module):
         module.get_submodule(name).eval()

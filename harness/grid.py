@@ -25,20 +25,20 @@ T = TypeVar("T")
 
 
 class Memo:
-    """Results of functions of the few objects that many cells have in common, each worked out once.
+    """Results of functions of the few objects that many cells share, each computed once.
 
-    Objects are told apart by identity: equal ones may still be written differently, as 1 and 1.0 are.
+    Objects are told apart by identity, because equal ones may still be written differently, as 1 and 1.0 are.
     """
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def of(self, function: Callable[[Any], T], thing: Any) -> T:
-        """function(thing). A tuple is told by its members."""
+        """function(thing). A tuple is identified by its members."""
         members = tuple(map(id, thing)) if isinstance(thing, tuple) else id(thing)
         found = self._known.get((function, members))
         if found is None:
-            # The object is kept with the result, so that no other can come to have its id.
+            # The object is kept with the result, so that its id cannot pass to another one.
             found = self._known[function, members] = thing, function(thing)
         return found[1]  # type: ignore[no-any-return]
 
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The cell's own part of the configuration, every parameter spelled out. Its values are not to be changed."""
+        """The cell's own part of the configuration, every parameter spelled out. Not to be changed: cells share it."""
         values = {axis: self.memo.of(self.naming.specs, stack) for axis, stack in self._stacks.items()}
         return {
             **values,
@@ -88,13 +88,14 @@ class Cell:
     def id(self) -> str:
         """12 hex digits, the same for the same axis values in a scenario of the same name."""
         texts = {axis: self.memo.of(self.naming.json, stack) for axis, stack in self._stacks.items()}
+        # [1:-1]: the attack without the brackets of its list
         attack = "null" if self.attack is None else self.memo.of(self.naming.json, (self.attack,))[1:-1]
         texts |= {
             "threat": self.memo.of(_json_of_threat, self.threat),
-            "attack": attack,  # out of its list
+            "attack": attack,
             "seed": str(self.seed),
         }
-        # json.dumps([name, config], sort_keys=True), from parts that other cells have too
+        # The text of json.dumps([name, config], sort_keys=True), put together from parts that cells share.
         config = ", ".join(f'"{axis}": {texts[axis]}' for axis in sorted(texts))
         text = f"[{json.dumps(self.scenario.name)}, {{{config}}}]"
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -118,8 +119,10 @@ class Cell:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How an evasion attack reaches the released model: on itself (`direct`), on its straight-through `twin`,
-        by `transfer` from a surrogate, or by several of these, of which the worst counts.
+        """How an evasion attack reaches the released model; where there are several ways, the worst result counts.
+
+        `direct`: on the model itself; `twin`: on its straight-through twin; `transfer`: from a surrogate. Empty for
+        other attacks, and where the attack needs gradients that it cannot get.
         """
         attack = self.attack
         if not isinstance(attack, EvasionAttack):
@@ -135,7 +138,7 @@ class Cell:
 
     @property
     def surrogate(self) -> Surrogate | None:
-        """The model behind the way `transfer`."""
+        """The model that examples are transferred from; None without the way `transfer`."""
         if "transfer" not in self.ways:
             return None
         own = self.attack.surrogate if isinstance(self.attack, EvasionAttack) else None
@@ -143,7 +146,7 @@ class Cell:
 
     @property
     def behind_transfer(self) -> Cell | None:
-        """The cell whose released model is the surrogate."""
+        """The cell whose released model is the surrogate; None without one."""
         wanted = self.surrogate
         if wanted is None:
             return None
@@ -161,7 +164,7 @@ def _json_of_threat(threat: Threat) -> str:
 
 
 def cells(scenario: Scenario) -> Iterator[Cell]:
-    """Every combination, in the file's order; seeds vary faster than threats' trainings so that pairs end together.
+    """Every combination, each axis in the file's order; threats vary faster than seeds, so that pairs end together.
 
     Raises HarnessError where two values of an axis cannot be told apart by their labels.
     """
@@ -201,7 +204,7 @@ C = TypeVar("C", bound=Addressed)
 def select(found: Sequence[C], expressions: Sequence[str], option: str = "--select") -> list[C]:
     """The cells that match every `axis=glob[,axis=glob]` expression. Raises HarnessError where none does.
 
-    option: that the expressions were given to, for messages.
+    option: the command-line option that the expressions were given to, for messages.
     """
     conditions = []
     for expression in expressions:

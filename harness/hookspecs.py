@@ -37,7 +37,7 @@ def harness_run_finished(run: dict[str, Any]) -> None:
 
 @hookspec
 def harness_cell_started(cell: dict[str, Any]) -> None:
-    """The first stage of a cell that was not cached begins. cell: id, scenario and one value per axis."""
+    """A cell's first stage that is not in the store begins. cell: id, scenario and one value per axis."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""What decides numbers beside settings and seeds, as JSON values: the code of plugins, the numeric libraries."""
+"""What decides numbers besides settings and seeds, as JSON values: the code of plugins, the numeric libraries."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from harness.errors import HarnessError, PluginError
 from harness.nesting import members, plugins_in
 from harness.registry import registry
 
-# What the engine and plugins of any kind compute with: in every key.
+# Libraries that the engine and plugins of any kind compute with: their versions are in every key.
 GENERAL = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "opacus", "torchattacks")
-# What few methods use: in the keys of those whose plugins name them in `requires`.
+# Libraries that few methods use: their versions are in the keys of stages whose plugins name them in `requires`.
 SPECIAL = ("torchao", "torch-pruning", "dp-accounting")
-# Modules whose distributions have another name.
+# Module -> distribution, where their names differ.
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
     "skimage": "scikit-image",
     "cv2": "opencv-python",
 }
-# What the engine itself computes with where a plugin asks for this accountant.
+# Accountant that a plugin asks for -> the library that the engine then computes with.
 ACCOUNTANTS = {"pld": "dp-accounting"}
 
 Fingerprint = Callable[[Dataset], str | None]
@@ -39,8 +39,9 @@ Fingerprint = Callable[[Dataset], str | None]
 def identity_of(plugin: Plugin, fingerprint: Fingerprint | None = None) -> dict[str, Any]:
     """What decides a plugin's behaviour: name, parameters, package, version, source, and libraries that it names.
 
-    Plugins that it holds, however deep, stand among the parameters as identities of their own. fingerprint: of a data
-    set's content; where it is given, data sets are told by it and not by where they lie.
+    Plugins nested in it, at any depth, stand among the parameters as identities of their own. fingerprint: gives that
+    of a dataset's content, by which datasets are then identified instead of by their location. Raises PluginError where
+    the JSON of the parameters leaves out something that they hold.
     """
     entry = registry().entry_of(plugin)
     values = {name: getattr(plugin, name) for name in type(plugin).model_fields}
@@ -73,16 +74,16 @@ def identity_of(plugin: Plugin, fingerprint: Fingerprint | None = None) -> dict[
 
 
 def _lost(value: Any, written: Any, where: str) -> str | None:
-    """The place of something that a value holds and its JSON does not say, None if there is nothing.
+    """Where a value holds something that its JSON leaves out; None where nothing is left out.
 
-    It is a secret, a field with `exclude`, or one of a subclass in the place of its base.
+    JSON leaves out secrets, fields with `exclude`, and fields of a subclass whose base the parameter is declared as.
     """
     if isinstance(value, SecretStr | SecretBytes):
         return where
     inner = members(value)
     if isinstance(inner, dict) and isinstance(written, dict):
         if not written.keys() <= inner.keys():
-            return None  # written in a way of its own
+            return None  # the value has a JSON form of its own
         for name, item in inner.items():
             if name not in written:
                 return f"{where}.{name}"
@@ -113,7 +114,7 @@ def identities(plugins: Sequence[Plugin], fingerprint: Fingerprint | None = None
 
 
 def libraries_of(plugin: Plugin) -> dict[str, str]:
-    """Versions of the libraries that a plugin says it requires, and of those that its accountant does."""
+    """Versions of the libraries that a plugin names in `requires`, and of the one that its accountant needs."""
     modules = dict.fromkeys(name.partition(".")[0] for name in plugin.requires)
     names = [DISTRIBUTIONS.get(module, normalized(module)) for module in modules]
     names += [ACCOUNTANTS[asked] for asked in (getattr(plugin, "accountant", None),) if asked in ACCOUNTANTS]
@@ -142,7 +143,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def engine_version(engine: str) -> str:
-    """The installed version of what trains federations. Raises HarnessError where it is not installed."""
+    """The installed version of an engine that is not the harness's own. Raises HarnessError where there is none."""
     try:
         return importlib.metadata.version({"flower": "flwr"}[engine])
     except importlib.metadata.PackageNotFoundError:

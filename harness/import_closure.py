@@ -10,11 +10,11 @@ from harness.python_files import code_files, imports_of, package_of
 
 
 class ImportClosure:
-    """The modules of one package as they lie on disk, and which of them reach which.
+    """The modules of one package as they lie on disk, and which of them reach which by imports.
 
-    Imports are found in the sources, wherever in them they stand: at the top, in a function, under a condition. What is
-    imported by a name that is worked out, or changed from outside, is not found; a package whose modules do so needs
-    the hash of all that it holds.
+    Imports are found in the sources wherever they stand: at the top, in a function, under a condition. Imports of a
+    computed name, and changes made to a module from outside, are not found; a package whose modules do such things
+    needs a hash of all its files.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -23,11 +23,11 @@ class ImportClosure:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Module -> file, of all that the package holds."""
+        """Module -> file, for all modules of the package."""
         return dict(code_files(self.name, self.folder))
 
     def of(self, module: str) -> frozenset[str]:
-        """A module of the package, all that it reaches, and the packages that these lie in. Empty: there is none."""
+        """A module, all modules of the package that it reaches, and the packages above these, as far as they exist."""
         found: set[str] = set()
         waiting = self._within(module)
         while waiting:
@@ -38,14 +38,14 @@ class ImportClosure:
         return frozenset(found)
 
     def digest(self, module: str) -> str:
-        """Of the names and contents of all these modules."""
+        """The hash of the names and contents of all modules in `of(module)`."""
         digest = hashlib.sha256()
         for name in sorted(self.of(module)):
             digest.update(name.encode() + b"\0" + self._module(name)[0])
         return digest.hexdigest()
 
     def _module(self, name: str) -> tuple[bytes, frozenset[str]]:
-        """The hash of a module's file, and what it imports of the package."""
+        """The hash of a module's file, and the modules of the package that it imports."""
         if name not in self._read:
             file = self.files[name]
             source = file.read_bytes()
@@ -55,7 +55,7 @@ class ImportClosure:
         return self._read[name]
 
     def _within(self, wanted: str) -> set[str]:
-        """Of a dotted name, the modules of the package that importing it runs: itself and the packages above it."""
+        """The modules of the package that importing a dotted name runs: that module and the packages above it."""
         parts = wanted.split(".")
         above = (".".join(parts[:end]) for end in range(1, len(parts) + 1))
         return {name for name in above if name in self.files}

@@ -1,4 +1,4 @@
-"""The kinds of plugins and their sorts, by name. Light: `harness list` needs no more."""
+"""The names of the kinds of plugins and of their sorts. Imports nothing: `harness list` needs no more than this."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = (
     "metric",
     "tracker",
 )
-# What a kind has of its own sorts -> the kind, and what `harness list` calls the sort.
+# Full name of a sort -> its kind, and the short name that `harness list` shows for the sort.
 SORTS = {
     "pre-aggregator": ("aggregator", "pre"),
     "model-compressor": ("compressor", "model"),
@@ -24,10 +24,10 @@ SORTS = {
     "privacy-attack": ("attack", "privacy"),
 }
 
-# A sort by the name that `harness list` has for it, where no kind is called so.
+# Short name of a sort -> (kind, sort), except where a kind has that name.
 SHORT = {sort: (kind, sort) for kind, sort in SORTS.values() if sort not in KINDS}
 
 
 def kind_of(name: str) -> tuple[str, str | None]:
-    """A kind's name, or a sort's, such as `evasion-attack` or `evasion`, as (kind, sort); any other stays as it is."""
+    """(kind, sort) for the name of a sort, such as `evasion-attack` or `evasion`; (name, None) for any other name."""
     return SORTS.get(name) or SHORT.get(name) or (name, None)

@@ -12,14 +12,15 @@ from torch import nn
 
 @contextmanager
 def pooled_first(*modules: nn.Module) -> Iterator[None]:
-    """Meanwhile every `nn.Sequential` of the modules pools before the ReLU that its max-pooling follows.
+    """Inside the block, every `nn.Sequential` of the modules runs a max-pooling before the ReLU that precedes it.
 
-    The two commute, in gradients too: the largest value of a window is the same one, and where none is positive
-    nothing flows back. Outputs and gradients are the same to the last bit, and after a 2x2 pooling a ReLU has a quarter
-    of the values to read and write (Page 2019, "How to train your ResNet", part 8, moves the layers of the network
-    itself). Here the layers stay where they are, as compressors fuse a convolution with the ReLU behind it, and layers
-    with hooks are called as ever. Measured on a core with AVX2 (tests/benchmarks/layer_order.py): small-cnn's steps and
-    an attack's take 1.1 to 1.4 times as long without; networks with little pooling gain nothing to speak of.
+    The two commute, for gradients too: the largest value of a window is the same one in either order, and where none is
+    positive nothing flows back. Outputs and gradients are the same to the last bit, and after a 2x2 pooling a ReLU has
+    a quarter of the values to read and write (Page 2019, "How to train your ResNet", part 8, moves the layers of the
+    network itself). Here the layers keep their places, because compressors fuse a convolution with the ReLU behind it;
+    layers with hooks are called in their usual order. Measured on a core with AVX2 (tests/benchmarks/layer_order.py):
+    without this, small-cnn's steps and an attack's take 1.1 to 1.4 times as long; networks with little pooling gain
+    next to nothing.
     """
     changed = []
     for sequence in {layer for module in modules for layer in module.modules()}:
@@ -34,7 +35,10 @@ def pooled_first(*modules: nn.Module) -> Iterator[None]:
 
 
 class _PoolsFirst(nn.Sequential):
-    """Meanwhile a sequence's class: a `forward` of the instance would be called on these layers by its copies too."""
+    """The class of a sequence inside the block.
+
+    A `forward` set on the instance would be copied along with it, and the copy would then run the original's layers.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = list(self)
@@ -47,7 +51,7 @@ class _PoolsFirst(nn.Sequential):
 
 
 def _commute(first: nn.Module, then: nn.Module) -> bool:
-    """Whether the one is a ReLU, the other a max-pooling, and nobody looks at what goes into them."""
+    """Whether these are a ReLU and a max-pooling, without indices to return or hooks that see what goes in or out."""
     if type(first) is not nn.ReLU or type(then) is not nn.MaxPool2d or then.return_indices:
         return False
     return not any(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def places(stage: Stage, free: int, ready: int, device: str) -> int:
     """How many clients of a stage may train at the same time, each in one of the `free` places.
 
-    ready: stages that could start now, this one included. They share what is free alike; a stage takes no more than
-    its clients can use, and none but trainings on a CPU take more than one. Numbers do not depend on it.
+    ready: stages that could start now, this one included. They share the free places equally; a stage takes no more
+    than its clients can use, and only trainings on a CPU, with clients one after another, take more than one. Scores do
+    not depend on it.
     """
     spec = stage.spec
     if device != "cpu" or not isinstance(spec, TrainSpec) or spec.engine != "local":

@@ -1,11 +1,12 @@
 """Single Python files as plugins, for development: loaded only where a scenario or the command line names them.
 
-A file is taken as it is at that moment. What it holds is imported under a module name made of its place and its
-content, so that an edited file is another module, two files of one name are two, and worker processes, which
-get the text and not the path, import exactly what was hashed.
+A file is read once, when it is named. It is imported under a module name made from its path and content, so that an
+edited file is another module, two files with the same name are two modules, and worker processes, which get the text
+and not the path, import exactly what was hashed.
 
-Where Python finds modules beside it, a file may import them. They are of its hash, and are sent with it, but keep their
-own names: a process has one module `helper`, and where that is edited, another process is needed.
+A file may import its neighbours: modules beside it, if Python finds them there. They are part of its hash and are sent
+with it, but keep their own names: a process has only one module `helper`, so if that is edited, a new process is
+needed.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from harness.python_files import code_files
 from harness.source_code import is_outside, outside
 
 PREFIX = "local:"  # of the distribution that such plugins are recorded under: local:my_rule.py
-MAIN_AGAIN = "__mp_main__"  # what multiprocessing calls the program that runs, as soon as anything imports it
+MAIN_AGAIN = "__mp_main__"  # the main program's second name, which importing multiprocessing adds
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A module that a local file imports, as it was then. path: absolute. mark: its time and size."""
+    """A module that a local file imports, as it was at that time. path: absolute. mark: the file's time and size."""
 
     module: str
     path: Path
@@ -50,11 +51,11 @@ class Neighbour:
 
     @property
     def changed(self) -> bool:
-        """Whether its file says something else by now; a touched one does not."""
+        """Whether its file has other content by now; another modification time alone does not count."""
         return _mark(self.path) != self.mark and _bytes(self.path) != self.source
 
     def spec(self) -> ModuleSpec | None:
-        """For importing it from this text; data in its folder are read as ever."""
+        """A spec that imports the module from `source`; data files in its folder are read from the disk as usual."""
         folder = [str(self.path.parent)] if self.path.name == "__init__.py" else None
         loader = _Loader(self.module, str(self.path))
         loader.text = self.source
@@ -65,7 +66,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file as it was when it was read. path: absolute. beside: known once it was imported."""
+    """A file as it was when it was read. path: absolute. beside: its neighbours, known once it has been imported."""
 
     path: Path
     source: bytes
@@ -73,9 +74,9 @@ class LocalFile:
 
     @property
     def sha256(self) -> str:
-        """Of the file's bytes, what `sha256sum` prints; of what it imports beside it too, where there is any.
+        """The hash of the file's bytes, as `sha256sum` prints it; where it has neighbours, a hash of them as well.
 
-        Raises PluginError where that is no longer what was imported.
+        Raises PluginError where a neighbour is no longer what was imported.
         """
         own = hashlib.sha256(self.source).hexdigest()
         if not self.beside:
@@ -102,7 +103,7 @@ class LocalFile:
 
 
 def read(path: str | Path, folder: Path | None = None) -> LocalFile:
-    """The file at a path, relative ones from `folder`. Raises PluginError where there is none to read."""
+    """The file at a path; relative ones start from `folder`. Raises PluginError unless it is a readable .py file."""
     place = ((folder or Path()) / Path(path).expanduser()).absolute()
     if place.is_dir():
         raise PluginError(
@@ -123,16 +124,20 @@ def read(path: str | Path, folder: Path | None = None) -> LocalFile:
 
 
 def expect(files: Iterable[LocalFile]) -> None:
-    """Lets these files be imported by their module names in this process, and what they import by theirs."""
+    """Lets this process import these files by their module names, and their neighbours by theirs."""
     for file in files:
         _FINDER.files[file.module] = file
         _FINDER.beside.update((one.module, one) for one in file.beside if one.path.suffix == ".py")
     if _FINDER not in sys.meta_path:
-        sys.meta_path.insert(0, _FINDER)  # what was hashed, not what is on the disk by now
+        # First, so that what was hashed is imported, not what is on the disk by now.
+        sys.meta_path.insert(0, _FINDER)
 
 
 def import_file(file: LocalFile, shown: str) -> ModuleType:
-    """The module of a file, `shown` in messages. Raises PluginError with the line on which importing it failed."""
+    """The module of a file, imported. shown: what messages call the file.
+
+    Raises PluginError with the line on which importing it failed, or where a neighbour changed since it was imported.
+    """
     known = set(sys.modules)
     module = _imported(file, shown)
     if not file.beside:
@@ -140,14 +145,14 @@ def import_file(file: LocalFile, shown: str) -> ModuleType:
         for one in beside:
             if _NEIGHBOURS.setdefault(one.module, one) != one or _is_old(one):
                 raise PluginError(f"{shown}: {_too_late(one)}")
-        file.__dict__["beside"] = beside  # no part of what it is equal by
+        file.__dict__["beside"] = beside  # the class is frozen, but `beside` takes no part in comparisons
     return module
 
 
 def _beside(file: LocalFile, module: ModuleType, new: set[str]) -> tuple[Neighbour, ...]:
-    """What a file imports, now or when it is called, that is of no installed package, and what that imports in turn."""
+    """Modules of no installed package that a file imports, at once or when called, and what these import in turn."""
     found = outside([("", file.source)])
-    # Also by names that were made up as it ran.
+    # Also those imported by a name that was computed as the file ran.
     named = new.union(_held(module)) - {MAIN_AGAIN, *_FINDER.files}
     for name in sorted(named):
         place = getattr(sys.modules.get(name), "__file__", None)
@@ -158,21 +163,21 @@ def _beside(file: LocalFile, module: ModuleType, new: set[str]) -> tuple[Neighbo
 
 
 def _held(module: ModuleType) -> Iterator[str]:
-    """The modules that are among a module's globals, or that these are of."""
+    """The names of the modules among a module's globals, and of those in which its other globals were defined."""
     for value in vars(module).values():
-        with suppress(Exception):  # whatever a file may hold
+        with suppress(Exception):  # a global may be any object
             name = value.__name__ if isinstance(value, ModuleType) else value.__module__
             if isinstance(name, str):
                 yield name
 
 
 def _is_old(one: Neighbour) -> bool:
-    """Whether its bytecode says that Python imported it from another text than its file has now."""
+    """Whether its bytecode shows that Python imported it from another text than its file has now."""
     spec = getattr(sys.modules.get(one.module), "__spec__", None)
     if spec is None or type(spec.loader) is not SourceFileLoader or not spec.cached:
         return False
     if sys.dont_write_bytecode or not os.access(spec.cached, os.W_OK):
-        return False  # the import left none, and nobody knows
+        return False  # the import wrote no bytecode, so nothing can tell
     head = _bytes(Path(spec.cached))[:16]
     if any(head[4:8]):
         return head[8:] != source_hash(one.source)
@@ -219,7 +224,7 @@ def _imported(file: LocalFile, shown: str) -> ModuleType:
 
 
 def line_of(file: LocalFile, error: BaseException) -> str:
-    """`:3`, the last line of the file that an error came through; nothing where it came through none."""
+    """`:3`, the last line of the file in an error's traceback; "" where the file is not in it."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file.path)]
     return f":{lines[-1]}" if lines else ""
 
@@ -269,5 +274,5 @@ class _Finder(MetaPathFinder, InspectLoader):
 
 
 _FINDER = _Finder()
-_READ: dict[LocalFile, LocalFile] = {}  # one object for each
+_READ: dict[LocalFile, LocalFile] = {}  # one object for each path and content
 _NEIGHBOURS: dict[str, Neighbour] = {}  # by module, which a process imports once

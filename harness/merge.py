@@ -1,9 +1,8 @@
-"""Stores that were filled apart, such as by shards on several machines, become one.
+"""Merges stores that were filled separately, such as by shards on several machines.
 
-What two stores agree on is kept once. What they contradict each other in (a stage or cell of one key with two
-contents) is taken from none of the sources, together with all that was made from it, and is named; the store that they
-are merged into keeps its own. Contents that differ by rounding alone, where clients train as one program, are no
-contradiction: the first of them is kept.
+What stores agree on is kept once. A conflict is a stage or cell of one key with two contents: it is reported, and
+neither it nor anything made from it is taken from any source; the store that is merged into keeps what it has. Where
+clients train as one program, contents that differ only by rounding are no conflict: the first of them is kept.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ class Merged:
 def merge(
     sources: Sequence[Path], into: Path, progress: Callable[[int, int, str], None] | None = None
 ) -> Merged:
-    """Everything that the sources hold and do not contradict each other in, added to the store `into`.
+    """Add to the store `into` everything in the sources that is in no conflict.
 
-    What `into` holds already stays, and takes part in the comparison. Nobody may use any of the stores meanwhile.
-    Files are written first and rows then, at once: a merge that is interrupted leaves a valid store, and the next
-    one goes on. progress: called with files done, files in all, and a name. Raises HarnessError where a source is no
-    store, or in use.
+    What `into` holds already stays, and takes part in the comparison. No other process may use any of the stores
+    meanwhile. Files are written first and then all rows at once: an interrupted merge leaves a valid store, and the
+    next one continues it. progress: called with files done, files in all, and a file's name. Raises HarnessError where
+    a source is no store, or a store is in use.
     """
     paths = [into, *_distinct(sources, into)]
     with _nothing_left(into), ExitStack() as stack:
@@ -73,7 +72,7 @@ def merge(
 
 @contextmanager
 def _nothing_left(into: Path) -> Iterator[None]:
-    """Where the block raises, a store that it made and put nothing in is removed again."""
+    """If the block raises, removes the store `into` again, provided that the block created it and it is empty."""
     before = into.exists()
     made = not is_store(into)
     try:
@@ -88,7 +87,7 @@ def _empty(path: Path) -> bool:
     try:
         with Store(path) as store:
             return store.empty()
-    except StoreError:  # not ours, or not to be judged
+    except StoreError:  # somebody else's, or unreadable: not to be removed
         return False
 
 
@@ -121,7 +120,7 @@ class _Merge:
         self.rounded: set[str] = set()  # keys of stages whose last digits may differ
         for record in filter(depends_on_rounding, everything):
             self.rounded |= set(record["provenance"]["stages"].values())
-        self.settled = 0  # stages and cells that differed by no more
+        self.settled = 0  # stages and cells that differed only by rounding
 
     def run(self, progress: Callable[[int, int, str], None]) -> Merged:
         stages = self._stage_origins()
@@ -143,7 +142,7 @@ class _Merge:
     # comparing ----------------------------------------------------------------------------------
 
     def _stage_origins(self) -> dict[str, Origins]:
-        """Key -> content -> stores, of all finished stages."""
+        """Key of each finished stage -> digest of a content -> the stores that have it."""
         found: dict[str, Origins] = defaultdict(lambda: defaultdict(list))
         for number, rows in enumerate(self.rows):
             for key, row in rows.items():
@@ -152,7 +151,7 @@ class _Merge:
         return found
 
     def _agree(self, key: str, contents: Origins) -> bool:
-        """Whether the stores have one content of a stage, or several that are the same but for rounding."""
+        """Whether the stores agree on a stage: one content, or several that differ only by rounding."""
         if len(contents) == 1:
             return True
         if key not in self.rounded:
@@ -167,7 +166,7 @@ class _Merge:
         return True
 
     def _same_tensors(self, first: int, other: int, artifact: str, another: str) -> bool:
-        """Whether two artifacts, each of its store, hold the same tensors but for rounding."""
+        """Whether an artifact of the store `first` and one of `other` hold tensors that differ only by rounding."""
         import torch
 
         try:
@@ -190,7 +189,7 @@ class _Merge:
         order = dict.fromkeys(key for known in self.records for key in known)
         for key in order:
             having = [i for i, known in enumerate(self.records) if key in known]
-            # A failure is no result: one that went well elsewhere replaces it.
+            # A failure is no result: a record from a store where the cell did not fail replaces it.
             scored = [i for i in having if self.records[i][key][1]["status"] != "failed"] or having
             reason = self._contradiction(key, scored, bad_stages)
             if reason is not None:
@@ -228,10 +227,10 @@ class _Merge:
     def _stages(
         self, stages: dict[str, Origins], bad: set[str], chosen: dict[Key, int]
     ) -> dict[str, list[int]]:
-        """Key -> the stores that have it, of the stages to keep.
+        """The stages to keep: key -> the stores that have the kept content.
 
-        Rows do not say what they were made from, records do: once there is a conflict, only trainings, which are
-        made from nothing, and stages of cells that are kept are sure not to come from it.
+        Rows do not say what they were made from; only records do. So once there is a conflict, the only stages that
+        certainly do not come from it are trainings, which are made from no other stage, and the stages of kept cells.
         """
         used = {
             stage
@@ -249,7 +248,7 @@ class _Merge:
     def _copy(
         self, kept: dict[str, list[int]], chosen: dict[Key, int], progress: Callable[[int, int, str], None]
     ) -> list[StageRow]:
-        """The rows that the target lacks, whose files it has now."""
+        """Copies the files that the target lacks. Returns the rows that it lacks, except those whose files are lost."""
         wanted = {key: origins for key, origins in kept.items() if origins[0] != 0}
         rows = [self.rows[origins[0]][key] for key, origins in wanted.items()]
         names: dict[str, list[int]] = defaultdict(list)
@@ -273,7 +272,7 @@ class _Merge:
         return sorted(whole, key=lambda row: row.finished)
 
     def _copy_file(self, name: str, places: Iterable[int]) -> bool:
-        """From the first store that has it whole."""
+        """Copies a file from the first store that has it undamaged; returns whether one has."""
         for i in places:
             try:
                 data = self.stores[i].read_file(name)
@@ -299,7 +298,10 @@ class _Merge:
         self.report.notes += _environments(merged)
 
     def _flagged(self, records: list[tuple[dict[str, Any], str]]) -> list[tuple[dict[str, Any], str]]:
-        """Gradient masking shows where attacks on one model are compared, which may have been in several stores."""
+        """The new records, and those of the target whose flag of gradient masking changes, with their fingerprints.
+
+        Masking shows where attacks on the same model are compared, and these may come from several stores.
+        """
         own = {(r["scenario"]["name"], r["id"]): (r, mark) for mark, r in self.records[0].values()}
         union = own | {(r["scenario"]["name"], r["id"]): (r, mark) for r, mark in records}
         groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -339,7 +341,7 @@ class _Merge:
 
 
 def _other_stages(records: list[dict[str, Any]]) -> str:
-    """Why stages have other keys, as far as records say."""
+    """Why records of one cell were made from stages with different keys, as far as they say."""
     first, *others = records
     for other in others:
         if first["scenario"]["hash"] != other["scenario"]["hash"]:
@@ -365,7 +367,7 @@ def _short(value: Any) -> str:
 
 
 def _environments(records: list[dict[str, Any]]) -> list[str]:
-    """Where records of one scenario are not of one engine, set of libraries, device, data set or content."""
+    """Notes on scenarios whose records differ in engine, libraries, device, dataset or content of the scenario."""
     from harness.leaderboard.official import disagreements
 
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,8 +1,8 @@
-"""What the values of a scenario's axes are called, so that no two of them share a name.
+"""Labels for the values of a scenario's axes, such that no two values of an axis have the same.
 
-A short name and six digits do nearly always, and stay: records refer to cells by what is made of them. Only where two
-packages of one scenario call a plugin alike, the package goes in front; only where two labels would be the same, their
-numbers are written in full.
+Short names and six digits nearly always suffice, and must not change: records refer to cells by what is made of them.
+The package is put in front of a name only where two packages in a scenario have plugins of that name, and numbers are
+written in full only where two labels would otherwise be the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Naming:
     """Labels and specifications of the plugins on a scenario's axes.
 
-    Raises HarnessError where two labels of an axis stay equal.
+    Raises HarnessError where two labels of an axis are the same even then.
     """
 
     def __init__(self, scenario: Scenario | None = None) -> None:
@@ -51,12 +51,12 @@ class Naming:
                 )
 
     def label(self, plugins: Sequence[Plugin]) -> str:
-        """As `stack_label`, told apart from others of the scenario."""
+        """As `stack_label`, but different from all other labels of the axis."""
         with Shown(self._names, full=_mark(plugins) in self._full):
             return stack_label(plugins)
 
     def specs(self, plugins: Sequence[Plugin]) -> list[dict[str, Any]]:
-        """`{name: parameters}` of each, defaults spelled out."""
+        """`{name: parameters}` of each plugin, defaults spelled out."""
         with Shown(self._names):
             return [plugin.spec() for plugin in plugins]
 
@@ -80,7 +80,7 @@ def _mark(plugins: Sequence[Plugin]) -> tuple[int, ...]:
 
 
 def _qualified(plugins: Iterable[Plugin]) -> dict[type[Plugin], str]:
-    """Class -> `distribution/name`, of those that share their kind and name with one of another distribution."""
+    """Class -> `distribution/name`, for classes that share kind and name with one of another distribution."""
     alike: dict[tuple[Hashable, ...], dict[type[Plugin], None]] = {}
     for plugin in chain.from_iterable(map(with_nested, plugins)):
         alike.setdefault((plugin.kind, plugin.name), {})[type(plugin)] = None

@@ -12,7 +12,7 @@ from harness.contracts.base import Plugin
 
 
 def plugins_in(value: Any) -> Iterator[Plugin]:
-    """The plugins that a value holds, in order, without those that they hold themselves; the value if it is one."""
+    """The plugins that a value holds, in order, without those nested in them; the value itself if it is a plugin."""
     if isinstance(value, Plugin):
         yield value
     elif (inner := members(value)) is not None:
@@ -21,7 +21,7 @@ def plugins_in(value: Any) -> Iterator[Plugin]:
 
 
 def with_nested(plugin: Plugin) -> Iterator[Plugin]:
-    """A plugin, and then all that it holds."""
+    """A plugin, and then all plugins nested in it, at any depth."""
     yield plugin
     for name in type(plugin).model_fields:
         for inner in plugins_in(getattr(plugin, name)):
@@ -29,7 +29,7 @@ def with_nested(plugin: Plugin) -> Iterator[Plugin]:
 
 
 def members(value: Any) -> dict[str, Any] | list[Any] | None:
-    """What a container, model or dataclass holds: by name or in order; None of anything else."""
+    """What a container, model or dataclass holds, by name or in order; None for anything else."""
     if isinstance(value, BaseModel):
         return {name: getattr(value, name) for name in type(value).model_fields}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

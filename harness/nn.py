@@ -10,7 +10,7 @@ from harness.errors import PluginError
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, for pixels in [0, 1]; constants, not parameters, and outside the state dict."""
+    """(x - mean) / std per channel, for pixels in [0, 1]; both are constants, not parameters or in the state dict."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -25,7 +25,7 @@ class Normalize(nn.Module):
 
 
 def normalization_layer(normalization: Normalization | None, channels: int) -> nn.Module:
-    """The first layer of a model: Normalize, or nothing. Raises PluginError on a wrong number of channels."""
+    """The first layer of a model: Normalize, or Identity. Raises PluginError on a wrong number of channels."""
     if normalization is None:
         return nn.Identity()
     values = []

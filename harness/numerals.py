@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 GREY_LEVELS = 255
-MOST = 64  # levels: of 85/255 one would think as 1/3
+MOST = 64  # grey levels; more are thought of as another fraction, such as 85/255 as 1/3
 
 
 def short(value: float, full: bool = False) -> str:
-    """Six digits, or `8/255` where the value is exactly that, in halves of grey levels, and six digits are not.
+    """Six digits; or `8/255`, where six digits are inexact and the value is exactly a multiple of half a grey level.
 
-    full: all digits that the value has.
+    full: all digits of the value instead of six.
     """
     text = f"{value:.6g}"
     halves = round(2 * GREY_LEVELS * value) if abs(value) * GREY_LEVELS <= MOST else 0
