@@ -128,7 +128,7 @@ def _drawn_sizes(
 
 
 def _check_view(cell: Cell) -> None:
-    """Where the server sees only sums of updates, no part of the cell may need single updates."""
+    """Raises NotApplicable where the server sees only sums of updates, and some method needs single updates."""
     hider = hiding(cell.defences)
     if hider is None:
         return
@@ -147,7 +147,10 @@ def _check_view(cell: Cell) -> None:
 
 
 def _check_attackers(cell: Cell) -> None:
-    """Clients that a rule trusts exist, join every round and are honest; attackers take part as guarantees assume."""
+    """Raises NotApplicable where a client that a rule trusts is absent or malicious, or attackers break a guarantee.
+
+    They break one that counts on a coin for every client, if the threat has them take part in every round.
+    """
     settings, threat = cell.scenario.federation, cell.threat
     for rule in cell.aggregators:
         if absent := [client for client in rule.trusts if client >= settings.clients]:
@@ -179,7 +182,7 @@ def _check_attackers(cell: Cell) -> None:
 
 
 def _check_chain(cell: Cell) -> None:
-    """What a rule declares to need of the rules before it, and of the server optimiser after it, is met."""
+    """Raises NotApplicable where rules before a rule, or the server optimiser, do not meet what it declares to need."""
     merging = None
     for rule in cell.aggregators:
         if rule.follows_clients and merging is not None:
@@ -230,7 +233,10 @@ def _check_compression(cell: Cell, facts: DataFacts, module: nn.Module | None) -
 
 
 def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -> None:
-    """The defences can train the models in a compressor's parameters, which it fine-tunes instead of the scenario's."""
+    """Raises NotApplicable where the defences cannot train a model among a compressor's parameters.
+
+    The compressor fine-tunes that model instead of the scenario's.
+    """
     for model in with_nested(compressor):
         if not isinstance(model, Model):
             continue
@@ -317,7 +323,7 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
 
 
 def _check_surrogate(cell: Cell, facts: DataFacts, module: nn.Module | None) -> None:
-    """The surrogate that examples are made on is trained and compressed like any model, and must make sense too."""
+    """Raises NotApplicable where the surrogate, which is trained and compressed like any model, makes no sense."""
     behind, attack = cell.behind_transfer, cell.attack
     if behind is None or attack is None:
         return

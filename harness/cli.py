@@ -359,7 +359,7 @@ def doctor(context: typer.Context, store: Store = Path("runs"), as_json: AsJson 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The entry point: returns the exit status. Bad input is said in plain text, without a traceback."""
+    """The entry point: returns the exit status. Bad input is reported in plain text, without a traceback."""
     # Objects made by imports are not freed: at Python's own rate, searching them for garbage took a quarter of the
     # time to start.
     gc.set_threshold(50_000, 20, 50)

@@ -10,7 +10,7 @@ from harness.identity import digest, identity_of
 
 
 class DataRoot:
-    """Fingerprints of the datasets under a root, each computed once; made for one plan, and kept no longer."""
+    """Fingerprints of the datasets under a root, each computed once; not to be kept longer than the plan it serves."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,7 +21,7 @@ class DataRoot:
         self._known[dataset] = fingerprint
 
     def fingerprint(self, dataset: Dataset) -> str | None:
-        """That of the data when first asked for; None where they cannot be read: the stage that needs them says why."""
+        """The data's when first asked for; None where they cannot be read: the stage that needs them says why."""
         if dataset not in self._known:
             self._known[dataset] = fingerprint_now(dataset, self.path)
         return self._known[dataset]

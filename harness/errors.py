@@ -63,7 +63,7 @@ def from_interrupt(error: BaseException) -> bool:
 
 @contextmanager
 def blamed(plugin: Plugin) -> Iterator[None]:
-    """Marks an error that is raised inside as this plugin's, for the record, unless one further in has marked it."""
+    """Marks an error raised inside as this plugin's, for its record, unless it is already marked as another's."""
     try:
         yield
     except BaseException as error:

@@ -207,6 +207,6 @@ def batch_norms(module: nn.Module) -> list[str]:
 
 
 def freeze_batch_norms(module: nn.Module) -> None:
-    """Puts them in eval mode: they use their running statistics and leave these unchanged. Other layers keep theirs."""
+    """Puts only the batch-normalisation layers in eval mode: they use their running statistics and leave them as is."""
     for name in batch_norms(module):
         module.get_submodule(name).eval()

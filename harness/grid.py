@@ -164,8 +164,9 @@ def _json_of_threat(threat: Threat) -> str:
 
 
 def cells(scenario: Scenario) -> Iterator[Cell]:
-    """Every combination, each axis in the file's order; threats vary faster than seeds, so that pairs end together.
+    """Every combination, with the values of each axis in the file's order.
 
+    Threats vary faster than seeds, so that cells that are compared in pairs, those of the same seed, finish together.
     Raises HarnessError where two values of an axis cannot be told apart by their labels.
     """
     memo, naming = Memo(), Naming(scenario)

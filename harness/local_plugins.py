@@ -1,12 +1,12 @@
 """Single Python files as plugins, for development: loaded only where a scenario or the command line names them.
 
-A file is read once, when it is named. It is imported under a module name made from its path and content, so that an
+A file is taken as it is when it is read. It is imported under a module name made from its path and content, so that an
 edited file is another module, two files with the same name are two modules, and worker processes, which get the text
 and not the path, import exactly what was hashed.
 
-A file may import its neighbours: modules beside it, if Python finds them there. They are part of its hash and are sent
-with it, but keep their own names: a process has only one module `helper`, so if that is edited, a new process is
-needed.
+A file may import its neighbours: modules that Python finds beside it, or anywhere else outside of installed packages.
+They are part of its hash and are sent with it, but keep their own names: a process has only one module `helper`, so
+once that is edited, a new process is needed.
 """
 
 from __future__ import annotations
