@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """queued: waits for room, so that its time does not count yet · began: a worker has loaded the stage ·
-    progress: done, total, text, round (its history entry, or None) · done · failed: type, message, traceback ·
-    problem: text, about no stage in particular.
+    """Something that happened to a stage, by kind; after a kind that has a payload, the keys of the payload.
+
+    queued: the stage waits for room, so its time limit does not run yet · began: a worker has loaded the stage ·
+    progress: done, total, text, round (the history entry of a finished round, or None) · done ·
+    failed: type, message, traceback · problem: text, about no stage in particular.
     """
 
     kind: str
@@ -33,13 +35,13 @@ class Executor(Protocol):
 
     @property
     def lends(self) -> bool:
-        """Whether a stage that can use more of these places than one may have them."""
+        """Whether one stage may take several of these places, if it can use them."""
 
     def submit(self, stage: Stage) -> None:
         """Start a stage; the runner never has more than `capacity` under way."""
 
     def events(self, timeout: float) -> list[Event]:
-        """What happened since, waiting at most `timeout` seconds for the first event."""
+        """What happened since the last call; waits at most `timeout` seconds for the first event."""
 
     def cancel(self, key: str, reason: str) -> None:
         """End a running stage; it is reported as failed with this reason."""
@@ -49,7 +51,7 @@ class Executor(Protocol):
 
 
 def reporter(key: str, send: Callable[[Event], object], every: float) -> Progress:
-    """Sends a stage's progress, at most once in `every` seconds, but each finished round and the end."""
+    """A callback that sends a stage's progress at most once in `every` seconds, but finished rounds and the end always."""
     last = 0.0
 
     def progress(done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None:

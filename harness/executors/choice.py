@@ -1,4 +1,4 @@
-"""Which executor a run has, on which device, with how many stages at a time."""
+"""Which executor a run uses, on which device, with how many stages at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ ARTIFACTS = ("objects", "shared")
 
 
 def connection(executor: str, address: str, artifacts: str) -> AbstractContextManager[Any]:
-    """What has to be open while an executor is used. Raises HarnessError for an unknown one, or unknown settings."""
+    """A context to hold open while the executor is used: for Ray, the connection to the cluster.
+
+    Raises HarnessError for an unknown executor or way of artifacts, and for Ray's settings without Ray.
+    """
     for what, value, known in (("executor", executor, EXECUTORS), ("way of artifacts", artifacts, ARTIFACTS)):
         if value not in known:
             raise HarnessError(f"unknown {what} {value!r}; {did_you_mean(value, known)}")
@@ -34,9 +37,9 @@ def connection(executor: str, address: str, artifacts: str) -> AbstractContextMa
 
 
 def resources(executor: str, device: str, jobs: str | int) -> tuple[str, int]:
-    """The device, and how many stages at a time: 0 for this process; on Ray, 0 for all that there is room for.
+    """The device, and how many stages run at a time: 0 for this process; on Ray, 0 for as many as there is room for.
 
-    Raises HarnessError for a device that is not there, and for jobs that the executor has no use for.
+    Raises HarnessError for a device that does not exist, and for jobs that the executor cannot use.
     """
     if executor == "local":
         device = resolve_device(device)
@@ -58,16 +61,16 @@ def ray_executor(
 
 
 def job_count(jobs: str | int, device: str, peak: int | None = None) -> int:
-    """The number of worker processes, as in `worker_devices`; 0: this process. Raises HarnessError."""
+    """The number of worker processes, as in `worker_devices`; 0 means this process. Raises HarnessError."""
     return len(worker_devices(jobs, device, peak))
 
 
 def worker_devices(jobs: str | int, device: str, peak: int | None = None) -> list[str]:
-    """The device of each worker process; none: this process. Raises HarnessError.
+    """The device of each worker process; an empty list means this process. Raises HarnessError.
 
-    auto: one worker per core on a CPU; on CUDA as many on each GPU as fit its free memory, where peak, the most bytes
-    that a stage of the kind to come has used, is known, else one (LocalExecutor may get more once it is). A number is
-    spread evenly over the GPUs.
+    jobs: `auto` is one worker per core on a CPU; on CUDA, as many on each GPU as its free memory and its share of the
+    cores allow, or one while `peak` is unknown (LocalExecutor may add more once it is known). A number is spread evenly
+    over the GPUs. peak: the most bytes that a stage like those to come has used.
     """
     if jobs != "auto":
         return _spread(_number(jobs), device)
@@ -84,7 +87,7 @@ def worker_devices(jobs: str | int, device: str, peak: int | None = None) -> lis
 
 
 def _spread(count: int, device: str) -> list[str]:
-    """`cuda` stands for all GPUs, in turn."""
+    """`count` devices; `cuda` stands for all GPUs, in turn."""
     if device != "cuda" or not count:
         return [device] * count
     gpus = gpu_count(device)

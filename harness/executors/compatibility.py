@@ -1,4 +1,4 @@
-"""Whether another machine computes what this one means: engine, plugins, numeric libraries and data."""
+"""Whether another machine computes the same numbers as this one: its engine, plugins, numeric libraries and data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Code(NamedTuple):
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides numbers on a machine. plugins: by (kind, name, distribution)."""
+    """What decides the numbers that a machine computes. plugins: by (kind, name, distribution)."""
 
     engine: Code
     libraries: dict[str, str]
@@ -38,7 +38,7 @@ class Identity:
 
     @classmethod
     def of(cls, plan: Plan, metrics: dict[str, tuple[Metric, ...]]) -> Identity:
-        """This machine's, as far as a plan needs it."""
+        """This machine's identity, as far as it matters to a plan."""
         cells = [p.cell for p in plan.cells]
         plugins = {
             id(plugin): plugin
@@ -64,7 +64,10 @@ class Identity:
         return cls(_engine(), libraries, found)
 
     def differences(self) -> list[str]:
-        """What is not the same on the machine that this is called on, a line each; `here` is where it was made."""
+        """How the machine that this is called on differs, one line per difference.
+
+        The lines call that machine `there`, and the one that this identity describes `here`.
+        """
         return [*self._differences()]
 
     def _differences(self) -> Iterator[str]:
@@ -83,12 +86,15 @@ class Identity:
 
 
 def data_differences(datasets: list[tuple[Any, Path, str]]) -> list[str]:
-    """Data sets (plugin, root, fingerprint) that this machine lacks, or has with another content."""
+    """The data sets that this machine cannot read or has with other content, one line each.
+
+    datasets: (plugin, root, expected fingerprint).
+    """
     found = []
     for dataset, root, fingerprint in datasets:
         try:
             there = dataset.fingerprint(root)
-        except Exception as error:  # a plugin's own
+        except Exception as error:  # a plugin may raise anything
             found.append(f"the data set {dataset.label()} cannot be read there: {error}")
             continue
         if there != fingerprint:

@@ -30,7 +30,7 @@ class InlineExecutor:
         from harness.stages import execute
 
         try:
-            # A copy, as a worker has it: what a plugin keeps on itself reaches no other stage.
+            # A copy, as a worker would have: what a plugin stores on itself must not reach other stages.
             own = copy.deepcopy(stage)
             execute(own, self._store, self._device, partial(reporter, send=self._events.append, every=0.0))
         except BaseException as error:  # a plugin must not end the run

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait while something is done that must not be left half-way."""
+"""Holds Ctrl-C and SIGTERM back while something is done that must not be left half-way."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from types import FrameType
 
 @contextlib.contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM are only noted; what they would have done comes at the end, once for each.
+    """Inside, SIGINT and SIGTERM are only noted; their handlers run at the end, once for each signal that came.
 
-    Blocking them for this thread would not do: another thread would take them, and Python tells the main thread.
-    Nothing changes outside the main thread, whose handlers are the only ones, or for signals that Python leaves to
-    the system or to code that is not Python's.
+    Blocking the signals for this thread would not do: another thread would receive them, and Python would still run
+    their handlers in the main thread. Outside the main thread nothing changes, since handlers never run there. Nor does
+    it for signals whose handling is left to the system or was not installed from Python.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -37,7 +37,7 @@ def interrupts_wait() -> Iterator[None]:
 
 
 def here(handle: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
-    """A handler for this process alone: in one that is forked from it the signal does what it does by default."""
+    """A signal handler for this process alone; in a process forked from it, the signal has its default effect."""
     own = os.getpid()
 
     def handler(number: int, _: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Stages in worker processes, forked from a server that has the heavy libraries imported already.
+"""Stages in worker processes, forked from a server that has already imported the heavy libraries.
 
 A worker that crashes, is killed for memory or runs out of time fails its one stage and is replaced.
 Workers ignore Ctrl-C and SIGTERM (the runner decides) and end at once when the runner is gone.
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 def warm_up(modules: Sequence[str]) -> None:
-    """Starts the server that workers are forked from, which imports what they need, in the background.
+    """Starts, in the background, the server that workers are forked from; it imports the libraries they need.
 
-    modules: heavy ones beside those that every stage imports. A server that runs already stays as it is.
+    modules: heavy modules beyond those that every stage imports. A server that already runs stays as it is.
     """
     os.environ[PRELOAD] = ",".join(modules)
     multiprocessing.set_forkserver_preload(["harness.executors.preload"])
@@ -46,12 +46,12 @@ def warm_up(modules: Sequence[str]) -> None:
 
 
 def _ensure_server() -> None:
-    """Starts the server where none runs, out of reach of Ctrl-C until it ignores that itself: see `preload`.
+    """Starts the server if none runs, with SIGINT blocked until the server itself ignores it: see `preload`.
 
-    Python's tracker of shared resources comes first: it starts so too, and would lift the block for the server.
+    Python's resource tracker is started first: otherwise the server's start would start it, and that unblocks SIGINT.
     """
     resource_tracker.ensure_running()
-    # A new process has the mask of its parent.
+    # A new process inherits its parent's signal mask.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -62,8 +62,9 @@ def _ensure_server() -> None:
 class LocalExecutor:
     """One worker process for each of these devices, started when there is a stage for it.
 
-    A new worker takes the device of which the smallest share is taken. more: asked once, when the first stage is done:
-    devices of the workers that fit beside it, now that its use of memory is known.
+    A new worker goes to the device with the smallest share of its places taken. more: called once, when the first
+    stage is done and its use of memory is known; returns the devices of the workers that then fit. Of each device the
+    larger number counts, this one or that of `devices`.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class LocalExecutor:
                 worker.process.kill()
 
     def close(self) -> None:
-        with interrupts_wait():  # whoever removes the store next must find that no worker is left
+        with interrupts_wait():  # the store may be removed next, and no worker may be left by then
             for worker in self._workers:
                 worker.process.kill()
             for worker in self._workers:
@@ -138,7 +139,7 @@ class LocalExecutor:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self._store), device, self._files)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
-        # Interrupted half-way, a worker would begin that nobody knows of, and that nobody ends.
+        # An interrupt half-way could leave a worker that this executor does not know of and would never end.
         with interrupts_wait():
             return self._started(process, ours, theirs, device)
 
@@ -159,7 +160,7 @@ class LocalExecutor:
         return worker
 
     def _send(self, worker: _Worker, stage: Stage, message: bytes) -> OSError | None:
-        """Gives a worker without a stage one. Where it has ended meanwhile, what came of sending; it is then gone."""
+        """Gives an idle worker a stage. If the worker has ended meanwhile, drops it and returns the sending error."""
         try:
             worker.pipe.send_bytes(message)
         except OSError as error:
@@ -198,7 +199,10 @@ class _Worker:
 
 @contextlib.contextmanager
 def _same_imports() -> Iterator[None]:
-    """Python adds the working directory to the import path of a server that starts inside: only if ours has it too."""
+    """A server started inside has the working directory on its import path only if this process has it too.
+
+    By default Python would always add it.
+    """
     ours = {os.path.realpath(entry) for entry in sys.path}  # "" is the working directory
     if os.path.realpath("") in ours or SAFE_PATH in os.environ:
         yield
@@ -212,7 +216,7 @@ def _same_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Workers must not import the caller's script again: stages name importable plugins only."""
+    """Workers started inside do not import the caller's script again: stages only refer to importable plugins."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -225,9 +229,10 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     """A worker's life: stages in, events out."""
     expect(files)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A whole process group gets it; what plugins start can still be ended by it.
+    # SIGTERM may be sent to the whole process group: the worker ignores it, but it still ends what plugins fork.
     signal.signal(signal.SIGTERM, here(lambda: None))
-    # Locks that libraries make (tqdm does) are then unlinked at once: a worker is killed, and would leave them.
+    # With this method the locks that libraries make (tqdm does) are unlinked at once. Workers are killed, and would
+    # otherwise leave them behind.
     multiprocessing.set_start_method("fork", force=True)
     _let_plugins_fork(pipe)
     _log_output(Path(store_path))
@@ -236,7 +241,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     from harness.store import Store
 
     keep_freed_memory()
-    gc.freeze()  # libraries stay: only what stages make is looked through for garbage
+    gc.freeze()  # libraries stay loaded, so the collector need only look through what stages make
     stages: queue.Queue[bytes] = queue.Queue()
     send_lock = threading.Lock()
 
@@ -263,20 +268,22 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             event = Event("failed", stage.key, describe_error(error))
         else:
             event = Event("done", stage.key)
-        give_back_memory(device)  # before it is told: the next stage, here or beside, finds the memory free
+        # Before the event is sent, so that the next stage, in this worker or another, finds the memory free.
+        give_back_memory(device)
         send(event)
 
 
 def _let_plugins_fork(pipe: connection.Connection) -> None:
-    """Plugins may use pools of processes and data loaders. What they fork ends when this process does, however it ends.
+    """Lets plugins use process pools and data loaders. What they fork ends when this process ends, in whatever way.
 
-    pipe: to the runner, who must see that it has closed.
+    pipe: the connection to the runner. Forked processes close their copy of it, or the runner would not see it close
+    when this process ends.
     """
     multiprocessing.current_process().daemon = False  # a daemon may have no children
     alive, held = multiprocessing.Pipe(duplex=False)
 
     def watch() -> None:
-        alive.poll(None)  # until nobody holds the other end
+        alive.poll(None)  # until no process holds the other end
         os._exit(1)
 
     def begin() -> None:
@@ -288,9 +295,9 @@ def _let_plugins_fork(pipe: connection.Connection) -> None:
 
 
 def _log_output(store: Path) -> None:
-    """What libraries print goes to a file of the store, not into the progress display.
+    """Sends what libraries print to a log file in the store, so that it does not disturb the progress display.
 
-    Where the store is gone, so is the run, and nobody reads what a worker that is about to end has to say.
+    If the store is gone, the run is over and this worker is about to end: its output is dropped.
     """
     logs = store / "logs"
     try:

@@ -1,6 +1,6 @@
 """Stages as tasks of a Ray cluster. The driver places them, keeps the store, and writes the records.
 
-A node is examined before it gets work: where its engine, plugins, numeric libraries or data are not the driver's,
+A node is examined before it gets work: if its engine, plugins, numeric libraries or data differ from the driver's,
 it is refused by name. A stage whose node or worker process is lost runs again; a stage that fails does not.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.plan import Plan, Stage
 
 RETRIES = 3  # how often a stage is started again after its node or worker process was lost
-HELD_BYTES = 1 << 30  # of inputs that are kept in the object store for further stages
+HELD_BYTES = 1 << 30  # of inputs that are kept in the object store for later stages
 
 
 @dataclass
@@ -46,13 +46,14 @@ class _Task:
 
 
 class RayExecutor:
-    """At most `jobs` stages at a time, each on as many CPUs as it has threads, and on one GPU with CUDA.
+    """Runs at most `jobs` stages at a time on the cluster that this process is connected to.
 
-    shared: every node sees the store's folder under the same path, and artifacts are written there; else they
-    travel through Ray's object store. The cluster is the one that this process is connected to.
+    A stage takes as many CPUs as it has threads and, with CUDA, one GPU. jobs: None for as many as there is room for.
+    shared: every node sees the store's folder under the same path, and artifacts are written there; otherwise they
+    travel through Ray's object store.
     """
 
-    lends = False  # the cluster counts what a stage was said to take
+    lends = False  # Ray reserves for a stage only the CPUs that it was declared to take
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class RayExecutor:
 
     @property
     def capacity(self) -> int:
-        """Stages that there is room for now: nodes come and go."""
+        """How many stages there is room for now; nodes come and go."""
         return self._nodes.room if self._jobs is None else min(self._nodes.room, self._jobs)
 
     def submit(self, stage: Stage) -> None:
@@ -118,7 +119,8 @@ class RayExecutor:
             ready.update(self._ray.wait(references, num_returns=len(references), timeout=0)[0])
         else:
             time.sleep(timeout)
-        self._take_letters()  # what a stage that is ready said has been put there before
+        # After the wait: the progress of a stage that has ended is in the mailbox by now.
+        self._take_letters()
         for reference in [r for r in self._nodes.examinations if r in ready]:
             self._nodes.examined(reference)
         for task in [t for t in self._tasks.values() if t.reference in ready]:
@@ -173,7 +175,7 @@ class RayExecutor:
     def _files(self, task: _Task) -> dict[str, Any]:
         """References to the artifacts of the stages that this one needs."""
         if sum(size for _, size in self._held.values()) > HELD_BYTES:
-            self._held.clear()  # Ray keeps what running tasks were given
+            self._held.clear()  # Ray keeps the inputs of running tasks by itself
         found = {}
         for name in {name for result in task.job.results.values() for name in files_of(result)}:
             if name not in self._held:
@@ -187,7 +189,7 @@ class RayExecutor:
     def _ended(self, task: _Task) -> None:
         try:
             outcome: Outcome = self._ray.get(task.reference)
-        except self._ray.exceptions.RayTaskError as error:  # our own code there, not the stage
+        except self._ray.exceptions.RayTaskError as error:  # our code on the node, not the stage
             self._fail(task, type(error).__name__, last_line(error), str(error))
             return
         except self._ray.exceptions.RayError as error:
@@ -203,7 +205,7 @@ class RayExecutor:
             self._keep(task.stage, outcome)
 
     def _keep(self, stage: Stage, outcome: Outcome) -> None:
-        """What a stage left goes into the store, files before the rows that refer to them."""
+        """Puts what a stage returned into the store, files before the rows that refer to them."""
         for name, data in outcome.files.items():
             self._store.write_file(name, data)
         for one in (*stage.beside, stage):
@@ -215,7 +217,7 @@ class RayExecutor:
         self._events.append(Event("done", stage.key))
 
     def _lost(self, task: _Task, error: Exception) -> None:
-        """A node or worker process that is gone, also on purpose."""
+        """Handles the loss of a node or worker process, which may be due to `cancel`."""
         if task.reason is not None:
             self._fail(task, "TimeoutError", task.reason)
             return
@@ -243,7 +245,7 @@ class RayExecutor:
     def _take_letters(self) -> None:
         try:
             letters: list[tuple[int, Event]] = self._ray.get(self._mailbox.take.remote(), timeout=10)
-        except self._ray.exceptions.RayError:  # stages go on without it
+        except self._ray.exceptions.RayError:  # stages can go on without their progress
             return
         for attempt, event in letters:
             task = self._tasks.get(event.key)

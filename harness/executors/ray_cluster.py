@@ -17,14 +17,14 @@ from harness.errors import HarnessError
 from harness.executors.ray_tasks import examine
 
 EXAMINATION = 300.0  # seconds that a node may take to answer before the first stage starts
-ALONE = 600.0  # seconds to wait for a node when none is left: clusters replace those that were taken away
+ALONE = 600.0  # seconds to wait for a node when none is left: clusters replace nodes that were taken away
 REACHABLE = 10.0  # seconds for a host to answer
 LOOK_EVERY = 2.0  # seconds between two looks at the cluster's nodes
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to a running cluster; one that this process has already is used, and left as it is.
+    """A connection to a running cluster. One that this process already has is used, and left open.
 
     address: auto (the cluster that this machine is part of, or $RAY_ADDRESS), HOST:PORT, or ray://HOST:PORT. Raises
     HarnessError.
@@ -49,7 +49,7 @@ def connected(address: str) -> Iterator[None]:
             "start one with `ray start --head`"
         ) from error
     if callable(termination) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, termination)  # Ray sets one of its own, which ends the process at once
+        signal.signal(signal.SIGTERM, termination)  # Ray's own handler would end the process at once
     try:
         yield
     finally:
@@ -57,7 +57,7 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """A host that does not answer is said at once: Ray would try for minutes. Raises HarnessError."""
+    """Raises HarnessError if the host does not answer within seconds; Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # auto, or something that Ray itself refuses
@@ -93,8 +93,8 @@ class Node:
 class Nodes:
     """The nodes that have room for a stage, examined before they get one.
 
-    threads, gpu: what a stage needs. questions: the arguments of `examine`. problems: what the user should know of,
-    until somebody takes it.
+    threads, gpu: what a stage needs. questions: the arguments of `examine`. problems: messages for the user, until
+    the executor takes them.
     """
 
     def __init__(self, threads: int, gpu: bool, questions: Sequence[Any]) -> None:
@@ -117,19 +117,19 @@ class Nodes:
 
     @property
     def room(self) -> int:
-        """Stages that the accepted nodes hold at a time."""
+        """How many stages the accepted nodes can hold at a time."""
         return sum(self._slots(node) for node in self.accepted)
 
     @property
     def examinations(self) -> list[Any]:
-        """References to the answers that are still to come, for `examined`."""
+        """References to the answers that are still to come; `examined` takes one that has."""
         return list(self._examinations)
 
     def name(self, node: str | None) -> str:
         return self._nodes[node].name if node in self._nodes else "a node that is gone"
 
     def examine_all(self) -> None:
-        """Before anything starts. Raises HarnessError where no node can be used."""
+        """Examines all nodes before the first stage starts. Raises HarnessError where no node can be used."""
         self.look()
         limit = time.monotonic() + EXAMINATION
         while self._examinations and time.monotonic() < limit:
@@ -141,7 +141,11 @@ class Nodes:
             raise HarnessError("no node of the Ray cluster can be used:\n" + "\n".join(said))
 
     def look(self, now: bool = False) -> None:
-        """New nodes are examined; those that are gone are forgotten, and what ran there ends by itself."""
+        """Begins to examine new nodes and forgets those that are gone; Ray reports the tasks that ran there as lost.
+
+        Does nothing if the last look was less than LOOK_EVERY seconds ago, unless `now`. Raises HarnessError where no
+        node has been left for ALONE seconds.
+        """
         if not now and time.monotonic() - self._looked < LOOK_EVERY:
             return
         self._looked = time.monotonic()
@@ -177,7 +181,7 @@ class Nodes:
                 self.refuse(node, reasons)
 
     def refuse(self, node: str | None, reasons: Sequence[str]) -> None:
-        """A node that must not be used, and why."""
+        """Excludes a node from use, and notes the reasons for the user."""
         if node in self._nodes:
             self._nodes[node].accepted = False
             self.problems.append(f"the node {self._nodes[node].name} is refused: {'; '.join(reasons)}")
@@ -197,7 +201,7 @@ class Nodes:
 
 
 def home() -> str:
-    """The node where the driver is; for a client of the cluster, its head."""
+    """The id of the node where the driver runs; for a driver outside the cluster, of the cluster's head node."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -207,13 +211,13 @@ def home() -> str:
 
 
 def at(node: str) -> dict[str, Any]:
-    """Options of what runs on this node and no other."""
+    """Ray's options for what is to run on this node and no other."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an error that says something: of a remote one, what was raised there."""
+    """The last non-empty line of an error's text (for a remote error, what was raised there), else its type."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Job:
     """All that a node needs for one stage.
 
-    stage, expected: pickled `Stage` and `Identity`, unpickled there one after the other: a node without a plugin
-    has to be able to say so. results: of the stages that this one needs. files: name in the store -> reference to
-    its content; not used where `shared` is the store's folder itself, which every node sees.
+    stage, expected: pickled `Stage` and `Identity`. They are separate because the node unpickles and checks `expected`
+    first: one that lacks a plugin could not unpickle the stage, and has to be able to say so. results: by key, of the
+    stages that this one needs. files: name in the store -> reference to its content. shared: the store's folder, if
+    every node sees it; files are then not used.
     """
 
     stage: bytes
@@ -40,9 +41,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. results: its own and those of stages beside it, by key; none where it failed.
+    """How a stage ended. results: its own and those of the stages beside it, by key; empty where it failed.
 
-    files: what it wrote, where the store is not shared. refused: why it was not begun.
+    files: what it wrote, where the store is not shared. refused: why the node did not begin it.
     """
 
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -66,7 +67,10 @@ class Mailbox:
 
 
 def examine(expected: bytes, datasets: bytes, shared: str | None, token: str) -> list[str]:
-    """Why a node cannot be used, a line each. token: a file that a shared store holds now."""
+    """The reasons why this node cannot be used, one line each.
+
+    token: the name of a file that the driver keeps in a shared store: a node that lacks it sees another folder.
+    """
     found = list(_differences(expected))
     if found:
         return found
@@ -84,14 +88,14 @@ def examine(expected: bytes, datasets: bytes, shared: str | None, token: str) ->
 
 
 def run_stage(job: Job, mailbox: Any) -> Outcome:
-    """Compute a stage. What the stage raises is part of the outcome: an exception means that the node failed."""
+    """Compute a stage. What the stage raises becomes part of the outcome: an exception from here is never its own."""
     refused = _differences(job.expected)
     if refused:
         return Outcome(refused=refused)
     letters: list[Any] = []
 
     def send(event: Event) -> None:
-        with suppress(Exception):  # progress that cannot be told must not end a stage
+        with suppress(Exception):  # progress that cannot be sent must not end a stage
             letters[:] = [mailbox.put.remote(job.attempt, event)]
 
     try:
@@ -112,7 +116,7 @@ def run_stage(job: Job, mailbox: Any) -> Outcome:
 
 @cache
 def _differences(expected: bytes) -> tuple[str, ...]:
-    """Once for each process and run: a worker that is started later may find other packages."""
+    """How this node differs, looked up once per worker process and run: one started later may find other packages."""
     return tuple(pickle.loads(expected).differences())
 
 
@@ -126,7 +130,7 @@ def _folder(job: Job) -> Iterator[Path]:
 
 
 def _bench(folder: Path, job: Job) -> Any:
-    """A store as one stage sees it: what it needs is there, and what it leaves is taken from there."""
+    """The store of one stage on a node: holds the results and files that it needs, and collects what it writes."""
     import ray
 
     from harness.artifacts import Artifacts
@@ -136,7 +140,7 @@ def _bench(folder: Path, job: Job) -> Any:
             return job.results.get(key)
 
         def put_stage(self, *_: Any) -> None:
-            """The driver keeps the books."""
+            """Does nothing: the driver writes the rows."""
 
         def written(self, given: dict[str, Any]) -> dict[str, bytes]:
             files = (p for p in self.path.rglob("*") if p.is_file())
@@ -150,7 +154,7 @@ def _bench(folder: Path, job: Job) -> Any:
 
 
 def _delivered(letters: list[Any]) -> None:
-    """Waits until the last progress is with the driver: the outcome must not overtake it."""
+    """Waits until the last progress has reached the mailbox, so that the outcome does not overtake it."""
     import ray
 
     with suppress(Exception):

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def execute(
     stage: Stage, store: Store, device: str, progress: Callable[[str], Progress]
 ) -> dict[str, dict[str, Any]]:
-    """Compute one stage, and those beside it; write artifacts and rows, and return the results by key.
+    """Compute a stage and those beside it; write their artifacts and rows, and return the results by key.
 
-    progress: for a stage's key, who is told of it. What could not be computed beside the stage is left out. Raises
-    what the work on the stage itself raises.
+    progress: a stage's key -> the callback for its progress. Stages beside this one that could not be computed with it
+    are left out. Raises what the work on the stage itself raises.
     """
     spec = stage.spec
     compute = training_of(spec).compute
@@ -44,10 +44,10 @@ def execute(
         else:
             results = {stage.key: attack(stage, spec, store, device, progress(stage.key))}
     seconds = (time.perf_counter() - started) / len(results)
-    for one in together:  # what was imported or read meanwhile too
+    for one in together:  # once more, for the code and data that were only now imported and read
         one.premises.check()
     facts = {"peak_memory_bytes": memory.bytes(), "seconds": seconds, **of_stage(device)}
-    for one in together:  # itself last: when it is there, so are the others
+    for one in together:  # the stage itself comes last: when its row is there, so are the others
         if one.key in results:
             result = results[one.key] = results[one.key] | facts
             store.put_stage(one.key, one.kind, one.signature, one.label, "done", result, seconds)

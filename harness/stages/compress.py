@@ -87,7 +87,7 @@ def compress(
 
 
 def _model(found: Any, who: str) -> CompressedModel:
-    """What a compressor returned, as it is. Raises PluginError for anything else than a model."""
+    """What a compressor returned, unchanged. Raises PluginError if it is not a CompressedModel."""
     if not isinstance(found, CompressedModel):
         raise PluginError(f"{who} returned {type(found).__name__}, not a CompressedModel")
     return found
@@ -96,7 +96,7 @@ def _model(found: Any, who: str) -> CompressedModel:
 def _data_for(
     name: str, access: str, unprotected: tuple[str, ...], val: Part
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """What a compressor may see: nothing, or the validation split, as public data only where it is declared so."""
+    """What a compressor may see: nothing, or the validation split, which is public only if declared unprotected."""
 
     def data() -> tuple[Tensor, Tensor]:
         if access == "none":
@@ -115,7 +115,7 @@ Certify = Callable[["Tensor", torch.Generator], "tuple[Tensor, Tensor] | None"]
 class Released:
     """A model as it is deployed. certify: the defences' certificate for a batch of pixels, if they give one.
 
-    radius_limit: the largest radius that it can state.
+    radius_limit: the largest radius that the certificate can state.
     """
 
     module: nn.Module
@@ -136,12 +136,15 @@ def load_released(
     base: dict[str, Any],
     compressed: dict[str, Any] | None,
 ) -> Released:
-    """The model as released: trained, every link of the compressor chain restored from its file, deployed."""
+    """The model as released: trained, each link of the compressor chain restored from its file, then deployed.
+
+    Deploying applies what aggregators and defences do to the model at inference.
+    """
     if compressed is None:
         module = load_trained(training, store, base)
         released = CompressedModel(module, module.state_dict())
     else:
-        # The file alone has to give the network back, so its trained weights are not there to fall back on.
+        # The files alone must give the network back, so it starts blank, without trained weights to fall back on.
         module = blank(training.initial_module())
         released = CompressedModel(module, {})
         surroundings = Surroundings(training.data.input_shape, training.data.num_classes, training.build)
@@ -158,7 +161,7 @@ def load_released(
         if isinstance(part, Defence) and type(part).certify is not Defence.certify:
             certify, radius_limit = partial(part.certify, released.module), part.radius_limit
         elif type(part).inference not in (Defence.inference, Aggregator.inference):
-            certify = None  # it was for the model without this part
+            certify = None  # an earlier defence's certificate is for the model without this part
         released.module = deployed(part, released.module)
         if released.twin is not None:
             released.twin = deployed(part, released.twin)
@@ -175,6 +178,6 @@ def load_released(
 
 
 def deployed(part: Aggregator | Defence, module: nn.Module) -> nn.Module:
-    """What a part deploys. Raises PluginError where that is no network."""
+    """The network that an aggregator or defence deploys in place of `module`. Raises PluginError if it is none."""
     with blamed(part):
         return network(part.inference(module), f"{part.name}.inference")

@@ -1,7 +1,7 @@
-"""What of a process's global state a stage begins with, and that none of it is left to the next one.
+"""Isolates stages: each begins with the same global state of the process, and leaves none of its own to the next.
 
 Worker processes run one stage after another, and plugins share them with libraries that draw from global generators
-or change defaults. A stage's numbers must come from its key alone, whatever ran before it.
+or change defaults. A stage's numbers must depend on its key alone, whatever ran before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from harness.devices import current
 from harness.random import derive, global_generators
 
-# What torch takes by itself, whatever was set before this module was imported.
+# The engine for quantised layers that torch prefers, whatever was set before this module was imported.
 _QUANTISED: Any = next(
     (name for name in ("x86", "onednn") if name in torch.backends.quantized.supported_engines),
     torch.backends.quantized.engine,
@@ -31,21 +31,23 @@ _QUANTISED: Any = next(
 _AUTOCAST = ("cpu", "cuda")
 _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")  # the kernels that may compute it
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-# Where torch keeps the hooks of all modules and of all optimisers.
+# Where torch keeps its global hooks: those that apply to all modules, and those that apply to all optimisers.
 _HOOKED = [import_module(name) for name in ("torch.nn.modules.module", "torch.optim.optimizer")]
 
 
 @contextmanager
 def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
-    """Inside, global generators are seeded from a stage's key and settings are the engine's; all come back after.
+    """Inside, global generators are seeded from a stage's key and settings are the engine's; all are restored after.
 
-    threads: of one operation. tf32: whether float32 products may be rounded on the way. Settings are the GPU that
-    `cuda` means, the number of threads, default dtype and device, gradient mode, deterministic algorithms, the
-    precision of products, autocast (off), and whose kernels compute: oneDNN's, cuDNN's, all that know attention, and
-    for quantised layers those that torch prefers here. There are no hooks of all modules or optimisers, or of what is
-    saved for gradients. Numbers too small for their exponent are kept, and nobody can ask whether they were before.
-    Torch's function and dispatch modes, warnings' filters, NumPy's error handling, handlers of signals, values of
-    environment variables and the working directory only come back.
+    threads: of one operation. tf32: whether the GPU may round the factors of float32 products to TF32.
+
+    The settings are the GPU that `cuda` means, the number of threads, default dtype and device, gradient mode,
+    deterministic algorithms, the precision of products, autocast (off), and which kernels compute: oneDNN's, cuDNN's,
+    all implementations of attention, and for quantised layers those that torch prefers here. Global hooks of modules
+    and optimisers, and hooks on tensors saved for gradients, are off. Denormal numbers are kept, not flushed to zero;
+    this alone is not restored, since torch does not tell what was set before. Torch's function and dispatch modes,
+    warning filters, NumPy's error handling, signal handlers, values of environment variables and the working directory
+    are not set, only restored.
     """
     with (
         current(device),
@@ -67,7 +69,7 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """A process that a plugin forked and did not end goes no further: it would be a second worker, or a second run."""
+    """Ends a process that a plugin forked inside and that gets here: it would go on as a second worker or run."""
     own = os.getpid()
     try:
         yield
@@ -80,7 +82,7 @@ def _one_process() -> Iterator[None]:
 
 @contextmanager
 def _folder() -> Iterator[None]:
-    """The working directory comes back, if it is still there."""
+    """Restores the working directory, if it still exists."""
     before = None
     with suppress(FileNotFoundError):
         before = os.getcwd()
@@ -94,7 +96,7 @@ def _folder() -> Iterator[None]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Environment variables come back; new ones stay, since libraries set theirs once, when they are imported."""
+    """Restores environment variables; new ones stay, since libraries set theirs once, when they are imported."""
     before = dict(os.environ)
     try:
         yield
@@ -106,9 +108,9 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Handlers come back, and timers that were set inside are off: they would go off in another stage."""
+    """Restores signal handlers, and stops timers that were set inside: they would go off in another stage."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # nobody can set a handler here
+        yield  # Python sets handlers in the main thread only
         return
     idle = [timer for timer in _TIMERS if not signal.getitimer(timer)[0]]
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
@@ -124,7 +126,7 @@ def _signals() -> Iterator[None]:
 
 @contextmanager
 def _hooks() -> Iterator[None]:
-    """None of all modules or optimisers inside; those from before come back."""
+    """Removes the global hooks of modules and optimisers, and restores them after."""
     tables = [
         table
         for module in _HOOKED
@@ -144,7 +146,7 @@ def _hooks() -> Iterator[None]:
 
 @contextmanager
 def _hooks_of_what_is_saved() -> Iterator[None]:
-    """None of `torch.autograd.graph.saved_tensors_hooks` inside; those from before come back."""
+    """Removes the hooks of `torch.autograd.graph.saved_tensors_hooks`, and restores them after."""
     before = _without_hooks_of_what_is_saved()
     try:
         yield
@@ -155,7 +157,7 @@ def _hooks_of_what_is_saved() -> Iterator[None]:
 
 
 def _without_hooks_of_what_is_saved() -> list[tuple[Any, Any]]:
-    """Takes them off, the innermost first."""
+    """Removes those hooks and returns them, the innermost first."""
     found = []
     while (hooks := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
         found.append(hooks)
@@ -165,7 +167,7 @@ def _without_hooks_of_what_is_saved() -> list[tuple[Any, Any]]:
 
 @contextmanager
 def _modes() -> Iterator[None]:
-    """Function and dispatch modes that are entered inside are left."""
+    """Leaves torch's function and dispatch modes that were entered inside and are still active at the end."""
     ways = (
         (torch._C._len_torch_function_stack, torch._C._pop_torch_function_stack),
         (torch._C._len_torch_dispatch_stack, lambda: torch._C._pop_torch_dispatch_stack(None)),
@@ -183,7 +185,8 @@ def _modes() -> Iterator[None]:
 def _settings(threads: int, tf32: bool) -> Iterator[None]:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.get_default_dtype()
-    default_device = torch.empty(0).device  # get_default_device fails after a None, up to torch 2.9 at least
+    # Not get_default_device: it fails after set_default_device(None), up to torch 2.9 at least.
+    default_device = torch.empty(0).device
     strict = _strict()
     flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     precision, products = _precision(), matmul.allow_tf32
@@ -210,17 +213,18 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
 
 
 def settle(threads: int, tf32: bool) -> None:
-    """The settings that `isolated` states, for good: in a process that computes one stage and ends."""
+    """Makes the settings of `isolated`, except the GPU, for good: in a process that computes one stage and ends."""
     cudnn = torch.backends.cudnn
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.set_grad_enabled(True)
-    for kind in _AUTOCAST:  # not its context: within one, copies of weights are kept after they have changed
+    # Not torch.autocast's context: inside one, cast copies of weights are kept after the weights have changed.
+    for kind in _AUTOCAST:
         torch.set_autocast_enabled(kind, False)
     _be_strict(False, False)
     torch.set_flush_denormal(False)
-    # First for every backend at once: what a CPU may round is no part of `allow_tf32`.
+    # First for every backend at once, since `allow_tf32` does not cover what a CPU may round.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -235,7 +239,7 @@ def _attend(enabled: list[bool]) -> None:
 
 
 def _strict() -> tuple[bool, bool]:
-    """Whether only deterministic algorithms are allowed, and others only warned of."""
+    """Whether deterministic algorithms are required, and whether others then only cause a warning."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -243,13 +247,13 @@ def _strict() -> tuple[bool, bool]:
 
 
 def _be_strict(enabled: bool, warn_only: bool) -> None:
-    """Sets what `_strict` returns, only where it is another: torch imports its compiler to do so, 2.5 s and 150 MB."""
+    """Sets what `_strict` returns, only if it differs: torch imports its compiler to do so, 2.5 s and 150 MB."""
     if _strict() != (enabled, warn_only):
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _precision() -> str | None:
-    """Of float32 products; None where backends were set apart, which torch then has no word for."""
+    """The precision of float32 products; None where it was set for each backend apart, and torch cannot name it."""
     with suppress(RuntimeError):
         return torch.get_float32_matmul_precision()
     return None

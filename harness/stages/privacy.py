@@ -1,4 +1,4 @@
-"""Privacy attacks on a released model: what their adversary may see is put together here, and nothing more."""
+"""Privacy attacks on a released model. Their view is put together here: what the adversary may see, and no more."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ Truth = tuple[tuple["Tensor", ...], tuple["Tensor", ...]]  # images and labels b
 
 
 def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress: Progress) -> dict[str, Any]:
-    """The attack stage of a privacy attack: its result, scored by whatever metrics know such a result."""
-    # One batch tells, also where an attack goes by updates and asks nothing.
+    """The attack stage of a privacy attack: runs it and scores its result by the metrics that apply to it."""
+    # One batch shows whether the model has diverged, also for attacks on updates, which never ask the model.
     some = scoring.training.data.val.images[: spec.evaluation.batch_size]
     check_answers(scoring.predict(some), RELEASED)
     scene = _Scene(scoring, spec)
@@ -122,7 +122,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
 
 
 def _picture(originals: Sequence[Tensor], guesses: Sequence[Tensor]) -> Image:
-    """Originals over what was got back of each."""
+    """The originals, and below each its reconstruction."""
     strips = []
     for number, (truth, guess) in enumerate(zip(originals, guesses, strict=True), 1):
         found = guess[match_images(truth, guess)].detach()
@@ -131,23 +131,24 @@ def _picture(originals: Sequence[Tensor], guesses: Sequence[Tensor]) -> Image:
 
 
 class _Scene:
-    """What the engine knows of an attack, out of which views are cut."""
+    """Everything that the engine knows of an attack; the adversary's view is taken from it."""
 
     def __init__(self, scoring: Scoring, spec: AttackSpec) -> None:
         self.scoring = scoring
         self.spec = spec
         self.training = scoring.training
-        # Of the records and the generator: what a server sees stays on a GPU, though int8 answers on the CPU alone.
+        # The device of records and generator. What a server sees stays where the model was trained, such as on a GPU,
+        # even if the released model is int8 and answers on the CPU only.
         self.device = scoring.training.device if spec.threat.knowledge == "server" else scoring.device
 
     # data ---------------------------------------------------------------------------------------
 
     def sides(self, attack: PrivacyAttack) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of members and non-members; none for an attack that does without.
+        """Positions of members and non-members; empty for an attack that needs none.
 
-        Records of clients that no round draws are on neither side: counted as members they would hide what leaks.
-        What is left may be of other classes than the non-members, as clients are; the draw then evens that out, or
-        an attack that only tells which classes were learned would be taken for one that tells members.
+        Records of clients that no round draws are on neither side: counted as members, they would hide what leaks.
+        The members that remain may differ in classes from the non-members, as clients differ. The draw then evens the
+        classes out; otherwise an attack that only detects which classes were learned would seem to detect members.
         """
         if not attack.needs_non_members:
             empty = np.empty(0, dtype=np.int64)
@@ -164,7 +165,7 @@ class _Scene:
 
     @property
     def never_trained_on(self) -> int:
-        """How many records lie at clients that no round draws."""
+        """How many records of the training pool belong to clients that no round draws."""
         return len(self.training.pool.members) - len(self.members)
 
     def records(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -176,7 +177,7 @@ class _Scene:
         return own_pixels(val.images, self.device), val.labels.to(self.device, copy=True)
 
     def guess(self) -> tuple[Tensor, Tensor]:
-        """The mean image (c, h, w) and class shares (k,) of the validation split: all there is without an update."""
+        """The mean image (c, h, w) and class shares (k,) of the validation split: what to guess without an update."""
         images, labels = self.population()
         counts = torch.bincount(labels, minlength=self.training.data.num_classes)
         return images.mean(0).cpu(), (counts / counts.sum()).cpu()
@@ -190,7 +191,10 @@ class _Scene:
     # models -------------------------------------------------------------------------------------
 
     def logits(self, module: nn.Module, device: str, whose: str) -> Callable[[Tensor], Tensor]:
-        """What it answers. Raises HarnessError at a NaN: attacks would find that such a model leaks nothing."""
+        """A function from images to the model's logits. whose: the model's name in errors.
+
+        It raises HarnessError at a NaN: attacks would find that such a model leaks nothing.
+        """
 
         def ask(images: Tensor) -> Tensor:
             logits = predict(module, images, self.spec.evaluation.batch_size, device)
@@ -200,10 +204,13 @@ class _Scene:
         return ask
 
     def apply(self, weights: Tensor, images: Tensor) -> Tensor:
-        """logits of the trained architecture with other weights (d,), differentiable in both, in eval mode."""
+        """Logits of the trained architecture with other weights (d,), in eval mode.
+
+        Differentiable in the weights and in the images.
+        """
         module = self._architecture
         shapes = trainable(module)
-        # One split, not a slice a parameter: its backward pass is one concatenation.
+        # One split instead of a slice for each parameter: its backward pass is a single concatenation.
         pieces = weights.split([p.numel() for p in shapes.values()])
         values = {n: piece.view_as(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
         with pooled_first(module):
@@ -225,14 +232,17 @@ class _Scene:
         return tuple(updates), (tuple(images), tuple(labels))
 
     def variants(self, tested: np.ndarray, server: bool) -> dict[str, VariantView]:
-        """The other trainings, each with what this adversary may see of it."""
+        """By variant name, what this adversary may see of each other training that the attack asked for."""
         pairs = zip(self.spec.variants, self.spec.variant_needs, strict=True)
         return {variant.name: self._variant(variant, keys, tested, server) for variant, keys in pairs}
 
     def _variant(
         self, variant: TrainingVariant, keys: tuple[str, ...], tested: np.ndarray, server: bool
     ) -> VariantView:
-        """keys: of its training and, where it was compressed as the target was, of that."""
+        """What the adversary may see of one variant.
+
+        keys: of its training and, if it was compressed like the target, of its compression.
+        """
         other = Training(replace(self.spec.model.train, variant=variant), keys[0], self.training.device)
         result, *compressed = map(self.scoring.result, keys)
         chain = self.spec.model.compressors if compressed else ()
@@ -252,9 +262,9 @@ class _Scene:
         )
 
     def ways(self) -> dict[str, dict[str, list[str]]]:
-        """How hooks worked, of what they report: name -> `scored` and `audited` values, of the other trainings.
+        """What hooks report of how they worked: name -> the values in the `scored` and in the `audited` trainings.
 
-        What is audited is another training than the one that is scored, and may have run other code.
+        Audited are the variants, not the training that is scored: they may have run other code.
         """
         keys = [own[0] for own in self.spec.variant_needs]
         scored, *audited = (
@@ -285,7 +295,7 @@ class _Scene:
 
 
 def _planted(training: Training, result: dict[str, Any], guarantee: Guarantee | None) -> Planted | None:
-    """The canaries, and of their signals the one that the guarantee's own adversary has."""
+    """A training's canaries, with the one of their signals that the guarantee's own adversary can measure."""
     planting = training.planting
     if planting is None:
         return None

@@ -60,7 +60,7 @@ class Scoring:
         self.facts["train_seconds"] += sum(part["train_seconds"] for part in self.fine_tuning)
 
     def settled(self, source: dict[str, Any]) -> Guarantee | None:
-        """The guarantee of a training, or of its compression, after all that this plan does with protected data."""
+        """The guarantee of a training's or compression's result, after all that this plan does with protected data."""
         return strongest([Guarantee.model_validate(each) for each in source["guarantees"]], self.parts)
 
     @property
@@ -74,11 +74,11 @@ class Scoring:
         own = self.spec.threat.subset if isinstance(self.spec, AttackSpec) else None
         subset = own if own is not None else self.spec.evaluation.subset
         part = self.training.data.test
-        part = replace(part, labels=part.labels.clone())  # metrics and attacks are handed them
+        part = replace(part, labels=part.labels.clone())  # metrics and attacks get them, and may change them
         return part if subset is None else stratified(part, subset)
 
     def certificate(self) -> Certificate | None:
-        """What the defences prove about some test records, if they prove anything.
+        """What the defences prove about a subset of the test records; None if they prove nothing.
 
         Raises PluginError where a radius exceeds the limit that the defences state.
         """
@@ -114,9 +114,9 @@ class Scoring:
         return found
 
     def predict(self, images: Tensor, module: nn.Module | None = None) -> np.ndarray:
-        """Logits (n, k) of the released model, or of another; one that answers at random draws from the seed.
+        """Logits (n, k) of the released model, or of `module`; a model that answers at random draws from the seed.
 
-        Raises PluginError where there are not as many of them as the data have classes.
+        Raises PluginError where k is not the number of classes.
         """
         seed = derive(self.spec.model.train.seed, "inference")
         with seeded_modules(self.device, seed):
@@ -130,7 +130,7 @@ class Scoring:
         return logits
 
     def _makers(self) -> list[Plugin]:
-        """Those who decide what the released model returns, nearest to its output first."""
+        """The plugins that decide what the released model returns, the nearest to its output first."""
         train, compressors = self.spec.model.train, self.spec.model.compressors
         deployed = [d for d in train.defences if type(d).inference is not Defence.inference]
         rules = [a for a in train.aggregators if type(a).inference is not Aggregator.inference]
@@ -138,10 +138,10 @@ class Scoring:
 
 
 def stratified(part: Part, size: int) -> Part:
-    """`size` records, or all if there are fewer, drawn so that classes keep their shares; in their own order.
+    """`size` records, or all if there are fewer, drawn so that classes keep their shares; in their original order.
 
-    Class c of n_c of the n records gets floor(size n_c / n), and what is left goes to the largest remainders, of
-    equal ones by lot. The draw is seeded by the size alone: every cell has the same records.
+    A class with n_c of the n records gets floor(size n_c / n); the records still missing go to the classes with the
+    largest remainders, ties decided by lot. The draw is seeded by the size alone: every cell has the same records.
     """
     if size >= len(part):
         return part
@@ -226,7 +226,7 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
             device=scoring.device,
             source=source,
             judge=judge,
-            # A twin stands in for the model's gradients alone; a transfer is made on its surrogate as a whole.
+            # A twin only stands in for the model's gradients; a transfer is computed on its surrogate alone.
             asked=judge if way == "twin" else None,
             clean=clean,
             progress=lambda done, total, number=number: progress(  # type: ignore[misc]
@@ -254,7 +254,7 @@ def _evasion(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, progress
 
 
 def _source(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, way: str) -> tuple[nn.Module, str]:
-    """The model that examples are made on, and how to call that in the record."""
+    """The model that adversarial examples are computed on, and the name of this way in the record."""
     released = scoring.released
     if way == "transfer":
         assert spec.surrogate is not None
@@ -311,7 +311,7 @@ def triggered_records(
         triggered = []
         for start in range(0, len(test), batch_size):
             x = gather(test.images, slice(start, start + batch_size), test.images.device)
-            wanted = tuple(x.shape)  # before a trigger that changes it in place
+            wanted = tuple(x.shape)  # taken first: a trigger may change x in place
             with blamed(attack):
                 triggered.append(checked(attack.trigger(x), wanted, f"{attack.name}.trigger"))
         images, labels = torch.cat(triggered), test.labels

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
-    """Called with what is done of a stage, in words too, and the history entry of a federated round that ended."""
+    """Called with how much of a stage is done, the same in words, and the history entry of a round that ended."""
 
     def __call__(self, done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None: ...
 
@@ -44,7 +44,7 @@ def train(
 def _train_bundle(
     stages: Sequence[Stage], store: Store, device: str, progress: Callable[[str], Progress]
 ) -> dict[str, dict[str, Any]] | None:
-    """All or, where their clients cannot train together or one of them fails, None."""
+    """The results of all these stages, or None where their clients cannot train together or one of them fails."""
     memory = PeakMemory(device)
     try:
         trainings = [_training(stage, device) for stage in stages]
@@ -52,7 +52,7 @@ def _train_bundle(
         if trained is None:
             return None
         kept = [_keep(*pair, store, memory) for pair in zip(trainings, trained, strict=True)]
-    except Exception as error:  # whose it is shows where each trains alone
+    except Exception as error:  # which training caused it will show when each trains alone
         logger.warning("%d trainings as one program: %s: %s", len(stages), type(error).__name__, error)
         return None
     return {stage.key: result for stage, result in zip(stages, kept, strict=True)}
