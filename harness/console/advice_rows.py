@@ -1,4 +1,4 @@
-"""The rows of a recommendation: a table where all of it fits the console's width, else a list. No number is cut."""
+"""The rows of a recommendation: a table if all of it fits the console's width, else a list. No number is cut off."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Stack = list[str]  # the plugins of one axis
 
 
 class Part(NamedTuple):
-    """A column of the table but the first. A cell may have several lines."""
+    """A column of the table other than the first. A cell may have several lines."""
 
     heading: str
     cells: list[str]
@@ -67,7 +67,7 @@ def render_rows(advice: Advice, shown: Sequence[Suggestion], console: Console) -
 
 
 def columns_of(advice: Advice) -> list[Column]:
-    """The objectives, then what else has a limit."""
+    """The objectives, then the other columns that have a limit."""
     limited = [limit.column for limit in advice.limits]
     return list(dict.fromkeys([*advice.objectives, *limited]))
 
@@ -92,7 +92,7 @@ def _legend(advice: Advice, shown: Sequence[Suggestion], verdict: str) -> list[s
 
 
 def _pieces(row: Sequence[Stack], names: Mapping[str, str]) -> list[str]:
-    """A configuration in pieces that stay whole, each but the first after the sign that joins it."""
+    """A configuration in pieces that are never broken, each but the first preceded by the sign that joins it."""
     first, *others = (
         (" + " if place else " / ") + names.get(plugin, plugin)
         for stack in row
@@ -108,7 +108,7 @@ def _words(text: str) -> list[str]:
 def _fitted(
     advice: Advice, shown: Sequence[Suggestion], verdicts: Sequence[str], longest: int, width: int
 ) -> tuple[list[Part], int]:
-    """The columns, roomy where that leaves room for the longest name, and how much room they leave."""
+    """The columns, and the width that they leave for names. They are roomy if the longest name still fits then."""
     for roomy in (True, False):
         parts = _parts(advice, shown, verdicts, roomy)
         beside = width - MARK - sum(GAP + part.width for part in parts)
@@ -118,7 +118,7 @@ def _fitted(
 
 
 def _parts(advice: Advice, shown: Sequence[Suggestion], verdicts: Sequence[str], roomy: bool) -> list[Part]:
-    """roomy: each cell is one line. Else intervals are below their means, and words are in narrow columns."""
+    """The columns. roomy: each cell is one line; else intervals stand below their means, and words wrap."""
     parts = [
         _numbers(column, [s.row for s in shown], " " if roomy else "\n") for column in columns_of(advice)
     ]
@@ -136,7 +136,10 @@ def _said(heading: str, cells: Sequence[Sequence[str]], roomy: bool) -> Part:
 
 
 def _numbers(column: Column, rows: Sequence[Row], between: str) -> Part:
-    """between: a mean and its interval. The heading is as narrow as the numbers and its words allow."""
+    """A column's numbers. The heading is as narrow as the numbers and its words allow.
+
+    between: what stands between a mean and its interval.
+    """
     cells = [between.join(filter(None, _number(row, column))) for row in rows]
     *words, arrow = _words(column.header)
     words[-1] += arrow

@@ -1,4 +1,4 @@
-"""What was typed, as values."""
+"""Turns what was typed into values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDINGS = (".yaml", ".yml")
 
 
 def find_scenarios(arguments: Sequence[str]) -> list[Path]:
-    """Files, in the order given, each once; a folder stands for the YAML files right inside it.
+    """Files, in the order given, each once; a folder stands for the YAML files directly inside it.
 
     Raises HarnessError where a folder or pattern holds none. A file that is not there is left to the
     loader, which names the nearest one.
@@ -22,7 +22,7 @@ def find_scenarios(arguments: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     empty: list[str] = []
     for argument in arguments:
-        # `Path("")` is the working directory: an unset variable of a shell would run all that is there.
+        # `Path("")` is the working directory: with an unset shell variable, everything in it would run.
         if not argument:
             raise HarnessError("a scenario is a file, a folder or a pattern, not an empty text")
         path = Path(argument)
@@ -52,7 +52,7 @@ def parse_jobs(text: str) -> int | Literal["auto"]:
 
 
 def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
-    """The whole records of a store that must be there; damaged ones are named on stderr. Raises HarnessError."""
+    """The whole records of an existing store; damaged ones are left out and named on stderr. Raises HarnessError."""
     from harness.store import Store as Records
     from harness.store import is_store
 

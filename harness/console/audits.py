@@ -1,4 +1,4 @@
-"""`harness audit`: every training of a scenario, its guarantee beside what an audit proves to be spent."""
+"""`harness audit`: every training of a scenario, with its guarantee and the lower bound on epsilon from an audit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDEST = 34  # of one axis' label
 NARROWEST = 12  # of the configuration column
-VERDICT = 18  # of the verdict, which is the point: its column has this much, and wraps between words
+VERDICT = 18  # of the verdict column, the point of the table: always this wide, wrapped between words
 GAP = 2  # between columns
 
 
@@ -30,9 +30,10 @@ def audit_name(scenario: str) -> str:
 
 
 def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
-    """The same trainings under one threat, the audit; model compressors, which come after training, left out.
+    """The scenario with the audit as its only threat, and without model compressors, which come after training.
 
-    It has a name of its own, so that its records stand beside the scenario's. Raises HarnessError.
+    It has a name of its own, so that its records are stored beside the scenario's. Raises HarnessError if the attack
+    is no audit.
     """
     from harness.registry import resolve
     from harness.scenario import Threat
@@ -54,7 +55,7 @@ def audit_scenario(scenario: Scenario, attack: str) -> Scenario:
 
 
 def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
-    """One row a training; returns how many guarantees are refuted."""
+    """One row per training; returns how many guarantees are refuted."""
     scored = [r for r in records if r["status"] == "scored"]
     if not scored:
         console.print("nothing was audited")
@@ -74,7 +75,7 @@ def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
         for row in (varying, *([short[label] for label in row] for row in labels))
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), show_edge=False, pad_edge=False)
-    # What folds here does so on consoles of less than 60 columns alone: nothing is cropped on those either.
+    # This column folds only on consoles narrower than 60 columns, so that nothing is cropped there either.
     table.add_column("\n".join(header), overflow="fold")
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,7 +1,7 @@
-"""What `harness list` shows, kept on disk: making every installed plugin's class takes most of a second.
+"""What `harness list` shows, kept on disk: creating the classes of all installed plugins takes most of a second.
 
-A kept list is used while nothing has changed that could change it: the source files of this package and of all that
-offer plugins, the installed packages, the version of Python. Where a plugin could not be loaded nothing is kept.
+A kept list is used until something changes that it depends on: the source files of this package and of all packages
+that offer plugins, the installed packages, the version of Python. If a plugin could not be loaded, nothing is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HARNESS = Path(__file__).resolve().parents[1]
 
 
 def listing_file() -> Path | None:
-    """Where a listing is kept, named by all that decides it. None where a package's sources cannot be found."""
+    """Where a listing is kept, named by a hash of all that decides it; None if a package's sources cannot be found."""
     offered = offers()
     folders = {HARNESS}
     for offer in offered:
@@ -48,7 +48,7 @@ def listing_file() -> Path | None:
 
 
 def kept_listing(file: Path) -> list[dict[str, Any]] | None:
-    """Every plugin as `listing` describes it, or None where that has to be found out."""
+    """The kept listing, as `listing` returned it; None where there is none that can be read."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError):
@@ -57,7 +57,7 @@ def kept_listing(file: Path) -> list[dict[str, Any]] | None:
 
 
 def keep_listing(file: Path, plugins: list[dict[str, Any]]) -> None:
-    """Keeps a listing of all kinds instead of older ones; a folder that cannot be written is gone without."""
+    """Keeps a listing of all kinds in place of older ones; does nothing where the folder cannot be written."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         for old in file.parent.glob("*.json"):

@@ -25,7 +25,7 @@ OWN_VAL = (
 
 
 def find_record(records: Sequence[dict[str, Any]], cell: str) -> dict[str, Any]:
-    """The record that is meant, see harness.picking. Raises HarnessError where it is none, or more than one."""
+    """The record of the cell that is meant, see harness.picking. Raises HarnessError where none or several match."""
     return pick([Recorded(record) for record in records], cell, "CELL", "this store").record
 
 
@@ -78,7 +78,7 @@ def _bound(guarantee: dict[str, Any]) -> str:
 
 
 def _attackers(attack: dict[str, Any]) -> list[tuple[str, str]]:
-    """Whom no guarantee is for: attackers on training, by what they control, which older records do not say."""
+    """Whom the guarantee leaves out: malicious clients, with what they control, which older records do not say."""
     if not attack.get("malicious"):
         return []
     controlled = {

@@ -70,7 +70,7 @@ def check(
 
 
 def _checked(entry: Entry, tried: Any) -> Report:
-    """The report, with progress on a terminal."""
+    """Checks a plugin, with progress on a terminal."""
     from harness.console.output import make_console
     from harness.testing import check_plugin
 
@@ -109,9 +109,9 @@ def values(report: Report, entry: Entry) -> dict[str, Any]:
 
 
 def render(report: Report, entry: Entry, console: Console) -> None:
-    """One row a check: what it asks, or, where it did not pass, what to change or why it was not made.
+    """One row per check: what it asks or, if it did not pass, what to change or why it was skipped.
 
-    What failed comes last: a terminal shows the end of what was printed.
+    Failures come last: a terminal shows the end of what was printed.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -133,7 +133,7 @@ def render(report: Report, entry: Entry, console: Console) -> None:
 
 
 def render_verdicts(reports: Sequence[Report], entries: Sequence[Entry], console: Console) -> None:
-    """One row a plugin."""
+    """One row per plugin, with how many of its checks passed, failed and were skipped."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -12,7 +12,7 @@ from harness.leaderboard.contributed import Contributed
 
 
 def shown_quantities(records: Sequence[Mapping[str, Any]]) -> tuple[Quantity, ...]:
-    """The table's columns, and one for each of these records' scores that the board has one for."""
+    """The table's columns, and one more for each contributed score of these records that has a column on the board."""
     columns = Contributed().columns(
         (name, Score(**unit), family(dict(record)))
         for record in records

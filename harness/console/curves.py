@@ -16,19 +16,19 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
 from harness.evaluation.masking import without_radius
 
-# Radius, robust accuracy in [0, 1], whether a flag says that it means little.
+# Radius, robust accuracy in [0, 1], whether a flag says that this accuracy means little.
 Point = tuple[float, float, bool]
 Panel = dict[str, list[Point]]  # defences -> points
-CHARACTER = 0.06  # inches of a legend's text, at most
-HANDLE = 8  # characters that the line before it takes
+CHARACTER = 0.06  # inches that a character of the legend takes at most
+HANDLE = 8  # characters that the line before a legend's text takes
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]:
-    """(attack, compressors) -> defences -> a point for every radius and seed, by radius.
+    """(attack, compressors) -> series, named by its defences -> a point for every radius and seed, by radius.
 
-    Of all scored records under a bounded inference-time attack, those of attacks that were run at two or more
-    radii; an attack is told by its name and parameters but for the radius. Aggregators, and what tells threats with
-    the same attack apart but for the radius, are part of the series' names where there are several.
+    The points are of scored records under bounded inference-time attacks that were run at two or more radii; attacks
+    are the same if their names and parameters are, radius aside. A series' name also has the aggregator if there are
+    several, and the settings, radius aside, that tell threats with the same attack apart.
     """
     chosen = [r for r in records if r["status"] == "scored" and (r["attack"] or {}).get("eps") is not None]
     rules = {r["cell"]["aggregator"] for r in chosen}
@@ -54,7 +54,7 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
 
 
 def _attacks(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Record id -> `pgd(steps=50) in linf`: the attack without its radius, with what tells it from the others."""
+    """Record id -> `pgd(steps=50) in linf`: the attack without its radius, with the parameters that tell it apart."""
     plain: dict[str, dict[str, Any]] = {}
     bare: dict[str, str] = {}
     for record in records:
@@ -75,7 +75,7 @@ def _attacks(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _threats(records: Iterable[Mapping[str, Any]], attacks: Mapping[str, str]) -> dict[str, list[str]]:
-    """Record id -> `subset=100`: what tells its threat, but for the radius, from others with the same attack."""
+    """Record id -> [`subset=100`]: the settings, radius aside, that tell its threat from others with that attack."""
     own = {record["id"]: without_radius(record["config"]["threat"]) for record in records}
     shared: dict[str, set[tuple[str, Any]]] = {}
     for identifier, threat in own.items():
@@ -92,7 +92,7 @@ def _threats(records: Iterable[Mapping[str, Any]], attacks: Mapping[str, str]) -
 
 
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
-    """Writes a row of panels an attack, a column a compressor. Raises HarnessError where that cannot be."""
+    """Writes the figure: a row of panels per attack, a column per compressor. Raises HarnessError if it cannot."""
     check_format(out)
     if not panels:
         raise HarnessError(
@@ -129,9 +129,9 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
-    """The mean over seeds, a band from the least to the greatest.
+    """Draws the mean over seeds, and a band from the least to the greatest value.
 
-    Hollow markers where a value is flagged, or where a seed is missing that the curve has at another radius.
+    Markers are hollow where a value is flagged, or where a seed is missing that the curve has at another radius.
     """
     radii = sorted({point[0] for point in points})
     at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]

@@ -10,7 +10,7 @@ from typing import Any
 from harness.contracts.base import Plugin
 from harness.registry import Entry
 
-# Facts of a kind that a user chooses by; read from the class, or from an instance where they are properties.
+# Kind -> facts by which a user chooses a plugin; read from the class, or from an instance where they are properties.
 FACTS = {
     "attack": (
         "family",
@@ -83,7 +83,7 @@ def describe(entry: Entry) -> dict[str, Any]:
 
 
 def facts(plugin: type[Plugin]) -> dict[str, Any]:
-    """Family, access and the like; `depends on the parameters` where the defaults make no instance to ask."""
+    """Family, access and the like; `depends on the parameters` where the defaults give no instance to ask."""
     found: dict[str, Any] = {}
     for name in FACTS.get(plugin.kind, ()):
         value = getattr(plugin, name, None)
@@ -157,7 +157,7 @@ def annotated_bounds(annotation: Any) -> list[str]:
 
 
 def example(plugin: type[Plugin]) -> str:
-    """A value as a scenario would spell it, one that validates where one can be found."""
+    """The plugin as a scenario would write it, with parameters that validate where such can be found."""
     import yaml
 
     chosen = example_parameters(plugin)

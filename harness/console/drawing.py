@@ -29,20 +29,20 @@ class Style(NamedTuple):
 
 
 def series_style(number: int) -> Style:
-    """A series' own: another colour for each of seven, then other markers of the same colours, and other lines."""
+    """The style of a series by its number: seven colours, then the same colours with other markers and lines."""
     turn, place = divmod(number, len(COLOURS))
     return Style(COLOURS[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)])
 
 
 def check_format(out: Path) -> None:
-    """Raises HarnessError for an ending that is no format of figures."""
+    """Raises HarnessError if the ending names no format of figures."""
     if out.suffix not in FORMATS:
         raise HarnessError(f"--out {out}: unknown ending {out.suffix!r}; {did_you_mean(out.suffix, FORMATS)}")
 
 
 @contextmanager
 def written(out: Path) -> Iterator[Path]:
-    """The path of a draft that takes the place of --out when the block ends. Raises HarnessError."""
+    """The path of a draft, which takes the place of `out` when the block ends. Raises HarnessError."""
     try:
         with replacing(out) as draft:
             yield draft

@@ -30,10 +30,10 @@ class _Seen:
 class Estimate:
     """Counts stages and cells, and extrapolates the time left from the stages seen so far.
 
-    A stage's work is the seconds that the plan gives it, or where it gives none one stage. The time left is the sum
-    over kinds of the work left (stages not begun, and the open share of those that run) times the seconds that
-    work of that kind has taken, divided by the jobs. Before any stage of any kind has been seen it is the plan's own
-    estimate less the time gone, or unknown.
+    A stage's work is the seconds that the plan estimates for it or, for a kind that the plan does not estimate, 1. The
+    time left is the sum over kinds of the work left (stages not begun, and the open share of those that run) times the
+    seconds that a unit of work of that kind has taken (of all kinds, where none of that kind has been seen), divided
+    by the jobs. Before any stage has been seen, it is the plan's own estimate less the time elapsed, or unknown.
     """
 
     jobs: int = 1
@@ -49,7 +49,7 @@ class Estimate:
 
     @classmethod
     def from_plan(cls, plan: dict[str, Any], now: float) -> Estimate:
-        """From `Plan.to_dict()`: cached stages are no work."""
+        """From `harness.engine.PlanResult.to_dict()`; stages in the store are no work."""
         stages = plan.get("stages") or {}
         cells = [cell for scenario in plan.get("scenarios") or [] for cell in scenario["cells"]]
         todo = {kind: max(0, counts["total"] - counts["cached"]) for kind, counts in stages.items()}
@@ -73,7 +73,7 @@ class Estimate:
             self.running[key].done = min(1.0, max(0.0, share))
 
     def finish(self, key: str, kind: str, status: str, seconds: float) -> None:
-        """Stages found in the store were never work; one that began and turns out to be there is done."""
+        """Counts a stage as done. One found in the store was no work and is not counted, unless it had begun."""
         began = self.running.pop(key, None)
         if status != "cached" or began is not None:
             self.finished.setdefault(kind, _Seen()).add(seconds, self._work(kind, key), stages=1)
@@ -118,5 +118,5 @@ class Estimate:
         return left / self.jobs
 
     def _work(self, kind: str, key: str) -> float:
-        """Zero for a stage that the plan did not count."""
+        """The work of a stage; zero for one that the plan did not count."""
         return self.work[kind].get(key, 0.0) if kind in self.work else 1.0

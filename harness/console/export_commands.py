@@ -17,7 +17,7 @@ export = typer.Typer(
 
 @export.callback()
 def _root() -> None:
-    """Makes `flower` a subcommand, also while it is the only one."""
+    """Makes `flower` a subcommand even while it is the only one."""
 
 
 @export.command()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = ("curves", "pareto", "heatmap", "ranks", "table")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
-OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # and the figures that have them
+OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # option -> the figures that take it
 Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
 
@@ -40,7 +40,7 @@ def quantity(key: str, records: Records) -> Quantity:
 
 
 def check_kind(kind: str, **options: str | None) -> None:
-    """Raises HarnessError for a figure or an axis that there is none of, and for options of other figures."""
+    """Raises HarnessError for an unknown figure or axis, and for an option that this figure does not take."""
     if kind not in KINDS:
         raise HarnessError(f"--figure {kind}: no such figure; {did_you_mean(kind, KINDS)}")
     for option, value in options.items():
@@ -57,7 +57,7 @@ def check_kind(kind: str, **options: str | None) -> None:
 
 
 class Front(NamedTuple):
-    """Configurations on a front, and why others are not drawn: reason -> how many."""
+    """How many configurations are on a front, and how many others are not drawn, by reason."""
 
     points: int
     left_out: Counter[str]
@@ -70,10 +70,10 @@ class Front(NamedTuple):
 
 
 def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Front:
-    """One point a configuration, those that no other one beats in both joined.
+    """One point per configuration; those that no other beats in both quantities are joined: the Pareto front.
 
     Values that are not fair, such as those of suspected gradient masking, are left out and counted. An epsilon for
-    records is not compared with one for clients: each have a front of their own. Raises HarnessError.
+    records is not compared with one for clients: each unit has its own front. Raises HarnessError.
     """
     from harness.leaderboard.comparisons import pareto_front
 
@@ -133,7 +133,7 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
 
 
 def _axis(of: Quantity) -> str:
-    """An axis' title. What is worse than guessing is drawn as it is, yet counts as guessing: so it says."""
+    """An axis' title. It says where values below chance, which are drawn as they are, count as chance."""
     said, chance = f"{of.header} ({of.better} is better)", of.column.chance
     return (
         said if chance is None else f"{said}\n{of.column.show(chance)} is chance, and less counts as chance"
@@ -141,9 +141,9 @@ def _axis(of: Quantity) -> str:
 
 
 def _label(drawn: Figure, labels: Mapping[Point, str], points: Sequence[Point]) -> None:
-    """Puts a text beside each point: where it hides least of other texts, of points, and of what is outside."""
+    """Puts a text beside each point, where it covers least of other texts and points and sticks out least."""
     axes = drawn.axes[0]
-    drawn.draw_without_rendering()  # only then it is known where everything is
+    drawn.draw_without_rendering()  # positions are known only after this
     inside = axes.get_window_extent()
     across = drawn.dpi * 3 / 72  # half a marker, in pixels
     taken: list[Sequence[float]] = [
@@ -195,12 +195,12 @@ def _why_not(value: Value | None, of: Quantity) -> str:
 
 
 def _number(value: Value) -> float:
-    """NaN for what cannot be compared, which therefore is on no front."""
+    """The mean, or NaN for a value that cannot be compared, which puts it on no front."""
     return value.mean if value.fair else math.nan
 
 
 def _costs(value: Value, of: Quantity) -> tuple[float, float]:
-    """By unit, lower is better."""
+    """Two costs of a value, one for records and one for clients; lower is better."""
     from harness.leaderboard.comparisons import by_unit
 
     return by_unit(of.compared(_number(value)), of.better, value.clients)
@@ -210,9 +210,9 @@ def _costs(value: Value, of: Quantity) -> tuple[float, float]:
 
 
 def draw_heatmap(records: Records, out: Path, title: str) -> int:
-    """Accuracy of every aggregator under every attack on training, a panel a defence; returns the panels.
+    """Accuracy of every aggregator under every attack on training, a panel per defence; returns how many panels.
 
-    Mean over seeds, of uncompressed models, with a † where it lacks a seed that others have; the column `none` is
+    Means over seeds, of uncompressed models, with a † where a mean lacks a seed that others have; the column `none` is
     accuracy without an attack. An attack under several threats has a column for each. Raises HarnessError.
     """
     clean = ("none", "none")
@@ -268,13 +268,14 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
 
 
 def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Omnibus:
-    """Average ranks of the values of one axis, joined where Nemenyi's test does not tell them apart at 5 %.
+    """Average ranks of one axis' values, the methods, joined where Nemenyi's test does not tell them apart at 5 %.
 
-    A block is everything else: the other axes, threat and attack, averaged over seeds; a value that lacks a seed that
-    another of its block has is not compared, nor one that is flagged, as in the table. What is not ranked for that,
-    methods and blocks, is said below the figure. Blocks of one scenario share data and seeds, so p comes out too small:
-    the figure describes the scenario. After Demsar, "Statistical comparisons of classifiers over multiple data sets"
-    (JMLR 2006). Returns the test, its blocks, and how many were left out. Raises HarnessError.
+    A block is one combination of everything else (the other axes, threat and attack), averaged over seeds. A value is
+    not compared if it lacks a seed that another value of its block has, or if it is flagged, as in the table. Methods
+    and blocks that are not ranked for this reason are listed below the figure. Blocks of one scenario share data and
+    seeds, so p comes out too small: the figure only describes the scenario. After Demsar, "Statistical comparisons of
+    classifiers over multiple data sets" (JMLR 2006). Returns the test with its blocks and how many were left out.
+    Raises HarnessError.
     """
     import numpy as np
 
@@ -340,7 +341,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
 
 
 def _not_ranked(methods: Sequence[str], blocks: int) -> str:
-    """`crfl anywhere, some method in 2 blocks`; empty where all is ranked."""
+    """What is not ranked, as in `crfl anywhere, some method in 2 blocks`; empty where everything is."""
     told = [f"{shorten(method, 40)} anywhere" for method in methods]
     return ", ".join(told + [f"some method in {count_of(blocks, 'block')}"] * bool(blocks))
 

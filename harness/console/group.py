@@ -1,4 +1,4 @@
-"""The `harness` command group: near misses, and subcommands of plugins, loaded only where they are needed.
+"""The `harness` command group: hints for mistyped commands, and subcommands of plugins, loaded only when needed.
 
 Contexts and commands are Any: newer releases of Typer carry their own copy of Click, older ones depend on it.
 """
@@ -17,7 +17,7 @@ from harness.errors import PluginError, did_you_mean
 
 
 class NearMisses(TyperGroup):
-    """Says which commands there are, or the nearest, where there is none of a name."""
+    """For an unknown command, names the nearest ones, or else those that there are."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any | None, list[str]]:
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
@@ -42,7 +42,10 @@ class HarnessGroup(NearMisses):
         return [*self.commands, *plugin_commands(frozenset(self.commands))]
 
     def invoke(self, ctx: Any) -> Any:
-        """Ctrl-C is said: Typer itself ends with 130 and no word, and a command that says more does not raise it."""
+        """Prints `interrupted` on Ctrl-C, where Typer would silently exit with 130.
+
+        A command that has more to say about it does not let KeyboardInterrupt get here.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -51,7 +54,7 @@ class HarnessGroup(NearMisses):
 
 
 def flowing(text: str | None) -> str | None:
-    """Help whose paragraphs break where the terminal does, not where the source does; examples keep their lines."""
+    """Help with each paragraph on one line, so that it wraps at the terminal's width; examples keep their lines."""
     if text is None:
         return None
     paragraphs = text.split("\n\n")

@@ -10,9 +10,9 @@ CLIENTS = "§: for a client with all its data; without it, for one record"
 
 
 def said(guarantees: Iterable[Mapping[str, Any] | None]) -> list[str]:
-    """For whom, at which delta, and what is left for whoever has most records. Empty where nothing is guaranteed.
+    """Whom the epsilons protect, at which delta, and what the largest group is promised; no line without a guarantee.
 
-    guarantees: of records or submissions; those that are broken promise nothing and are left out.
+    guarantees: of records or submissions; broken ones promise nothing and are left out.
     """
     holding = [given for given in guarantees if given is not None and given.get("holds", True)]
     if not holding:
@@ -28,9 +28,9 @@ def said(guarantees: Iterable[Mapping[str, Any] | None]) -> list[str]:
 
 
 def largest_group(guarantees: Iterable[Mapping[str, Any]]) -> str:
-    """What all records of one group are promised together, such as a patient's images: the least of these to the worst.
+    """What all records of the largest group, such as a patient's images, are promised together: the best to the worst.
 
-    Epsilons for a record that are near each other are far apart for a group: 1 and 3 became 13 and 267.
+    Epsilons that are close together for a record are far apart for a group: 1 and 3 became 13 and 267.
     """
     ranked = sorted(guarantees, key=_of_group)
     least, worst = (_of_group(ranked[end]) for end in (0, -1))
@@ -45,11 +45,11 @@ def largest_group(guarantees: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _of_group(guarantee: Mapping[str, Any]) -> float:
-    """Submissions keep no infinite numbers: a group without one has no bound."""
+    """The epsilon of the group; infinite where none is given, as submissions store no infinite numbers."""
     epsilon = guarantee.get("group_epsilon")
     return math.inf if epsilon is None else float(epsilon)
 
 
 def _plainly(epsilon: float) -> str:
-    """`103410`, not 1.034e+05: that it is no protection must be seen at once."""
+    """`103410`, not 1.034e+05: one must see at once that this is no protection."""
     return f"{epsilon:.0f}" if epsilon >= 1000 else f"{epsilon:.4g}"

@@ -1,4 +1,4 @@
-"""`harness list`: what is installed, in lines. Light: it is what people run first."""
+"""`harness list`: the installed plugins, one line each. Its imports are light, as it is what people run first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def listing(registry: Registry) -> list[dict[str, Any]]:
-    """One dictionary a plugin, by kind and name."""
+    """One dictionary per plugin, sorted by kind and name."""
     from harness.console.describe import summary
     from harness.extras import to_install
     from harness.kinds import KINDS
@@ -36,7 +36,7 @@ def listing(registry: Registry) -> list[dict[str, Any]]:
 
 
 def group(plugin: Any) -> str:
-    """An attack's family, what a compressor acts on, `pre` for a pre-aggregator."""
+    """An attack's family, what a compressor acts on, `pre` for a pre-aggregator, else nothing."""
     if plugin.kind == "attack":
         return str(plugin.family)
     if plugin.kind == "compressor":
@@ -45,7 +45,7 @@ def group(plugin: Any) -> str:
 
 
 def render_list(plugins: list[dict[str, Any]], disabled: list[Disabled], console: Console) -> None:
-    """A table by kind, with what has to be installed first; below, what could not be loaded and why."""
+    """A table for each kind, with what a plugin still needs installed; below, what could not be loaded and why."""
     foreign = len({plugin["distribution"] for plugin in plugins}) > 1
     for kind in dict.fromkeys(plugin["kind"] for plugin in plugins):
         own = [plugin for plugin in plugins if plugin["kind"] == kind]
@@ -65,9 +65,9 @@ def render_list(plugins: list[dict[str, Any]], disabled: list[Disabled], console
 
 
 def _columns(rows: list[list[str]], styles: list[str], width: int) -> Text:
-    """Rows of text below each other, the last column wrapped into what is left of the width.
+    """Rows in aligned columns, the last one wrapped to the width that is left.
 
-    Rich's tables measure and wrap every cell, which took a fifth of the time of `harness list`.
+    Not a table of Rich's: those measure and wrap every cell, which took a fifth of the time of `harness list`.
     """
     sizes = [max(cell_len(row[i]) for row in rows) for i in range(len(styles) - 1)]
     sizes[0] = max(sizes[0], 12)
@@ -83,7 +83,7 @@ def _columns(rows: list[list[str]], styles: list[str], width: int) -> Text:
 
 
 def render_disabled(disabled: list[Disabled], console: Console) -> None:
-    """One line a disabled plugin, with the reason."""
+    """One line per disabled plugin, with the reason."""
     for item in disabled:
         where = f"{item.distribution} {item.version}, entry point {item.name!r}"
         console.print(Text(f"disabled: {where}: {item.reason}", style="red"))

@@ -19,7 +19,7 @@ def value_is_due() -> bool:
 
 
 def expect_value(due: bool) -> None:
-    """What `value_is_due` says from here on."""
+    """Sets what `value_is_due` answers from here on."""
     global _wanted
     _wanted = due
 
@@ -41,7 +41,10 @@ def prints_on_stderr() -> Iterator[None]:
 
 
 def for_machines(context: typer.Context, wanted: bool) -> bool:
-    """The callback of --json: from here to the end of the command, before anything of a plugin is imported."""
+    """The callback of --json: prints go to stderr until the command ends.
+
+    It is called before anything of a plugin is imported, as the option is eager.
+    """
     if wanted and not context.resilient_parsing:
         stack = contextlib.ExitStack()
         stack.enter_context(prints_on_stderr())

@@ -1,4 +1,4 @@
-"""The plugin that was meant by what was typed."""
+"""Finds the plugins that typed words mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def find(words: list[str]) -> Entry:
-    """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError with what there is."""
+    """The plugin meant by `NAME`, `package/NAME` or `KIND NAME`. Raises PluginError, which says what there is."""
     from harness.kinds import KINDS, kind_of
     from harness.registry import registry
 
@@ -41,7 +41,7 @@ def find(words: list[str]) -> Entry:
 
 
 def find_all(words: list[str]) -> list[Entry]:
-    """The plugins meant by several of these, one after another. Raises PluginError with what there is."""
+    """The plugins meant by several of these in a row. Raises PluginError, which says what there is."""
     from harness.kinds import KINDS, kind_of
 
     left, found = list(words), []
@@ -53,7 +53,7 @@ def find_all(words: list[str]) -> list[Entry]:
 
 
 def _lies_here(name: str) -> str:
-    """What to do about a package of that name that was made, as `plugin new` does, and not installed."""
+    """How to install the plugin of that name if its package, such as one by `plugin new`, lies here uninstalled."""
     for folder in (Path(), Path(name)):
         try:
             project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]

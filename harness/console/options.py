@@ -21,7 +21,7 @@ Jobs = Annotated[
 
 
 def folder(text: str | Path) -> Path:
-    """A folder as it was given. Raises HarnessError for an empty text, as an unset variable of a shell leaves it."""
+    """A folder as it was given. Raises HarnessError for an empty text, which an unset shell variable leaves."""
     if not str(text):
         raise HarnessError("a folder is needed for the store, not an empty text, e.g. --store runs")
     return Path(text)
@@ -96,7 +96,7 @@ OptionalKind = Annotated[
 
 
 def _load(files: Optional[list[str]]) -> Optional[list[str]]:  # noqa: UP045
-    """Takes local plugins in before the command begins."""
+    """Loads local plugins before the command begins."""
     if files:
         from harness.registry import registry
 

@@ -19,7 +19,8 @@ from harness.evaluation.unscored import FLAG as UNSCORED
 from harness.evaluation.unscored import undefined
 
 REASONS = 3  # of each outcome
-# A line each on how many cells have them: no mark would tell of it where a column, or every attack, is concerned.
+# Each is told in a line of its own, with how many cells have it: where a whole column, or every attack, is affected,
+# no mark in the table would show it.
 FLAGGED = {
     CONSTANT: "constant predictions ×{count}: the model predicts one class for every test image",
     UNANSWERED: "NaN predictions ×{count}: the model has diverged and answers NaN to some test images, which count as "
@@ -70,7 +71,7 @@ def _lost_updates(records: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _undefined(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Scores that no record has a value of: no column would tell that they were asked for."""
+    """Scores that have a value in no record, so that no column of the table shows that they were asked for."""
     scores = [(name, value) for record in records for name, value in (record.get("scores") or {}).items()]
     known = {name for name, value in scores if not undefined(value)}
     return [name for name in dict.fromkeys(name for name, _ in scores) if name not in known]

@@ -17,7 +17,7 @@ from harness.errors import HarnessError, ScenarioError, with_file
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout (results) or stderr (progress). Signs the terminal's encoding lacks become '?'."""
+    """A console on stdout (results) or stderr (progress). Characters that the terminal's encoding lacks become '?'."""
     stream = sys.stderr if stderr else sys.stdout
     with contextlib.suppress(AttributeError, ValueError):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def print_json(value: Any) -> None:
 
 
 def print_error(error: HarnessError) -> None:
-    """On stderr in words; where a command owes its reader a JSON value, as that too, with the place of each mistake."""
+    """Prints an error on stderr; also as JSON, with the place of each mistake, if the command still owes a value."""
     scenario = isinstance(error, ScenarioError)
     # Each line of a scenario's mistakes begins with file:line:column, which editors can follow.
     print(error if scenario else f"error: {error}", file=sys.stderr)
@@ -44,7 +44,7 @@ def print_error(error: HarnessError) -> None:
 
 
 def run_values(result: Any) -> Any:
-    """A RunResult as JSON values, with numbers that are not finite as the store's records have them."""
+    """A RunResult as JSON values; numbers that are not finite are written as in the store's records."""
     from harness.strict_json import dumps
 
     names = ("records", "scored", "failed", "not_applicable", "interrupted", "seconds", "executed", "cached")
@@ -54,9 +54,10 @@ def run_values(result: Any) -> Any:
 
 
 def leave(result: Any, bad: bool = False, part: bool = False) -> int:
-    """Says on stderr what of a run was skipped, went wrong or was interrupted; returns the exit status.
+    """Says on stderr what was skipped in a run, what went wrong, and if it was interrupted; returns the exit status.
 
-    bad: something that was found makes it 1, as failed cells do. part: of a grid, which may have no applicable cell.
+    bad: the caller found something that makes it 1, as failed cells do. part: only part of a grid was run, which may
+    have no applicable cell.
     """
     for path, reason in result.skipped:
         print(f"skipped {with_file(path, reason)}", file=sys.stderr)
@@ -112,14 +113,14 @@ def without_parameters(label: str) -> str:
 
 
 def told_apart(labels: Sequence[str]) -> dict[str, str]:
-    """Labels without their parameters where that leaves them apart, else as they are."""
+    """Label -> the label without its parameters if that is unique among these, else the label itself."""
     bare = {label: without_parameters(label) for label in labels}
     counts = Counter(bare.values())
     return {label: short if counts[short] == 1 else label for label, short in bare.items()}
 
 
 def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
-    """A form of at most `width` characters for each label; distinct ones stay distinct, by number."""
+    """A form of at most `width` characters for each label; distinct labels stay distinct, by a number if need be."""
     unique = list(dict.fromkeys(labels))
     short = {
         label: label if len(label) <= width else shorten(without_parameters(label), width) for label in unique
@@ -134,7 +135,7 @@ def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
 
 
 def packed(pieces: Sequence[str], width: int) -> list[str]:
-    """The pieces one after another, as many to a line as fit; one that begins a line loses its leading space."""
+    """Lines of the pieces in order, as many to a line as fit; a piece that begins a line loses its leading space."""
     lines = [pieces[0].lstrip()]
     for piece in pieces[1:]:
         if len(lines[-1]) + len(piece) <= width:

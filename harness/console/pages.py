@@ -48,7 +48,7 @@ def render_plugin(page: dict[str, Any], console: Console) -> None:
 
 
 def reflowed(text: str, width: int) -> str:
-    """Paragraphs of plain prose as one line each if they are too wide; indented blocks stay as they are."""
+    """Joins each plain paragraph that is too wide into one line; lists and indented blocks stay as they are."""
     paragraphs = []
     for paragraph in text.split("\n\n"):
         lines = paragraph.splitlines()

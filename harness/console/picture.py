@@ -22,7 +22,10 @@ def backdoors(scenario: Scenario) -> list[PoisoningAttack]:
 
 
 def strips(scenario: Scenario, count: int) -> list[Strip]:
-    """One strip a backdoor, of `count` test images of other classes than its target. Raises HarnessError."""
+    """One strip per backdoor, of `count` images. Raises HarnessError.
+
+    The images are the attack's own test images if it has some, else test images of other classes than its target.
+    """
     import torch
 
     from harness.evaluation.predict import to_pixels
@@ -57,7 +60,7 @@ def draw(found: Sequence[Strip], out: Path) -> None:
     """Writes the strips below each other as an image. Raises HarnessError where the file cannot be written."""
     try:
         paint(found).save(out)
-    except ValueError as error:  # an ending that stands for no image format
+    except ValueError as error:  # the ending names no image format
         raise HarnessError(f"--out {out}: {error}; use a name that ends in .png") from None
     except OSError as error:
         raise HarnessError(f"--out {out}: {error.strerror or error}") from None

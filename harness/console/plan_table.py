@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.console.output import count_of, duration
 
-REASONS = 20  # why cells are not applicable: the most frequent
+REASONS = 20  # shown of why cells are not applicable: the most frequent ones
 
 
 def render_plan(plan: dict[str, Any], console: Console) -> None:

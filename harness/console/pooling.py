@@ -1,4 +1,4 @@
-"""From a run's records to one row a configuration: worst attack first, then mean and spread over seeds."""
+"""From a run's records to one row per configuration: the worst attack of each seed, then mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AXES = ("defence", "aggregator", "compressor")
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column of the board as a terminal has it: under a shorter name, with a line that explains it."""
+    """A column of the board as a terminal shows it: under a shorter name, with a line that explains it."""
 
     column: Column
     header: str
@@ -34,12 +34,12 @@ class Quantity:
         return self.column.better
 
     def compared(self, value: float) -> float:
-        """What a value, in the column's unit, counts as where rows are compared, as on the board."""
+        """What a value, in the column's unit, counts as in comparisons, as on the board: below chance as chance."""
         column = self.column
         return value if column.chance is None else column.compared(value / column.scale) * column.scale
 
     def show(self, value: float) -> str:
-        """With the column's digits, as on the board; value is in the column's unit already."""
+        """The value, already in the column's unit, with the column's digits, as on the board."""
         return written(value, self.column.digits)
 
 
@@ -65,13 +65,13 @@ QUANTITIES = tuple(
 
 @dataclass(frozen=True)
 class Value:
-    """A pooled number: mean over seeds, standard deviation (None: one seed, or an infinite value), and what to know.
+    """A pooled number: mean over seeds, standard deviation (None: one seed, or an infinite value), and what marks it.
 
-    incomplete: some attack that counts here has no score, so the worst may be better than it looks.
-    masked: gradient masking is suspected. violated: an audit refutes the guarantee. constant: of a model that
-    predicts one class for everything, which attacks hardly change. clients: the guarantee is about clients with
-    all their data. subset: the attack was run on fewer test records than the clean accuracy is of.
-    text: shown instead of the number (`none`, `broken`).
+    incomplete: some attack or seed that counts here has no score, so the true worst case may be worse than this value.
+    masked: gradient masking is suspected. violated: an audit refutes the guarantee. constant: the model predicts one
+    class for everything, so attacks hardly change it. clients: the guarantee is for clients with all their data.
+    subset: the attack was run on fewer test records than the clean accuracy was measured on. text: shown instead of
+    the number (`none`, `broken`, `inf`).
     """
 
     mean: float
@@ -86,7 +86,7 @@ class Value:
 
     @property
     def fair(self) -> bool:
-        """It can be compared with others of its column, as on the board."""
+        """Whether it can be compared with others of its column, as on the board."""
         flagged = self.masked or self.constant or self.violated
         return not (self.incomplete or flagged) and math.isfinite(self.mean)
 
@@ -100,17 +100,17 @@ class Row:
 
 
 def pool(records: Sequence[dict[str, Any]], quantities: Sequence[Quantity] = QUANTITIES) -> list[Row]:
-    """One scenario's records to rows, in the order in which configurations first appear.
+    """One scenario's records as rows, in the order in which configurations first appear.
 
-    Of each seed the worst attack counts; mean and standard deviation are then taken over seeds. A value is
-    `incomplete` where its row lacks an attack or seed that this scenario's records hold for any row.
+    For each seed the worst attack counts; mean and standard deviation are then taken over seeds. A value is
+    `incomplete` where its row lacks an attack or seed that this scenario's records have for any row.
     """
     configurations: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
         axes = tuple(str(record["cell"].get(axis) or "none") for axis in AXES)
         configurations.setdefault(axes, []).append(record)
     families = {_attack(record): family(record) for record in records}
-    # A cell without scores says little about its attack; a scored cell of the same attack says more.
+    # A cell without scores says little about its attack's family, so a scored cell of the same attack overrides it.
     families |= {_attack(record): family(record) for record in records if record["status"] == "scored"}
     rows = [Row(axes) for axes in configurations]
     for quantity in quantities:
@@ -134,13 +134,13 @@ def _attack(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _point(record: dict[str, Any], quantity: Quantity) -> tuple[Any, ...]:
-    """What is averaged over: seeds, and attacks where those matter."""
+    """What every row needs a score for: each seed or, except for columns of clean scores, each attack and seed."""
     seed = record["cell"].get("seed")
     return (seed,) if quantity.column.family == "clean" else (*_attack(record), seed)
 
 
 def _score(record: dict[str, Any], quantity: Quantity) -> float | None:
-    """In the score's own unit."""
+    """The record's score for this quantity, in the score's own unit; None where it has none."""
     value = (record.get("scores") or {}).get(quantity.column.score)
     if record["status"] != "scored" or value is None or math.isnan(value):
         return None
@@ -173,7 +173,7 @@ def _pooled(
     worst = [quantity.column.pool(scores) for scores in seeds.values()]
     finite = all(map(math.isfinite, worst))
     deviation = stdev(worst) * quantity.column.scale if finite and len(worst) > 1 else None
-    # The mean is taken before it is scaled, as on the board: the other order may round another way.
+    # The mean is taken before it is scaled, as on the board: the other order may round differently.
     mean = (fmean(worst) if finite else sum(worst)) * quantity.column.scale
     return Value(mean, deviation, there != asked, masked, violated=violated, subset=subset, constant=constant)
 
@@ -197,9 +197,9 @@ def _epsilon(records: Sequence[dict[str, Any]]) -> Value | None:
 
 
 def family(record: dict[str, Any]) -> str:
-    """clean, evasion, byzantine (with untargeted poisoning), backdoor or privacy.
+    """The family of a record's attack: clean, evasion, byzantine (with untargeted poisoning), backdoor or privacy.
 
-    From the scores where they tell, else from the threat's phase if it is there, else from the plugin.
+    Told by the scores if they can, else by the threat's phase if it is recorded, else by the plugin.
     """
     cell, scores = record["cell"], record.get("scores") or {}
     attack = cell.get("attack")
@@ -233,9 +233,10 @@ def _plugin_family(label: str) -> str | None:
 
 
 def best(rows: Sequence[Row], quantity: Quantity) -> set[int]:
-    """Positions of the best rows: none where fewer than two can be compared or all are equal.
+    """Positions of the best rows: none where fewer than two have a value, or all those that have one are equal.
 
-    Only fair values compete, and epsilons of records not with those of clients.
+    Only fair values compete, compared as they are shown. None is best where some are epsilons for records and others
+    for clients.
     """
     shown = {i: r.values[quantity.key] for i, r in enumerate(rows) if quantity.key in r.values}
     values = {i: float(quantity.show(quantity.compared(v.mean))) for i, v in shown.items() if v.fair}

@@ -1,4 +1,4 @@
-"""Run observers: live bars on a terminal, one line an event elsewhere, nothing with --quiet."""
+"""Run observers: live bars on a terminal, one line per event elsewhere, only failures and problems with --quiet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAR = 1000  # steps of a bar
 
 
 class Observer:
-    """Counts what a run tells, and prints failures only."""
+    """Keeps count of what a run reports, and prints only failures and problems."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
@@ -61,14 +61,14 @@ class Observer:
         self.failure(f"warning: {text}")
 
     def run_finished(self, result: Any) -> None:
-        """The final table is the caller's."""
+        """Prints nothing: the final table is the caller's task."""
 
     def failure(self, line: str) -> None:
         self.console.print(Text(line, style="red"), soft_wrap=True)
 
 
 class LogObserver(Observer):
-    """One line an event, for files and pipes."""
+    """One line per event, for files and pipes."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, clock)
@@ -210,7 +210,7 @@ def named(kind: str, label: str) -> str:
 
 
 def first_line(error: str | None) -> str:
-    """The first line that says something."""
+    """The first non-empty line of an error, or `no message`."""
     lines = [line.strip() for line in (error or "").splitlines() if line.strip()]
     return lines[0] if lines else "no message"
 

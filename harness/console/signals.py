@@ -14,7 +14,7 @@ from harness.executors.interrupts import here
 def ended_like_ctrl_c() -> Iterator[None]:
     """Inside, SIGTERM raises KeyboardInterrupt, so that what was done is kept, summed up and reported.
 
-    Nothing changes outside the main thread, where Python takes no handlers, or where somebody set a handler already.
+    Nothing changes outside the main thread, where Python allows no handlers to be set, or if SIGTERM already has one.
     """
     if (
         threading.current_thread() is not threading.main_thread()

@@ -100,7 +100,7 @@ def init(
 
 
 def _asked(file: Path, name: str, given: dict[str, Any]) -> Draft:
-    """What was given, then an answer to each question that is left."""
+    """A draft of the options that were given and of answers to the questions that are left."""
     from harness.errors import HarnessError
     from harness.starter import Answers, known
     from harness.starter_draft import Draft
@@ -109,7 +109,7 @@ def _asked(file: Path, name: str, given: dict[str, Any]) -> Draft:
     for field, value in given.items():
         try:
             draft.take(field, value)
-        except HarnessError as error:  # before anything is asked: no answer would help
+        except HarnessError as error:  # raised before anything is asked, since no answer would help
             raise HarnessError(f"--{field.replace('_', '-')} {value}: {error}") from None
     typer.echo(f"data sets: {', '.join(known('dataset'))}; models: {', '.join(known('model'))}")
     proposed = {"model": "auto", "threats": "all", "epsilon": f"{fresh.epsilon:g}"}
@@ -124,7 +124,7 @@ def _asked(file: Path, name: str, given: dict[str, Any]) -> Draft:
 
 
 def _ask(draft: Draft, field: str, question: str, default: str) -> None:
-    """Until the answer can be used."""
+    """Asks until the answer can be used."""
     from harness.errors import HarnessError
 
     while True:

@@ -54,7 +54,7 @@ def merge(
 
 
 class _Silent:
-    """A status that nobody sees."""
+    """Stands in for a console's status and shows nothing."""
 
     def __enter__(self) -> _Silent:
         return self

@@ -1,4 +1,4 @@
-"""Errors of the system around a command, in words: closed paths, no room for output, no working directory."""
+"""Errors of the system around a command, in words: forbidden paths, no room for output, no working directory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import errno
 import os
 import sys
 
-# What a path that somebody gave can be: whoever meets it first, its name says enough.
+# What can be wrong with a path that the user gave: its name says enough, whatever code met it first.
 _PATHS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def explained(error: OSError) -> str | None:
-    """What to say of an error; None for one that is a bug, or of which nobody knows what it is."""
+    """A message for the user; None for an error that is a bug, or whose cause is not known."""
     if error.errno in _FULL:
         # What is left in the buffer would raise the same once more when Python ends.
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""The table of a run as a picture, with all that a terminal says below it."""
+"""The table of a run as a picture, with all the lines that a terminal shows below it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FONTS = "ui-monospace, SFMono-Regular, Menlo, DejaVu Sans Mono, monospace"
 def draw_table(records: Sequence[dict[str, Any]], out: Path, title: str, width: int = 80) -> str:
     """Draws what a terminal of `width` columns shows of these records, with `title` above; returns `12 cells`.
 
-    The file names fonts that machines have, and loads none. Raises HarnessError.
+    The file names fonts that most machines have, and loads none. Raises HarnessError.
     """
     if out.suffix not in FORMATS:
         raise HarnessError(f"--out {out}: a table is drawn as SVG alone; {did_you_mean(out.suffix, FORMATS)}")

@@ -26,9 +26,9 @@ ROWS = 60  # of a table: more would not be read
 
 
 def render_leaderboard(records: Sequence[dict[str, Any]], console: Console, planned: int = 0) -> None:
-    """One table a scenario, one row a configuration, pooled over seeds; then what failed and why.
+    """One table per scenario, one row per configuration, pooled over seeds; then what failed and why.
 
-    planned: how many cells there would be records of, had the run not ended before.
+    planned: how many cells the run was to give records of; more than there are if it ended early.
     """
     scenarios: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -76,7 +76,7 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
 
 
 def _fitting(rows: Sequence[Row], quantities: Sequence[Quantity], width: int) -> list[Quantity]:
-    """The quantities that have room beside the narrowest labels; one at least."""
+    """The quantities that have room beside the narrowest column of labels; at least one."""
     fitting = list(quantities)
     while len(fitting) > 1 and _width(rows, fitting) + NARROWEST > width:
         fitting.remove(min(fitting, key=_worth))
@@ -90,7 +90,7 @@ def _label(parts: Sequence[str], room: int) -> str:
 def _table(
     labels: Sequence[str], quantities: Sequence[Quantity], rows: Sequence[Row], won: Sequence[set[str]]
 ) -> Table:
-    """labels: the header's and each row's. won: the quantities, by key, that each row is best in."""
+    """The table itself. labels: the header's, then each row's. won: for each row, the keys in which it is best."""
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
     table.add_column(labels[0], no_wrap=True)
     for quantity in quantities:
@@ -105,13 +105,13 @@ def _table(
 
 
 def _broken(records: Sequence[dict[str, Any]]) -> str:
-    """A cell whose guarantee something voids; empty where there is none."""
+    """The id of a cell whose guarantee is broken; empty where there is none."""
     found = (r["id"] for r in records if (given := r.get("guarantee")) and not given.get("holds", True))
     return next(found, "")
 
 
 def _worth(quantity: Quantity) -> int:
-    """The later a column goes where the console is narrow: accuracy last, scores of contributed metrics before it."""
+    """How late a column is dropped on a narrow console: accuracy last, contributed scores just before it."""
     if quantity.key in EXPENDABLE:
         return EXPENDABLE.index(quantity.key)
     return len(EXPENDABLE) + (quantity.key == "accuracy")
@@ -129,7 +129,7 @@ def render_key(
     names: Mapping[str, str],
     console: Console,
 ) -> None:
-    """What the labels of all rows share, by those of any of them; then what each short name stands for."""
+    """Prints the labels that all rows share, then what each short name stands for. labels: those of any one row."""
     fixed = [f"{axes[i]} {labels[i]}" for i in range(len(axes)) if i not in varying]
     if fixed:
         console.print(Text("in every row: " + ", ".join(fixed), style="dim"))
@@ -139,7 +139,7 @@ def render_key(
 
 
 def _part_tested(records: Sequence[dict[str, Any]]) -> str | None:
-    """What is to be said where the scenario's evaluation uses a part of the test set, as on the board."""
+    """A note, as on the board, if the scenario's evaluation uses only a part of the test set."""
     for record in records:
         size = record.get("provenance", {}).get("dataset", {}).get("test")
         if (said := part_tested(record.get("test_samples"), size)) is not None:
@@ -148,7 +148,7 @@ def _part_tested(records: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _readable(count: int, winners: dict[str, set[int]]) -> list[int]:
-    """Positions of the rows that are shown: all, or of very many the best of each column and then the first."""
+    """Positions of the rows that are shown: all up to ROWS; of more, the best of each column, then the first others."""
     best_ones = sorted(set().union(*winners.values()))[:ROWS]
     others = [position for position in range(count) if position not in set(best_ones)]
     return sorted([*best_ones, *others[: ROWS - len(best_ones)]])
@@ -172,7 +172,7 @@ def _show(value: Value | None, quantity: Quantity, bold: bool = False) -> list[t
 
 
 def _width(rows: Sequence[Row], quantities: Sequence[Quantity]) -> int:
-    """Of all columns but the first, each with the space before it."""
+    """The width of all columns but the first, each with the space before it."""
     total = 0
     for quantity in quantities:
         texts = ["".join(text for text, _ in _show(row.values.get(quantity.key), quantity)) for row in rows]
@@ -188,7 +188,10 @@ def _legend(
     bold: bool,
     broken: str,
 ) -> list[str]:
-    """broken: a cell whose guarantee is."""
+    """What the table's columns and marks mean, one line each.
+
+    dropped: quantities not shown for lack of width. broken: the id of a cell whose guarantee is broken, if any.
+    """
     lines = [q.legend for q in quantities if q.legend]
     shown = [row.values[q.key] for row in rows for q in quantities if q.key in row.values]
     general = ["bold: best of the column"] * bold

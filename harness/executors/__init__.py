@@ -51,7 +51,10 @@ class Executor(Protocol):
 
 
 def reporter(key: str, send: Callable[[Event], object], every: float) -> Progress:
-    """A callback that sends a stage's progress at most once in `every` seconds, but finished rounds and the end always."""
+    """A callback that sends a stage's progress, at most once per `every` seconds.
+
+    Finished rounds and the end are always sent.
+    """
     last = 0.0
 
     def progress(done: int, total: int, text: str, round: dict[str, Any] | None = None) -> None:
