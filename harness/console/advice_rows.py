@@ -20,7 +20,7 @@ from harness.leaderboard.recommend import Advice, Suggestion
 
 GAP = 2  # between the columns of a table
 MARK = 2  # a star, or none, before a name
-INDENT = 4  # of what is said beneath a name
+INDENT = 4  # of the lines beneath a name
 WORDS = 18  # width of the columns that hold words
 AHEAD = "first row ahead by"
 MEAN_ALONE = "met by the mean; the interval over seeds reaches beyond"

@@ -18,7 +18,7 @@ from harness.evaluation.dropped import dropped
 from harness.evaluation.unscored import FLAG as UNSCORED
 from harness.evaluation.unscored import undefined
 
-REASONS = 3  # of each outcome
+REASONS = 3  # shown for each outcome
 # Each is told in a line of its own, with how many cells have it: where a whole column, or every attack, is affected,
 # no mark in the table would show it.
 FLAGGED = {

@@ -216,7 +216,7 @@ def first_line(error: str | None) -> str:
 
 
 def make_observer(console: Console, *, quiet: bool = False) -> Observer:
-    """Bars on a terminal, else a log; with quiet only failures."""
+    """Bars on a terminal, else a log; with `quiet`, only failures and problems."""
     if quiet:
         return Observer(console)
     return LiveObserver(console) if console.is_terminal else LogObserver(console)

@@ -1,4 +1,4 @@
-"""Errors of the system around a command, in words: forbidden paths, no room for output, no working directory."""
+"""Errors of the system around a command, in words: unusable paths, no room for output, no working directory."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
     deterministic algorithms, the precision of products, autocast (off), and which kernels compute: oneDNN's, cuDNN's,
     all implementations of attention, and for quantised layers those that torch prefers here. Global hooks of modules
     and optimisers, and hooks on tensors saved for gradients, are off. Denormal numbers are kept, not flushed to zero;
-    this alone is not restored, since torch does not tell what was set before. Torch's function and dispatch modes,
+    that setting is not restored, since torch does not tell what it was before. Torch's function and dispatch modes,
     warning filters, NumPy's error handling, signal handlers, values of environment variables and the working directory
     are not set, only restored.
     """

@@ -265,7 +265,7 @@ def _source(scoring: Scoring, spec: AttackSpec, attack: EvasionAttack, way: str)
         if attack.access == "gradients" and not released.differentiable and released.twin is None:
             raise PluginError(f"{attack.name} needs gradients and its surrogate has none")
         module = released.module if released.differentiable else released.twin or released.module
-        itself = ITSELF if spec.surrogate_needs == spec.released else ""  # the same stages made it
+        itself = ITSELF if spec.surrogate_needs == spec.released else ""  # both were made by the same stages
         module, mode = module.to(scoring.device), f"{TRANSFER} {spec.surrogate_name}{itself}"
     elif way == "twin":
         if released.twin is None:
