@@ -1,18 +1,19 @@
 """(epsilon, delta) of subsampled Gaussian mechanisms, composed over segments, on Opacus' accountants.
 
-A history is a list of segments (noise_multiplier, sample_rate, steps): every step includes each record by
-an independent coin of probability sample_rate (Poisson sampling), sums vectors of L2 norm at most C, and
+A history is a list of segments (noise_multiplier, sample_rate, steps): each step includes each record
+independently with probability sample_rate (Poisson sampling), sums vectors of L2 norm at most C, and
 adds N(0, (noise_multiplier C)^2) noise. Neighbours differ by one record added or removed.
 
     rdp   Renyi DP of the sampled Gaussian mechanism (Mironov, Talwar, Zhang 2019, arXiv 1908.10530), turned
           into epsilon by Balle et al. 2020 (arXiv 1905.09982, theorem 21): an upper bound
     prv   numerical composition of privacy loss variables (Gopi, Lee, Wutschitz 2021, arXiv 2106.02848):
-          a tighter bound; its grid adds up to 0.01, so that rdp is taken where it gives less, at small epsilons
-    pld   privacy loss distributions, discretised so as never to fall short (Doroshenko et al. 2022, arXiv
-          2207.04380), by dp-accounting: mostly the tightest; where a great many steps of small loss make its grid
-          too coarse, rdp; needs `pip install dp-accounting`
-    gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can fall short, by far
-          where noise is small or steps are few, and so no guarantee
+          a tighter bound; its grid adds up to 0.01 to epsilon, so rdp is taken where it gives less, which is at
+          small epsilons
+    pld   privacy loss distributions, discretised so that epsilon is never understated (Doroshenko et al. 2022,
+          arXiv 2207.04380), by dp-accounting: usually the tightest; rdp is taken where it gives less, which is
+          where very many steps of small loss make the grid too coarse; needs `pip install dp-accounting`
+    gdp   central limit theorem (Bu et al. 2020, arXiv 1911.11607): an approximation that can understate epsilon,
+          by far where noise is small or steps are few, and so no guarantee
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ Segment = tuple[float, float, int]  # noise multiplier, sample rate, steps
 History = tuple[Segment, ...]
 
 ACCOUNTANTS = ("rdp", "prv", "pld", "gdp")
-APPROXIMATE = ("gdp",)  # no bounds
+APPROXIMATE = ("gdp",)  # not upper bounds
 _EXTRAS = {"pld": {"dp_accounting": "psr-harness[pld]"}}
-# Below it the rounding of prv's Fourier transform is no longer small beside delta, and pld's truncated tails, which
-# count as infinite losses, come near it: rdp, also a bound, is used.
+# Below this delta, rdp (also an upper bound) replaces prv and pld: the rounding error of prv's Fourier transform is no
+# longer small beside delta, and pld's truncated tails, which count as infinite losses, come near delta.
 MIN_DELTA = 1e-10
-PRV_MAX_EPSILON = 500.0  # above it exp(epsilon) nears the end of float64, and rdp, also a bound, is used
+# Above this epsilon, rdp (also an upper bound) replaces prv: exp(epsilon) nears the largest float64.
+PRV_MAX_EPSILON = 500.0
 MAX_NOISE = 1e7
 
-# Opacus' own orders, and more at both ends. The RDP curve is convex in (order - 1) times its value, so the
-# bound has one minimum over orders: where Opacus finds it inside its range the result is the same, and where
-# Opacus warns that the best order lies at the end of its range these reach it.
+# Opacus' own orders, and more at both ends. (order - 1) times the RDP is convex in the order, so the bound has one
+# minimum over orders: where Opacus finds it inside its own range, the result is the same; where Opacus warns that
+# the best order lies at the end of its range, the added orders reach it.
 _ORDERS = (
     *(1.001, 1.002, 1.005, 1.01, 1.02, 1.03, 1.05, 1.07),
     *(1 + x / 10.0 for x in range(1, 100)),
@@ -49,15 +51,15 @@ _ORDERS = (
 
 
 def accountant_extras(accountant: object) -> Mapping[str, str]:
-    """The libraries of an accountant that a plain installation lacks, as `Plugin.extras`."""
+    """The libraries that an accountant needs and a plain installation lacks, in the form of `Plugin.extras`."""
     return _EXTRAS.get(str(accountant), {})
 
 
 def epsilon(history: Iterable[Sequence[float]], delta: float, accountant: str = "rdp") -> float:
     """The epsilon that the segments spend together at this delta, in [0, inf].
 
-    No noise in a segment with steps gives inf; no steps give 0. Cached. Raises PluginError where a segment,
-    delta or the accountant's name is not valid. Warns for gdp, whose epsilon may be too small.
+    inf if a segment with steps has no noise; 0 if there are no steps. Cached. Raises PluginError if a segment, delta
+    or the accountant's name is not valid. Warns for gdp, whose epsilon may be too small.
     """
     segments = _segments(history)
     _check(delta, accountant)
@@ -71,7 +73,9 @@ def noise_multiplier(
 ) -> float:
     """The noise multiplier with which `steps` steps spend at most target_epsilon, and at least 99.9 % of it.
 
-    0 where no steps are taken. Cached. Raises PluginError where no noise multiplier up to 1e7 is enough.
+    Less is spent at large targets: no multiplier below about 1e-3 is tried, and an accountant's epsilon jumps where
+    another bound replaces it. 0 if steps or sample_rate is 0. Cached. Raises PluginError if no noise multiplier up to
+    1e7 is enough.
     """
     _segments([(1.0, sample_rate, steps)])
     _check(delta, accountant)
@@ -85,7 +89,7 @@ def noise_multiplier(
 
 
 def caveats(mechanism: str, epsilon: float, accountant: str) -> list[str]:
-    """Why an epsilon that this accountant gave for a mechanism is no guarantee; empty where it is one."""
+    """Why an epsilon that this accountant computed for a mechanism is not a guarantee; empty if it is one."""
     if not math.isfinite(epsilon):
         return [f"{mechanism} adds no noise"]
     if accountant in APPROXIMATE:
@@ -100,12 +104,12 @@ def group_epsilon(
 ) -> float:
     """The epsilon, at the same delta, for groups of k records added or removed together.
 
-    histories: one per client. A group's records may lie at several clients: the records are changed one at a
-    time, each at one client, so every change costs at most e(d), the largest over clients. Record-level
-    (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of Differential
-    Privacy, lemma 2.2). Returns k e for the largest d with k exp((k - 1) e(d)) d <= delta, found by bisection
-    on log d; inf where there is none. Below d = 1e-10 prv and pld count with rdp, also a bound. Raises PluginError
-    for k < 1, a delta outside (0, 1) and an unknown accountant.
+    histories: one per client. A group's records may be spread over several clients: they are changed one at a
+    time, each at one client, so each change costs at most e(d), the largest epsilon of a client at delta d.
+    Record-level (e, d)-DP gives (k e, k exp((k - 1) e) d)-DP for k records (Vadhan 2017, The Complexity of
+    Differential Privacy, lemma 2.2). Returns k e(d) for the largest d with k exp((k - 1) e(d)) d <= delta, found by
+    bisection on log d; inf if there is no such d. Below d = 1e-10, rdp (also an upper bound) replaces prv and pld.
+    Raises PluginError for k < 1, a delta outside (0, 1) and an unknown accountant.
     """
     clients = tuple(_segments(history) for history in histories)
     _check(delta, accountant)
@@ -199,7 +203,7 @@ def _pld_epsilon(history: History, delta: float) -> float:
 
 @lru_cache(maxsize=16)
 def _pld(history: History) -> Any:
-    """The composed privacy loss distribution, which takes long to compose and little to ask."""
+    """The composed privacy loss distribution. Cached: composing it takes long, reading an epsilon from it does not."""
     try:
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
         from dp_accounting.pld import PLDAccountant
@@ -217,7 +221,7 @@ def _pld(history: History) -> Any:
 
 
 def _gdp_mu(history: History) -> float:
-    """Opacus' GaussianAccountant counts its last segment alone; mu adds up in squares over segments."""
+    """The mu of all segments: the root of the sum of their squares. Opacus' GaussianAccountant counts only the last."""
     from opacus.accountants.analysis.gdp import compute_mu_poisson
 
     if any(sigma < 0.04 for sigma, _, _ in history):
@@ -269,7 +273,7 @@ def _noise_multiplier(target: float, delta: float, rate: float, steps: int, acco
             )
     while spent(low) <= target and low > 1e-3:
         low, high = low / 2, low
-    # Bisect on log sigma; `high` always meets the target, so the result does as well.
+    # Bisect on log sigma; `high` always meets the target, so the result does too.
     while target - spent(high) > 1e-3 * target and high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
         if spent(middle) <= target:
@@ -288,7 +292,8 @@ def _group_epsilon(clients: tuple[History, ...], log_delta: float, k: int, accou
         return math.log(k) + (k - 1) * largest(log_d) + log_d - log_delta
 
     feasible, infeasible = log_delta - math.log(k), 0.0
-    while excess(feasible) > 0:  # epsilon grows slower than log 1/d falls from some d on, if at all
+    # As d falls, log 1/d outgrows (k - 1) e(d) from some d on, or never.
+    while excess(feasible) > 0:
         infeasible, feasible = feasible, 2 * feasible
         if feasible < -1e9:
             return math.inf

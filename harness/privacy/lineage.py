@@ -1,7 +1,7 @@
-"""What becomes of a training's guarantee in a plan: every use of protected data that is not accounted breaks it.
+"""What the parts of a plan do to a training's guarantee: each use of protected data without accounting breaks it.
 
-Protected are the training records, always, and the validation split unless the scenario declares it
-unprotected. What reads nothing but noised updates or the released model is post-processing.
+The training records are always protected, and the validation split unless the scenario declares it
+unprotected. A part that reads only noised updates or the trained model is post-processing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ CREATES, KEEPS, ACCOUNTED, BREAKS, NOTHING = "creates", "keeps", "accounted", "b
 class Step:
     """One link of the chain. stage: data, partition, training, aggregation, compression or release.
 
-    reads: none, public, private (protected records), updates or model. effect: creates, keeps, accounted,
-    breaks, or no guarantee. why: one sentence.
+    part: what acts in that stage. reads: what the part reads, which is none, public, private (protected records),
+    updates or model. effect: on the guarantee, one of creates, keeps, accounted, breaks and no guarantee. why: one
+    sentence.
     """
 
     stage: str
@@ -42,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a plan is made of, as far as its guarantee is concerned. The names are for the chain alone."""
+    """The parts of a plan that bear on its guarantee. dataset, partition and server are names to show in the chain."""
 
     defences: tuple[Defence, ...] = ()
     aggregators: tuple[Aggregator, ...] = ()
@@ -51,8 +52,8 @@ class Parts:
     dataset: str = ""
     partition: str = ""
     server: str = ""
-    attack: Attack | None = None  # where it acts during training
-    knowledge: str | None = None  # what the threat grants it
+    attack: Attack | None = None  # None if it does not act during training
+    knowledge: str | None = None  # what the threat lets the attack see
 
     @classmethod
     def of(
@@ -61,7 +62,7 @@ class Parts:
         compressors: tuple[ModelCompressor, ...] = (),
         unprotected: tuple[str, ...] = (),
     ) -> Parts:
-        """Those of a training, and of what follows it. compressors: of the trained model."""
+        """The parts of a training and of what follows it. compressors: those of the trained model."""
         return cls(
             defences=train.defences,
             aggregators=train.aggregators,
@@ -80,7 +81,10 @@ class Parts:
 
 
 def strongest(guarantees: Sequence[Guarantee], parts: Parts) -> Guarantee | None:
-    """Settled for these parts: of those that hold the one of least epsilon; of all, where none holds; None of none."""
+    """The guarantee of least epsilon among those that hold for these parts, or among all if none holds.
+
+    Returned as `apply_lineage` settles it; None if there are no guarantees.
+    """
     settled = [apply_lineage(guarantee, parts) for guarantee in guarantees]
     return min(settled, key=lambda g: (not g.holds, g.epsilon), default=None)
 
@@ -88,7 +92,7 @@ def strongest(guarantees: Sequence[Guarantee], parts: Parts) -> Guarantee | None
 def apply_lineage(guarantee: Guarantee, parts: Parts) -> Guarantee:
     """A copy of the guarantee with `holds` and `broken_by` settled for these parts.
 
-    Raises PluginError for a data access that is not known.
+    Raises PluginError if a part declares an unknown data access.
     """
     broken = list(guarantee.broken_by)
     for step in lineage(guarantee, parts):
@@ -99,9 +103,9 @@ def apply_lineage(guarantee: Guarantee, parts: Parts) -> Guarantee:
 
 
 def lineage(guarantee: Guarantee | None, parts: Parts) -> list[Step]:
-    """The chain from data to release: where a guarantee is created, kept, accounted for or broken, and by whom.
+    """The chain from data to release: which part creates a guarantee, keeps it, is accounted for, or breaks it.
 
-    Without a guarantee the chain still says what reads protected data.
+    Without a guarantee, the chain still says what reads protected data.
     """
     steps = [*_origin(parts), *_training(guarantee, parts), *_aggregation(guarantee, parts)]
     steps += [*_compression(parts), _release(guarantee)]
@@ -156,7 +160,12 @@ def _adversary(guarantee: Guarantee) -> str:
 
 
 def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
-    """Noise at the clients is followed by post-processing alone; noise at the server fits one sum of updates."""
+    """The links between the updates and the new global model.
+
+    Whatever follows noise that clients add is post-processing. Noise that the server adds is made for a uniform mean of
+    clipped updates: a rule that computes anything else breaks the guarantee, and so does a part that passes one
+    client's update on to others before the noise.
+    """
     central = guarantee is not None and guarantee.against == "recipients"
     after = "post-processing of updates" if guarantee is None else "post-processing of noised updates"
     for compressor in parts.compressors:

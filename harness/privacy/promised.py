@@ -1,4 +1,4 @@
-"""What a defence promises, checked where it enters the engine: it is shown in tables as it is said."""
+"""Checks a defence's guarantee where it enters the engine, because tables show it as stated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.errors import PluginError, blamed
 
 
 def promised(defence: Defence, history: list[dict[str, Any]]) -> Guarantee | None:
-    """`defence.guarantee(history)`. Raises PluginError that names the defence where that is no guarantee."""
+    """`defence.guarantee(history)`. Raises PluginError, naming the defence, if that is no valid guarantee or None."""
     try:
         with blamed(defence):
             found: Any = defence.guarantee(history)
@@ -21,7 +21,7 @@ def promised(defence: Defence, history: list[dict[str, Any]]) -> Guarantee | Non
             raise PluginError(
                 f"defence {defence.name}: guarantee returned {type(found).__name__}, not a Guarantee or None"
             )
-        # Once more, as a copy with other values (`model_copy`) is made without a look at them.
+        # Validated again: `model_copy` makes a copy with other values without validating them.
         return Guarantee.model_validate(found.model_dump(warnings=False))
     except ValidationError as error:
         if error.title != Guarantee.__name__:
