@@ -1,8 +1,8 @@
-"""Which attacks and seeds a column asks of every row: whoever lacks one of them is not compared.
+"""Which attacks and seeds a column asks of every row: a row that lacks one of them is not compared.
 
-The terminal's table and the board ask alike. An attack is asked for where it was run on some row, failures included.
-Not where it makes no sense for any row, as nobody could have its score, nor where it gives nobody the column's score,
-such as an inversion a membership AUC.
+The rule is the same for the terminal's table and the board. An attack is asked for if it was run on some row, even if
+it failed there. It is not asked for if it is not applicable to any row, since no row could have its score, or if it
+gives no row the column's score, as a gradient inversion gives no membership AUC.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Outcome = Literal["answered", "silent", "failed", "not-applicable"]  # silent: s
 
 
 class Asked:
-    """Takes in what became of each attack on each row and seed; `points` is then what is asked for."""
+    """Collects the outcome of each attack on each row and seed; `points` is then what is asked for."""
 
     def __init__(self) -> None:
         self._points: dict[Attack, set[Hashable]] = {}
@@ -23,7 +23,11 @@ class Asked:
         self._silent: set[Attack] = set()
 
     def see(self, attack: Attack, point: Hashable, outcome: Outcome, asks: bool = True) -> None:
-        """point: what a row can show for it, such as a seed. asks: what was run on this row is asked of the others."""
+        """Adds the outcome of an attack on one row.
+
+        point: the result that a row then has, e.g. (threat, attack, seed). asks: whether what was run on this row is
+        asked of the other rows.
+        """
         if outcome == "not-applicable":
             return
         if asks:

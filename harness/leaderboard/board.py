@@ -1,8 +1,8 @@
 """From submissions to boards, rows and pooled values.
 
-A board is one version of one scenario; a row is what one submission says of one (defence, aggregator, compressor).
-Of each seed the worst (or mean) attack counts, then the mean and its 95 % interval are taken over seeds, as in the
-terminal's table.
+A board is one version of one scenario; a row is one submission's results for one (defence, aggregator, compressor).
+For each seed the worst (or mean) attack counts, as in the terminal's table; then the mean and its 95 % interval are
+taken over seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Point = tuple[str, str, int] | tuple[int]  # threat, attack and seed; the seed a
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and its 95 % interval; no interval from one seed, or from infinite values."""
+    """A mean over seeds and its 95 % interval; low and high are None for one seed and for infinite values."""
 
     mean: float
     low: float | None
@@ -43,10 +43,11 @@ class Estimate(NamedTuple):
 class Value:
     """A row's number in one column, in the score's own unit.
 
-    text: shown instead of a number that is infinite: `none`, `broken`, `inf`. incomplete: attacks or seeds are
-    missing. masked, constant, violated: what the records' flags say. clients: the guarantee is for a client with its
-    data. subset: an attack was run on fewer test records than the clean accuracy is of.
-    by_seed: what the mean is of, so that rows can be compared seed by seed; empty for guarantees.
+    text: shown instead of an infinite number: `none`, `broken`, `inf`, `-inf`. incomplete: attacks or seeds are
+    missing. masked, constant, violated: by the records' flags; violated also if an audit proved more than the
+    guaranteed epsilon. clients: the guarantee is for a client with all its data. subset: an attack was run on fewer
+    test records than the clean accuracy. by_seed: the values behind the mean, so that rows can be compared seed by
+    seed; empty for guarantees.
     """
 
     estimate: Estimate
@@ -62,12 +63,12 @@ class Value:
 
     @property
     def fair(self) -> bool:
-        """It can be compared with others of its column."""
+        """Whether it is trusted and finite, so that it can be compared with others of its column."""
         return self.trusted and math.isfinite(self.mean)
 
     @property
     def trusted(self) -> bool:
-        """It is complete, and no flag says that it means something else than it seems to."""
+        """Whether it is complete and no flag says that it is misleading."""
         return not (self.incomplete or self.masked or self.constant or self.violated)
 
     @property
@@ -82,9 +83,9 @@ class Value:
 
 @dataclass
 class Row:
-    """One configuration of one submission. id: stays the same however often the pages are built.
+    """One configuration of one submission. id: the same in every build of the pages.
 
-    values: by column, over all attacks. under: the same over the attacks of one threat, or of one attack alone.
+    values: by column key, over all attacks. under: likewise, over the attacks of one threat or over one attack alone.
     """
 
     id: str
@@ -96,21 +97,22 @@ class Row:
 
     @property
     def flags(self) -> list[str]:
-        """Of all its cells, each once."""
+        """The flags of all its cells, each once."""
         found = Counter(flag for cell in self.cells for seed in cell.seeds.values() for flag in seed.flags)
         return sorted(found)
 
     @property
     def constant(self) -> bool:
-        """Whether its released model, of some seed, predicts one class for every test image.
+        """Whether its released model predicts one class for every test image, in at least one seed.
 
-        Of models that an attack on training left so, the values under that attack say it alone.
+        A model that does so only because its training was attacked does not count: the values under that attack
+        alone are marked.
         """
         return CONSTANT in self.released_flags
 
     @property
     def released_flags(self) -> set[str]:
-        """Those of the model that it releases, and not only of models that an attack on training left."""
+        """The flags of its cells without an attack on training, which are all of its released model."""
         released = (cell for cell in self.cells if counts_under("clean", cell.family))
         return {flag for cell in released for seed in cell.seeds.values() for flag in seed.flags}
 
@@ -121,7 +123,7 @@ class Row:
 
     @property
     def claim(self) -> Claim | None:
-        """The weakest guarantee among its scored cells; None: some has none, which is the weakest."""
+        """The weakest guarantee among its scored cells; None if one of them has none, or if there are no such cells."""
         claims = [cell.guarantee for cell in self.cells if cell.status == "scored"]
         given = [claim for claim in claims if claim is not None]
         return max(given, key=_weakness, default=None) if len(given) == len(claims) else None
@@ -131,8 +133,8 @@ class Row:
 class Board:
     """Everything submitted to one version of one scenario. superseded: there is a newer version.
 
-    content: where boards are of one content of the scenario and one of the data, which; empty where there is one.
-    contributed: columns of scores that no built-in plugin declares.
+    content: what tells this board from others of its name and version, whose scenario or data have another content;
+    empty if there are no others. contributed: columns of scores that no built-in plugin declares.
     """
 
     name: str
@@ -149,20 +151,21 @@ class Board:
 
     @property
     def sound(self) -> list[Submission]:
-        """Those from which no re-run diverged."""
+        """The submissions from which no re-run diverged."""
         return [s for s in self.submissions if not (s.verification and s.verification.verdict == "diverged")]
 
     @cached_property
     def reference(self) -> list[Submission]:
-        """Whose attacks and seeds are asked of everybody, and who compete: the official ones if there are any.
+        """The submissions that compete and whose attacks and seeds are asked of every row.
 
-        Submissions whose re-run diverged are left out; where nothing else is left, all count.
+        They are the official ones if there are any, else all. Submissions whose re-run diverged are left out, unless
+        there are no others.
         """
         return [s for s in self.sound if s.official] or self.sound or self.submissions
 
     @property
     def columns(self) -> list[Column]:
-        """Those in which some row has a value."""
+        """The columns in which some row has a value."""
         every = (*COLUMNS, *self.contributed)
         return [column for column in every if any(column.key in row.values for row in self.rows)]
 
@@ -186,7 +189,7 @@ class Board:
 
 
 def _part_tested(submission: Submission) -> str | None:
-    """What is to be said where the scenario's evaluation uses a part of the test set."""
+    """The note to show if the scenario's evaluation uses only a part of the test set, else None."""
     tested = [cell.tested for cell in submission.cells if cell.tested is not None]
     return part_tested(min(tested, default=None), submission.scenario.test_records)
 
@@ -203,14 +206,15 @@ def counts(found: Sequence[Board]) -> dict[str, int]:
 
 
 def every_column(found: Sequence[Board]) -> list[Column]:
-    """The built-in ones, and the contributed ones in which some row of these boards has a value."""
+    """The built-in columns, and the contributed ones in which some row of these boards has a value."""
     return list(dict.fromkeys([*COLUMNS, *(column for board in found for column in board.columns)]))
 
 
 def boards(submissions: Iterable[Submission]) -> list[Board]:
-    """By name, the newest version first; rows pooled, the best ones marked.
+    """The boards of these submissions, by name, newest version first, with values pooled and the best ones marked.
 
-    A board holds one content of the scenario and of the data: what differs in more than methods is not compared.
+    All submissions of a board have the same content of the scenario and of the data: rows that differ in more than
+    their methods are not compared.
     """
     groups: dict[tuple[str, int], dict[tuple[str, str], list[Submission]]] = {}
     for submission in submissions:
@@ -233,20 +237,20 @@ def boards(submissions: Iterable[Submission]) -> list[Board]:
 
 
 def _content(own: tuple[str, str], every: Iterable[tuple[str, str]]) -> str:
-    """What tells one (scenario's hash, data's fingerprint) from the others; empty where it is the only one."""
+    """What tells one (scenario's hash, data's fingerprint) from the others; empty if it is the only one."""
     kinds = zip(("scenario", "data"), own, map(set, zip(*every, strict=True)), strict=True)
     return ", ".join(f"{what} {mark[:8]}" for what, mark, known in kinds if len(known) > 1)
 
 
 @lru_cache(maxsize=1 << 16)  # attacks on a released model repeat its clean scores
 def pooled(scores: tuple[float, ...], within: Range) -> Estimate:
-    """Mean and interval over seeds. scores: one of each seed, not NaN; infinities are kept."""
+    """Mean and interval over seeds. scores: one per seed, not NaN, possibly infinite. within: what a score can be."""
     mean, low, high = interval(scores, within=within)
     return Estimate(mean, None if math.isnan(low) else low, None if math.isnan(high) else high, len(scores))
 
 
 def score(seed: Seed, name: str) -> float | None:
-    """A seed's score; infinite ones as such, undefined ones not at all."""
+    """A seed's score, which may be infinite; None if it is missing or NaN."""
     value = seed.scores.get(name)
     if value is None and name in seed.undefined:
         value = float(seed.undefined[name])
@@ -259,14 +263,14 @@ def _rows(board: Board) -> Iterator[Row]:
         for cell in submission.cells:
             groups.setdefault((cell.defence, cell.aggregator, cell.compressor), []).append(cell)
         for axes, cells in groups.items():
-            # Every part is quoted by its length, so that no two rows can be written alike.
+            # Each part is prefixed with its length, so that no two rows give the same text.
             parts = (board.label, submission.name, *axes)
             text = "".join(f"{len(part)}:{part}" for part in parts)
             yield Row(hashlib.sha256(text.encode()).hexdigest()[:12], submission, axes, cells)
 
 
 def _declared(submissions: Iterable[Submission]) -> Iterator[tuple[str, Unit, str]]:
-    """Each score of each cell, with what its file says of it and the cell's family."""
+    """Each score of each cell, with its meaning by the file and the cell's family."""
     for submission in submissions:
         for cell in submission.cells:
             names = dict.fromkeys(name for s in cell.seeds.values() for name in (*s.scores, *s.undefined))
@@ -309,7 +313,7 @@ def _pool(board: Board) -> None:
 
 
 def _views(families: dict[int, dict[Attack, str]]) -> dict[View, set[str]]:
-    """Each threat of several attacks, and each attack, with the families of its attacks."""
+    """The views of a board, which are each threat with several attacks and each attack -> families of these attacks."""
     attacks = {
         attack: family for own in families.values() for attack, family in own.items() if family != "clean"
     }
@@ -327,7 +331,7 @@ def _pooled(
     families: dict[int, dict[Attack, str]],
     cells: Iterable[tuple[Row, list[Cell]]],
 ) -> list[tuple[Row, Value]]:
-    """The rows that have a value in a column, over the given cells of each."""
+    """The rows that have a value in a column, with that value, over the given cells of each."""
     reference = {id(submission) for submission in board.reference}
     name, clean = column.score, column.family == "clean"
     asked = Asked()
@@ -383,7 +387,7 @@ def _pooled(
 
 
 def _families(submission: Submission) -> dict[Attack, str]:
-    """A cell without scores says little about its attack; a scored cell of the same attack says more."""
+    """The family of each attack, by a scored cell if there is one: cells without scores say less about their attack."""
     found: dict[Attack, str] = {(cell.threat, cell.attack): cell.family for cell in submission.cells}
     return found | {(c.threat, c.attack): c.family for c in submission.cells if c.status == "scored"}
 
@@ -407,7 +411,7 @@ def _guaranteed(row: Row) -> Value | None:
 
 
 def _audited(row: Row) -> float:
-    """The most that an audit of the row proved to be spent, 0 where there was none."""
+    """The largest lower bound on epsilon that an audit of the row proved; 0 if there was no audit."""
     found = [score(seed, "epsilon_audited") for cell in row.cells for seed in cell.seeds.values()]
     return max((value for value in found if value is not None), default=0.0)
 
@@ -417,7 +421,11 @@ def _weakness(claim: Claim) -> tuple[bool, float]:
 
 
 def _mark_best(board: Board, column: Column, values: Sequence[tuple[Row, Value]]) -> None:
-    """Of the values that can be compared those that are shown as equally good as the best; none if all are."""
+    """Marks the best of the fair values of reference submissions, with those that are shown as equal to it.
+
+    Marks none if all values of reference submissions would be marked, if there are fewer than two, if guarantees of
+    records and of clients are mixed, or if the column is measured.
+    """
     if column.measured:
         return
     shown = [value for row, value in values if any(row.submission is s for s in board.reference)]

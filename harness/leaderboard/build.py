@@ -33,7 +33,7 @@ def build(folder: Path, out: Path | None = None) -> dict[str, Any]:
 
     Every file is made before the first one is put into place. Returns the paths written, how many boards,
     submissions, rows and cells they show, and notes. Raises HarnessError for a folder without submissions, for a
-    file that is not one, and for two of one name on one board.
+    file that is not a submission, and for two submissions of one name on one board.
     """
     with _no_collection():
         return _build(folder, folder if out is None else out)
@@ -67,7 +67,10 @@ def _build(folder: Path, target: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Submissions are millions of objects that live to the end: looking for garbage among them doubles the time."""
+    """Turns the garbage collector off.
+
+    Submissions are millions of objects that live to the end: looking for garbage among them doubles the time.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
@@ -96,7 +99,7 @@ def load(folder: Path) -> list[submissions.Submission]:
 
 
 def to_frame(found: Sequence[Board]) -> pandas.DataFrame:
-    """One row a configuration of a submission; numbers in the scores' own units, and how many seeds they are of."""
+    """One row per configuration of a submission. Numbers are in the scores' own units, with the number of seeds."""
     import pandas
 
     rows, columns = [], every_column(found)
@@ -139,7 +142,7 @@ def _write_csv(table: pandas.DataFrame, path: Path) -> None:
 
 
 def _write(target: Path, files: dict[str, Callable[[Path], object]]) -> list[str]:
-    """All files are made first, then each is put into its place in one step, in their order."""
+    """Writes all files as drafts first, then moves each into its place in one step, in their order."""
     try:
         target.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as drafts:

@@ -1,4 +1,4 @@
-"""What can be said of submissions without running anything: for the review of pull requests."""
+"""Checks submissions without running anything, for the review of pull requests."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @dataclass
 class Checked:
-    """What was found in files. problems refuse a pull request; notes are for whoever reviews it."""
+    """What was found in files. problems: reasons to refuse the pull request. notes: hints for its reviewer."""
 
     submissions: dict[Path, Submission] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def suspect(self, path: Path, submission: Submission, texts: Iterable[str]) -> None:
-        """What one clean state of the engine never writes; unofficial files may be of several, so there it is noted."""
+        """Adds what one clean state of the engine never writes.
+
+        These are problems of an official file, and notes on an unofficial one, which may be of several states.
+        """
         kept = self.problems if submission.official else self.notes
         kept += [f"{path}: {text}" for text in texts]
 
 
 def check(paths: Sequence[Path]) -> Checked:
-    """Each file by itself, against the scenario that it holds, and beside the others of its board."""
+    """Checks each file by itself, against the scenario that it holds, and against the others of its board."""
     found = Checked()
     for path in dict.fromkeys(paths):
         try:
@@ -82,7 +85,7 @@ def check(paths: Sequence[Path]) -> Checked:
 def open_scenario(submission: Submission) -> Scenario:
     """The scenario that a submission holds, without its trackers, which write files.
 
-    Raises HarnessError where its text is not portable, is no scenario, or needs plugins that are not installed.
+    Raises HarnessError if its text is not portable, is no scenario, or needs plugins that are not installed.
     """
     from harness.scenario import load_text
 
@@ -98,7 +101,7 @@ def open_scenario(submission: Submission) -> Scenario:
 
 
 def contradictions(submission: Submission, scenario: Scenario) -> list[str]:
-    """Where a submission is not about the scenario that it holds, in sentences; `scenario` from `open_scenario`."""
+    """Where a submission contradicts the scenario that it holds, in sentences. scenario: from `open_scenario`."""
     from harness.grid import cells
 
     facts, found = submission.scenario, []
@@ -138,7 +141,7 @@ def contradictions(submission: Submission, scenario: Scenario) -> list[str]:
 
 
 def settings(cell: Cell) -> dict[str, object]:
-    """A cell's plugins with their parameters, as a submission has them."""
+    """A cell's plugins with their parameters, as a submission writes them."""
     return plain({axis: cell.config[axis] for axis in AXES})  # type: ignore[no-any-return]
 
 

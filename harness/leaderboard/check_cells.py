@@ -1,4 +1,4 @@
-"""What of a submission's cells is not what its scenario makes of them; nothing is trained for it."""
+"""Where a submission's cells differ from those of its scenario; nothing is trained to find out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def labels(cell: Planned) -> tuple[str, ...]:
-    """A cell's axes as a submission has them."""
+    """A cell's axes as a submission writes them."""
     return tuple(line(cell.axes[axis]) for axis in AXES)
 
 
 def planned_cells(submission: Submission, scenario: Scenario) -> list[tuple[Cell, Planned]]:
-    """Each cell that the scenario has, with the scenario's own, of one of its seeds."""
+    """Each of the file's cells that the scenario has too, with the scenario's own cell for one of its seeds."""
     from harness.grid import cells
 
     planned = {cell.id: cell for cell in cells(scenario)}
@@ -43,7 +43,7 @@ def planned_cells(submission: Submission, scenario: Scenario) -> list[tuple[Cell
 
 
 def misdescribed(cell: Cell, real: Planned) -> Iterator[str]:
-    """What a cell says of its attack and its guarantee that the scenario says otherwise, in sentences."""
+    """Where a cell says something else of its attack or its guarantee than the scenario does, in sentences."""
     name = cell_name(cell.axes)
     if cell.family != (family := family_of(real)):
         yield f"{name}: it is of the family {cell.family} in the file, and {family} by its scenario"
@@ -56,7 +56,10 @@ def misdescribed(cell: Cell, real: Planned) -> Iterator[str]:
 
 
 def family_of(cell: Planned) -> str:
-    """clean, evasion, byzantine (with untargeted poisoning), backdoor or privacy: as its record would say."""
+    """The family that a cell's record would state: clean, evasion, byzantine, backdoor or privacy.
+
+    byzantine includes untargeted poisoning.
+    """
     if cell.attack is None:
         return "clean"
     if isinstance(cell.attack, PoisoningAttack):
@@ -66,7 +69,7 @@ def family_of(cell: Planned) -> str:
 
 
 def _ball(cell: Cell, real: Planned, attack: EvasionAttack) -> Iterator[str]:
-    """Another radius or norm than the attack has under the threat's budget."""
+    """A radius or norm that differs from the attack's under the threat's budget."""
     budget = real.threat.budget
     eps = attack.radius(None if budget is None else budget.eps)
     eps = None if eps is None or not math.isfinite(eps) else eps
@@ -84,9 +87,10 @@ def _number(value: float | None) -> str:
 
 
 def applicable(submission: Submission, found: list[tuple[Cell, Planned]]) -> list[str]:
-    """The cells that say that they make no sense, and do here, in sentences. found: from `planned_cells`.
+    """The cells that the file calls not applicable and that are applicable here, in sentences.
 
-    Raises HarnessError where that cannot be said, with the reason: the data are not here, or not at hand.
+    found: from `planned_cells`. Raises HarnessError, with the reason, if that cannot be decided: the data set is
+    missing here, has another content, may have to be downloaded or is of another package, or a plugin fails.
     """
     from harness.applicability import reason_not_applicable
 
@@ -105,7 +109,10 @@ def applicable(submission: Submission, found: list[tuple[Cell, Planned]]) -> lis
 
 
 def _premises(scenario: Scenario, fingerprint: str) -> tuple[DataFacts, nn.Module]:
-    """What tells which cells make sense. Nothing is downloaded, and other packages' data sets are left alone."""
+    """The facts about the data, and the model without weights, which decide whether a cell is applicable.
+
+    Nothing is downloaded, and data sets of other packages are not loaded. Raises HarnessError as `applicable`.
+    """
     from harness.scenario_plan import data_facts, meta_module
 
     dataset = scenario.dataset

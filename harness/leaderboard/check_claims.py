@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Defence
     from harness.grid import Cell as Planned
 
-# Noise is made for a target epsilon so that at least 99.9 % of it is spent (`accounting.noise_multiplier`).
+# Noise is chosen so that at least 99.9 % of the target epsilon is spent (`accounting.noise_multiplier`).
 SPENT = 0.99
-# Above it accountants change over from one bound to another, or noise is the least there is, and less may be spent.
+# Above this target less may be spent: accountants switch from one bound to another, or noise is the least there is.
 LARGEST = 100.0
 
 
@@ -48,8 +48,8 @@ def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[st
 def unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
     """Claims that are not what the scenario asks of its defences, in sentences. found: from `planned_cells`.
 
-    Noise, rates and steps are not in a file, so what is compared is the target. Only the built-in defences are known to
-    mean by `epsilon` what is spent in a whole training.
+    Noise, rates and steps are not in a file, so epsilon is compared with its target. Parameters are compared for
+    built-in defences only: another's `epsilon` need not mean what a whole training spends.
     """
     for cell, real in found:
         claim = cell.guarantee
@@ -65,7 +65,7 @@ def unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
 
 
 def _terms(claim: Claim, defence: Defence) -> Iterator[str]:
-    """Unit, neighbours, accountant and delta, where the defence settles them."""
+    """Where unit, neighbours, accountant or delta are not what the defence fixes, or epsilon exceeds the group's."""
     for field, there, here in (
         ("unit", claim.unit, defence.protects),
         ("neighbours", claim.neighbours, defence.neighbours),
@@ -81,14 +81,14 @@ def _terms(claim: Claim, defence: Defence) -> Iterator[str]:
 
 
 def _target(cell: Cell, claim: Claim, defence: Defence, real: Planned) -> Iterator[str]:
-    """More than the target, or so much less that no noise is made for it."""
+    """An epsilon above the target, or so far below it that the noise cannot have been made for that target."""
     target = getattr(defence, "epsilon", None)
     if target is None:
         return
     tuned = any(isinstance(c, ModelCompressor) and c.fine_tuning_rounds for c in real.compressors)
     given = [math.inf if claim.epsilon is None else claim.epsilon]
     given += [seed.scores["epsilon"] for seed in cell.seeds.values() if "epsilon" in seed.scores]
-    # By a coin for each client there may be a training in which no client took a step.
+    # If a coin per client decides who takes part, there may be a training in which no client took a step.
     idle = real.scenario.federation.sampling == "poisson"
     for epsilon in dict.fromkeys(given):
         if epsilon > target * (1 + 1e-9) and not tuned:
@@ -108,7 +108,7 @@ def _impossible(cell: Cell, claim: Claim) -> Iterator[str]:
 
 
 def _spent(cell: Cell, claim: Claim) -> Iterator[str]:
-    """Another epsilon than the guarantee's: the worst of the seeds is what is claimed."""
+    """A worst epsilon over seeds that is not the guarantee's, which claims that worst one."""
     spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
     guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
     if math.isclose(spent, guaranteed, rel_tol=1e-9):
@@ -131,7 +131,7 @@ def _unclaimed(cell: Cell) -> Iterator[str]:
 
 
 def _unfounded(cell: Cell, claim: Claim, measured: bool) -> Iterator[str]:
-    """What a claim lacks. measured: the run has computed epsilon."""
+    """What a claim lacks, or where it contradicts itself. measured: whether the run computed epsilon."""
     if claim.holds and not any(step.effect == CREATES for step in cell.lineage):
         yield "it claims a guarantee, and no step of its lineage creates one"
     if claim.holds and claim.broken_by:
@@ -145,10 +145,10 @@ def _unfounded(cell: Cell, claim: Claim, measured: bool) -> Iterator[str]:
 
 
 def _differing(cells: Sequence[Cell]) -> Iterator[str]:
-    """What a training and its compression guarantee is the same whatever attacks their model afterwards."""
+    """Claims that differ between cells of one released model: attacks on it do not change what is guaranteed."""
     first: dict[tuple[str, ...], Cell] = {}
     for cell in cells:
-        # The claim is the worst over the seeds that have scores: others may have another.
+        # A claim is the worst over the seeds that have scores, so cells with other such seeds may claim something else.
         numbers = tuple(sorted(number for number, seed in cell.seeds.items() if seed.error is None))
         other = first.setdefault(numbers, cell)
         if cell.guarantee != other.guarantee:

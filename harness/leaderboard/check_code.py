@@ -18,9 +18,9 @@ SHOWN = 5
 
 
 def unnamed_methods(submission: Submission, real: Sequence[Planned]) -> Iterator[str]:
-    """Methods of its cells that are not among its plugins. real: the scenario's own cells, those that the file has.
+    """Methods of a file's cells that are not in its list of plugins. real: the scenario's own cells that the file has.
 
-    Metrics count where the scenario names them: which ones are built in depends on the engine's version.
+    Metrics count only if the scenario names them: which ones are built in depends on the engine's version.
     """
     listed = {(plugin.kind, plugin.name) for plugin in submission.plugins}
     wanted: dict[tuple[str, str], None] = {}
@@ -37,7 +37,7 @@ def unnamed_methods(submission: Submission, real: Sequence[Planned]) -> Iterator
 
 
 def _methods(cell: Planned) -> Iterator[Plugin]:
-    """What a record's provenance lists of a cell."""
+    """The plugins of a cell that a record's provenance lists."""
     scenario = cell.scenario
     yield from (scenario.dataset, scenario.model, scenario.federation.partition)
     yield from (*cell.defences, *cell.aggregators, *cell.compressors, *(scenario.metrics or ()))
@@ -46,13 +46,13 @@ def _methods(cell: Planned) -> Iterator[Plugin]:
 
 
 def unnamed_libraries(submission: Submission) -> list[str]:
-    """Those that every number is computed with, and of which a record always says the version."""
+    """Libraries behind every number whose version the file does not state, as every record does, in a sentence."""
     lost = [name for name in GENERAL if name not in submission.environment.libraries]
     return [f"its environment does not say which {', '.join(lost)} it was"] if lost else []
 
 
 def listed_twice(submission: Submission) -> Iterator[str]:
-    """Plugins of which a file says more than one code; official results are of one."""
+    """Plugins that a file lists with more than one code, in sentences; an official file has one code of each."""
     counts = Counter((plugin.kind, plugin.name, plugin.distribution) for plugin in submission.plugins)
     for (kind, name, _), count in counts.items():
         if count > 1:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.contracts.metric import Metric
     from harness.grid import Cell as Planned
 
-# Without this score a cell says nothing of what its attack does. Privacy attacks differ in theirs.
+# By family, the score without which a cell says nothing of what its attack does. Privacy attacks have no common one.
 MAIN = {
     "clean": "accuracy",
     "byzantine": "accuracy",
@@ -27,10 +27,10 @@ MAIN = {
     "backdoor": "attack_success_rate",
 }
 RELEASED = ("clean", "evasion", "privacy")  # attacks on one released model leave its clean scores as they are
-# Clean predictions are made again under an attack, which a GPU may round otherwise.
+# Allowed between accuracies of the same records: an attack predicts them again, and a GPU may round differently then.
 ROUNDED = 0.01
 BALANCED = "balanced_accuracy"
-# Shares of test records that are right, and which field of a cell says how many records they are shares of.
+# Shares of test records that are classified correctly, each with the field of a cell that says of how many records.
 COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_accuracy": "attacked"}
 
 
@@ -59,7 +59,7 @@ def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[st
 
 
 def same_release(submission: Submission) -> Iterator[list[Cell]]:
-    """The scored cells of each row whose attacks, if any, are on one released model."""
+    """For each row, the scored cells on its released model: without an attack, or with one on that model."""
     rows: dict[tuple[str, ...], list[Cell]] = {}
     for cell in submission.cells:
         if cell.status == "scored" and cell.family in RELEASED:
@@ -68,7 +68,7 @@ def same_release(submission: Submission) -> Iterator[list[Cell]]:
 
 
 def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
-    """Accuracies that the test records behind them rule out, in sentences. found: from `planned_cells`."""
+    """Accuracies that cannot come from the test records behind them, in sentences. found: from `planned_cells`."""
     ours: dict[int, set[str]] = {}
     for cell, real in found:
         if cell.status != "scored":
@@ -92,7 +92,7 @@ def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Plann
 
 
 def _units(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
-    """Units that are not those that scores have here, or that are not there."""
+    """Units and directions of known scores that are missing, or not those that the scores have here."""
     every = (seed for cell in submission.cells for seed in cell.seeds.values())
     used = {name for seed in every for name in (*seed.scores, *seed.undefined, *seed.intervals)}
     for name in sorted(used | submission.units.keys()):
@@ -120,7 +120,7 @@ def _clean_scores(submission: Submission, known: dict[str, Known]) -> Iterator[s
 
 
 def _differing(cells: Sequence[Cell], number: str, name: str) -> Iterator[str]:
-    """The cells whose score is not that of most."""
+    """The cells whose score is not the most frequent one."""
     said = {cell.axes: _said(cell.seeds[number].values.get(name)) for cell in cells}
     usual = Counter(said.values()).most_common(1)[0][0]
     other = next(axes for axes, text in said.items() if text == usual)
@@ -137,7 +137,10 @@ def _said(value: float | None) -> str:
 
 
 def _own_scores(metrics: Sequence[Metric] | None) -> set[str]:
-    """Scores that built-in metrics compute for a scenario: another package's may mean something else by a name."""
+    """Scores that built-in metrics compute for a scenario: by the same name, another package may mean something else.
+
+    For the default metrics (None), only the scores that are checked here.
+    """
     if metrics is None:
         return {*COUNTED, BALANCED}
     own = [metric for metric in metrics if registry().entry_of(metric).distribution == BUILTIN]
@@ -168,7 +171,7 @@ def _impossible(submission: Submission, cell: Cell, seed: Seed, known: dict[str,
 
 
 def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
-    """Right on the clean and on the adversarial input is never more than right on the clean one."""
+    """No more records are classified correctly on both the clean and the adversarial input than on the clean one."""
     robust = seed.values.get("robust_accuracy")
     if robust is None:
         return
@@ -181,11 +184,11 @@ def _robust(cell: Cell, seed: Seed) -> Iterator[str]:
 
 
 def _constant(seed: Seed) -> Iterator[str]:
-    """Of k classes in the test set, a model that predicts one of them for everything is right on 1/k of the classes."""
+    """Where the test set has k classes, a model that always predicts one of them has a balanced accuracy of 1/k."""
     balanced = seed.values.get(BALANCED)
     if CONSTANT not in seed.flags or not balanced or math.isnan(balanced):
-        return  # 0: what it predicts is none of the test set's classes
-    classes = 1 / balanced  # infinite where that overflows
+        return  # 0: the test set has no record of the class that it predicts
+    classes = 1 / balanced  # infinite on overflow
     if not (1.5 < classes < math.inf and math.isclose(classes, round(classes), rel_tol=1e-6)):
         yield (
             f"it is flagged {CONSTANT}, and its balanced_accuracy is {balanced:g}, which is not one over the number of "
@@ -194,7 +197,7 @@ def _constant(seed: Seed) -> Iterator[str]:
 
 
 def _shares(cell: Cell, seed: Seed, counted: Mapping[str, str]) -> Iterator[str]:
-    """A share of n records is a whole number of them over n."""
+    """A share of n records is a whole number divided by n."""
     for name, field in counted.items():
         records, value = getattr(cell, field), seed.scores.get(name)
         if records and value is not None and abs(value * records - round(value * records)) > 1e-3:
@@ -202,7 +205,7 @@ def _shares(cell: Cell, seed: Seed, counted: Mapping[str, str]) -> Iterator[str]
 
 
 def _balanced(seed: Seed) -> Iterator[str]:
-    """The mean recall of all classes is 0 or 1 exactly where the accuracy is, however many records each class has."""
+    """The mean recall over classes is 0 or 1 exactly if the accuracy is, however many records each class has."""
     accuracy, balanced = seed.scores.get("accuracy"), seed.scores.get(BALANCED)
     if accuracy is None or balanced is None:
         return
@@ -212,17 +215,17 @@ def _balanced(seed: Seed) -> Iterator[str]:
 
 
 def _part(cell: Cell, seed: Seed, whole: int | None, random: bool) -> Iterator[str]:
-    """The attacked records are part of those behind the accuracy, and the clean answers to them are the same.
+    """The attacked records are part of those behind the accuracy, with the same clean answers.
 
-    So no more of them are right than of all, nor more wrong. whole: size of the test split. random: the model answers
-    at random, and draws alike only where it is asked for the same records.
+    So among them there are no more correct answers than among all records, and no more wrong ones. whole: size of the
+    test split. random: whether the model answers at random; then its answers repeat only on the same set of records.
     """
     part, tested = cell.attacked, cell.tested
     before, accuracy = seed.scores.get("attacked_clean_accuracy"), seed.scores.get("accuracy")
     if not part or not tested or before is None or accuracy is None:
         return
     if part != tested and (tested != whole or part > tested or random):
-        return  # two draws from the test split, of which neither need hold the other
+        return  # two draws from the test split, neither of which need contain the other; or other random answers
     slack = ROUNDED * part + 1e-6
     if before * part > accuracy * tested + slack or (1 - before) * part > (1 - accuracy) * tested + slack:
         yield (
@@ -232,7 +235,7 @@ def _part(cell: Cell, seed: Seed, whole: int | None, random: bool) -> Iterator[s
 
 
 def _main_score(cell: Cell, seed: Seed, wanted: set[str]) -> Iterator[str]:
-    """The score that tells of the attack is not there. A seed without any score is another sentence's."""
+    """The main score of the cell's family is missing or undefined. `_impossible` reports seeds without any score."""
     name = MAIN.get(cell.family)
     if name == "attack_success_rate" and seed.values.get("accuracy") == 0:
         return  # a diverged model has no answers that a trigger could turn

@@ -54,7 +54,7 @@ def bibtex(plugins: Iterable[Plugin]) -> list[str]:
 
 
 def command(row: Row) -> str:
-    """What computes the row again, given the scenario's text as a file."""
+    """The command that computes the row again, given the scenario's text as a file."""
     scenario = row.submission.scenario
     return " ".join([f"harness run {scenario.name}-v{scenario.version}.yaml", *selection(row)])
 
@@ -68,7 +68,7 @@ def selection(row: Row) -> list[str]:
 
 
 def selects(label: str) -> str:
-    """A label as a pattern of `--select` that matches it: signs that mean something there match any character."""
+    """A pattern of `--select` that matches the label: `?` stands for each character that is special in patterns."""
     text = re.sub(r"[\[\]{}*?\s]", "?", label)
     if text.count("(") != text.count(")"):
         text = re.sub(r"[(),]", "?", text)
@@ -80,7 +80,7 @@ def selects(label: str) -> str:
 
 
 def _keys(value: Any, depth: int = 0) -> Iterator[str]:
-    """Every key and text in a configuration: the names of plugins are among them."""
+    """Every key and string in a configuration: the names of plugins are among them."""
     if depth > DEPTH:
         return
     if isinstance(value, str):
@@ -95,19 +95,19 @@ def _keys(value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def _authors(text: str) -> list[str]:
-    """`Hinton, Vinyals, Dean` or `Hinton and Dean`; `et al.` becomes `others`."""
+    """The names in `Hinton, Vinyals, Dean` or `Hinton and Dean`; `et al.` becomes `others`."""
     names = [name.strip() for name in re.split(r",|;| and | & ", re.sub(r"\bet al\.?", ", others", text))]
     return [name for name in names if name]
 
 
 def _surname(authors: str) -> str:
-    """Of the first author, `Yin` or `Sebastian U. Stich`, in ASCII letters."""
+    """The first author's surname in lower-case ASCII letters; the author may be `Yin` or `Sebastian U. Stich`."""
     first = next(iter(_authors(authors)), "")
     plain = unicodedata.normalize("NFKD", first.rpartition(" ")[2])
     return re.sub(r"[^A-Za-z]", "", plain).lower()
 
 
 def _word(text: str) -> str:
-    """The first long word in ASCII letters, for a key."""
+    """The first word of four or more ASCII letters, else the first word, in lower case: part of a key."""
     words = re.findall(r"[A-Za-z]+", text)
     return next((word.lower() for word in words if len(word) > 3), words[0].lower() if words else "")

@@ -22,9 +22,9 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def written(value: float, digits: int) -> str:
-    """A number as tables and boards write it: from 1000 on without decimals.
+    """A number as tables and boards write it: without decimals from 1000 on.
 
-    Exact ties, such as 0.25 with one digit, go away from zero, as in the page's script.
+    Exact ties, such as 0.25 with one digit, are rounded away from zero, as in the page's script.
     """
     if not math.isfinite(value):
         return str(value)
@@ -33,25 +33,25 @@ def written(value: float, digits: int) -> str:
 
 
 def signs(value: object) -> str:
-    """The marks that follow a value, by its fields of the names in MARKS."""
+    """The marks that follow a value: those in MARKS whose field is true."""
     return "".join(sign for name, sign in MARKS.items() if getattr(value, name))
 
 
 def is_part(used: int | None, whole: int | None) -> bool:
-    """Whether fewer test records were used than there are; not where a number is missing, as in older files."""
+    """Whether fewer test records were used than there are; False if a number is missing, as in older files."""
     return used is not None and whole is not None and used < whole
 
 
 def counts_under(family: str, attack: str) -> bool:
-    """Whether a quantity of one family is pooled over the cells of attacks of another, or the same.
+    """Whether cells of an attack of one family count for a quantity of another family, or of the same.
 
-    An attack on the released model leaves clean scores as they are.
+    For clean quantities attacks on the released model count too, since they leave clean scores as they are.
     """
     return attack == family or (family == "clean" and attack in ("evasion", "privacy"))
 
 
 def part_tested(used: int | None, whole: int | None) -> str | None:
-    """What is to be said where a scenario's evaluation uses a part of the test set."""
+    """The note to show if a scenario's evaluation uses only a part of the test set, else None."""
     if not is_part(used, whole):
         return None
     return f"scores are of {used} of the {whole} test records: the scenario's evaluation.subset"
@@ -61,10 +61,11 @@ def part_tested(used: int | None, whole: int | None) -> str | None:
 class Column:
     """A quantity of a row.
 
-    pooling: of each seed the `worst` attack or the `mean` attack counts; `claim` is what a guarantee says. scale:
-    from the score's unit to the shown one. tabs: where the column is shown unless the reader chooses otherwise.
-    measured: a time or a size of memory, which tells of the machine too and is not compared between submissions.
-    chance: what an attack scores that guesses; one that does worse found out no less, so less counts as this much.
+    pooling: for each seed the `worst` attack or the `mean` over attacks counts; `claim` is what a guarantee states.
+    scale: factor from the score's unit to the shown one. tabs: where the column is shown unless the reader chooses
+    otherwise. measured: a time or a size of memory, which depends on the machine too and is not compared between
+    submissions. chance: the score of an attack that guesses; scoring below it is no sign of better protection, so
+    lower values are compared as if they were this one.
     """
 
     key: str
@@ -82,19 +83,19 @@ class Column:
     chance: float | None = None
 
     def compared(self, value: float) -> float:
-        """What a value counts as where rows are compared; it is shown as it is."""
+        """What a value counts as in comparisons between rows: see `chance`. It is shown unchanged."""
         return value if self.chance is None else max(value, self.chance)
 
     @property
     def pool(self) -> Callable[[Sequence[float]], float]:
-        """From the scores of one seed under all attacks to one."""
+        """The function that pools one seed's scores under all attacks into one."""
         if self.pooling == "mean":
             return fmean
         return min if self.better == "higher" else max
 
     @property
     def hollow(self) -> bool:
-        """Whether a model that predicts one class for everything gets much or little of it for nothing."""
+        """Whether the column says nothing about a model that predicts one class for every image: see HOLLOW."""
         contributed = self.key not in BY_KEY
         return self.key in HOLLOW or (contributed and self.family in ("evasion", "backdoor"))
 
@@ -105,11 +106,11 @@ class Column:
         return f"{self.title}{unit} {ARROWS[self.better]}"
 
     def show(self, value: float) -> str:
-        """In the column's unit, with its digits."""
+        """A value in the column's unit, with its digits."""
         return written(value * self.scale, self.digits)
 
     def with_unit(self, value: float) -> str:
-        """The same for a sentence: `91.0 %`."""
+        """A value with its unit, for a sentence: `91.0 %`."""
         return f"{self.show(value)} {self.unit}".rstrip()
 
 
@@ -189,11 +190,11 @@ COLUMNS = (
 )  # fmt: skip
 
 BY_KEY = {column.key: column for column in COLUMNS}
-BY_SCORE = {column.score: column for column in COLUMNS}  # columns of one score write it alike
-# Of these a model that predicts one class for every image gets much or little for nothing: its answer hardly changes.
-# Its accuracy, under attacks on the training too, its size, its guarantee and what it gives away are what they are.
+BY_SCORE = {column.score: column for column in COLUMNS}  # all columns of one score write it the same way
+# In these columns a model that predicts one class for every image scores high or low for no merit: its answer hardly
+# changes. Its accuracy (under attacks on training too), size, guarantee and leaks mean what they always do.
 HOLLOW = frozenset({"robust", "robust_mean", "certified", "backdoor", "backdoor_mean", "agreement"})
-MARKS = {  # of a value
+MARKS = {  # by field of a value
     "incomplete": "†",
     "masked": "‡",
     "constant": "‖",

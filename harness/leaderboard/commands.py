@@ -1,4 +1,4 @@
-"""`harness leaderboard`: submissions are made, checked, run again, compared, and built into pages."""
+"""`harness leaderboard`: makes submissions, checks them, re-runs and compares them, and builds the pages."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def verify(
 
 
 def _rerun(submission: Submission, found: Verification) -> str:
-    """`2 of 16 cells, one seed of each,`: every seed counts as a cell, as where a submission is made."""
+    """`2 of 16 cells, one seed of each,`: every seed counts as a cell, as in the output of `submit`."""
     from harness.console.output import count_of
 
     every = sum(cell.scored for cell in submission.cells)

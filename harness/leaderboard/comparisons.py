@@ -19,12 +19,12 @@ import numpy.typing as npt
 from harness.errors import HarnessError
 
 Floats = npt.NDArray[np.float64]
-DIGITS = 12  # significant, of means that are compared
-CHUNK = 1024  # points that the Pareto front takes in at a time
+DIGITS = 12  # significant digits of means that are compared
+CHUNK = 1024  # points that are compared with the Pareto front at a time
 
 
 class Omnibus(NamedTuple):
-    """Whether any method differs. test: which one was used; blocks: used; dropped: left out for a NaN."""
+    """A test of whether any method differs. test: which one; blocks: how many; dropped: blocks left out for a NaN."""
 
     statistic: float
     p: float
@@ -98,11 +98,11 @@ def average_ranks(table: npt.ArrayLike, higher_is_better: bool) -> Floats:
 
 
 def nemenyi_critical_difference(k: int, blocks: int, alpha: float = 0.05) -> float:
-    """Average ranks of k methods over so many blocks that differ by at least this differ significantly.
+    """The least difference between the average ranks of two of k methods that is significant over so many blocks.
 
-    q sqrt(k (k + 1) / (6 blocks)), with q the upper alpha quantile of the studentized range of k, with infinite
-    degrees of freedom, over sqrt(2); Demsar (2006), section 3.2.2 and Table 5. It keeps the error of all pairs
-    together at alpha; with many ties it is conservative. Raises HarnessError for k < 2, no blocks, and alpha
+    q sqrt(k (k + 1) / (6 blocks)), with q the upper alpha quantile of the studentized range of k with infinite
+    degrees of freedom, divided by sqrt(2); Demsar (2006), section 3.2.2 and Table 5. It keeps the family-wise error
+    over all pairs at alpha; with many ties it is conservative. Raises HarnessError for k < 2, no blocks, and alpha
     outside (0, 1).
     """
     if k < 2 or blocks < 1 or not 0 < alpha < 1:
@@ -118,10 +118,10 @@ def _studentized_range(k: int, alpha: float) -> float:
 
 
 def cliques(ranks: npt.ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
-    """The bars of a critical-difference diagram: largest groups whose average ranks differ by less than that.
+    """The bars of a critical-difference diagram: largest groups of average ranks that differ by less than it.
 
     ranks (k,); each group is two or more positions in `ranks`, best rank first, and groups are ordered likewise.
-    No group lies within another. Raises HarnessError for ranks that are NaN and another number of dimensions.
+    No group lies within another. Raises HarnessError unless ranks has one dimension and no NaN.
     """
     array = np.asarray(ranks, dtype=float)
     if array.ndim != 1 or np.isnan(array).any():
@@ -144,7 +144,8 @@ def win_rates(
     A pair is compared on the blocks where neither is NaN; a pair without any has NaN. share[i, j] + share[j, i] = 1,
     and 0.5 on the diagonal. low and high are percentiles of a bootstrap over blocks (Efron 1979, Bootstrap methods,
     Annals of Statistics 7), drawn once for all pairs; NaN with fewer than two blocks. The bootstrap sees nothing
-    beyond its blocks: a pair that always won has [1, 1], however few they are. O(k^2 blocks resamples).
+    beyond its blocks: where one method won every block, it gives [1, 1], however few blocks there are.
+    O(k^2 blocks resamples).
 
     Raises HarnessError unless values has two dimensions and resamples >= 1.
     """
@@ -175,15 +176,19 @@ def win_rates(
 
 
 def compared_mean(mean: float) -> float:
-    """With DIGITS: equal means of unequal numbers differ in their last ones, and that would make one of them better."""
+    """A mean rounded to DIGITS significant digits.
+
+    Means that are equal in theory can differ in their last digits by rounding, which would make one of them better.
+    """
     return float(f"{mean:.{DIGITS}g}")
 
 
 def by_unit(value: float, better: str, clients: bool) -> tuple[float, float]:
-    """A value as two coordinates of a Pareto front where lower is better: one of records, one of clients.
+    """A value as two coordinates of a Pareto front where lower is better: (of records, of clients).
 
-    better: `higher` or `lower`, of the value. Those of different units then never beat each other, and both beat an
-    infinite cost. Equal means are one coordinate: see `compared_mean`.
+    better: whether a `higher` or `lower` value is better. clients: whether the value is a guarantee for clients. The
+    other coordinate is inf, so that values of different units never dominate each other, and both dominate an infinite
+    cost. Equal means give equal coordinates: see `compared_mean`.
     """
     cost = compared_mean(-value if better == "higher" else value)
     return (math.inf, cost) if clients else (cost, math.inf)
@@ -192,7 +197,7 @@ def by_unit(value: float, better: str, clients: bool) -> tuple[float, float]:
 def pareto_front(
     points: npt.ArrayLike, directions: Sequence[Literal["higher", "lower"]]
 ) -> npt.NDArray[np.bool_]:
-    """(n,): which of the points (n, m) no other one dominates, in m directions of what is better.
+    """(n,): which of the points (n, m) no other one dominates. directions: which values are better, for each of the m.
 
     One dominates another if it is at least as good in everything and better in something; equal points are on the
     front together. A point with a NaN is never on the front and dominates nothing. Infinities are compared as
@@ -222,7 +227,7 @@ def pareto_front(
 
 
 def _undominated(costs: Floats) -> npt.NDArray[np.bool_]:
-    """(n,): columns of (m, n) that no earlier column is <= of everywhere."""
+    """(n,): whether no earlier column of costs (m, n) is <= the column in every coordinate."""
     n = costs.shape[1]
     undominated = np.ones(n, dtype=bool)
     front = costs[:, :0]
@@ -238,7 +243,10 @@ def _undominated(costs: Floats) -> npt.NDArray[np.bool_]:
 
 
 def _covered(by: Floats, costs: Floats, strictly_earlier: bool = False) -> npt.NDArray[np.bool_]:
-    """Which columns of costs (m, n) have some (earlier) column of `by` (m, f) below or at them everywhere."""
+    """(n,): which columns of costs (m, n) have a column of `by` (m, f) that is <= in every coordinate.
+
+    strictly_earlier: count only columns of `by` at a smaller position.
+    """
     below = np.ones((by.shape[1], costs.shape[1]), dtype=bool)
     for one, other in zip(by, costs, strict=True):
         below &= one[:, None] <= other[None, :]

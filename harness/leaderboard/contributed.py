@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Family = Literal["clean", "evasion", "byzantine", "backdoor", "privacy"]
 
-# What a row has beside its columns, in leaderboard.csv, on the page and in both.
+# Names of what a row has beside its columns, in leaderboard.csv, on the page or in both.
 RESERVED = frozenset({
     "attacks", "aggregator", "board", "compressor", "created", "dataset", "defence", "delta", "flags", "guarantee",
     "guarantee_unit", "id", "name", "official", "place", "scenario", "short", "source", "state", "submission",
     "superseded", "values", "verification", "version", "words", "__proto__",
 })  # fmt: skip
-BESIDE = ("_low", "_high", "_seeds", "_signs")  # endings of what a column of the files is followed by
+BESIDE = ("_low", "_high", "_seeds", "_signs")  # endings of further columns that leaderboard.csv has for each
 TABS: Mapping[str, tuple[str, ...]] = {
     "clean": ("overview",),
     "evasion": ("overview", "robustness"),
@@ -38,18 +38,18 @@ TABS: Mapping[str, tuple[str, ...]] = {
 
 
 class Contributed:
-    """Gives each meaning a key of its own: packages do not ask each other before they name a score."""
+    """Gives each meaning of a score a column with a key of its own, as two packages may use one name for two things."""
 
     def __init__(self) -> None:
         self._built_in = {n for entry, own in declared() if entry.distribution == BUILTIN for n in own}
         self._columns: dict[str, Column] = {}
 
     def columns(self, found: Iterable[tuple[str, Score | Unit, str]]) -> list[Column]:
-        """One for each meaning that results of one board give a score, in the order in which they come.
+        """One column for each meaning that a score has in the results of one board, in the order of `found`.
 
-        found: score, what it means, and the family of a cell that has it. Not for scores of built-in plugins, nor
-        for one that has no direction: there is no worst attack, and no best row, of it. A column is of the released
-        model where cells without an attack have the score, else of those that do.
+        found: score, what it means, and the family of a cell that has it. There is no column for scores of built-in
+        plugins, nor for scores without a direction, which have no worst attack and no best row. A column's family is
+        clean if cells without an attack have the score, else that of the first cell that has it.
         """
         first: dict[tuple[str | bool, ...], Score | Unit] = {}
         families: dict[tuple[str | bool, ...], dict[str, None]] = {}
@@ -61,7 +61,7 @@ class Contributed:
         return [self._column(str(meaning[0]), score, families[meaning]) for meaning, score in first.items()]
 
     def _column(self, name: str, score: Score | Unit, families: Mapping[str, None]) -> Column:
-        """The column of that key which is the same in everything, or a new one under the next free key."""
+        """The column of this meaning: an existing one that is equal in everything, else a new one with a free key."""
         of = cast("Family", "clean" if "clean" in families else next(iter(families)))
         unit, scale, digits = _written(score.unit)
         better = cast("Literal['higher', 'lower']", score.direction)
@@ -78,7 +78,7 @@ class Contributed:
 
 
 def means(column: Column, score: Score | Unit | None) -> bool:
-    """Whether a file that says this of a score means by its name what the column holds."""
+    """Whether a file means what the column holds, given what it says of the score. True for built-in columns."""
     if column.key in BY_KEY:
         return True
     return score is not None and (*_written(score.unit), score.direction, score.measured) == (
@@ -88,5 +88,5 @@ def means(column: Column, score: Score | Unit | None) -> bool:
 
 
 def _written(unit: str) -> tuple[str, float, int]:
-    """The unit that is shown, the scale to it, and digits."""
+    """The unit that is shown, the factor from the score's unit to it, and the digits."""
     return ("%", 100.0, 1) if unit == "share" else (unit, 1.0, 3)

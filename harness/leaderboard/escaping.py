@@ -24,7 +24,7 @@ def script_json(value: Any) -> str:
 
 
 def script(text: str, name: str) -> str:
-    """Code of ours or of a library for the inside of a script element. Raises HarnessError if it would end it."""
+    """Code of ours or of a library for the inside of a script element. Raises HarnessError if it ends the element."""
     if re.search(r"</script|<!--", text, re.IGNORECASE):
         raise HarnessError(
             f"{name} holds a tag that ends a script element, so it cannot be put into the page"
@@ -39,7 +39,7 @@ def markdown(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A text cell of a CSV file. What a spreadsheet would compute is prefixed with an apostrophe."""
+    """A text cell of a CSV file. Text that a spreadsheet would take for a formula is prefixed with an apostrophe."""
     return (
         f"'{text}"
         if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"))
@@ -48,10 +48,10 @@ def cell(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Text for TeX, with every sign that means something to it escaped."""
+    """Text for TeX, on one line and with every special character escaped."""
     return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
 
 
 def link(url: str) -> str:
-    """The address if it is a plain https one, else nothing."""
+    """The address if it is a plain https one, else an empty text."""
     return url if _URL.fullmatch(url) else ""

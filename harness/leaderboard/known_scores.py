@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """A score's meaning here. unit: None where only the board's column is known.
+    """A score's meaning here. unit: None if only the board's column is known.
 
-    metrics: the names of those that compute it. clean: it is of the released model, whatever attacks that.
+    metrics: names of the metrics that compute it. clean: it describes the released model, whatever attacks that.
+    measured: it is a time or a size of memory.
     """
 
     unit: str | None
@@ -35,9 +36,9 @@ class Known:
 
 
 def known_scores() -> dict[str, Known]:
-    """Score -> meaning: of the built-in metrics, then of other installed ones, of attacks' own, of the board's columns.
+    """Score -> meaning: from built-in metrics, then other installed ones, privacy attacks, and the board's columns.
 
-    The first that knows a score says what it is: the board writes all scores of a name alike.
+    The first of these that knows a score decides what it means: the board writes all scores of a name the same way.
     """
     found: dict[str, Known] = {}
     for entry, scores in declared():
@@ -51,7 +52,7 @@ def known_scores() -> dict[str, Known]:
 
 
 def declared() -> Iterator[tuple[Entry, dict[str, Score]]]:
-    """What declares scores: metrics, the built-in ones first, then attacks whose results are scores."""
+    """The plugins that declare scores, with these: metrics, the built-in ones first, then privacy attacks."""
     for entry in sorted(registry().entries("metric"), key=lambda entry: entry.distribution != BUILTIN):
         if issubclass(entry.plugin, Metric):
             yield entry, entry.plugin.scores
@@ -61,7 +62,7 @@ def declared() -> Iterator[tuple[Entry, dict[str, Score]]]:
 
 
 def bounds(name: str, submission: Submission, known: dict[str, Known]) -> Range:
-    """The least and the most that a score can be, by its unit here, else by the file's."""
+    """The least and the most that a score can be, by its unit here, or else by its unit in the file."""
     unit = known[name].unit if name in known else None
     if unit is None and name in submission.units:
         unit = submission.units[name].unit
@@ -69,7 +70,7 @@ def bounds(name: str, submission: Submission, known: dict[str, Known]) -> Range:
 
 
 def asked(submission: Submission, names: Iterable[str], known: dict[str, Known]) -> set[str]:
-    """Those of the scores that a file's run has computed, by its units, its scores and the metrics that it lists."""
+    """Which of the named scores a file's run computed, judged by the units, scores and metrics that the file lists."""
     there = set(submission.units) | {
         name for cell in submission.cells for seed in cell.seeds.values() for name in seed.values
     }

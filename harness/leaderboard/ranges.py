@@ -1,4 +1,4 @@
-"""What a score of a unit can be."""
+"""The range of values that a score can have, by its unit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _BY_UNIT = {
 }  # fmt: skip
 # Shares that can be negative: images can be each other's negative, and a guess can be better than an attack.
 _SIGNED = ("reconstruction_ssim", "label_recovery_gain")
-# Of units in which other scores can be negative: a bound says no less than nothing, a rank is none beyond the last.
+# Never negative, though their units have no range: a lower bound on epsilon is at least 0, and so is an exposure, which
+# is 0 for a canary of the last rank.
 _UNSIGNED = ("epsilon_audited", "exposure_mean", "exposure_max")
 
 

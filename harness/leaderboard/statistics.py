@@ -1,4 +1,4 @@
-"""What is said about one or two configurations over seeds: intervals, paired tests, Holm.
+"""Statistics of one or two configurations over seeds: intervals, paired tests, Holm's adjustment.
 
 Comparisons of many methods over many blocks are in `harness.leaderboard.comparisons`.
 """
@@ -25,7 +25,7 @@ ROUNDING = 1e-12  # relative; differences that vary by less vary only by roundin
 
 
 class Interval(NamedTuple):
-    """A mean and its confidence interval [low, high]; NaN bounds: there is none."""
+    """A mean and its confidence interval [low, high]; both bounds are NaN if there is none."""
 
     mean: float
     low: float
@@ -43,15 +43,15 @@ class PairedDifference(NamedTuple):
 
 
 def interval(values: npt.ArrayLike, confidence: float = 0.95, within: Range = ANYTHING) -> Interval:
-    """Student's t interval for the mean of n independent values (n,), one a seed.
+    """Student's t interval for the mean of n independent values (n,), one per seed.
 
     mean +- t(1 - (1 - confidence) / 2; n - 1) s / sqrt(n), with s the sample deviation (divisor n - 1); Student
     (1908), The probable error of a mean, Biometrika 6. It assumes values that are about normal over seeds, and has
-    width zero where all values are equal. within: what a value can be; the interval is cut off there, which leaves
-    out no mean that is possible. With one value, or an infinite one (a PSNR, an epsilon), low = high = NaN; `too_few`
-    says when to distrust the rest.
+    width zero if all values are equal. within: what a value can be; the interval is clipped to it, which excludes no
+    possible mean. With one value, or an infinite one (a PSNR, an epsilon), low = high = NaN. `too_few` says when an
+    interval means little.
 
-    Raises HarnessError without values, for NaN, and for a confidence outside (0, 1).
+    Raises HarnessError if there are no values, for NaN, and for a confidence outside (0, 1).
     """
     array = _vector(values, "values")
     quantile = _upper_quantile(confidence)
@@ -74,7 +74,7 @@ def interval(values: npt.ArrayLike, confidence: float = 0.95, within: Range = AN
 
 
 def too_few(seeds: int) -> str | None:
-    """A sentence on why an interval over so many seeds means little; None from three seeds on."""
+    """Why an interval over so few seeds means little, in a sentence; None from three seeds on."""
     if seeds >= ENOUGH_SEEDS:
         return None
     if seeds == 2:
