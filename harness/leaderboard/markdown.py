@@ -14,13 +14,13 @@ from harness.leaderboard.columns import SIGNS, Column
 from harness.leaderboard.comparisons import by_unit, pareto_front
 from harness.leaderboard.escaping import link, markdown
 
-ROWS = 60  # of a board; the files have all
-FLAGGED = 12  # rows that are named beside a flag
-FRONT = ("accuracy", "robust", "byzantine", "epsilon", "uplink")  # what decides which rows are shown
+ROWS = 60  # most rows shown of a board; the files have all
+FLAGGED = 12  # most rows named beside a flag
+FRONT = ("accuracy", "robust", "byzantine", "epsilon", "uplink")  # columns whose Pareto front is shown first
 
 
 def readme(found: Sequence[Board], files: Sequence[str]) -> str:
-    """All boards; superseded ones are folded."""
+    """The text of README.md: all boards, superseded ones folded. files: what is published beside it, to be linked."""
     lines = [
         "<!-- Written by the harness from records/*.json: edit those, not this file. -->",
         "",
@@ -97,9 +97,9 @@ def _board(board: Board) -> Iterator[str]:
 
 
 def _flags(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What is flagged on which rows and has no sign of its own, or one that is not on all that it concerns.
+    """Flag -> the rows that carry it, for the flags that the signs beside numbers do not show, or not fully.
 
-    Such is that of constant predictions: the accuracy beside it has none.
+    The sign of constant predictions is not on all that they concern: the accuracy carries none.
     """
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -125,7 +125,7 @@ def _submissions(board: Board) -> Iterator[str]:
 
 
 def shown(board: Board) -> list[Row]:
-    """All rows, or the Pareto front and then the most accurate ones, in the board's order."""
+    """All rows, or if there are too many the Pareto-optimal ones and then the most accurate, in the board's order."""
     if len(board.rows) <= ROWS:
         return board.rows
     front = [column for column in board.columns if column.key in FRONT]
@@ -140,14 +140,14 @@ def shown(board: Board) -> list[Row]:
 
 
 def _costs(value: Value | None, column: Column) -> tuple[float, float]:
-    """By unit, lower is better; NaN for what cannot be compared. No guarantee is the worst epsilon, and compares."""
+    """The value as in `by_unit`; NaN if it is missing or not trusted. No guarantee counts as an infinite epsilon."""
     if value is None or not value.trusted:
         return math.nan, math.nan
     return by_unit(column.compared(value.mean), column.better, value.clients)
 
 
 def _header(column: Column) -> str:
-    """A contributed score's unit is a stranger's text."""
+    """The column's header, escaped: title and unit of a contributed score are a stranger's text."""
     return replace(column, title=markdown(column.title), unit=markdown(column.unit)).header
 
 

@@ -15,14 +15,18 @@ Record = Mapping[str, Any]
 
 
 def missing_cells(labels: Sequence[str], total: int) -> str:
-    """The sentence about cells of a scenario that are not there, the first few by name."""
+    """A sentence on the cells of a scenario that are missing, which names the first three."""
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     verb = "is" if len(labels) == 1 else "are"
     return f"{len(labels)} of {total} cells {verb} missing: {'; '.join(labels[:3])}{more}"
 
 
 def disagreements(records: Sequence[Record]) -> list[str]:
-    """Why records do not make one official result: not one clean engine, set of libraries, device or data set."""
+    """Why records do not make one official result, in sentences.
+
+    They must be of one clean state of the engine, one set of libraries, one device, one data set and one code of each
+    plugin.
+    """
     found = []
     origins = [record["provenance"] for record in records]
     found += _engines([state for record in records for state in engines_of(record)])
@@ -35,7 +39,7 @@ def disagreements(records: Sequence[Record]) -> list[str]:
             }
         )
         found.append(f"the records are of different versions of {', '.join(names)}")
-    # What is not applicable was computed nowhere: it names the machine that wrote the record.
+    # A cell that is not applicable was computed nowhere: its record names the machine that wrote it.
     computed = [record["provenance"] for record in records if record["status"] == "scored"]
     devices = dict.fromkeys(f"{origin['device']} ({origin['device_name']})" for origin in computed)
     if len(devices) > 1:
@@ -46,7 +50,7 @@ def disagreements(records: Sequence[Record]) -> list[str]:
 
 
 def mixed_code(records: Sequence[Record]) -> list[str]:
-    """The sentence about plugins of which some records are of other code than others, if there are any."""
+    """A sentence on the plugins whose code differs between records, if there are any."""
     codes: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
     for record in records:
         for item in record["provenance"]["plugins"]:
@@ -57,14 +61,15 @@ def mixed_code(records: Sequence[Record]) -> list[str]:
 
 
 def unclean(environment: Environment) -> list[str]:
-    """Why what a file says of its engine is no clean commit."""
+    """Why the engine that a file names is not a clean commit."""
     return _engines([{"commit": environment.commit, "dirty": environment.dirty}])
 
 
 def engines_of(record: Record) -> Sequence[Mapping[str, Any]]:
-    """The states of the engine behind a record: of all its stages, where they gave it a score.
+    """The states of the engine behind a record: of all its stages if it is scored, else of what wrote it.
 
-    A record from before stages said so is not to be trusted in this: it names what wrote it.
+    UNKNOWN for a scored record that is older than this list: it names only the engine that wrote it, which need not
+    be the one that computed its stages.
     """
     origin = record["provenance"]
     return origin.get("engines", (UNKNOWN,)) if record["status"] == "scored" else (origin["engine"],)
@@ -88,7 +93,7 @@ def _engines(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def unpublished(records: Sequence[Record]) -> list[str]:
-    """A local file is nowhere to be had: nobody could run it again."""
+    """A sentence on the plugins from local files, if there are any: nobody else has these and could run them again."""
     items = (item for record in records for item in record["provenance"]["plugins"])
     names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
     return (

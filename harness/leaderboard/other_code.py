@@ -1,7 +1,7 @@
-"""Where the plugins of a submission are of other code than what is installed here.
+"""Which plugins of a submission have other code than what is installed here.
 
-A hash of a source cannot be looked into: one that is not known here may be that of other code or made up. So it never
-makes a submission pass for verified, and numbers are compared less strictly only in cells that use that plugin.
+A hash does not show what was hashed: one that is unknown here may be of other code, or made up. So a submission with
+such a hash is never verified, and numbers are compared less strictly only in the cells that use that plugin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.registry import registry
 
 
 def other_code(submission: Submission, where: str = "the file") -> list[str]:
-    """Plugins whose version or source is not what is installed here, a sentence for each package and its versions."""
+    """Plugins whose version or source is not what is installed here, one sentence per package and its versions."""
     changed: dict[tuple[str, str, str | None], list[tuple[str, str, str | None]]] = {}
     for plugin in submission.plugins:
         version, source = _installed(plugin) or (None, None)
@@ -30,7 +30,7 @@ def other_code(submission: Submission, where: str = "the file") -> list[str]:
 
 
 def unlisted(submission: Submission, record: Mapping[str, Any]) -> Iterator[str]:
-    """The plugins behind a record made here, `kind name`, that the submission does not list."""
+    """The plugins, as `kind name`, that are behind a record made here and that the submission does not list."""
     listed = {(plugin.kind, plugin.name) for plugin in submission.plugins}
     for item in record["provenance"]["plugins"]:
         if (item["kind"], item["name"]) not in listed:
@@ -38,9 +38,9 @@ def unlisted(submission: Submission, record: Mapping[str, Any]) -> Iterator[str]
 
 
 def same_code(submission: Submission, record: Mapping[str, Any]) -> bool:
-    """Whether the submission lists every plugin behind a record made here with the code that it has here.
+    """Whether the submission lists every plugin behind a record made here, with the code that it has here.
 
-    Of a plugin that stands in the list twice, each entry must have it.
+    If it lists a plugin more than once, every entry must have that code.
     """
     for item in record["provenance"]["plugins"]:
         own = [p for p in submission.plugins if (p.kind, p.name) == (item["kind"], item["name"])]
@@ -52,11 +52,11 @@ def same_code(submission: Submission, record: Mapping[str, Any]) -> bool:
 
 
 def _installed(plugin: Plugin) -> tuple[str, str] | None:
-    """Version and source of the plugin of that package here; None: there is none."""
+    """Version and source of that package's plugin as installed here; None if it is not."""
     try:
         entry = registry().find(plugin.kind, f"{plugin.distribution}/{plugin.name}")
         return entry.version, entry.source_hash
-    except HarnessError:  # not installed, or edited between its import and now: what runs is not known then
+    except HarnessError:  # not installed, or edited since its import, so that nobody knows what code runs
         return None
 
 
@@ -68,7 +68,7 @@ def _named(names: Sequence[str], most: int = 4) -> str:
 
 
 def _said(version: str | None, sources: Sequence[str | None]) -> str:
-    """Of a package. sources: of each of its plugins; modules of built-in ones have their own."""
+    """A package's code in words. sources: one per plugin; built-in plugins have one per module."""
     if version is None:
         return "nothing"
     first, *others = dict.fromkeys(sources)

@@ -14,8 +14,8 @@ from harness.leaderboard.page_data import data
 from harness.leaderboard.rank_figures import ranks
 
 PACKAGE = "harness.leaderboard"
-# In the order in which they are run; what one declares the later ones use. plotly.js is its basic bundle, which draws
-# scatter plots and is a quarter of the whole that the Python package ships.
+# In the order in which they run: later ones use what earlier ones declare. plotly.js is its basic bundle, which draws
+# scatter plots and is a quarter of the size of the full one, which the Python package ships.
 SCRIPTS = (
     "plotly-basic.min.js", "tabulator.min.js", "dom.js", "rows.js", "table.js", "scatter.js", "ranks.js", "card.js",
     "comparison.js", "export.js", "print.js", "main.js",
@@ -23,7 +23,7 @@ SCRIPTS = (
 
 
 def page(found: Sequence[Board], files: Sequence[str]) -> str:
-    """index.html. files: what is published beside it, to be linked."""
+    """The text of index.html. files: what is published beside it, to be linked."""
     from jinja2 import Environment as Templates
     from jinja2 import PackageLoader, StrictUndefined
 

@@ -67,9 +67,9 @@ def _board(board: Board) -> dict[str, Any]:
 
 
 def _start(found: Sequence[Board]) -> str:
-    """The board that readers see first: the current one that answers most questions, and then has most rows.
+    """The board that readers see first: the current one with most overview columns, and among equals most rows.
 
-    Scores that plugins contribute are no questions that boards have in common.
+    Columns of contributed scores do not count, because boards do not have them in common.
     """
 
     def richness(board: Board) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _environment(environment: Environment) -> list[list[str]]:
 
 
 def _units(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
-    """Score -> unit, direction, description; the first submission that says so counts."""
+    """Score -> unit, direction, description, by the first submission that has the score."""
     found: dict[str, list[Any]] = {}
     for submission in submissions:
         for name, unit in submission.units.items():
@@ -134,7 +134,7 @@ def _units(submissions: Sequence[Submission]) -> dict[str, list[Any]]:
 
 
 def _quantiles(found: Sequence[Board]) -> list[float]:
-    """Of Student's t at 97.5 %, by degrees of freedom from 1 on: for differences paired over shared seeds."""
+    """Student's t at 97.5 %, by degrees of freedom from 1 on: for differences paired over shared seeds."""
     from scipy.special import stdtrit
 
     seeds = {value.estimate.seeds for board in found for row in board.rows for value in row.values.values()}

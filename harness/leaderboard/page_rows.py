@@ -1,7 +1,7 @@
-"""A board's rows as the page carries them: small, because there are many.
+"""A board's rows in the compact form that the page carries, because there are many.
 
-What rows have in common stands once in tables, and they refer to it by its position; scores of an attacked model that
-are those of the clean one are left out. `static/rows.js` reads it.
+Values that rows share are stored once, in tables, and rows refer to them by position; scores of an attacked cell that
+equal those of the clean cell are left out. `static/rows.js` reads this form.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.leaderboard.ranges import Range
 from harness.leaderboard.side_by_side import GUARANTEED
 from harness.leaderboard.submission import Cell, Submission
 
-DIGITS = 5  # significant, of numbers in the page; leaderboard.csv has all of them
+DIGITS = 5  # significant digits of numbers in the page; leaderboard.csv has all digits
 CURVE_POINTS = 40
-# How a score's numbers are to be read: mean and 95 % interval over seeds, or of a bootstrap within the only seed;
-# a mean without an interval; the same at every seed; a score that the clean cell has and this one lacks.
+# How to read a score's numbers: mean and 95 % interval over seeds; value and bootstrap interval of the only seed; a
+# mean without an interval; a value that is the same at every seed; a score that the clean cell has and this one lacks.
 INTERVAL, BOOTSTRAP, BARE, CONSTANT, LOST = range(5)
 SIGN_BITS = {
     "incomplete": 1,
@@ -37,18 +37,19 @@ SIGN_BITS = {
 
 Numbers = tuple[Any, ...]
 
-_sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode  # made once: pages have 10^5 of them
+# Made once, because pages encode 10^5 values.
+_sorted = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
 
 class Table:
-    """Each distinct value once; rows refer to it by its position."""
+    """Holds each distinct value once; rows refer to it by its position."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
         self._positions: dict[Hashable, int] = {}
 
     def add(self, value: Any, key: Hashable = None) -> int:
-        """The value's position. key: what tells it apart, the value itself if it can be hashed."""
+        """The value's position; a new value is added. key: what identifies it; by default the value, if hashable."""
         mark = value if key is None else key
         if mark not in self._positions:
             self._positions[mark] = len(self.values)
@@ -56,23 +57,23 @@ class Table:
         return self._positions[mark]
 
     def position(self, key: Hashable) -> int | None:
-        """Where a value is, if it is there."""
+        """The position of the value with this key; None if there is none."""
         return self._positions.get(key)
 
     def json(self, value: Any) -> int:
-        """The same for lists and dictionaries."""
+        """As `add`, for lists and dictionaries."""
         return self.add(value, _sorted(value))
 
 
 class Tables:
-    """What rows have in common."""
+    """The tables of values that rows share."""
 
     def __init__(self) -> None:
         self.text, self.lists, self.attack = Table(), Table(), Table()
         self.guarantee, self.lineage, self.rounds, self.view = Table(), Table(), Table(), Table()
 
     def texts(self, parts: Iterable[str]) -> int:
-        """The position of a list of texts."""
+        """The position of a list of texts, which is stored as the texts' own positions."""
         return self.lists.json([self.text.add(part) for part in parts])
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +88,10 @@ def compact(
     tables: Tables,
     citations: dict[tuple[int, ...], tuple[int, int]],
 ) -> dict[str, Any]:
-    """A row as a JSON value. board, submission: their positions. columns: the page's. citations: positions of texts,
-    by plugins, kept here.
+    """A row as a JSON value.
+
+    board, submission: their positions in the page. columns: all of the page's. citations: a cache that is filled here:
+    plugins -> positions of the list that names them and of their BibTeX entries.
     """
     plugins = used(row)
     key = tuple(map(id, plugins))
@@ -113,7 +116,7 @@ def compact(
         "m": methods,
         "k": tables.texts(_parameters(row)),
         "t": entries,
-        # The command's options, where they are not plainly the labels.
+        # The command's options; 0 where an option is the label as it is.
         "r": [
             0 if _plain(label) else tables.text.add(part)
             for label, part in zip(row.axes, selection(row), strict=True)
@@ -128,9 +131,10 @@ def _plain(label: str) -> bool:
 def _value(
     value: Value | None, column: Column, tables: Tables, baseline: dict[int, Numbers], clean_seeds: int
 ) -> Any:
-    """0: none. A number n: the clean cell's score, with the bits n - 1. Else [mean or text, bits, seeds, low, high].
+    """A value as JSON: 0 if there is none; n > 0 for the clean cell's score with sign bits n - 1; else a list.
 
-    Low and high are left out where there are none. baseline: the clean cell's scores, over `clean_seeds`.
+    The list is [mean or text, bits, seeds, low, high], without low and high if there is no interval. baseline: the
+    clean cell's scores, over `clean_seeds` seeds.
     """
     if value is None:
         return 0
@@ -147,7 +151,10 @@ def _value(
 
 
 def _by_seed(value: Value | None, seeds: Sequence[int]) -> Any:
-    """A number for each seed of the scenario, None where there is none; 0 where all are the mean, or there is one."""
+    """A number for each seed of the scenario, None where it is missing; or 0, where the page needs no list.
+
+    It needs none for fewer than two numbers, for infinite ones, and for numbers that are equal at all seeds.
+    """
     numbers = {} if value is None else value.by_seed
     if len(numbers) < 2 or not all(map(math.isfinite, numbers.values())):
         return 0
@@ -157,7 +164,7 @@ def _by_seed(value: Value | None, seeds: Sequence[int]) -> Any:
 
 
 def _under(row: Row, columns: Sequence[Column], tables: Tables) -> list[Any]:
-    """A view, a column's place and the value there, one after the other: what is shown of one threat or attack."""
+    """What is shown of one threat or attack, as one flat list: a view's position, a column's place, the value, ..."""
     places = {column.key: place for place, column in enumerate(columns)}
     return [
         part
@@ -172,14 +179,14 @@ def _under(row: Row, columns: Sequence[Column], tables: Tables) -> list[Any]:
 
 
 def _seeds(cell: Cell | None) -> int:
-    """Those that have scores."""
+    """How many seeds have scores."""
     return 0 if cell is None else sum(bool(seed.scores or seed.undefined) for seed in cell.seeds.values())
 
 
 def _cell(
     cell: Cell, row: Row, tables: Tables, baseline: dict[int, Numbers], curve: list[Any]
 ) -> dict[str, Any]:
-    """Scores and the curve that are those of the clean cell are left out."""
+    """A cell as a JSON value, without the scores and the curve that equal the clean cell's."""
     scores, own = _scores(cell, row.submission, tables), _curve(cell, tables)
     if cell is not row.clean:
         lost: dict[int, Numbers] = dict.fromkeys(baseline, (LOST,)) if cell.status == "scored" else {}
@@ -208,7 +215,7 @@ def _lineage(cell: Cell, tables: Tables) -> int:
 
 
 def _scores(cell: Cell, submission: Submission, tables: Tables) -> dict[int, Numbers]:
-    """Score -> how to read its numbers, and the numbers."""
+    """Position of a score's name -> how to read its numbers, and the numbers."""
     found: dict[int, Numbers] = {}
     seeds = list(cell.seeds.values())
     for name in dict.fromkeys(name for seed in seeds for name in (*seed.scores, *seed.undefined)):
@@ -216,7 +223,7 @@ def _scores(cell: Cell, submission: Submission, tables: Tables) -> dict[int, Num
         if not values:
             continue
         column = BY_SCORE.get(name)
-        if name in GUARANTEED:  # a guarantee is what its worst seed gets: it has no mean, and no interval
+        if name in GUARANTEED:  # a guarantee is that of its worst seed: it has no mean and no interval
             kind = CONSTANT if len(values) > 1 and math.isfinite(max(values)) else BARE
             found[tables.text.add(name)] = (kind, number(max(values), column))
         elif len(seeds) == 1 and name in seeds[0].intervals:
@@ -240,8 +247,10 @@ def _numbers(estimate: Estimate, column: Column | None) -> Numbers:
 
 
 def _curve(cell: Cell, tables: Tables) -> list[Any]:
-    """[position of the rounds, values]: validation accuracy in thousandths, averaged over the seeds that have the
-    round; of long trainings every so many rounds."""
+    """[position of the rounds, values]: validation accuracy in thousandths; empty if there is no curve.
+
+    Each value is averaged over the seeds that have the round. Long trainings are thinned to every n-th round.
+    """
     rounds: dict[int, list[float]] = {}
     for seed in cell.seeds.values():
         for number, value in seed.curve:
@@ -255,7 +264,7 @@ def _curve(cell: Cell, tables: Tables) -> list[Any]:
 
 
 def _parameters(row: Row) -> list[str]:
-    """`axis: configuration` of everything that its cells configure, each once."""
+    """`axis: configuration` for everything that the row's cells configure, each once."""
     found: dict[str, None] = {}
     for cell in row.cells:
         for axis, value in cell.config.items():
@@ -265,7 +274,10 @@ def _parameters(row: Row) -> list[str]:
 
 
 def number(value: float | None, column: Column | None = None) -> Any:
-    """With the page's digits, or as many as it takes to be written as in the other files; inf and -inf as text."""
+    """A number with the page's digits, or all of them if it would else be shown differently than in the other files.
+
+    inf and -inf are texts, NaN is None.
+    """
     if value is None or math.isnan(value):
         return None
     if math.isinf(value):

@@ -1,4 +1,4 @@
-"""How submissions write things: text that is of use on every machine and hides nothing, cells in words, plain JSON."""
+"""How submissions write things: portable text without invisible characters, cells in words, plain JSON."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FOLDERS = re.compile(r"(?<![\w/.:~}-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\":,;()<>\\/
 
 
 def unportable(text: str) -> str | None:
-    """Why a scenario's text is of use on one machine alone, in a sentence; None where it is not.
+    """Why a scenario's text works on one machine only, in a sentence; None if it is portable.
 
-    Paths are relative or begin with ${HARNESS_DATA}; no other variable is filled in, and the text does not name
-    this machine's home.
+    In a portable text, paths are relative or begin with ${HARNESS_DATA}, no other variable is used, and this machine's
+    home is not named.
     """
     home = str(Path.home())
     if len(home) > 1 and re.search(rf"(?<![\w.}}/-]){re.escape(home)}(?![\w-])", text):
@@ -47,17 +47,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def without_folders(text: str) -> str:
-    """The same with the folders of absolute paths left out: `/home/me/x.npz is gone` -> `x.npz is gone`."""
+    """The text without the folders of absolute paths: `/home/me/x.npz is gone` -> `x.npz is gone`."""
     return _FOLDERS.sub("", text)
 
 
 def shorten(text: str, length: int) -> str:
-    """At most so many characters."""
+    """The text, cut to at most `length` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def line(text: str, length: int = 400) -> str:
-    """The text on one line, without characters that cannot be seen."""
+    """The text on one line, without invisible characters, cut to at most `length` characters."""
     flat = " ".join(str(text).split())
     return shorten("".join(c for c in flat if unseen(c) is None), length)
 
@@ -74,7 +74,7 @@ def cell_name(axes: Mapping[str, Any] | Sequence[str], seed: Any = None, width: 
 
 
 def plain(value: Any) -> Any:
-    """JSON values with numbers that JSON lacks as text: inf, -inf, nan."""
+    """A value as plain JSON; numbers that JSON lacks become the texts inf, -inf and nan."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -12,16 +12,16 @@ from harness.leaderboard.columns import Column, written
 from harness.leaderboard.comparisons import Floats
 from harness.leaderboard.ranks import ROUGH, Ranking, Unranked, rankings
 
-AXIS, BAR, ROW, TOP = 420, 14, 24, 52  # widths of a diagram's parts, heights of a row and of its head
+AXIS, BAR, ROW, TOP = 420, 14, 24, 52  # widths of a diagram's axis and bars, heights of a row and of the head
 GLYPH = 7.5  # about the width of a letter, at most
 TICKS = 12
-BLOCKS = 12  # of which a table shows the values
+BLOCKS = 12  # a table shows the values of each block if there are no more than these
 PAIRS = 60
-MORE = 3  # decimals that a table may write above those of the board
+MORE = 3  # decimals that a table may write beyond those of the board
 
 
 def ranks(found: Sequence[Board]) -> dict[str, Any]:
-    """For the page's template: the rankings, across boards and by board, and a line for each reason against others."""
+    """For the page's template: rankings across boards and by board, and a line for each reason not to rank others."""
     ranked, unranked = rankings(found)
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in ranked:
@@ -63,9 +63,9 @@ def _ranking(one: Ranking) -> dict[str, Any]:
 
 
 def _told_apart(column: Column, values: Floats) -> list[str]:
-    """Values of one block, with as many decimals as it takes to see whose rank is better: equal texts, equal ranks.
+    """Values of one block, with enough decimals to see whose rank is better: equal texts mean equal ranks.
 
-    At most MORE decimals above the column's own: below that differences are of rounding.
+    At most MORE decimals beyond the column's own: smaller differences come from rounding.
     """
     scaled = [float(value) * column.scale for value in values]
     for digits in range(column.digits, column.digits + MORE + 1):
@@ -108,10 +108,13 @@ def verdict(one: Ranking) -> list[str]:
 
 
 def diagram(one: Ranking) -> dict[str, Any]:
-    """Coordinates of the average ranks, a row a method, with bars down the side for those that are not told apart."""
+    """Coordinates of a diagram of average ranks, with a row per method.
+
+    Vertical bars at the side join methods that Nemenyi's test does not tell apart.
+    """
     count = len(one.methods)
     distance = one.critical_difference
-    # A difference as wide as the axis separates nothing: it is said, not drawn.
+    # A critical difference wider than the axis separates nothing: the verdict states it, and nothing is drawn.
     fits = one.groups and distance <= count - 1
     said = f"critical difference {distance:.2f}"
     labels = [shorten(method, 36) for method in one.methods]
@@ -161,7 +164,7 @@ def _scope(one: Ranking) -> str:
 
 
 def _unranked(found: Sequence[Unranked]) -> list[str]:
-    """One line for each reason."""
+    """One line for each axis and reason, with the columns that it concerns."""
     reasons: dict[str, list[str]] = {}
     for one in found:
         reasons.setdefault(f"{one.axis}s, as {one.reason} data sets", []).append(one.column.title)

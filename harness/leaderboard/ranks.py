@@ -1,11 +1,12 @@
 """Which methods rank better over many problems, and whether that may be chance.
 
-Across boards a method is a name, without parameters: those belong to the scenario, and where a board has several
-settings of one method their mean counts, as picking one would be a choice made on the test set. A block is a data set:
-threats and seeds of one board share its data and federation, boards on the same data its test records, and neither is
-independent evidence; so boards on one data set count as one block, in which they are averaged.
-Within one board a method is a value with its parameters, and a block is an attack on training: that describes this
-board, and its tests say nothing about other data.
+Across boards a method is a name without parameters, because parameters belong to the scenario. Where a board has
+several settings of one method, their mean counts: picking one would be a choice made on the test set. A block is a data
+set. Threats and seeds of one board share its data and federation, and boards on one data set share its test records, so
+neither are independent evidence: boards on one data set are averaged into one block.
+
+Within one board a method is a value with its parameters, and a block is an attack on training. This describes the
+board; its tests say nothing about other data.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from harness.leaderboard.comparisons import (
 from harness.leaderboard.statistics import holm
 
 ALPHA = 0.05
-MOST = 40  # methods of one ranking: more pairs than a reader, or Holm's method, can make anything of
+MOST = 40  # methods of one ranking: with more, neither a reader nor Holm's method gets anything out of so many pairs
 ROUGH = 10  # blocks below which the chi-squared approximation of Friedman's test is rough
 RANKED = ("accuracy", "robust", "byzantine", "backdoor", "mia", "inversion", "size", "uplink")
-ON_TRAINING = ("byzantine", "backdoor")  # each attack of these is a training of its own
+ON_TRAINING = ("byzantine", "backdoor")  # each attack in these columns has a training of its own
 # Method -> configuration of the other axes -> value.
 Scores = Mapping[str, Mapping[Hashable, float]]
 
@@ -48,7 +49,7 @@ Scores = Mapping[str, Mapping[Hashable, float]]
 class Pair(NamedTuple):
     """Two methods: the share of blocks that the first wins, ties counting half, and its 95 % bootstrap interval.
 
-    p: Wilcoxon's signed-rank test; adjusted: by Holm's method for all pairs of the ranking.
+    p: of Wilcoxon's signed-rank test; adjusted: that p, adjusted by Holm's method for all pairs of the ranking.
     """
 
     first: str
@@ -64,8 +65,8 @@ class Pair(NamedTuple):
 class Ranking:
     """Methods that are on all of these blocks, best average rank first. board: None across boards.
 
-    table (blocks, methods): what values in the column's own unit count as. left_out: methods that are not on all
-    blocks.
+    table (blocks, methods): values in the score's own unit, as `Column.compared` counts them. left_out: methods that
+    are not on all blocks.
     """
 
     axis: str
@@ -92,13 +93,13 @@ class Ranking:
 
     @property
     def differs(self) -> bool:
-        """Whether that is rejected at 5 %. Where it is not, no difference between methods is claimed."""
+        """Whether `test` rejects at 5 % that all methods score alike. If not, no difference between them is claimed."""
         return self.test.p <= ALPHA
 
     @cached_property
     def least_p(self) -> float:
-        """The smallest p-value that so many blocks and methods can give: the same order in every block."""
-        # No two differences are equal, so that Wilcoxon's test of two methods has no ties either.
+        """The smallest p-value that so many blocks and methods can give: that of the same order in every block."""
+        # The differences grow from block to block, so that Wilcoxon's test of two methods has no ties either.
         steps = 1 + np.arange(len(self.blocks))[:, None] / 1000
         return friedman(np.arange(len(self.methods))[None, :] * steps).p
 
@@ -108,7 +109,10 @@ class Ranking:
 
     @cached_property
     def groups(self) -> list[tuple[int, ...]]:
-        """Positions of methods that Nemenyi's test, which follows a Friedman test that rejects, does not tell apart."""
+        """Positions of methods that Nemenyi's test does not tell apart, as in `cliques`.
+
+        Empty for two methods, and unless Friedman's test rejects, which Nemenyi's test requires.
+        """
         return cliques(self.ranks, self.critical_difference) if self.differs and len(self.methods) > 2 else []
 
     @cached_property
@@ -167,8 +171,9 @@ def rank(
 ) -> Ranking | str:
     """The ranking of the methods that are on all of the blocks, or why there is none.
 
-    blocks: name, and what each method scores there. Of a block the configurations of the other axes count that all
-    methods have. Methods are taken in order of how many blocks have them, as many as make the largest complete table.
+    blocks: name, and what each method scores there. In a block, only configurations of the other axes count that all
+    methods have. Methods are taken in order of how many blocks have them, and only so many that the complete table of
+    methods by blocks is the largest.
     """
     there = {name: scores for name, scores in blocks if len(scores) > 1}
     counts: dict[str, int] = {}
@@ -260,7 +265,7 @@ def _means(scores: Mapping[str, Mapping[Hashable, Sequence[float]]]) -> Scores:
 
 
 def _block(scores: Scores, methods: Sequence[str]) -> list[float] | None:
-    """One value a method, over the configurations that all have; None where there is none."""
+    """One value per method, the mean over the configurations that all methods have; None if there are none."""
     if any(method not in scores for method in methods):
         return None
     shared = [other for other in scores[methods[0]] if all(other in scores[method] for method in methods)]

@@ -1,4 +1,4 @@
-"""Configurations within limits: which fit, which of them nobody beats in everything, and how sure that is."""
+"""Configurations within limits: which fit, which of these are Pareto-optimal, and how sure that is."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from harness.leaderboard.submit import of_store
 OBJECTIVES = ("accuracy", "robust", "byzantine", "backdoor", "mia", "epsilon", "size")
 AREAS = ("auroc", "mia", "mia_mean", "property")
 ALPHA = 0.05
-NAMED = 5  # attacks that are named in a note
+NAMED = 5  # most attacks that a note names
 Protects = Literal["record", "client"]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound on a column, in the score's own unit. protects: whose guarantee counts, None: anyone's.
+    """A bound on a column, in the score's own unit. protects: which guarantees count; None: both kinds.
 
-    Raises HarnessError for a bound that is no number, and for a share or an area that is more than 1.
+    Raises HarnessError for a bound that is NaN, and for a share or an area above 1.
     """
 
     option: str
@@ -55,14 +55,18 @@ class Limit:
             )
 
     def met(self, value: float) -> bool:
-        """A mean may miss a bound that it equals by its last digit, as a float; a guarantee is no mean."""
+        """Whether a value is within the bound.
+
+        A mean can miss a bound that it equals by a rounding error, so both are rounded by `compared_mean`. A guarantee
+        is not a mean and is compared as it is.
+        """
         counted, bound = self.column.compared(value), self.bound
         if self.column.pooling != "claim":
             counted, bound = compared_mean(counted), compared_mean(bound)
         return counted >= bound if self.column.better == "higher" else counted <= bound
 
     def value(self, row: Row) -> Value | None:
-        """The row's value that this limit asks about, where it can be trusted."""
+        """The row's value that this limit bounds; None if missing, not trusted, or the other kind of guarantee."""
         value = trusted(row, self.column)
         wrong = (
             value is not None and self.protects is not None and value.clients != (self.protects == "client")
@@ -82,8 +86,8 @@ class Suggestion:
     records is neither better nor worse than one of clients.
 
     sure: every limit is met by the whole interval over seeds, not by the mean alone; None: too few seeds to say.
-    behind: the first suggestion's lead in the first objective over shared seeds; p is adjusted by Holm's method for
-    all rows that are compared with it. level: that lead cannot be told from chance.
+    behind: the first suggestion's lead over this row in the first objective, over shared seeds; p is adjusted by Holm's
+    method for all rows that are compared with the first. level: that lead cannot be told from chance.
     """
 
     row: Row
@@ -95,8 +99,11 @@ class Suggestion:
 
 @dataclass
 class Exclusion:
-    """What a limit does: rows that fail it, rows without a value that can be trusted, and rows that would fit
-    without it. best: the best value there is."""
+    """How many rows a limit excludes.
+
+    failed: rows that fail it. unknown: rows without a value that can be trusted. would_fit: rows that meet all other
+    limits. best: the best value there is.
+    """
 
     limit: Limit
     failed: int
@@ -107,9 +114,9 @@ class Exclusion:
 
 @dataclass
 class Advice:
-    """One board: what fits, the best ones first; or what excludes how many.
+    """What to choose on one board: rows that fit, the best ones first, and how many rows each limit excludes.
 
-    left_out: rows whose released model predicts one class for every test image, which nothing can recommend.
+    left_out: how many rows are not considered, because their released model predicts one class for every test image.
     """
 
     board: Board
@@ -122,7 +129,7 @@ class Advice:
 
 
 def submissions_of(path: Path) -> list[Submission]:
-    """What a submission's file holds, or every scenario of a store. Raises HarnessError."""
+    """The submission in a file, or one for every scenario of a store. Raises HarnessError if the path is neither."""
     if not path.is_dir():
         if path.suffix in ENDINGS:
             raise HarnessError(
@@ -141,9 +148,9 @@ def submissions_of(path: Path) -> list[Submission]:
 
 
 def with_audits(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records, flagged where the audit of a scenario, which stands beside it, refutes the guarantee of a training.
+    """The records, flagged if their scenario's audit, among the same records, refutes the guarantee of their training.
 
-    Whatever was added to the model after the training, or is compressed on top of what was audited, shares the flag.
+    Records whose model is compressed on top of what was audited get the flag too.
     """
     refuted: dict[str, list[tuple[Any, ...]]] = {}
     for record in records:
@@ -170,9 +177,11 @@ def recommend(
     objectives: Sequence[str] = (),
     bounds: Sequence[tuple[str, float]] = (),
 ) -> list[Advice]:
-    """What fits on each board. objectives: keys of columns, the most important first; those of OBJECTIVES that the
-    board has where not given. bounds: further limits, by keys, which contributed scores have only where results do.
-    Raises HarnessError for an unknown key, one that no board has, and a bound that `Limit` refuses.
+    """What fits on each board.
+
+    objectives: keys of columns, the most important first; by default those of OBJECTIVES and of the limits, as far as
+    the board has them. bounds: further limits, by column key; a contributed score has a key only if a result has that
+    score. Raises HarnessError for an unknown key, one that no board has, and a bound that `Limit` refuses.
     """
     found = boards(submissions)
     known = {column.key: column for board in found for column in board.columns}
@@ -218,8 +227,11 @@ def _advise(
 
 
 def trusted(row: Row, column: Column) -> Value | None:
-    """A value that may be compared: complete, not refuted by an audit, without a suspicion of gradient masking, and not
-    of a model that predicts one class for everything and so needs no attack."""
+    """The row's value in a column if it may be compared, else None.
+
+    It may if it is complete, not refuted by an audit, not suspected of gradient masking, and not of a model that
+    predicts one class for everything, on which attacks show nothing.
+    """
     value = row.values.get(column.key)
     return value if value is not None and value.trusted else None
 
@@ -230,7 +242,7 @@ def _meets(row: Row, limit: Limit) -> bool:
 
 
 def _sure(row: Row, limits: Sequence[Limit]) -> bool | None:
-    """Guarantees and sizes that are the same for every seed have nothing to be unsure of."""
+    """`Suggestion.sure`. A guarantee has no interval and is sure; so is a size that is the same for every seed."""
     answers: list[bool | None] = []
     for limit in limits:
         value = row.values[limit.column.key]
@@ -245,7 +257,7 @@ def _sure(row: Row, limits: Sequence[Limit]) -> bool | None:
 
 
 def _costs(row: Row, column: Column) -> tuple[float, float]:
-    """By unit, lower is better; a value that is not there or not to be trusted is the worst."""
+    """The value as in `by_unit`; infinite, which is the worst, if it is missing or not trusted."""
     value = trusted(row, column)
     if value is None:
         return math.inf, math.inf
@@ -253,7 +265,7 @@ def _costs(row: Row, column: Column) -> tuple[float, float]:
 
 
 def _exclusion(rows: Sequence[Row], sound: Sequence[Row], limit: Limit, limits: Sequence[Limit]) -> Exclusion:
-    """sound: those of the rows that can fit, as no re-run of them diverged."""
+    """What a limit excludes of `rows`. sound: those of them that can fit, since no re-run of them diverged."""
     asked = [value for row in sound if (value := limit.value(row)) is not None]
     known = [limit.column.compared(value.mean) for value in asked if math.isfinite(value.mean)]
     comparable = [row for row in rows if trusted(row, limit.column) is not None]
@@ -268,7 +280,7 @@ def _exclusion(rows: Sequence[Row], sound: Sequence[Row], limit: Limit, limits: 
 
 
 def _compare(suggestions: list[Suggestion], column: Column) -> None:
-    """Each with the first, over the seeds that both have."""
+    """Compares each suggestion with the first in this column, over the seeds that both have."""
     first = trusted(suggestions[0].row, column)
     if first is None:
         return
@@ -299,7 +311,7 @@ def _diverged(board: Board) -> list[str]:
 
 
 def _unscored(advice: Advice) -> list[str]:
-    """One note on the attacks of the board that some row which fits has no score of, failed or not applicable."""
+    """At most one note: attacks of the board under which some fitting row has no score, failed or not applicable."""
     asked = dict.fromkeys((cell.threat, cell.attack) for row in advice.board.rows for cell in row.cells)
     without: Counter[tuple[str, str]] = Counter()
     for suggestion in advice.suggestions:
@@ -314,7 +326,7 @@ def _unscored(advice: Advice) -> list[str]:
 
 
 def _is_scored(cell: Cell) -> bool:
-    """At every seed that there is."""
+    """Whether the cell has a score at every seed that it has."""
     return cell.status == "scored" and all(
         seed.error is None and UNSCORED not in seed.flags for seed in cell.seeds.values()
     )

@@ -23,11 +23,11 @@ GUARANTEED = ("epsilon", "delta")
 
 @dataclass(frozen=True)
 class Pair:
-    """One score of one row in both. difference: over shared seeds, see `paired_difference`, of what they count as.
+    """One score of one row in both results.
 
-    whose: what the numbers are of where that is not the same, so that they do not compare: guarantees for a record and
-    for a client, or what two versions of a plugin mean by the score. words: written instead of the two numbers, where
-    there are any.
+    difference: `paired_difference` over shared seeds, of values as `Column.compared` counts them. whose: what each of
+    the two numbers is about, if they cannot be compared because that differs: guarantees for a record and for a client,
+    or what two versions of a plugin mean by the score. words: written instead of the two numbers, unless empty.
     """
 
     row: str
@@ -47,7 +47,7 @@ class Pair:
 
     @property
     def written(self) -> list[str]:
-        """Both as on the board: `none` or `broken` where a side guarantees nothing."""
+        """Both numbers as the board writes them; `none` or `broken` where a side guarantees nothing."""
         return [
             word or self._shown(value)
             for word, value in zip(self.words, (self.first, self.second), strict=True)
@@ -57,7 +57,7 @@ class Pair:
         return number(value) if self.column is None or math.isnan(value) else self.column.show(value)
 
     def scaled(self, difference: float) -> str:
-        """In the unit of the values, with four digits: it may be smaller than they are written."""
+        """A difference in the shown unit, with four digits: it may be smaller than the values' last shown digit."""
         return number(difference * (1 if self.column is None else self.column.scale))
 
     @property
@@ -68,9 +68,9 @@ class Pair:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The one that is better beyond its seeds: the 95 % interval leaves zero out.
+        """The one that is better, if the 95 % interval of the difference leaves zero out; else None.
 
-        None where nothing can be tested, such as the same difference at every seed: see `paired_difference`.
+        Also None where nothing can be tested, such as the same difference at every seed: see `paired_difference`.
         """
         low, high = self.difference.low, self.difference.high
         if self.direction == "none" or math.isnan(self.difference.p) or low <= 0 <= high:
@@ -79,7 +79,7 @@ class Pair:
 
 
 def compare_submissions(a: Submission, b: Submission, scores: Iterable[str] = ()) -> list[Pair]:
-    """Every score of every cell that both have. Raises HarnessError where they are of different boards."""
+    """Every score of every cell that both have. Raises HarnessError if scenario, version or data differ."""
     if a.scenario.board != b.scenario.board:
         raise HarnessError(
             f"{a.name} is of {a.scenario.board} and {b.name} of {b.scenario.board}: "
@@ -101,7 +101,7 @@ def compare_rows(submission: Submission, first: str, second: str, scores: Iterab
     """Two configurations of one submission, under every threat and attack that both have.
 
     first, second: `defence / aggregator / compressor`; parts that are the same in all rows may be left out. Raises
-    HarnessError where they are the same row, or one is none.
+    HarnessError if both are the same row, or one is no row.
     """
     if row_of(submission, first) == row_of(submission, second):
         raise HarnessError(f"{first!r} and {second!r} are the same row")
@@ -118,7 +118,7 @@ def compare_rows(submission: Submission, first: str, second: str, scores: Iterab
 
 
 def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
-    """The (defence, aggregator, compressor) that a label means. Raises HarnessError with the rows there are."""
+    """The (defence, aggregator, compressor) that a label means. Raises HarnessError, naming rows, if none."""
     rows = dict.fromkeys(cell.axes[:3] for cell in submission.cells)
     varying = [i for i in range(3) if len({row[i] for row in rows}) > 1] or [0]
     short = {row: " / ".join(row[i] for i in varying) for row in rows}
@@ -130,7 +130,7 @@ def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
 
 
 def is_row(submission: Submission, label: str) -> bool:
-    """Whether a label means one of its rows."""
+    """Whether a label means one of the submission's rows."""
     try:
         row_of(submission, label)
     except HarnessError:
@@ -139,7 +139,7 @@ def is_row(submission: Submission, label: str) -> bool:
 
 
 def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Console) -> None:
-    """A table: a line a score, rows in the order of the first."""
+    """Prints a table for each row, in the order of `pairs`, with a line per score."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -158,7 +158,7 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
                 Text(_interval(pair), style=style),
             )
         console.print(table)
-    # What only one side guarantees has nothing to be compared with, which says nothing of the seeds.
+    # A guarantee that only one side has makes no pairs, which says nothing about how many seeds are shared.
     fewest = min(
         (pair.difference.pairs for pair in pairs if not math.isnan(pair.first + pair.second)), default=0
     )
@@ -175,7 +175,7 @@ def render_pairs(pairs: Sequence[Pair], first: str, second: str, console: Consol
 
 
 def number(value: float) -> str:
-    """Four digits that matter; a dash for what does not exist."""
+    """Four significant digits; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.4g}"
 
 
@@ -204,7 +204,7 @@ def _asked(submissions: Sequence[Submission], scores: Iterable[str]) -> list[str
 def _pairs(
     shared: Sequence[tuple[str, Cell, Cell]], scores: Sequence[str], a_file: Submission, b_file: Submission
 ) -> list[Pair]:
-    """A pair for each score of each row; what attacks have in common as they met one model is said of the first."""
+    """A pair for each score of each row. A score that several attacks share, being of one model, comes only once."""
     found: list[Pair] = []
     said: set[tuple[Any, ...]] = set()
     for row, first, second in sorted(shared, key=lambda entry: entry[1].family != "clean"):
@@ -236,7 +236,7 @@ def _pairs(
 
 
 def _meanings(first: Unit | None, second: Unit | None) -> str:
-    """What two files say of a score where they do not say the same."""
+    """What the two files say of a score, if they differ; else an empty text."""
     if first is None or second is None or (first.unit, first.direction) == (second.unit, second.direction):
         return ""
     one, other = (f"{said.unit or 'no unit'}, better {said.direction}" for said in (first, second))
@@ -244,20 +244,20 @@ def _meanings(first: Unit | None, second: Unit | None) -> str:
 
 
 def _counted(values: Seeds, score: str) -> Seeds:
-    """An attack that does worse than guessing found out no less: see `Column.chance`."""
+    """Values as they count in comparisons: see `Column.chance`."""
     column = BY_SCORE.get(score)
     return values if column is None else {seed: column.compared(value) for seed, value in values.items()}
 
 
 def _word(cell: Cell, epsilons: Seeds) -> str:
-    """What a cell that guarantees nothing has in the place of an epsilon."""
+    """What stands in the place of epsilon for a cell that guarantees nothing; empty for others."""
     if cell.guarantee is None:
         return "none" if cell.status == "scored" and not epsilons else ""
     return "" if cell.guarantee.holds else "broken"
 
 
 def _whose(first: Cell, second: Cell) -> str:
-    """Whose the guarantees are, where they are not of one scale."""
+    """What the two guarantees are for, if that differs (a record, a client); else an empty text."""
     units = [cell.guarantee.unit for cell in (first, second) if cell.guarantee is not None]
     return f"of a {units[0]}, of a {units[1]}" if len(set(units)) > 1 else ""
 

@@ -1,8 +1,8 @@
 """A submission: what one run of one scenario found, as one JSON file that is reviewed in a pull request.
 
-Files come from strangers. Every field is typed and bounded here, unknown fields, keys that stand twice and
-characters that nobody sees are refused, and nothing in a file is executed, opened or rendered as anything but text.
-Numbers that JSON lacks are written as null, with the reason beside them in `undefined`.
+Files come from strangers. Every field is typed and bounded here; unknown fields, duplicate keys and invisible
+characters are refused; and nothing in a file is executed, opened or rendered as anything but text. JSON has no
+infinity and no NaN: such scores are texts in `undefined`, and an infinite epsilon of a guarantee is null.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from harness.files import replacing
 from harness.leaderboard.ranges import Range, range_of
 
 SCHEMA = 1
-LOOKED_AT = "it is a store, looked at without its scenario's file"  # and nobody submitted it
+# Why a submission that was made from a store, to be looked at, is unofficial.
+LOOKED_AT = "it is a store, looked at without its scenario's file"
 MAX_BYTES = 32 * 1024 * 1024
 MAX_CELLS = 20_000
 MAX_DEPTH = 20  # of a cell's configuration
-MAX_VALUES = 2000  # in it
+MAX_VALUES = 2000  # in a cell's configuration
 MAX_NUMBER = 1e300
-UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, zero-width, half characters, odd line ends
+# Unicode categories of control, direction and zero-width characters, lone surrogates and unusual line ends.
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def unseen(text: str, allowed: str = "") -> str | None:
-    """The first character that a reader would not see, or that turns the text around it; None: there is none."""
+    """The first character that is invisible or changes the direction of the text around it; None if there is none."""
     if text.isascii() and text.isprintable():
         return None
     return next((c for c in text if c not in allowed and unicodedata.category(c) in UNSEEN), None)
@@ -61,7 +63,7 @@ def _shown(text: str, allowed: str) -> str:
 
 
 def _bounded(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that is plain, small JSON, so that everybody can read, write and show it."""
+    """The configuration, if it is plain, small JSON, which everybody can read, write and show. Else ValueError."""
     level: list[Any] = [config]
     left = MAX_VALUES
     for _ in range(MAX_DEPTH):
@@ -151,7 +153,7 @@ class Step(_Part):
 
 
 class Claim(_Part):
-    """What is guaranteed, as the worst over the seeds."""
+    """What is guaranteed: the worst over the seeds."""
 
     unit: Word
     against: Word = "server"
@@ -219,7 +221,7 @@ class Cell(_Part):
 
     @property
     def scored(self) -> int:
-        """How many seeds have scores: the cells of a plan, where every seed is one of its own."""
+        """How many seeds have scores: as many cells as in a plan, where every seed is a cell of its own."""
         return sum(seed.error is None for seed in self.seeds.values()) if self.status == "scored" else 0
 
     @property
@@ -229,7 +231,7 @@ class Cell(_Part):
 
 
 class ScenarioFacts(_Part):
-    """The board that a submission belongs to: a scenario of one version. text: its YAML, sweeps and all.
+    """The board that a submission belongs to: one version of a scenario. text: its YAML as written, sweeps included.
 
     test_records: size of the test split, of which `evaluation.subset` may have used a part.
     """
@@ -313,7 +315,7 @@ class Submission(_Part):
 
     @property
     def looked_at(self) -> bool:
-        """Whether it is what a store holds, made to be looked at: nobody submitted it."""
+        """Whether it was made from a store to be looked at, and nobody submitted it."""
         return LOOKED_AT in self.unofficial_because
 
     def range_of(self, name: str) -> Range:
@@ -349,7 +351,7 @@ def read(path: Path) -> Submission:
         raise HarnessError(f"{path}: not a submission: {error.strerror or error}") from None
     except json.JSONDecodeError as error:
         raise HarnessError(f"{path}: not a submission: no JSON: {error}") from None
-    except ValueError as error:  # of UTF-8, of ours
+    except ValueError as error:  # not UTF-8, or refused by one of the functions above
         raise HarnessError(f"{path}: not a submission: {error}") from None
     return parse(data, str(path))
 
@@ -363,9 +365,9 @@ def parse(data: Any, where: str) -> Submission:
 
 
 def write(submission: Submission, path: Path) -> None:
-    """One file, sorted and indented so that a pull request shows what changed; replaced in one step.
+    """Writes one file, sorted and indented so that a pull request shows what changed; replaces it in one step.
 
-    Raises HarnessError where it cannot be written.
+    Raises HarnessError if it cannot be written.
     """
     text = json.dumps(
         submission.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True, allow_nan=False
@@ -395,7 +397,7 @@ def _finite(text: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two equal keys readers see one and programs take the other."""
+    """An object's keys and values. Refuses duplicate keys: a reader sees the first, and a program takes the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

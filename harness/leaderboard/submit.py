@@ -30,12 +30,12 @@ def collect(
     created: str | None = None,
     text: str | None = None,
 ) -> Submission:
-    """What a store holds of a scenario, as it is in its file now, as a submission that says whether it is official.
+    """A store's records of a scenario, as its file is now, as a submission that says whether it is official.
 
-    text: the scenario's YAML; read from its file where not given. Official are submissions in which every cell of
-    the scenario is scored, not applicable or failed, all from one clean commit of the engine, one set of plugins
-    and libraries, none of them a local file, one device and one data set. Raises HarnessError where no record is
-    of this scenario, where its text cannot be published, and where a name or note is not fit to print.
+    text: the scenario's YAML; by default read from its file. A submission is official if every cell of the scenario
+    is scored, not applicable or failed, and all come from one clean commit of the engine, one set of plugins (none of
+    them a local file) and libraries, one device and one data set. Raises HarnessError if no record is of this
+    scenario, if its text cannot be published, and if a name or note is not fit to print.
     """
     source = _source(scenario) if text is None else text
     problem = unportable(source)
@@ -80,9 +80,9 @@ def collect(
 
 
 def of_store(records: Iterable[Record], name: str) -> list[Submission]:
-    """What a store holds, one unofficial submission for each content of each scenario: for looking at, not to publish.
+    """What a store holds, as one unofficial submission for each content of each scenario: to look at, not to publish.
 
-    Without the scenario's file nobody knows which cells are missing.
+    They are unofficial because without the scenario's file nobody knows which cells are missing.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -168,7 +168,7 @@ def _units(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _plugins(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Each plugin that took part, once, with what it says of its publication where it is installed here."""
+    """Each plugin that took part, once, with its reference if it is installed here and has one."""
     every = {
         (item["kind"], item["name"], item["distribution"], item["version"], item["source"]): item
         for record in records
@@ -196,7 +196,7 @@ def _plugins(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 
 def _grouped(planned: Sequence[Cell], known: Mapping[str, Record]) -> Iterator[list[Record]]:
-    """The records of one cell over its seeds, in the scenario's order."""
+    """For each cell, its records over the seeds, in the scenario's order."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for cell in planned:
         if cell.id in known:
@@ -205,7 +205,7 @@ def _grouped(planned: Sequence[Cell], known: Mapping[str, Record]) -> Iterator[l
 
 
 def _told_apart(groups: Mapping[tuple[str, ...], list[Record]]) -> Iterator[list[Record]]:
-    """The groups, of which each has a seed once. Raises HarnessError: records of two cells must not become one row."""
+    """The groups. Raises HarnessError if one has a seed twice: records of two cells must not become one row."""
     for axes, group in groups.items():
         if len({record["cell"]["seed"] for record in group}) < len(group):
             raise HarnessError(
@@ -262,7 +262,7 @@ def curve(record: Record) -> list[tuple[int, float]]:
 
 
 def _error(record: Record) -> str | None:
-    """`RuntimeError: what was said` in one line: tracebacks and folders are of one machine."""
+    """`RuntimeError: what was said` in one line, without traceback and folders, which are of one machine."""
     error = record["error"]
     if error is None:
         return None
@@ -271,7 +271,7 @@ def _error(record: Record) -> str | None:
 
 
 def _claim(guarantees: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
-    """The worst over seeds; nothing where some seed guarantees nothing."""
+    """The worst guarantee over seeds; None if some seed has none."""
     given = [guarantee for guarantee in guarantees if guarantee is not None]
     if not given or len(given) < len(guarantees):
         return None

@@ -30,10 +30,11 @@ MAX_DIFFERENCES = 1000
 NOTE = "note: "
 
 EXACT = Tolerance(1e-6, 1e-12)
-# ELSEWHERE is for another device, other libraries or other code of plugins, and where rounding is by chance. Of these
-# but the last, a mechanism's noise is seeded by all, so that in cells with a defence it is another draw.
+# ELSEWHERE is for another device, other libraries or other code of plugins, and where rounding is by chance. REDRAWN
+# replaces it in cells with a defence, except where only rounding differs: device, libraries and code all seed a
+# mechanism's noise, so the noise is another draw.
 REDRAWN = Tolerance(0.25, 0.1)
-# Of epsilon and delta, which no training decides.
+# For a guarantee's epsilon and delta, which no training decides, by the tolerance for scores.
 ACCOUNTED = {EXACT: Tolerance(1e-6, 0), ELSEWHERE: Tolerance(1e-3, 0), REDRAWN: Tolerance(1e-3, 0)}
 
 
@@ -48,24 +49,27 @@ def verify(
     store: Path | None = None,
     observer: Any = None,
 ) -> Verification:
-    """Runs `sample` scored cells, drawn by `seed` and each of one seed of its own, and compares them with the file.
+    """Re-runs `sample` scored cells, drawn by `seed` and each for one of its seeds, and compares them with the file.
 
-    Whoever knows the seed in advance knows what is looked at. root: the folder that relative paths of data are
-    tried against before $HARNESS_DATA. store: where results go, and are taken from; None: a new one, so that
-    everything is computed.
+    Whoever knows `seed` in advance knows which cells are looked at. root: the folder in which relative data paths are
+    looked up before $HARNESS_DATA. store: where results go and are taken from; None: a new one, so that everything is
+    computed.
 
-    Which cells make no sense is compared for all. Of the drawn ones, all scores are that are not measurements (by the
-    units that this installation gives them), undefined ones, the validation curve, the guarantee, flags, family,
-    radius and norm; and what the file says of its scenario. The flag for gradient masking is left out: it depends on
-    cells that are not run. That for constant predictions may be missing in a file, as those older than it lack it,
-    which is noted; and where numbers may differ, so may it. Numbers must agree to 1e-6; where device or libraries are
-    not the file's, and in cells that use a plugin whose code is not, to 5 % or 0.02, with a defence to 25 % or 0.1
-    (see REDRAWN), of curves the end alone, epsilon and delta to 1e-3; to 5 % or 0.02, too, where clients train as one
-    program, whose rounding is by chance. Lines of `differences` that begin with `note: `
-    say what is not the same here. They do not decide the verdict, but for code of plugins: where nothing differs and
-    some plugin of the file is of other code here, that is `other-code` and not `verified`, as a file may say of its
-    code what it likes. Raises HarnessError where nothing can be run: plugins or data are not here, or no cell was
-    scored.
+    Compared are what the file says of its scenario; of all cells, whether they are applicable; and of the drawn ones,
+    all scores that are not measurements (by the units that this installation gives them), undefined scores included,
+    the validation curve, the guarantee, flags, family, radius and norm. The flag for gradient masking is left out: it
+    depends on cells that are not run. The flag for constant predictions may be missing in a file, as in files older
+    than the flag, which is noted; where numbers may differ, so may this flag.
+
+    Numbers must agree to 1e-6, with two exceptions. Where device or libraries are not the file's, and in cells that use
+    a plugin whose code is not, they must agree to 5 % or 0.02, or with a defence to 25 % or 0.1 (see REDRAWN). Where
+    clients train as one program, whose rounding is by chance, to 5 % or 0.02. In both cases only the end of a curve is
+    compared, and epsilon and delta of a guarantee must agree to 1e-3.
+
+    Lines of `differences` that begin with `note: ` say what is not the same here. They do not decide the verdict,
+    except for code of plugins: if nothing differs but some plugin of the file has other code here, the verdict is
+    `other-code` and not `verified`, since a file can claim any code. Raises HarnessError if nothing can be run: plugins
+    or data are missing here, or no cell was scored.
     """
     chosen = draw(submission, sample, seed)
     scenario = open_scenario(submission)
@@ -133,7 +137,7 @@ def verify(
 
 
 def _tolerance(cell: Cell, record: Mapping[str, Any], at_home: bool) -> Tolerance:
-    """at_home: whether device, libraries and the code of plugins are the file's."""
+    """How closely scores must agree. at_home: whether device, libraries and the code of plugins are the file's."""
     if at_home:
         return ELSEWHERE if depends_on_rounding(record) else EXACT
     return ELSEWHERE if cell.defence == "none" else REDRAWN
@@ -159,7 +163,7 @@ def draw(submission: Submission, sample: int, seed: int) -> list[tuple[Cell, str
 
 
 def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Tolerance = EXACT) -> list[str]:
-    """What differs between one seed of a cell in the file and the record of its re-run, a line each."""
+    """What differs between one seed of a cell in the file and the record of its re-run, one line per difference."""
     if record["status"] != "scored":
         error = record["error"] or {}
         said = record["reason"] or f"{error.get('type')}: {error.get('message')}"
@@ -185,7 +189,7 @@ def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Toler
         found.append(f"curve: {len(entry.curve)} rounds in the file, {len(again)} here")
     else:
         points = list(zip(entry.curve, again, strict=True))
-        # With other noise or rounding, rounds on the way wander further than the end.
+        # With other noise or rounding, earlier rounds differ more than the last one.
         if tolerance is not EXACT:
             points = points[-1:]
         for (number, there), (_, here) in points:
@@ -199,7 +203,7 @@ def compare(cell: Cell, entry: Seed, record: Mapping[str, Any], tolerance: Toler
 
 
 def _applicability(submission: Submission, scenario: Scenario, device: str, store: Path) -> list[str]:
-    """Cells that make no sense in the file and do here, or the other way round: that takes no training."""
+    """Cells that are applicable in the file but not here, or the other way round. This takes no training."""
     from harness.engine import plan
 
     planned = plan(scenario, device=device, jobs=0, store=store).to_dict()["scenarios"]
@@ -292,7 +296,10 @@ def _scores(entry: Seed, record: Mapping[str, Any], tolerance: Tolerance) -> Ite
 
 
 def _guarantee(cell: Cell, record: Mapping[str, Any], tolerance: Tolerance) -> Iterator[str]:
-    """The file's claim is the worst over seeds: no seed may have more, and an only seed must have it exactly."""
+    """Where a guarantee contradicts the file's claim.
+
+    The claim is the worst over seeds: no seed may have more, and if there is only one seed it must have exactly that.
+    """
     claim, here = cell.guarantee, record["guarantee"]
     if claim is None or here is None:
         if (claim is None) != (here is None):
