@@ -112,7 +112,7 @@ class Row:
 
     @property
     def released_flags(self) -> set[str]:
-        """The flags of its cells without an attack on training, which are all of its released model."""
+        """The flags of its released model: those of its cells without an attack on training."""
         released = (cell for cell in self.cells if counts_under("clean", cell.family))
         return {flag for cell in released for seed in cell.seeds.values() for flag in seed.flags}
 

@@ -108,7 +108,7 @@ def _impossible(cell: Cell, claim: Claim) -> Iterator[str]:
 
 
 def _spent(cell: Cell, claim: Claim) -> Iterator[str]:
-    """A worst epsilon over seeds that is not the guarantee's, which claims that worst one."""
+    """Where the worst epsilon over seeds is not the guarantee's, as it must be."""
     spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
     guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
     if math.isclose(spent, guaranteed, rel_tol=1e-9):

@@ -46,7 +46,7 @@ def _methods(cell: Planned) -> Iterator[Plugin]:
 
 
 def unnamed_libraries(submission: Submission) -> list[str]:
-    """Libraries behind every number whose version the file does not state, as every record does, in a sentence."""
+    """A sentence on libraries that compute every number and whose versions the file lacks; every record has them."""
     lost = [name for name in GENERAL if name not in submission.environment.libraries]
     return [f"its environment does not say which {', '.join(lost)} it was"] if lost else []
 

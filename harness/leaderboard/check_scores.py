@@ -27,10 +27,11 @@ MAIN = {
     "backdoor": "attack_success_rate",
 }
 RELEASED = ("clean", "evasion", "privacy")  # attacks on one released model leave its clean scores as they are
-# Allowed between accuracies of the same records: an attack predicts them again, and a GPU may round differently then.
+# How far accuracies of the same records may differ: under an attack clean images are predicted again, which a GPU may
+# round differently.
 ROUNDED = 0.01
 BALANCED = "balanced_accuracy"
-# Shares of test records that are classified correctly, each with the field of a cell that says of how many records.
+# Shares of test records that are classified correctly -> the field of a cell that holds the number of these records.
 COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_accuracy": "attacked"}
 
 

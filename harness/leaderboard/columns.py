@@ -43,9 +43,10 @@ def is_part(used: int | None, whole: int | None) -> bool:
 
 
 def counts_under(family: str, attack: str) -> bool:
-    """Whether cells of an attack of one family count for a quantity of another family, or of the same.
+    """Whether cells under an attack of family `attack` count for a quantity of family `family`.
 
-    For clean quantities attacks on the released model count too, since they leave clean scores as they are.
+    They do if the families are the same. For clean quantities, evasion and privacy attacks count too: they are on the
+    released model and leave clean scores as they are.
     """
     return attack == family or (family == "clean" and attack in ("evasion", "privacy"))
 

@@ -184,7 +184,7 @@ def compared_mean(mean: float) -> float:
 
 
 def by_unit(value: float, better: str, clients: bool) -> tuple[float, float]:
-    """A value as two coordinates of a Pareto front where lower is better: (of records, of clients).
+    """A value as two coordinates of a Pareto front where lower is better: one for records, one for clients.
 
     better: whether a `higher` or `lower` value is better. clients: whether the value is a guarantee for clients. The
     other coordinate is inf, so that values of different units never dominate each other, and both dominate an infinite

@@ -78,7 +78,7 @@ class Contributed:
 
 
 def means(column: Column, score: Score | Unit | None) -> bool:
-    """Whether a file means what the column holds, given what it says of the score. True for built-in columns."""
+    """Whether a file that declares a score like this means by it what the column holds. True for built-in columns."""
     if column.key in BY_KEY:
         return True
     return score is not None and (*_written(score.unit), score.direction, score.measured) == (

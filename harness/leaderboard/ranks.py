@@ -38,7 +38,7 @@ from harness.leaderboard.comparisons import (
 from harness.leaderboard.statistics import holm
 
 ALPHA = 0.05
-MOST = 40  # methods of one ranking: with more, neither a reader nor Holm's method gets anything out of so many pairs
+MOST = 40  # most methods of one ranking: more give too many pairs for a reader and for Holm's method
 ROUGH = 10  # blocks below which the chi-squared approximation of Friedman's test is rough
 RANKED = ("accuracy", "robust", "byzantine", "backdoor", "mia", "inversion", "size", "uplink")
 ON_TRAINING = ("byzantine", "backdoor")  # each attack in these columns has a training of its own

@@ -118,7 +118,7 @@ def compare_rows(submission: Submission, first: str, second: str, scores: Iterab
 
 
 def row_of(submission: Submission, label: str) -> tuple[str, str, str]:
-    """The (defence, aggregator, compressor) that a label means. Raises HarnessError, naming rows, if none."""
+    """The (defence, aggregator, compressor) that a label means. Raises HarnessError, naming rows, if there is none."""
     rows = dict.fromkeys(cell.axes[:3] for cell in submission.cells)
     varying = [i for i in range(3) if len({row[i] for row in rows}) > 1] or [0]
     short = {row: " / ".join(row[i] for i in varying) for row in rows}

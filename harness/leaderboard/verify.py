@@ -62,9 +62,9 @@ def verify(
     than the flag, which is noted; where numbers may differ, so may this flag.
 
     Numbers must agree to 1e-6, with two exceptions. Where device or libraries are not the file's, and in cells that use
-    a plugin whose code is not, they must agree to 5 % or 0.02, or with a defence to 25 % or 0.1 (see REDRAWN). Where
-    clients train as one program, whose rounding is by chance, to 5 % or 0.02. In both cases only the end of a curve is
-    compared, and epsilon and delta of a guarantee must agree to 1e-3.
+    a plugin whose code is not, they must agree to 5 % or 0.02 (whichever is more), or with a defence to 25 % or 0.1
+    (see REDRAWN). Where clients train as one program, whose rounding is by chance, they must agree to 5 % or 0.02. In
+    both cases only the end of a curve is compared, and epsilon and delta of a guarantee must agree to 1e-3.
 
     Lines of `differences` that begin with `note: ` say what is not the same here. They do not decide the verdict,
     except for code of plugins: if nothing differs but some plugin of the file has other code here, the verdict is

@@ -163,8 +163,8 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
     """The links between the updates and the new global model.
 
     Whatever follows noise that clients add is post-processing. Noise that the server adds is made for a uniform mean of
-    clipped updates: a rule that computes anything else breaks the guarantee, and so does a part that passes one
-    client's update on to others before the noise.
+    clipped updates: a rule that computes anything else breaks the guarantee, and so does a part through which one
+    client's update reaches or changes what others send.
     """
     central = guarantee is not None and guarantee.against == "recipients"
     after = "post-processing of updates" if guarantee is None else "post-processing of noised updates"
