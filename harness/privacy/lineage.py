@@ -164,7 +164,7 @@ def _aggregation(guarantee: Guarantee | None, parts: Parts) -> Iterator[Step]:
 
     Whatever follows noise that clients add is post-processing. Noise that the server adds is made for a uniform mean of
     clipped updates: a rule that computes anything else breaks the guarantee, and so does a part through which one
-    client's update reaches or changes what others send.
+    client's update reaches other clients, or changes what they send, before that noise.
     """
     central = guarantee is not None and guarantee.against == "recipients"
     after = "post-processing of updates" if guarantee is None else "post-processing of noised updates"
