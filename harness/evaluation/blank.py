@@ -1,4 +1,4 @@
-"""A network without what it has learned, to be restored from a file."""
+"""A network emptied of what it has learned, to be restored from a file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ M = TypeVar("M", bound=nn.Module)
 
 @torch.no_grad()
 def blank(module: M) -> M:
-    """The module, in eval mode, with NaN, in place, for every float of its state: a value that no file gave shows.
+    """Fills every float of the module's state with NaN, so that a value that no file gave shows; returns it in eval mode.
 
-    Integers, and buffers that are no part of the state, such as constants, stay as they are.
+    Integers, and buffers that are not part of the state, such as constants, stay as they are.
     """
     for tensor in module.state_dict().values():
         if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):

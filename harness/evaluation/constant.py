@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-# Of the records of a released model that does so. Robust accuracy is then about the clean one, as only an input at
-# the border of the class has another answer, and a backdoor's success near all or nothing, whatever was defended:
-# neither says anything of the method.
+# On the records of a released model that does so. Its robust accuracy is close to its clean accuracy, as only an
+# input at the border of the class changes its answer, and a backdoor's success is near all or nothing, whatever the
+# defence: neither says anything about the method.
 FLAG = "constant-predictions"
 
 
@@ -20,5 +20,5 @@ def constant(logits: np.ndarray, labels: np.ndarray) -> bool:
     """
     predicted = logits.argmax(1)
     several = (labels != labels[0]).any()
-    answered = (logits == logits).all()  # not so of a NaN alone
+    answered = (logits == logits).all()  # only a NaN differs from itself
     return bool(several and answered and (predicted == predicted[0]).all())

@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     import numpy as np
 
-FLAG = "nan-predictions"  # of the records of a released model that does so for some test image
+FLAG = "nan-predictions"  # on the records of a released model that does so for some test image
 
 
 def unanswered(logits: np.ndarray) -> int:
@@ -18,7 +18,7 @@ def unanswered(logits: np.ndarray) -> int:
 
 
 def check_answers(logits: np.ndarray, whose: str) -> None:
-    """Raises HarnessError where a model that an attack asks answers NaN: that little is found there says nothing."""
+    """Raises HarnessError where a model that an attack queries answers NaN: if little leaks, that says nothing."""
     if count := unanswered(logits):
         raise HarnessError(
             f"{whose} answers NaN to {count} of {len(logits)} images: it has diverged, so what it leaks is unknown"

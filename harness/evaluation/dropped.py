@@ -1,4 +1,4 @@
-"""Trainings of which the server could use little: updates that were not finite, and dropped."""
+"""Trainings in which the server could use few updates: those that were not finite were dropped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.errors import HarnessError
 
-FLAG = "updates-dropped"  # of records whose scores are of a training that partly did not happen
-MANY = 0.1  # share of a training's updates
+FLAG = "updates-dropped"  # on records whose scores come from a training that partly did not happen
+MANY = 0.1  # share of a training's updates from which dropping matters
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """Over all rounds behind a record, fine-tuning included. empty: rounds in which no update was left."""
+    """Updates dropped over all rounds behind a record, fine-tuning included. empty: rounds that lost every update."""
 
     updates: int
     of: int
@@ -28,7 +28,7 @@ class Dropped:
 
 
 def check_trained(history: Sequence[Mapping[str, Any]]) -> None:
-    """Raises HarnessError where a training lost every update: scores would be of the weights that it began with."""
+    """Raises HarnessError where a training lost every update: scores would be those of its initial weights."""
     found = dropped({"history": history})
     if found.updates == found.of > 0:
         raise HarnessError(
@@ -48,7 +48,7 @@ def dropped(record: Mapping[str, Any]) -> Dropped:
     return Dropped(
         updates=sum(gone),
         of=sum(entry["clients"] for entry in rounds),
-        # A round for which nobody was drawn, as may be under Poisson sampling, lost nothing.
+        # A round for which no client was drawn, as can happen under Poisson sampling, lost nothing.
         empty=sum(0 < entry["clients"] == lost for entry, lost in zip(rounds, gone, strict=True)),
         rounds=len(rounds),
     )

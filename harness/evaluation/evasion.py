@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-TOLERANCE = 1e-6  # of rounding, in [0, 1] pixels; lower precisions than float32 get four units of their own
+TOLERANCE = 1e-6  # for rounding, in [0, 1] pixels; types of lower precision than float32 get four of their epsilons
 
 
 class BudgetExceeded(HarnessError):
@@ -38,12 +38,11 @@ def attack_batch(
 ) -> Tensor:
     """Adversarial examples for one batch, x (b, c, h, w) in [0, 1] and y (b,) int64 on the model's device.
 
-    budget: the threat's radius, used where the attack has none of its own. num_classes: asked of the
-    model where it is not given. The model is attacked in eval mode; its modes, gradient flags and
-    gradients, and every global random generator, are as before afterwards. Returns x_adv like x, detached.
-    Raises, unless `verify` is off, BudgetExceeded where the result leaves the budget and PluginError where the attack
-    did not leave the model as it was, in which case what follows would be scored on another model. PluginError on bad
-    input.
+    budget: the threat's radius, used where the attack has none of its own. num_classes: found by asking the model
+    where it is not given. The model is attacked in eval mode; its modes, gradient flags and gradients, and every
+    global random generator, are restored afterwards. Returns x_adv like x, detached. Unless `verify` is off, raises
+    BudgetExceeded where the result leaves the budget, and PluginError where the attack did not leave the model as it
+    was, since what follows would be scored on another model. Raises PluginError on bad input.
     """
     import torch
 
@@ -63,7 +62,7 @@ def attack_batch(
         generator = torch_generator("evasion-context", seed, device=x.device)
         context = EvasionContext(num_classes, generator, eps, attack.norm, budget)
         before = Untouched(model) if verify else None
-        # The clone: an inference tensor or a graph's part cannot be attacked.
+        # Cloned, as an inference tensor or part of a graph cannot be attacked.
         with blamed(attack), torch.enable_grad():
             found = attack.perturb(model, x.detach().clone(), y.detach().clone(), context)
         changed = None if before is None else before.changed()
@@ -168,17 +167,21 @@ def evade(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The model's logits under attack, (n, k) float32, row by row over all images, and facts for the record.
 
-    images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). With a source the examples are made on it (a
-    surrogate, a straight-through twin, an expectation) and scored on `model`; both are on `device`. Of an attack of
-    several parts each is run on what the ones before left right of the judge, by default the model itself; one that
-    answers at random needs its expectation there, or trying again would be an attack. asked: what parts that need no
-    gradients are made on, by default the source: the judge, where the source only stands in for the model's gradients,
-    as a twin does. clean (n, k): the model's clean logits, where they are known. Robust accuracy counts what is right
-    on the clean *and* the adversarial input, so samples that are wrong already, and samples that did not move, keep
-    their clean logits. A batch that does not fit the device's memory is attacked in halves, which draw other random
-    numbers. progress(done, total) counts attacked samples. facts: attacked (samples), and over these the
-    mean distances mean_linf and mean_l2, in [0, 1] pixels (left out where none was attacked); batch_size, where
-    batches had to be halved, the smallest tried. Raises HarnessError for labels that are not (n,).
+    images (n, c, h, w) uint8 or float in [0, 1]; labels (n,). source: the network that examples are made on (a
+    surrogate, a straight-through twin, an expectation), by default `model`, on which they are scored; both are on
+    `device`. judge: where an attack has several parts, each is run on the samples that the judge still answers
+    correctly after the parts before; by default `model`. For a model that answers at random it must be its
+    expectation, or trying again would itself be an attack. asked: the network that parts which need no gradients are
+    run on, by default the source; pass the judge where the source only stands in for the model's gradients, as a twin
+    does. clean (n, k): the model's clean logits, where they are known. progress(done, total): counts attacked samples.
+
+    Robust accuracy counts what is right on the clean *and* the adversarial input, so samples that are wrong already,
+    and samples that did not move, keep their clean logits. A batch that does not fit the device's memory is attacked
+    in halves, which draw other random numbers.
+
+    facts: attacked (how many samples), and over these the mean distances mean_linf and mean_l2, in [0, 1] pixels (left
+    out where none was attacked); batch_size, where batches had to be halved: the smallest tried. Raises HarnessError
+    for labels that are not (n,).
     """
     import torch
 
@@ -226,7 +229,7 @@ def evade(
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()
         if changed.any():
-            # A model may answer at random.
+            # Seeded, as a model may answer at random.
             with global_generators(derive("evasion-answer", seed, *place), x.device):
                 adversarial[batch[changed]] = predict(model, x_adv, batch_size, device)[changed]
         done += len(batch)
@@ -251,10 +254,11 @@ def _worst(
     seed: int,
     **settings: Any,
 ) -> Tensor:
-    """Each part's examples of the samples that the judge still has right after the ones before.
+    """Adversarial examples by each part in turn, run on the samples that the judge still answers correctly.
 
-    They are made on the source, or on `asked` where a part needs no gradients. A sample that no part takes from the
-    judge keeps the last change that was tried. The first part draws the same random numbers as it would alone.
+    They are made on the source, or on `asked` where a part needs no gradients. A sample that the judge answers
+    correctly after all parts keeps the last change that was tried. The first part draws the same random numbers as it
+    would alone.
     """
     import torch
 
@@ -289,7 +293,7 @@ def _check_input(x: Tensor, y: Tensor) -> None:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """The model without parameter gradients (attacks need the input's only), as before afterwards."""
+    """No parameter gradients within the block (attacks need the input's only); restores the model afterwards."""
     from harness.layer_order import pooled_first
 
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]

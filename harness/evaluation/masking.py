@@ -1,11 +1,11 @@
-"""Signs of gradient masking: results of gradient attacks that a weaker attacker beats, or the same one with less.
+"""Signs of gradient masking: a weaker attacker beats a gradient attack, or the same attack does with less effort.
 
 After Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (ICML 2018) and
-Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): who has the model's gradients can do all
-that others can, so neither an attack that only asks questions nor one by transfer must beat those with gradients, and
-neither more steps nor a larger radius of one attack must leave more accuracy. Of a model without gradients those of its
-straight-through twin count. Different attacks are not compared by their effort: those that are made to transfer spend
-it on other ends, and are weaker on the very model they were made on.
+Carlini et al., "On evaluating adversarial robustness" (arXiv 1902.06705): an attacker who has the model's gradients can
+do all that others can, so neither a query attack nor a transfer attack should beat those with gradients, and neither
+more steps nor a larger radius of one attack should leave more accuracy. For a model without gradients, those of its
+straight-through twin count. Different attacks are not compared by their effort: attacks made to transfer spend it on
+other ends, and are weaker on the very model they were made on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from harness.contracts.attack import KNOWLEDGE
 FLAG = "gradient-masking-suspected"
 MARGIN_FLOOR = 0.01  # one point of accuracy: less is not worth a warning, however large the test set
 STANDARD_ERRORS = 2.0  # about 95 %
-# Parameters of attacks that say how long and how far they search: without them two are one and the same attack.
+# Parameters that say how long and how far an attack searches: two that differ in these alone are the same attack.
 EFFORT = frozenset({"eps", "steps", "iterations", "restarts", "queries", "draws"})
-# How an attack reached the model, in its record's `mode`; the threat's knowledge stands there for the model itself.
+# How an attack reached the model, in its record's `mode`, which is the threat's knowledge for the model itself.
 TWIN = "straight-through twin"
 TRANSFER = "transfer from"
 ITSELF = " (itself)"  # ends a transfer's mode where the surrogate is the very model that is attacked
@@ -32,7 +32,7 @@ ITSELF = " (itself)"  # ends a transfer's mode where the surrogate is the very m
 
 @dataclass(frozen=True)
 class _Try:
-    """What an attack left in one way. way: direct | twin | transfer, or the mode of a record that names no ways."""
+    """What an attack left when it went one way. way: direct | twin | transfer, or the mode of a record that names no ways."""
 
     record: Mapping[str, Any]
     way: str
@@ -43,17 +43,17 @@ class _Try:
 def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]]:
     """Record id -> flags, for the flagged records only.
 
-    Records are compared where all of `cell` but the threat and the attack agrees, the norm and eps of `attack`, and
-    its samples: how many test records are attacked decides which. What the threat grants makes no difference.
-    Only those bounded by a norm and with a finite `scores.robust_accuracy` take part; one that went several ways,
-    with each of `attack.ways` by itself. An attack with access to gradients, on the model itself or on its twin, is a
-    gradient attack; what asks for less, or was made on another model, is not.
+    Records form a group, and are compared, where they agree in all of `cell` but the threat and the attack, in the
+    norm and eps of `attack`, and in its samples (how many test records are attacked decides which). What the threat
+    grants makes no difference. Only attacks bounded by a norm and with a finite `scores.robust_accuracy` take part; one
+    that went several ways takes part with each of `attack.ways` by itself. A gradient attack is one with access to
+    gradients, on the model itself or on its twin; one that asks for less, or was made on another model, is not.
 
     All records of a group are flagged where (a) another attack leaves less robust accuracy than every gradient
-    attack, or (b) a gradient attack leaves more than itself with less effort: by name and all parameters but those of
-    EFFORT in `config.attack` they are the same, so records without a configuration have no such pair. All records
-    of one gradient attack, at several radii, on one model are flagged where (c) it leaves more at a larger radius
-    than at a smaller one. In each case by more than `margin`.
+    attack, or (b) a gradient attack leaves more than the same attack with less effort. Two attacks are the same where
+    name and all parameters but those of EFFORT agree in `config.attack`, so records without a configuration have no
+    such pair. All records of one gradient attack on one model, at several radii, are flagged where (c) it leaves more
+    at a larger radius than at a smaller one. Each difference must be more than `margin`.
     """
     groups: dict[str, list[_Try]] = defaultdict(list)
     curves: dict[str, list[_Try]] = defaultdict(list)
@@ -68,18 +68,18 @@ def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
 
 
 def margin(first: float, second: float, samples: int) -> float:
-    """The difference of two robust accuracies that chance is not expected to make.
+    """The difference of two robust accuracies beyond what chance is expected to make.
 
-    max(MARGIN_FLOOR, 2 sqrt(p (1 - p) / n)) with p their mean, n samples each: the standard error of one
-    accuracy. It bounds the standard error of the difference where the two attacks' outcomes, on the same
-    samples, correlate by one half or more.
+    max(MARGIN_FLOOR, 2 sqrt(p (1 - p) / n)) with p their mean and n samples each. The square root is the standard
+    error of one accuracy, which bounds that of the difference where the two attacks' outcomes, on the same samples,
+    correlate by one half or more.
     """
     p = (first + second) / 2
     return max(MARGIN_FLOOR, STANDARD_ERRORS * math.sqrt(p * (1 - p) / samples))
 
 
 def _tries(record: Mapping[str, Any]) -> list[_Try]:
-    """Nothing where the record cannot be compared with any other."""
+    """A record's attack, once per way; nothing where the record cannot be compared with any other."""
     attack = record.get("attack") or {}
     worst = (record.get("scores") or {}).get("robust_accuracy")
     if worst is None or not math.isfinite(worst):
@@ -87,7 +87,7 @@ def _tries(record: Mapping[str, Any]) -> list[_Try]:
     if attack.get("norm") is None:  # corruptions and minimal-distance attacks: not rivals in one ball
         return []
     found = []
-    # A twin's part in the worst of several ways is not known without `ways`, but is no less than the whole.
+    # Without `ways`, what the way over the twin left is not known, but it is no less than what all ways left.
     ways = attack.get("ways") or {str(attack.get("mode")): {"robust_accuracy": worst}}
     for mode, facts in ways.items():
         way, accuracy = _way(mode), facts["robust_accuracy"]
@@ -112,14 +112,14 @@ def _model(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(record: Mapping[str, Any]) -> str:
-    """What rivals in one ball have in common."""
+    """The key that attacks on one model share where they rival in one ball, on the same samples."""
     attack = record["attack"]
     ball = [attack["norm"], attack.get("eps"), attack["samples"]]
     return json.dumps([_model(record), *ball], sort_keys=True, default=str)
 
 
 def _curve(tried: _Try) -> str:
-    """What one attack on one model has in common at all radii."""
+    """The key that one attack on one model has at all radii."""
     record = tried.record
     attack = [record["attack"]["norm"], record["attack"]["samples"], tried.way]
     spec = _without(record["config"]["attack"], {"eps"})
@@ -127,12 +127,12 @@ def _curve(tried: _Try) -> str:
 
 
 def without_radius(threat: Mapping[str, Any]) -> dict[str, Any]:
-    """What is the same of a threat at all radii: all but its name and budget."""
+    """What a threat has in common at all radii: all but its name and budget."""
     return {field: value for field, value in threat.items() if field not in ("name", "budget")}
 
 
 def _without(spec: Any, names: Collection[str]) -> Any:
-    """A configuration without the parameters of these names, those of parts included."""
+    """A configuration without the parameters of these names, also those of its parts."""
     if isinstance(spec, Mapping):
         return {key: _without(value, names) for key, value in spec.items() if key not in names}
     return [_without(value, names) for value in spec] if isinstance(spec, (list, tuple)) else spec

@@ -20,15 +20,16 @@ def draw_members(
     rng: np.random.Generator,
     labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Equally many members and non-members, sorted positions, drawn alike and without replacement.
+    """Equally many members and non-members, as sorted positions, drawn alike and without replacement.
 
-    The size of each is that of the smaller side, at most `limit` (records a side; None: no limit), so with
-    fewer non-members than members all of them are used. groups: the group of every position of the pool, or
-    None; both sides are then drawn group by group in random order, the last group cut to size, so that
-    members are as clustered as non-members. labels: the class of every position, where members may be of other
-    classes than non-members: both sides then have equally many of each, as many as the smaller side has, so that
-    what is scored is membership and not the class. Independent of the order of the positions given. Raises
-    HarnessError where a side is empty, the sides share a record or a group, or no class, or limit < 1.
+    Each side has the size of the smaller one, at most `limit` (records per side; None: no limit), so with fewer
+    non-members than members all non-members are used. groups: the group of every position of the pool, or None. With
+    groups, both sides are drawn group by group in random order, the last group cut to size, so that members are as
+    clustered as non-members. labels: the class of every position, given where members may be of other classes than
+    non-members: both sides then have equally many records of each class, as many as the smaller side has, so that
+    what is scored is membership and not the class. The order of the positions given does not matter. Raises
+    HarnessError where a side is empty, where the sides share a record or a group, where they share no class, and for
+    limit < 1.
     """
     sides = [np.unique(np.asarray(side, dtype=np.int64)) for side in (member_positions, non_member_positions)]
     if not all(len(side) for side in sides):
@@ -52,9 +53,10 @@ def draw_members(
 
 
 def check_truth(name: str, found: Membership, members: int, non_members: int) -> None:
-    """Raises PluginError where an attack's result is about other records than it was given, or says who they are.
+    """Raises PluginError where an attack's result is about other records than it was given, or has the truth wrong.
 
-    One score a record, members first, as the view has them: the engine knows who is one, and believes nobody else.
+    One score and one is_member per record, members first, as in the view. The engine knows the members and takes no
+    attack's word for it.
     """
     truth = np.repeat([True, False], [members, non_members])
     for field, value in (("scores", found.scores), ("is_member", found.is_member)):
@@ -89,7 +91,7 @@ def _shuffled(positions: np.ndarray, groups: np.ndarray | None, rng: np.random.G
 
 
 def _quotas(one: np.ndarray, other: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """How many records of each class a side gets, at most `size` in all, from the labels of both."""
+    """How many records of each class a side gets, at most `size` in all, from the labels of both sides."""
     classes = 1 + int(max(one.max(), other.max()))
     both = np.minimum(np.bincount(one, minlength=classes), np.bincount(other, minlength=classes))
     if not both.any():

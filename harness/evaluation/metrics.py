@@ -15,7 +15,7 @@ ATTACK_FIELDS = ("adversarial_logits", "triggered_logits", "membership", "recons
 
 
 def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, attack: bool) -> dict[str, float]:
-    """The scores of every metric that has what it needs; those that need an attack only where asked for them.
+    """The scores of all metrics that have what they need: of those about an attack if `attack`, else of the others.
 
     Raises PluginError for a metric that returns what it does not declare.
     """
@@ -31,7 +31,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
 
 
 def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) -> dict[str, list[float]]:
-    """score -> [low, high], of the metrics about an attack that give intervals.
+    """score -> [low, high], from the metrics about an attack that give intervals.
 
     Raises PluginError for an interval that is not (low, high), or of a score that its metric does not declare.
     """
@@ -53,7 +53,7 @@ def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) ->
 
 
 def _named(metric: Metric, found: Any) -> list[tuple[str, Any]]:
-    """(score, value) of what a metric returned. Raises PluginError where it is no dictionary of declared scores."""
+    """(score, value) of what a metric returned. Raises PluginError unless it is a dictionary of declared scores."""
     if not isinstance(found, Mapping):
         raise PluginError(
             f"metric {metric.name} returned {type(found).__name__}, not a dictionary; an empty one where nothing is "
@@ -68,11 +68,11 @@ def _named(metric: Metric, found: Any) -> list[tuple[str, Any]]:
 def _number(metric: Metric, name: str, value: Any) -> float:
     """A score's value. Raises PluginError for what is no number, and for a share that is infinite.
 
-    NaN stands for what is undefined, as of a model that has diverged, and a quantity without a largest value may be
+    NaN stands for what is undefined, as for a model that has diverged, and a quantity without a largest value may be
     infinite; both are kept.
     """
     try:
-        number = None if isinstance(value, str | bytes) else float(value)  # float() would read a text
+        number = None if isinstance(value, str | bytes) else float(value)  # float() would parse a string
     except (TypeError, ValueError, RuntimeError):
         number = None
     if number is None:
@@ -89,12 +89,12 @@ def _check_names(metrics: tuple[Metric, ...]) -> None:
 
 @contextmanager
 def _own(metric: Metric) -> Iterator[None]:
-    """What a metric raises has its name; that arrays are read-only is said in the words of the contract."""
+    """Names the metric in what it raises; a write to a read-only array is explained in the contract's words."""
     with blamed(metric):
         try:
             yield
         except ValueError as error:
-            if "read-only" in str(error):  # the same error, as its traceback shows the line
+            if "read-only" in str(error):  # amended, not replaced: its traceback shows the line
                 error.args = (
                     f"metric {metric.name} writes into an array of its context, which the metrics after it compute "
                     f"from: work on a copy ({error})",
@@ -104,7 +104,7 @@ def _own(metric: Metric) -> Iterator[None]:
 
 @contextmanager
 def _untouched(metric: Metric, context: MetricContext) -> Iterator[MetricContext]:
-    """The context as a metric is shown it. Raises PluginError where the metric wrote into a tensor of it."""
+    """The context as a metric is shown it. Raises PluginError where the metric wrote into one of its tensors."""
     before = tensor_versions(context)
     yield read_only(context)
     changed = [name for name, count in tensor_versions(context).items() if count != before.get(name)]

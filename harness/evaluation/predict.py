@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def to_pixels(images: Tensor) -> Tensor:
     """Images as floats in [0, 1]: uint8 is divided by 255 (float32), floats are returned as they are.
 
-    What is returned may be the very images: for a part of a data set that others use too, see `own_pixels`. Raises
-    HarnessError for any other dtype: its range is not known.
+    The result may share the images' memory: for a part of a data set that others use too, see `own_pixels`. Raises
+    HarnessError for any other dtype, as its range is not known.
     """
     import torch
 
@@ -33,13 +33,13 @@ def to_pixels(images: Tensor) -> Tensor:
 def own_pixels(images: Tensor, device: torch.device | str | None = None) -> Tensor:
     """`to_pixels`, on a device, in memory of its own: a plugin that works in place changes nobody's data.
 
-    device: None for where they are. Only floats that stay there are copied, as anything else is new already.
+    device: None for the images' own. Only floats that stay on their device are copied; anything else is new already.
     """
     import torch
 
     device = images.device if device is None else torch.device(device)
     pixels = to_pixels(images.to(device))
-    # By address, as a view of a part is another tensor over the same memory.
+    # Compared by address: a view of a part is another tensor over the same memory.
     shared = pixels.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
     return pixels.clone() if shared else pixels
 
@@ -65,8 +65,7 @@ def predict(
     """The model's logits, (n, k) float32, in eval mode; each module's mode is restored.
 
     images (n, c, h, w): uint8, or float in [0, 1]. The model is already on `device`. A batch that does not fit the
-    device's memory is halved, and so are those after it.
-    Raises HarnessError where there are no images, or where the output is not (batch, classes).
+    device's memory is halved, and so are those after it. Raises HarnessError where there are no images, or where the output is not (batch, classes).
     """
     import torch
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 def read_only(value: T) -> T:
     """The same values with every NumPy array as a read-only view, in new tuples, lists, dicts and dataclasses.
 
-    Tensors and modules are the same objects: torch has no read-only ones, see `tensor_versions`.
+    Tensors and modules stay the same objects, as torch has no read-only ones: see `tensor_versions`.
     """
     found: Any = value
     if isinstance(found, np.ndarray):
@@ -36,9 +36,9 @@ def read_only(value: T) -> T:
 
 
 def tensor_versions(context: MetricContext) -> dict[str, int]:
-    """Field -> how many in-place writes torch has counted for its tensors; a rise means that somebody wrote.
+    """Field -> how many in-place writes torch has counted for its tensors; a rise means that one was written to.
 
-    Of the module only the parameters count, and buffers nowhere: a network's own forward pass may move these.
+    Of the module only the parameters count, and of `state` no buffers: the forward pass may itself change these.
     """
     counts: dict[str, int] = {}
     buffers = set() if context.module is None else {name for name, _ in context.module.named_buffers()}
@@ -48,7 +48,7 @@ def tensor_versions(context: MetricContext) -> dict[str, int]:
             value = list(value.parameters())
         elif f.name == "state" and value is not None:
             value = [tensor for name, tensor in value.items() if name not in buffers]
-        tensors = [t for t in _tensors(value) if not t.is_inference()]  # those count no writes
+        tensors = [t for t in _tensors(value) if not t.is_inference()]  # inference tensors count no writes
         if tensors:
             counts[f.name] = sum(t._version for t in tensors)
     return counts

@@ -1,10 +1,10 @@
-"""Attacks of which nothing is known: no metric of the scenario covers what they found, or all it says is NaN."""
+"""Attacks of which nothing is known: no metric of the scenario covers what they found, or metrics give only NaN."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-FLAG = "attack-unscored"  # of the records of such cells: they are done, and say nothing of the attack
+FLAG = "attack-unscored"  # on the records of such cells, which are done but say nothing about the attack
 
 
 def undefined(value: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a model is made of, and whether an attack left it so: others are scored on the same model after it."""
+"""Whether an attack left a model as it was: the attacks after it are scored on the same model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Bytes = dict[tuple["torch.device", "torch.dtype"], "Tensor"]
 class Untouched:
     """A model as it is now: parameters, buffers, modes, modules and their hooks.
 
-    The values are copied, not counted by versions: what is written through `.data` raises no version. Tensors of
-    one type are put in a row, so that a network costs two or three operations whatever its depth.
+    Values are copied, not tracked by torch's version counters, which writes through `.data` do not raise. Tensors of
+    one type are joined, so that a network costs two or three operations whatever its depth.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,7 +28,7 @@ class Untouched:
         self._values = _values(model)
 
     def changed(self) -> str | None:
-        """What of the model is another than it was, in words; None: nothing."""
+        """What the attack did to the model, in words; None if nothing has changed."""
         import torch
 
         model = self._model
@@ -67,7 +67,7 @@ def _hooks(model: nn.Module) -> list[int]:
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor itself, or what a library's own type keeps its values in, such as torchao's integers and scales.
 
-    Such a type has no bytes of its own, and need not know how to be put in a row.
+    Such a type has no bytes of its own, and need not support being joined.
     """
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -79,7 +79,7 @@ def _plain(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _values(model: nn.Module) -> Bytes:
-    """The bytes of all tensors, one row a type and device: bytes, as a NaN is unlike itself."""
+    """The bytes of all strided, unquantised tensors, joined by device and type. Bytes, as a NaN is unequal to itself."""
     import torch
 
     rows: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}

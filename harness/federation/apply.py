@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class Apply:
     """apply(params, x): the module's output on x (b, c, h, w) with these parameters.
 
-    With the client's own parameter objects it keeps the client's buffers up to date. With any other values (an
-    attack's detached ones, torch.func's tracked ones) buffers stay as they are: batch statistics of attack steps
-    do not enter the running averages. own, buffers: the client's; None: the module's.
+    own, buffers: the client's parameters and buffers; None for the module's. Called with the client's own parameter
+    objects, the module updates these buffers. Called with any other values (an attack's detached ones, torch.func's
+    tracked ones), it leaves them as they are, so that batch statistics of attack steps do not enter the running
+    averages.
     """
 
     def __init__(

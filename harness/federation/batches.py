@@ -1,4 +1,4 @@
-"""Which records a client trains on in each step, on the device, from (seed, client, round) alone."""
+"""Which records a client trains on in each step: drawn on the device, from (seed, client, round) alone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def batches(
 ) -> Iterator[Tensor]:
     """`steps` index tensors into a client's records.
 
-    shuffle: one permutation an epoch, the last batch of it possibly smaller. poisson: every record by its own
-    coin of probability `sampling.rate`, so a batch may be empty.
+    shuffle: one permutation per epoch, whose last batch may be smaller. poisson: each record is drawn by a coin of
+    its own with probability `sampling.rate`, so a batch may be empty.
     """
     if sampling.method == "poisson":
         if sampling.rate is None:
@@ -54,8 +54,9 @@ def stacked_batches(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The same batches for many clients at once: indices (k, b), and a mask (k, b) bool of the real ones.
 
-    steps, falling: k clients are left in a step. b: the largest of their batches. A shorter one is filled up with its
-    first record, an empty one with the client's; the mask is None where there is nothing to fill.
+    steps: in falling order; k clients have a step left. b: the size of the largest of their batches. A shorter batch
+    is padded with its first record, an empty one with the client's first record. With `shuffle` the mask is None
+    where nothing is padded.
     """
     if samplings[0].method == "poisson":
         yield from _stacked_coins(sizes, steps, samplings, generators)
@@ -84,7 +85,8 @@ def _stacked_coins(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     device = generators[0].device
     rates = torch.tensor([s.rate for s in samplings], dtype=torch.float64, device=device)[:, None]
-    coins = torch.ones(len(sizes), max(sizes), dtype=torch.float64, device=device)  # no record: never drawn
+    # A coin of 1 is never drawn: it stays where a client has no record.
+    coins = torch.ones(len(sizes), max(sizes), dtype=torch.float64, device=device)
     for step in range(steps[0]):
         k = sum(count > step for count in steps)
         for row, size, generator in zip(coins[:k], sizes[:k], generators[:k], strict=True):

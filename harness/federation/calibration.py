@@ -19,16 +19,16 @@ STEPS = 3  # local steps of each client that are timed, after as many to warm up
 
 
 class Pace(NamedTuple):
-    """Seconds that all these clients took for their few steps, each way."""
+    """Seconds that all these clients together took for the timed steps, either way."""
 
     together: float
     one_by_one: float
 
 
 def measure(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
-    """Trains the clients for a few steps, and throws away what comes of it; the module's buffers stay as they were.
+    """Times a few steps of these clients both ways and discards the results; the modules' buffers stay as they were.
 
-    Raises what training them as one program raises.
+    Raises whatever training them as one program raises.
     """
     short = [replace(t, client=replace(t.client, steps=min(t.client.steps, STEPS))) for t in tasks]
     short.sort(key=lambda task: -task.client.steps)

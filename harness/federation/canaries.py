@@ -1,4 +1,4 @@
-"""Canaries: records or clients planted by independent coins, so that a release can be asked which are in it."""
+"""Canaries: records or clients planted by independent coins, to ask a release which of them it contains."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Planting:
-    """One training's canaries. included (m,) bool: the coins. coordinates (m,): whose gradient each one is.
+    """One training's canaries.
 
-    client: where records are planted. images (m, c, h, w), labels (m,): as the training would hold them; for
-    gradient canaries black images whose label, num_classes + j, says which one it is.
+    included (m,) bool: the coins. coordinates (m,): for each canary, the coordinate of the parameters along which its
+    gradient points. client: where records are planted. images (m, c, h, w), labels (m,): as the training would hold
+    them; gradient canary j is a black image with the label num_classes + j, by which it is recognised.
     """
 
     canaries: Canaries
@@ -63,8 +64,8 @@ def plant(
 ) -> Planting:
     """Draw coins, coordinates and a client for one training. images: some of the data's, for shape and type.
 
-    clients: those that take part in some round, as nobody learns of records at another. Raises PluginError where
-    there are none, and for settings that make no sense.
+    clients: those that take part in some round, as records at any other client never enter the training. Raises
+    PluginError where there are none, and for settings that make no sense.
     """
     m = canaries.count
     if canaries.form == "image" and canaries.unit == "client":
@@ -90,7 +91,7 @@ def plant(
 
 
 class GradientCanaries(ClientHooks):
-    """The outermost loss: a canary's is scale times its coordinate of the parameters, a record's what it was."""
+    """The outermost loss: scale times its coordinate of the parameters for a canary, unchanged for other records."""
 
     couples_samples = False
 
@@ -112,7 +113,7 @@ class GradientCanaries(ClientHooks):
 
 
 class CanaryClient(ClientHooks):
-    """A client that is a canary: it sends minus scale times a coordinate, whatever it trained."""
+    """A client that is a canary: whatever it trained, it sends minus scale times one coordinate's unit vector."""
 
     def __init__(self, coordinate: int, scale: float) -> None:
         self.coordinate = coordinate

@@ -1,4 +1,4 @@
-"""Which compressors of updates can follow one another. Needs no torch, as plans are made without."""
+"""Which compressors of updates can follow one another. Needs no torch, as plans are made without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_chain(chain: Sequence[UpdateCompressor]) -> None:
-    """Raises NotApplicable where a link cannot encode what the links before it leave."""
+    """Raises NotApplicable where a link cannot follow those before it, or cannot be followed."""
     remembering = None
     places_stay = True
     for number, codec in enumerate(chain):

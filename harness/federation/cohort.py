@@ -1,4 +1,4 @@
-"""The program that trains many clients at once: parameters stacked, clients first, under torch.func.vmap."""
+"""The program that trains many clients at once: parameters stacked, one row per client, under torch.func.vmap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Step(NamedTuple):
-    """One step of the k clients that are not done: each field has k rows, or is None."""
+    """One step of the k clients that still have steps to take: each field has k rows, or is None."""
 
     x: Tensor  # (k, b, c, h, w) in [0, 1]
     y: Tensor
@@ -38,12 +38,12 @@ class _Step(NamedTuple):
 
 
 class Cohort:
-    """Clients in training together, those with the most steps first."""
+    """Clients that train together, those with the most steps first."""
 
     def __init__(self, trainer: LocalTrainer, tasks: list[Task]) -> None:
         self.trainer, self.tasks = trainer, tasks
         self.clients = [task.client for task in tasks]
-        self.at = at = tasks[0].at  # of which all share the round and its place in the training
+        self.at = at = tasks[0].at  # all tasks share the round and its place in the training
         self.module = trainer.module
         self.hooks = tuple(hook.at(at.done + at.round, at.rounds) for hook in self.clients[0].hooks)
         self.by_gradient = any(hook.overrides("gradient") for hook in self.hooks)
@@ -55,18 +55,18 @@ class Cohort:
         places = {id(start): place for place, start in enumerate(starts)}
         self.training = torch.tensor([places[id(task.at)] for task in tasks], device=device)  # (n,)
         own = self.starts if len(starts) == 1 else self.starts[self.training]
-        self.start: Params = {  # a row a client, or one for all
+        self.start: Params = {  # one row per client, or one for all
             name: own[:, part].view(len(own), *p.shape)
             for (name, p), part in zip(trainer.parameters.items(), trainer.layout.values(), strict=True)
         }
-        # A row a client; what is trained are views of the first k rows.
+        # One row per client; what is trained are views of the first k rows.
         self.weights = {name: v.expand(n, *v.shape[1:]).clone() for name, v in self.start.items()}
         modules = {id(task.trainer): dict(task.trainer.module.named_buffers()) for task in tasks}
         self.buffers = {
             name: torch.stack([task.buffers.get(name, modules[id(task.trainer)][name]) for task in tasks])
             for name, _ in self.module.named_buffers()
         }
-        self.buffers |= _own_frozen(tasks)  # which are given to the network as buffers are
+        self.buffers |= _own_frozen(tasks)  # passed to the network as buffers are
         self.noise = [
             task.trainer.generator("noise", task.trainer.noise_seed, task.client.id, at.round, device=device)
             for task in tasks
@@ -80,7 +80,7 @@ class Cohort:
             self.masks = Masks([task.trainer.mask_generator(task.client.id, at.round) for task in tasks])
 
     def train(self) -> None:
-        """All local steps; `weights` and `buffers` change."""
+        """Takes all local steps; `weights` and `buffers` change."""
         self.trainer.set_modes()
         with masked(self.trainer.dropouts, self.masks), pooled_first(self.module):
             self._train()
@@ -126,15 +126,15 @@ class Cohort:
             yield _Step(to_pixels(images[index]), labels[index], self.keys[:k, number], mask, places[:k])
 
     def gradients(self, leaves: Params, step: _Step) -> Params:
-        """What each client steps along, a row a client."""
+        """What each client steps along, one row per client."""
         k = len(step.who)
         buffers = {name: b[:k] for name, b in self.buffers.items()}
         dims = _Step(0, 0, 0, None if step.mask is None else 0, 0)  # type: ignore[arg-type]
         program = torch.func.vmap(self._client, in_dims=(0, 0, dims))
         if self.by_gradient:
             return program({name: leaf.detach() for name, leaf in leaves.items()}, buffers, step)
-        # Without a hook on the gradient, plain autograd through the vmapped losses does: each client's mean loss
-        # depends on its own row alone, so the gradient of their sum has every client's in its row.
+        # Without a hook on the gradient, plain autograd through the vmapped losses is enough: each client's mean loss
+        # depends on its own row alone, so each row of the gradient of their sum is that client's gradient.
         with torch.enable_grad():
             means = program(leaves, buffers, step)
         found = torch.autograd.grad(means.sum(), list(leaves.values()), allow_unused=True)
@@ -181,17 +181,17 @@ class Cohort:
         return composed_gradient(self.hooks, self.prepared, loss, local, step.mask)(params, batch, step.keys)
 
     def _report(self, name: str, value: str) -> None:
-        """What a hook says of its work: of that in each training whose clients are here."""
+        """Keeps what a hook says of its work, for each training that has clients here."""
         for trainer in {id(task.trainer): task.trainer for task in self.tasks}.values():
             trainer.report(name, value)
 
     def _own(self, rows: Tensor, who: Tensor) -> Tensor:
-        """Of one row (d,) a training, that of a client's; under vmap over `who`."""
+        """The row (d,) of the client's training, out of one row per training; under vmap over `who`."""
         return rows[0] if len(rows) == 1 else rows[self.training[who]]
 
     @torch.no_grad()
     def count_batches(self) -> None:
-        """A module's integer buffers count what all its clients did, as they do where one follows the other."""
+        """Adds up in a module's integer buffers what all its clients counted, as when they train one after another."""
         members: dict[LocalTrainer, list[int]] = {}
         for row, task in enumerate(self.tasks):
             members.setdefault(task.trainer, []).append(row)
@@ -215,7 +215,7 @@ class Cohort:
 
 
 def _own_frozen(tasks: Sequence[Task]) -> dict[str, Tensor]:
-    """The parameters that are not trained and that differ between trainings, a row a client."""
+    """The parameters that are not trained but differ between trainings, one row per client."""
     frozen = {
         id(task.trainer): {
             n: p.detach() for n, p in task.trainer.module.named_parameters() if not p.requires_grad
@@ -231,10 +231,10 @@ def _own_frozen(tasks: Sequence[Task]) -> dict[str, Tensor]:
 
 
 def alike(modules: Sequence[nn.Module], x: Tensor) -> bool:
-    """Whether networks differ in the values of parameters and buffers alone, so that the first can stand for all.
+    """Whether networks differ only in the values of parameters and buffers, so that the first can stand for all.
 
-    x (b, c, h, w) in [0, 1]: a few records. With the first's parameters and buffers each must give the very outputs
-    that the first gives for them, in evaluation and in training.
+    x (b, c, h, w) in [0, 1]: a few records. Given the first one's parameters and buffers, each network must give
+    exactly the outputs of the first, in evaluation and in training.
     """
     first, *others = modules
     shapes, values = _shapes(first), plain_values(first)
@@ -256,7 +256,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[Any, ...]]:
 
 
 def _outputs(module: nn.Module, state: dict[str, Tensor], x: Tensor) -> list[Tensor]:
-    """What a network gives for x with these parameters and buffers, in evaluation and in training; they stay."""
+    """A network's outputs for x with these parameters and buffers, in evaluation and in training; changes neither."""
     found = []
     with modes_restored(module), torch.no_grad(), seeded_modules(str(x.device), "alike"):
         for training in (False, True):
@@ -268,7 +268,7 @@ def _outputs(module: nn.Module, state: dict[str, Tensor], x: Tensor) -> list[Ten
 
 
 class _Prepared:
-    """What a hook prepared. each: for every client; shared: for all, where it is the same."""
+    """What a hook prepared. each: client by client; shared: for all where it is the same, else a `_Differs`."""
 
     def __init__(self, each: tuple[dict[str, Any], ...]) -> None:
         self.each = each
@@ -276,7 +276,7 @@ class _Prepared:
 
 
 class _Differs(Mapping[str, Any]):
-    """Stands where clients of several trainings have had different things prepared: no one's is everyone's."""
+    """Stands in where clients of several trainings have had different things prepared: reading it is an error."""
 
     def __getitem__(self, name: str) -> Any:
         raise self._refusal()
@@ -292,7 +292,7 @@ class _Differs(Mapping[str, Any]):
 
 
 def _moved(start: Start) -> Tensor:
-    """What is there for all trainings of a cohort or for none, as they are in the same round."""
+    """`moved`, which all trainings of a cohort have or none has, as they are in the same round."""
     assert start.moved is not None
     return start.moved
 
@@ -315,7 +315,7 @@ class CohortLocal(Local):
         return self.of_rows(numbers)
 
     def of_rows(self, numbers: Sequence[float]) -> float | Tensor:
-        """This client's of one number a client; a plain number where all are equal."""
+        """This client's number, out of one per client; a plain number where all are equal."""
         if min(numbers) == max(numbers):
             return numbers[0]
         starts = self.cohort.starts
@@ -326,7 +326,7 @@ class CohortLocal(Local):
 
 
 class _OwnNoise(torch.autograd.Function):
-    """Standard normal numbers, each row from its client's generator: vmap over generators does not exist."""
+    """Standard normal numbers, each row from its client's generator, as vmap cannot map over generators."""
 
     @staticmethod
     def forward(who: Tensor, like: Tensor, generators: list[torch.Generator]) -> Tensor:

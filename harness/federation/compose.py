@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Batch, ClientHooks, GradientFn, Local, LogitsFn, LossFn, Params
 
 Hooks = Sequence["ClientHooks"]
-# Numbers of the keys of losses inside of others: hooks themselves split theirs by small numbers.
+# The keys of inner losses are split off by numbers from here on; hooks split their own keys by small numbers.
 INNER = 1 << 32
 
 
@@ -45,7 +45,8 @@ def composed_batch(hooks: Hooks) -> Callable[[Batch, Tensor], Batch]:
 def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
     """Per-sample losses, cross-entropy where no hook says otherwise.
 
-    Two losses draw from two keys: else their coins for a record that the first leaves as it is were one coin.
+    Each loss draws from a key of its own: with a shared key, two losses would toss the same coin for a record that the
+    first one leaves as it is.
     """
     base = loss = cross_entropy(logits)
     losses = 0
@@ -59,9 +60,10 @@ def composed_loss(hooks: Hooks, logits: LogitsFn) -> LossFn:
 
 
 def _one_a_record(loss: Any, who: str) -> LossFn:
-    """A hook's loss, which raises PluginError where it gives anything but a loss a record.
+    """A hook's loss, checked: PluginError where it gives anything but one loss per record.
 
-    A sum over the batch would pass for its mean, and train with a learning rate as many times as large.
+    A sum over the batch would otherwise be taken for the mean, and the learning rate would in effect be multiplied by
+    the batch size.
     """
     if not callable(loss):
         raise PluginError(
@@ -97,9 +99,9 @@ def composed_gradient(
     local: Callable[[LossFn, GradientFn, Any], Local],
     mask: Tensor | None = None,
 ) -> GradientFn:
-    """What the optimiser steps along, the gradient of the mean loss where no hook says otherwise.
+    """What the optimiser steps along: the gradient of the mean loss where no hook says otherwise.
 
-    prepared: what each hook has prepared, for `local`, which makes what a hook sees of the client.
+    prepared: what each hook has prepared. local(loss, gradient, prepared) makes a hook's view of the client.
     """
     gradient = mean_gradient(loss, mask)
     for hook, own in zip(hooks, prepared, strict=True):
@@ -111,7 +113,7 @@ def composed_gradient(
 
 
 def _of_each_parameter(gradient: Any, who: str) -> GradientFn:
-    """A hook's gradient, which raises PluginError where it gives anything but one of each parameter."""
+    """A hook's gradient, checked: PluginError where it does not give a gradient for each parameter."""
     if not callable(gradient):
         raise PluginError(
             f"{who}.gradient returned {type(gradient).__name__}, not a function of (params, batch, key)"

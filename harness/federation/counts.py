@@ -28,8 +28,9 @@ def participants(
 ) -> list[list[int]]:
     """The clients of each round, sorted; the same for every cell of a seed.
 
-    always: clients that take part in every round, in the place of the last ones drawn. sampling: `fixed`, so many
-    clients a round, or `poisson`: each by its own coin of probability `participation`, so that a round may be empty.
+    sampling: `fixed`, the same number of clients in each round, or `poisson`, each client by its own coin of
+    probability `participation`, so that a round may be empty. always: clients that take part in every round; with
+    `fixed` they replace the last ones drawn.
     """
     if sampling == "poisson":
         coins = [numpy_generator(seed, "participants", purpose, r).random(clients) for r in range(rounds)]
@@ -46,15 +47,15 @@ def participants(
 
 
 def fine_tuning_purpose(position: int, number: int) -> str:
-    """What a compressor's fine-tuning draws by. position: in its chain; number: fine-tunings of the chain before."""
+    """The purpose that a compressor's fine-tuning draws by. position: in its chain; number: fine-tunings before it."""
     return f"fine-tune {position}.{number}"
 
 
 def own_seed(seed: int, variant: TrainingVariant | None) -> int:
-    """Of a training's initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
+    """The seed of a training's initial weights, partition, rounds and batches: the scenario's, or a shadow model's own.
 
-    A shadow model is another draw of the whole training (Carlini et al. 2022): its adversary does not know the
-    target's.
+    A shadow model is another draw of the whole training (Carlini et al. 2022), as the adversary does not know what the
+    target drew.
     """
     if variant is None or variant.keep is None:
         return seed
@@ -73,5 +74,5 @@ def malicious_clients(clients: int, share: float, seed: int) -> list[int]:
 
 
 def tolerated(clients: int, tolerance: float) -> int:
-    """f: the Byzantine clients robust rules are told of among `clients` rows, ⌈tolerance · clients⌉."""
+    """f, the number of Byzantine clients among `clients` rows that robust rules are told: ⌈tolerance · clients⌉."""
     return math.ceil(tolerance * clients - 1e-9)

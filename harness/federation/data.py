@@ -48,7 +48,7 @@ class DeviceData:
 
 @lru_cache(maxsize=2)
 def load(dataset: Dataset, root: Path, device: str, fingerprint: str = "") -> DeviceData:
-    """Loaded and checked once per process, then kept. On a CPU, images are mapped from the cache, not copied."""
+    """A dataset on a device; a process keeps the last two it loaded. On a CPU, images are mapped from the cache."""
     splits = load_splits(dataset, root, fingerprint)
 
     def part(split: Split) -> Part:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Masks:
-    """Where the dropout layers of a network get their masks. generators: one a client.
+    """Draws the masks of a network's dropout layers. generators: one per client.
 
-    who: where clients are vectorised, the place of the one at hand; a scalar tensor.
+    who: where clients are vectorised, the place of the client at hand; a scalar tensor.
     """
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
@@ -24,7 +24,7 @@ class Masks:
         self.who = torch.zeros((), dtype=torch.int64, device=self.generators[0].device)
 
     def draw(self, like: Tensor, p: float) -> Tensor:
-        """Of `like`'s shape and type: 0 with probability p, else 1 / (1 - p)."""
+        """A mask of `like`'s shape and type: 0 with probability p, else 1 / (1 - p)."""
         if p == 1:
             return torch.zeros_like(like)
         return _Mask.apply(self.who, like.detach(), self.generators, p) / (1 - p)  # type: ignore[no-any-return]
@@ -40,7 +40,7 @@ class _Seeded(nn.modules.dropout._DropoutNd):
         return x * self.masks.draw(like, self.p)
 
     def dropped(self, x: Tensor) -> Tensor | None:
-        """Of the shape of what is dropped as one; None: of no input like this."""
+        """A tensor with one element for all that is dropped together; None: torch's own dropout takes this input."""
         return x
 
 
@@ -57,19 +57,19 @@ _SEEDED: dict[type, type] = {nn.Dropout: _SeededDropout, nn.Dropout2d: _SeededDr
 
 
 def seed_dropout(module: nn.Module) -> None:
-    """Turns a network's dropout layers, in place, into such that can be given masks."""
+    """Turns a network's dropout layers, in place, into layers that can be given masks."""
     for layer in module.modules():
         layer.__class__ = _SEEDED.get(type(layer), type(layer))
 
 
 def dropouts(module: nn.Module) -> list[Any]:
-    """The layers that masks can be given to, and that use them."""
+    """The layers that can be given masks and that use them (p > 0)."""
     return [layer for layer in module.modules() if type(layer) in _SEEDED.values() and layer.p]
 
 
 @contextmanager
 def masked(layers: Sequence[Any], masks: Masks | None) -> Iterator[None]:
-    """Gives these layers their masks for as long as the block takes."""
+    """Gives these layers their masks within the block."""
     for layer in layers:
         layer.masks = masks
     try:
@@ -80,7 +80,7 @@ def masked(layers: Sequence[Any], masks: Masks | None) -> Iterator[None]:
 
 
 class _Mask(torch.autograd.Function):
-    """Ones with probability 1 - p, else zeros; under vmap each row from its client's generator."""
+    """Ones with probability 1 - p, else zeros; under vmap each row is drawn from its client's generator."""
 
     @staticmethod
     def forward(who: Tensor, like: Tensor, generators: list[torch.Generator], p: float) -> Tensor:
@@ -100,7 +100,7 @@ class _Mask(torch.autograd.Function):
         rows = (
             like.expand(info.batch_size, *like.shape) if in_dims[1] is None else like.movedim(in_dims[1], 0)
         )
-        if in_dims[0] is None:  # over the records of a client
+        if in_dims[0] is None:  # vmap over the records of one client, not over clients
             return _Mask.apply(who, rows, generators, p), 0
         drawn = torch.empty(rows.shape, dtype=like.dtype, device=like.device)
         for row, generator in zip(drawn, generators[: info.batch_size], strict=True):

@@ -72,10 +72,10 @@ class Client:
 class Start:
     """What a round starts from: the same for all its clients.
 
-    round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round, None in the
-    first. multiplier: on the local learning rate. rounds: of the whole training, of which `done` came before
-    this one's (fine-tuning goes on). clients, malicious: how many take part, and attack; share: the attackers' of
-    the round's mean.
+    round: from 0. weights (d,): the global ones. moved (d,): how these moved in the last round; None in the first.
+    multiplier: factor on the local learning rate. rounds: of the whole training; done: how many of these came before
+    round 0, as fine-tuning continues a training. clients, malicious: how many take part, and how many of them attack.
+    share: the attackers' part of the round's mean.
     """
 
     round: int
@@ -91,9 +91,9 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A client's local training in one round. trainer: whose seeds, module and network precision it has.
+    """A client's local training in one round. trainer: the one whose seeds, module and precision it uses.
 
-    buffers: the float buffers that it starts with.
+    buffers: the float buffers that it starts from.
     """
 
     trainer: LocalTrainer
@@ -111,9 +111,9 @@ class LocalTrainer:
         self.module = module
         self.settings = settings  # a scenario's federation.local
         self.seed = seed
-        # The stage key and the purpose: mechanism noise is never shared by stages.
+        # Made of the stage key and the purpose, so that no two stages share mechanism noise.
         self.noise_seed = noise_seed
-        self.generator = torch_generator  # where mechanism noise and the records of a batch are drawn
+        self.generator = torch_generator  # makes the generators of mechanism noise and batches
         self.device = device
         self.precision = precision
         self.batch_norm = "train"  # or eval: batch norms use, and leave, the global statistics
@@ -123,10 +123,10 @@ class LocalTrainer:
         self.dropouts = dropouts(module)
         self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
-        self.seeds_modules = True  # what layers and hooks draw from global generators has the client's seed
+        self.seeds_modules = True  # the global generators, which layers and hooks may use, by client
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
-        self.ways: dict[str, list[str]] = {}  # what hooks say of their work
-        self.spared = 0.0  # seconds that clients would have taken longer one after another
+        self.ways: dict[str, list[str]] = {}  # what hooks report of their work, by name
+        self.spared = 0.0  # seconds that clients one after another would have taken longer
         self._logits = self.in_precision(Apply(module))
 
     def in_precision(self, apply: LogitsFn) -> LogitsFn:
@@ -141,7 +141,7 @@ class LocalTrainer:
         return lowered
 
     def tasks(self, clients: Sequence[Client], at: Start, buffers: Sequence[dict[str, Tensor]]) -> list[Task]:
-        """Work for `train_all`. buffers: what each client starts with."""
+        """Work for `train_all`. buffers: what each client starts from."""
         return [Task(self, client, at, own) for client, own in zip(clients, buffers, strict=True)]
 
     def train_all(self, tasks: Sequence[Task]) -> list[Trained]:
@@ -190,7 +190,7 @@ class LocalTrainer:
         return self.finish(client, hooks, joined(parameters).sub_(at.weights), noise, at)
 
     def report(self, name: str, value: str) -> None:
-        """How a hook does its work, kept once for the record."""
+        """Keeps how a hook does its work, each value once, for the record."""
         values = self.ways.setdefault(name, [])
         if value not in values:
             values.append(value)
@@ -201,14 +201,14 @@ class LocalTrainer:
         return torch_generator("dropout", self.seed, client, round, device=self.device)
 
     def set_modes(self) -> None:
-        """Training mode, which is only set where it is not on: setting takes as long as a small layer."""
+        """Sets training mode, only where it is not on already: setting it takes as long as a small layer."""
         if not all(layer.training for layer in self._layers):
             self.module.train()
         if self.batch_norm == "eval":
             freeze_batch_norms(self.module)
 
     def _keys(self, client: Client, hooks: Hooks, round: int) -> Iterable[Tensor]:
-        """One key a step; the same idle one where there is no hook to read it."""
+        """One key per step; the same unused one where there is no hook to read it."""
         if not hooks:
             return itertools.repeat(self._idle_key)
         key = make_key(self.seed, "local", client.id, round, device=self.device)
@@ -217,7 +217,7 @@ class LocalTrainer:
     def finish(
         self, client: Client, hooks: Hooks, delta: Tensor, noise: torch.Generator, at: Start
     ) -> Tensor:
-        """The update (d,) as the hooks send it."""
+        """The update (d,) that is sent, after the hooks' `update`."""
         for hook, prepared in zip(hooks, client.prepared, strict=True):
             if hook.overrides("update"):
                 context = UpdateContext(
@@ -254,9 +254,10 @@ class LocalTrainer:
 
 @contextlib.contextmanager
 def seeded_modules(device: str, *parts: object) -> Iterator[None]:
-    """What layers and plugins draw from global generators is of these parts alone, whatever was drawn before.
+    """Seeds the global generators, so that what layers and plugins draw from them depends on these parts alone.
 
-    Torch's come back after. NumPy's and Python's do not, which takes as long as a small step: a stage puts them back.
+    Torch's are restored after the block. NumPy's and Python's are not, as that takes as long as a small step: the
+    stage restores them at its end.
     """
     devices: Sequence[str] = [device] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 def observe(
     training: Training, module: nn.Module, wanted: Observation, prepared: list[dict[str, Any]], number: int
 ) -> tuple[ObservedUpdate, Tensor, Tensor]:
-    """One round of clients that hold only a few of their records each, from a given global model.
+    """Trains one round from a given global model, with clients that hold only a few of their records each.
 
-    module: the global model, left as it was. prepared: the defences' for this training. number: which draw of
-    client and records. A server that sees sums alone is given the mean, weighted as in the training, over as many
+    module: the global model, left as it was. prepared: what each defence prepared for this training. number: of the
+    draw of client and records. A server that sees only sums gets the mean, weighted as in the training, over as many
     clients as take part in a round. Returns the update with what the server knows, and the images (b, c, h, w) and
     labels (b,) of all clients behind it, one client after another.
     """
@@ -101,7 +101,7 @@ def observe(
 
 
 def _with_attribute(training: Training, positions: np.ndarray, wanted: Observation, has: bool) -> np.ndarray:
-    """The client's records with the attribute, or without. Raises PluginError where there are none."""
+    """Positions of the client's records with the attribute (has), or without. Raises PluginError if there are none."""
     assert wanted.attribute is not None
     images, labels = training.data.train.take(positions)
     mask = wanted.attribute(to_pixels(images), labels).cpu().numpy().astype(bool)

@@ -12,41 +12,41 @@ if TYPE_CHECKING:
 
 
 class LocalOptimizer(Protocol):
-    """What steps the parameters of one client, or of many stacked ones, along their `grad`.
+    """Steps the parameters of one client, or the stacked parameters of many, along their `grad`.
 
-    All optimisers work element by element, so the rows of stacked parameters are stepped as single clients' would be.
+    All optimisers work element by element, so each row of stacked parameters is stepped as a single client's.
     """
 
     def step(self) -> object: ...
 
     def keep_first(self, k: int) -> list[Tensor]:
-        """Steps only the first k rows of stacked parameters from now on: returns them, as views, to hold gradients.
+        """From now on steps only the first k rows of stacked parameters; returns them, as views, to hold gradients.
 
-        Rows that are left out keep their values and their state. Step counts are shared: all rows began together.
+        Rows that are left out keep their values. Step counts are shared, as all rows began together.
         """
 
 
 def local_optimizer(settings: Any, parameters: list[Tensor], multiplier: float) -> LocalOptimizer:
-    """settings: a scenario's `local.optimizer`; multiplier: the schedule's share of its learning rate."""
+    """settings: a scenario's `local.optimizer`; multiplier: the schedule's factor on its learning rate."""
     options = settings.model_dump()
     options["lr"] *= multiplier
     if settings.name == "sgd":
-        # On a CPU it would save at most 2 of a hundred of a step, and a number's last bit would depend on its place.
+        # Fused on a CPU it would save at most 2 % of a step, and a number's last bit would depend on its position.
         return _Sgd(parameters, options | {"fused": parameters[0].is_cuda})
     options["betas"] = tuple(options["betas"])
     if settings.name == "nadam":  # torch has no fused one
         return _Torch(torch.optim.NAdam(parameters, **options))
-    # Of small-cnn on one core a step takes 0.18 ms instead of 0.6 to 1.0.
+    # Fused, a step of small-cnn on one core takes 0.18 ms instead of 0.6 to 1.0.
     fused = parameters[0].device.type in ("cpu", "cuda")
     return _Torch(torch.optim.Adam(parameters, fused=fused, **options), fused)
 
 
 @torch.no_grad()
 def _lay_out(parameters: list[Tensor]) -> None:
-    """Gradients laid out in memory as their parameters are.
+    """Lays gradients out in memory as their parameters are.
 
-    torch's fused kernels walk over both in memory's order, whatever their strides: a gradient with channels last would
-    be added to other weights than its own, without a word.
+    torch's fused kernels walk over both in the order of memory, whatever their strides: a gradient with channels last
+    would silently be added to the wrong weights.
     """
     for p in parameters:
         if p.grad is not None and p.grad.stride() != p.stride():
@@ -54,7 +54,7 @@ def _lay_out(parameters: list[Tensor]) -> None:
 
 
 class _Sgd:
-    """torch.optim.SGD by the function that it is made of: its class imports the compiler, which takes seconds."""
+    """torch.optim.SGD through the function that it calls: the class imports the compiler, which takes seconds."""
 
     def __init__(self, parameters: list[Tensor], options: dict[str, Any]) -> None:
         self._parameters = parameters
@@ -76,7 +76,7 @@ class _Sgd:
 
 
 class _Torch:
-    """One of torch's optimisers, with state by parameter."""
+    """One of torch's optimisers, which keep their state by parameter."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, fused: bool = False) -> None:
         self._optimizer = optimizer

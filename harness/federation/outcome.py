@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass
 class Detection:
-    """Over all rounds in which the server's rule excluded or down-weighted rows: who was found, and who not."""
+    """How many malicious and honest clients the server excluded or down-weighted (flagged), and how many it kept.
+
+    Summed over the rounds in which a rule reported which rows it kept, or rows were dropped as not finite.
+    """
 
     flagged_malicious: int = 0
     flagged_honest: int = 0
@@ -35,6 +38,6 @@ class Outcome:
     downlink_bytes: int = 0
     messages: int = 0
     dropped: int = 0  # updates dropped as not finite
-    seconds: float = 0.0  # training alone, without evaluation, as with clients one after another
-    elapsed: float = 0.0  # the same by the clock
-    detection: Detection | None = None  # None: the rules treat all rows alike
+    seconds: float = 0.0  # training without evaluation, as if clients trained one after another
+    elapsed: float = 0.0  # the same, as the clock measured it
+    detection: Detection | None = None  # None: no rule reported rows as kept, and none was dropped

@@ -1,4 +1,4 @@
-"""A malicious client's records as its attack wants them, checked."""
+"""A malicious client's records as its attack changes them, checked."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
     from harness.contracts.attack import PoisonContext, PoisoningAttack
 
-ROUNDING = 1e-5  # of float pixels that were computed with
+ROUNDING = 1e-5  # tolerated in float pixels
 
 
 def poison(
     attack: PoisoningAttack, images: Tensor, labels: Tensor, context: PoisonContext
 ) -> tuple[Tensor, Tensor]:
-    """(images, labels) that a malicious client trains on instead of its own, which stay as they are.
+    """(images, labels) that a malicious client trains on instead of its own.
 
-    It is honest in rounds without an attack. Raises PluginError where they are no records of this data.
+    Its own stay as they are, for the rounds without an attack, in which it is honest. Raises PluginError where the
+    attack does not return records of this data's form.
     """
     with blamed(attack):
         poisoned = attack.poison(ClientData(images.clone(), labels.clone()), context)
@@ -34,7 +35,7 @@ def poison(
     if poisoned.images.dtype != images.dtype or not inside:
         raise PluginError(f"{attack.name} must keep the image type and give labels in [0, {classes})")
     if poisoned.images.is_floating_point():
-        # A pixel outside is a power that no threat grants: a larger input is a larger gradient.
+        # No threat grants pixels outside [0, 1]: a larger input makes a larger gradient.
         least, greatest = (float(end) for end in torch.aminmax(poisoned.images))
         if not (least >= -ROUNDING and greatest <= 1 + ROUNDING):
             raise PluginError(
@@ -44,7 +45,7 @@ def poison(
 
 
 def require_records(poisoned: Any, images: Tensor, labels: Tensor, who: str) -> None:
-    """Raises PluginError, which names the attack `who`, where what it returned is no records on the data's device."""
+    """Raises PluginError, which names the attack `who`, unless it returned records on the data's device."""
     if not isinstance(poisoned, ClientData):
         raise PluginError(f"{who} returned {type(poisoned).__name__}, not ClientData(images, labels)")
     for what, found, given in (

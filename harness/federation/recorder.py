@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Watches a federation. rounds: how many, evenly spread over `total`, are kept whole.
+    """Watches a federation. rounds: how many are recorded in full, evenly spread over `total`.
 
-    clients: how many are real; canary clients come after them. counts: how much each client's update counts in the
-    server's sum; () for all alike.
+    clients: how many are real; canary clients are numbered after them. counts: how much each client's update counts in
+    the server's sum; () where all count alike.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class Recorder:
             self._moved["updates"] += updates[planting.client][index]
 
     def signals(self, final: Tensor) -> dict[str, list[float]]:
-        """How far things moved against each canary's gradient: `updates` of its client, `sum` of all clients'
-        (their mean), `models` from first to last. final (d,): the trained global weights.
+        """How far training moved against each canary's gradient, one number per canary; {} without gradient canaries.
+
+        updates: its client's updates, summed over rounds. sum: the rounds' mean updates of all clients, summed. models:
+        the global weights, from first to last. final (d,): the trained global weights.
         """
         if self.planting is None or self._first is None:
             return {}

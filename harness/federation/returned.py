@@ -1,4 +1,4 @@
-"""What plugins return in a round, looked at before anything is computed with it."""
+"""What plugins return in a round, checked before anything is computed with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.errors import PluginError
 
 
 def checked(found: Any, shape: Sequence[int], who: str, *, whole: bool = False) -> Tensor:
-    """A tensor of this shape, as it is. Raises PluginError that names the plugin, `who`, for anything else.
+    """`found`, if it is a tensor of this shape. Raises PluginError, which names the plugin `who`, for anything else.
 
-    whole: integers are taken too; without it the tensor is of floating point.
+    whole: integers are accepted too; without it only floating point is.
     """
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     if not isinstance(found, Tensor):
@@ -24,13 +24,13 @@ def checked(found: Any, shape: Sequence[int], who: str, *, whole: bool = False) 
     if found.is_meta:
         raise PluginError(f"{who} returned a tensor on the meta device, which holds no numbers")
     if not whole and not found.is_floating_point():
-        # What is counted in whole steps would move the weights by whole numbers, or not at all.
+        # An integer update would move the weights by whole numbers, or not at all.
         raise PluginError(f"{who} returned {found.dtype}, not floating point")
     return found
 
 
 def kept_rows(kept: Any, n: int, who: str) -> list[int]:
-    """The positions that a rule reports as kept of n rows, given as such or as a boolean mask. Raises PluginError."""
+    """The positions, of n rows, that a rule reports as kept, by position or boolean mask; else raises PluginError."""
     try:
         rows = torch.as_tensor(kept)
     except (TypeError, ValueError, RuntimeError) as error:

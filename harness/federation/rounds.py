@@ -51,7 +51,7 @@ class Rules:
     """How the server turns updates into a step, and who attacks it.
 
     active: the rounds, from 0, in which malicious clients attack; in others they are honest. root: the root
-    dataset as a client, for a rule that has one.
+    dataset as a client, for a rule that uses one.
     """
 
     aggregators: tuple[Aggregator, ...]
@@ -77,7 +77,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Opened:
-    """A round that has begun. byzantine: the attackers that craft; trained: the clients whose updates are needed."""
+    """A round that has begun. byzantine: attackers that craft updates; trained: clients whose training is needed."""
 
     start: Start
     ids: list[int]
@@ -109,7 +109,7 @@ class Federation:
         self.watch = watch
         self.device = trainer.device
         self.layout = trainer.layout
-        self.sizes = [client.size for client in clients]  # records, which the examples weighting counts
+        self.sizes = [client.size for client in clients]  # records per client, for weighting by examples
         self.outcome = Outcome()
         self._chain_state: list[dict[str, Any]] = [{} for _ in rules.aggregators]
         self.wire = Wire(rules.compressors, trainer, seed, self.outcome, rules.buffers == "local")
@@ -118,12 +118,12 @@ class Federation:
         self._root: tuple[int, Tensor] | None = None  # the round and its root update
 
     def begin(self, schedule: list[list[int]], multiplier: Callable[[int], float]) -> None:
-        """From the module's weights; then `open`, the clients' training, and `close`, for each round in turn."""
+        """Starts from the module's weights. After it, for each round: `open`, the clients' training, `close`."""
         self._schedule = schedule
         self._multiplier = multiplier
         self._global = flatten(self.module)
         self._buffers = float_buffers(self.module, self.trainer.buffer_names)
-        self._kept_buffers: dict[int, dict[str, Tensor]] = {}  # by client, where they stay local
+        self._kept_buffers: dict[int, dict[str, Tensor]] = {}  # by client; used where buffers stay local
         self._server = Server(self.rules.server)
 
     def open(self, round: int) -> Opened:
@@ -176,7 +176,7 @@ class Federation:
             self.outcome.detection.count(ids, set(facts.get("kept", usable)), opened.attackers)
         before, self._global = self._global, self._server.step(self._global, update)
         self._moved = self._global - before
-        # What attackers trained while they looked at their own updates is nothing that they would send.
+        # Crafting attackers may have trained to see their own honest updates; they do not send what that gave.
         senders = [i for i in usable if i not in opened.byzantine]
         write(list(self.trainer.parameters.values()), self._global)
         load_buffers(self.module, self._settle_buffers(client_buffers, senders))
@@ -185,14 +185,14 @@ class Federation:
     def updates(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
-        """What these clients train, as the server receives it (d,), and their float buffers."""
+        """Trains these clients: their updates (d,) as the server receives them, and their float buffers."""
         updates, client_buffers = self.train(start, ids, attackers, buffers)
         return self.wire.exchange(start.round, updates, buffers), client_buffers
 
     def train(
         self, start: Start, ids: list[int], attackers: list[int], buffers: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
-        """What these clients train, as they have it (d,), and their float buffers."""
+        """Trains these clients: their updates (d,) before they are sent, and their float buffers."""
         return self.collect(ids, self.trainer.train_all(self.tasks(start, ids, attackers, buffers)))
 
     def tasks(
@@ -207,7 +207,7 @@ class Federation:
     def collect(
         self, ids: list[int], trained: Sequence[Trained]
     ) -> tuple[dict[int, Tensor], dict[int, dict[str, Tensor]]]:
-        """What these clients have trained, by client; they keep their buffers where these stay local."""
+        """Updates and float buffers by client; each client keeps its buffers where these stay local."""
         updates: dict[int, Tensor] = {}
         client_buffers: dict[int, dict[str, Tensor]] = {}
         for i, (update, own) in zip(ids, trained, strict=True):
@@ -221,10 +221,10 @@ class Federation:
     def _weights(self, ids: list[int], like: Tensor) -> Tensor:
         sizes = [self.sizes[i] if self.rules.weighting == "examples" else 1 for i in ids]
         share = torch.tensor(sizes, dtype=torch.float64)
-        return (share / share.sum()).to(like)  # of no rows: no weights
+        return (share / share.sum()).to(like)  # empty where there are no rows
 
     def _share(self, ids: list[int], attackers: list[int]) -> float:
-        """The attackers' part of a round's mean."""
+        """The attackers' part of a round's mean, in [0, 1]."""
         weights = self._weights(ids, torch.zeros((), dtype=torch.float64))
         return float(weights[[i in attackers for i in ids]].sum()) if attackers else 0.0
 
@@ -239,10 +239,11 @@ class Federation:
         facts: dict[str, Any] | None = None,
         trial: bool = False,
     ) -> Tensor:
-        """The chain of rules on the rows that are finite; `states` changes. facts: gets the clients kept.
+        """Applies the chain of rules to the rows that are finite; `states` changes.
 
-        finite (n,) bool: which. trial: an attacker's, who cannot know the coins and the noise that the server will
-        draw: both are others, the same in all trials of a round.
+        finite (n,) bool: which rows are. facts: receives the clients kept. trial: an attacker tries out the rules. It
+        cannot know the coins and the noise that the server will draw, so a trial draws others, the same in all trials
+        of a round.
         """
         weights = start.weights
         purpose = ["trial"] * trial
@@ -254,7 +255,7 @@ class Federation:
             if facts is not None and chosen is not None:
                 positions = kept_rows(chosen, len(context.client_ids), by.name)
                 chosen_ids = [context.client_ids[p] for p in positions]
-                if MERGED not in context.client_ids and not mixed:  # else nobody is singled out
+                if MERGED not in context.client_ids and not mixed:  # else rows are not clients
                     facts["kept"] = chosen_ids
 
         context = AggregationContext(
@@ -264,7 +265,7 @@ class Federation:
             client_ids=list(ids),
             layout=self.layout,
             generator=torch_generator(self.seed, "aggregator", start.round, *purpose, device=self.device),
-            global_weights=weights.clone(),  # what a rule does to its own copy moves no model
+            global_weights=weights.clone(),  # a copy: a rule that changes it moves no model
             rounds=start.rounds,
             input_shape=self.rules.input_shape,
             logits=self._logits(buffers),
@@ -329,11 +330,11 @@ class Federation:
         return self._root[1].clone()
 
     def _settle_buffers(self, values: dict[int, dict[str, Tensor]], senders: list[int]) -> dict[str, Tensor]:
-        """The module's buffers after a round; `_buffers`, which clients start from, follow where they are averaged.
+        """The module's buffers after a round. Averaged buffers also become `_buffers`, which clients start from.
 
-        Where they stay local, the server has none until the end: then every client that has taken part sends those
-        of the last round in which its update counted. Until then the module has the average as it would be if this
-        round were the last, to be evaluated, and nobody starts from it.
+        Where buffers stay local, the server has none until the end: then every client that has taken part sends those
+        of the last round in which its update counted. Until then the module gets, for evaluation only, the average as
+        it would be if this round were the last; no client starts from it.
         """
         if self.rules.buffers == "local":
             self._kept_buffers |= {i: values[i] for i in senders if i in values}
@@ -344,7 +345,7 @@ class Federation:
     def _merge_buffers(
         self, values: dict[int, dict[str, Tensor]], ids: list[int], before: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Float buffers averaged like a mean of updates; integer ones stay where they are."""
+        """Float buffers averaged with the weights of a mean of updates; integer ones stay where they are."""
         ids = [i for i in ids if i in values]
         if not before or not ids:
             return before
@@ -385,10 +386,10 @@ class Federation:
                     f"{attack.name}: context.aggregator takes {shown + m} rows ({d},), the {shown} of `honest`, then "
                     f"the {m} crafted ones, not {tuple(rows.shape)}"
                 )
-            if not honest_ids:  # what the attack saw was its own, which is not sent
+            if not honest_ids:  # the attack saw its own honest updates, which are not sent
                 rows = rows[-len(byzantine) :]
             order = [*honest_ids, *byzantine]
-            if len(rows) < len(order):  # without the updates that are not finite, which the server gets too
+            if len(rows) < len(order):  # the server also gets updates that are not finite
                 lost = [i for i in honest_ids if i not in context.ids]
                 order = [*context.ids, *lost, *byzantine]
                 given, sent = rows[: -len(byzantine)], rows[-len(byzantine) :]
@@ -403,7 +404,7 @@ class Federation:
             own=own,
             n=len(ids),
             f=tolerated(len(ids), rules.tolerance),
-            global_weights=weights.clone(),  # an attacker moves the model by what it sends
+            global_weights=weights.clone(),  # a copy: an attacker moves the model only by what it sends
             layout=self.layout,
             ids=list(byzantine if rules.knowledge == "own" or not honest_ids else honest_ids),
             aggregator=probe if rules.knowledge == "omniscient" else None,
@@ -415,7 +416,7 @@ class Federation:
         if honest is None:
             raise PluginError(f"{attack.name}: no update to learn from in round {round + 1}")
         finite = rows_finite(honest)
-        if not finite.all():  # a model that has diverged: there is nothing to learn from such updates
+        if not finite.all():  # training has diverged: there is nothing to learn from such updates
             context.ids = [i for i, ok in zip(context.ids, finite.tolist(), strict=True) if ok]
             honest = honest[finite]
         if not len(honest):
@@ -430,7 +431,7 @@ class Federation:
 def _transformed(
     rule: Aggregator, rows: Tensor, context: AggregationContext
 ) -> tuple[Tensor, AggregationContext]:
-    """What a pre-aggregator makes of the rows. Raises PluginError where that is not rows and their context."""
+    """What a pre-aggregator makes of the rows. Raises PluginError unless that is rows and their context."""
     with blamed(rule):
         found = rule.transform(rows, context)  # type: ignore[attr-defined]
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], AggregationContext)):

@@ -1,4 +1,4 @@
-"""What a guarantee needs of the network and of other hooks: nothing leaves past the defence, records stay apart."""
+"""What a guarantee needs of the network and of other hooks: nothing bypasses the defence, and records stay apart."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from harness.contracts.defence import ClientHooks, Defence
 
 RECORDS = 4
-LARGEST_GAIN = 1e3  # of answers: beyond it rounding would be seen
-SMALL = 1e-3  # a parameter without a larger element is replaced: it would hide what lies before it
+LARGEST_GAIN = 1e3  # by which answers are scaled at most: beyond it rounding would be seen
+SMALL = 1e-3  # a parameter with no larger element is replaced: it would hide the layers before it
 
 
 def couples(hook: ClientHooks) -> bool:
-    """Whether what becomes of a record may depend on others of its batch; a hook that does not say might."""
+    """Whether what a hook makes of a record may depend on others of its batch, as its `couples_samples` has it."""
     return hook.couples_samples and any(map(hook.overrides, ("batch", "loss", "gradient")))
 
 
@@ -37,10 +37,10 @@ def check_separation(
     input_shape: tuple[int, ...],
     hooks: Sequence[ClientHooks] = (),
 ) -> None:
-    """Raises NotApplicable where a defence that protects records or clients does not, by the network or the hooks.
+    """Raises NotApplicable where the network or the hooks undo what a defence protects, records or clients.
 
-    Network and hooks are asked themselves, as third parties' may do anything: a few passes over made-up records. They
-    stay as they are, and so do the global generators.
+    Network and hooks may be third parties' and do anything, so they are tried in a few passes over made-up records.
+    They stay as they are, and so do the global generators.
     """
     if not (guards := [defence for defence in defences if defence.protects]):
         return
@@ -72,7 +72,7 @@ def check_separation(
 
 
 class _Trial:
-    """A network on made-up records, with weights of which none is so small that it would hide what lies before it."""
+    """A network on made-up records; parameters so small that they would hide the layers before them are replaced."""
 
     def __init__(self, module: nn.Module, input_shape: tuple[int, ...]) -> None:
         first = next(module.parameters(), torch.empty(0))
@@ -86,8 +86,10 @@ class _Trial:
                 value.copy_(0.1 * torch.randn(value.shape, generator=draw))
 
     def passes(self) -> tuple[list[str], bool]:
-        """Parameters and persistent float buffers that a forward pass in training mode changes, and whether records
-        meet there: whether what becomes of one, in its place, changes with the others.
+        """What a forward pass in training mode changes, and whether records meet in it.
+
+        Returns the names of the parameters and persistent float buffers that it changes, and whether the output for a
+        record, at the same place in the batch, depends on the other records.
         """
         start = self.parameters | {name: b.detach().clone() for name, b in self.module.named_buffers()}
 
@@ -113,13 +115,16 @@ class _Trial:
         return moved, not _close(output, torch.stack(beside), rtol=1e-4, atol=1e-5)
 
     def wrong(self, hook: ClientHooks) -> str | None:
-        """What is wrong where a hook makes several records of one, or a batch or losses in which records meet: where
-        what it makes of a record is other than among copies of it, or than of it alone.
+        """What is wrong with a hook, in words, if it makes several records of one or lets records meet; else None.
 
-        The network is in eval mode: it has been tried itself. Untrained ones answer all records nearly alike, so that
-        little would show where they meet: answers are moved and scaled, each by the same numbers, until they differ.
-        Batches of two sizes are computed with other last digits, by which signs in attacks inside of a loss fall
-        otherwise for some records. What depends on the size shows in all of them, and only that counts there.
+        Records meet in a hook's batch or losses if what it makes of a record is not what it makes of it among copies
+        of it, for any record, or not what it makes of it alone, for all records.
+
+        The network is in eval mode: `passes` tries it by itself. An untrained network answers all records nearly
+        alike, which would hide that records meet: its answers are shifted and scaled, all by the same numbers, until
+        they differ. Why alone counts only for all records: batches of two sizes are computed with different last
+        digits, which may flip signs in an attack inside a loss for some records; a dependence on the size of the batch
+        shows in all of them.
         """
         own = (hook.at(0, 1),)
         changed, key = composed_batch(own), make_key("separation", device=self.device)
@@ -161,7 +166,7 @@ class _Trial:
 
 
 def _same(found: Sequence[Tensor], expected: Sequence[Tensor], place: int, other: int) -> bool:
-    """Whether a batch's images, labels and losses are, at one place, what others are at another."""
+    """Whether the images, labels and losses found at `place` are those expected at the place `other`."""
     if len({len(part) for part in found}) > 1 or len(expected[0]) != RECORDS:
         return False
     *batch, losses = [(a[place], b[other]) for a, b in zip(found, expected, strict=True)]

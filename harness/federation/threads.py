@@ -1,7 +1,7 @@
-"""Clients that train at the same time on a CPU, each by one thread on a module of its own.
+"""Clients that train at the same time on a CPU, each in one thread on a module of its own.
 
 The numbers are those of clients that train one after another, to the last bit: a client's arithmetic depends on its
-records, seeds and weights alone. So when to use threads may be decided by the clock.
+records, seeds and weights alone. Whether to use threads may therefore be decided by the clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRIALS = 2  # rounds each way before one is chosen
-SMALL = 1000  # items of a container that are looked at
+SMALL = 1000  # a container with more items is compared by their number alone
 REGISTERED = frozenset(vars(nn.Module()))  # where a module keeps its parameters, buffers, parts and hooks
 
 logger = logging.getLogger(__name__)
@@ -36,19 +36,20 @@ logger = logging.getLogger(__name__)
 class ThreadedTrainer(LocalTrainer):
     """Trains up to `at_a_time` clients at once where that is faster.
 
-    The first four rounds take turns, one after another and in threads; from then on the faster way is taken: clients
-    whose steps are short wait for the interpreter, and threads only get in each other's way. Where a network or a
-    defence draws from a global generator of torch, NumPy or Python, of which there is one for all threads, a network
-    keeps more between its clients than counts in buffers, or cannot be copied, they train one after another.
+    The first four rounds alternate between one client after another and threads, and the faster way is kept from then
+    on: with short steps, threads wait for the interpreter and only get in each other's way. Clients train one after
+    another in any case where a network or a defence draws from a global generator of torch, NumPy or Python, which
+    all threads share; where a network keeps more from one client to the next than counts in buffers; and where it
+    cannot be copied.
     """
 
     def __init__(self, *args: Any, at_a_time: int) -> None:
         super().__init__(*args)
         self.at_a_time = at_a_time
-        self._twins: SimpleQueue[LocalTrainer] = SimpleQueue()  # those that no thread uses now
+        self._twins: SimpleQueue[LocalTrainer] = SimpleQueue()  # those that no thread is using
         self._pool: ThreadPoolExecutor | None = None
-        self._pace: dict[bool, list[float]] = {False: [], True: []}  # in threads or not: seconds a step
-        # Averages over all batches so far depend on the clients before.
+        self._pace: dict[bool, list[float]] = {False: [], True: []}  # in threads or not -> seconds per step
+        # Without a momentum, batch norms average over all batches so far, which depends on the clients before.
         self._alone = any(self.module.get_submodule(n).momentum is None for n in batch_norms(self.module))
 
     def train_all(self, tasks: Sequence[Task]) -> list[Trained]:
@@ -72,7 +73,7 @@ class ThreadedTrainer(LocalTrainer):
         if self._pool is None:
             try:
                 self._pool = self._start()
-            except Exception as error:  # copying the network, which may hold anything
+            except Exception as error:  # a network may hold what cannot be copied
                 return self._one_by_one(tasks, f"the network cannot be copied ({type(error).__name__})")
         values = plain_values(self.module)
         held = {n: b.clone() for n, b in self.module.named_buffers() if n not in self.buffer_names}
@@ -92,7 +93,7 @@ class ThreadedTrainer(LocalTrainer):
         if moved or not all(kept for _, _, kept, _ in done):
             return self._one_by_one(tasks, "the network keeps values between them")
         for name, buffer in self.module.named_buffers():
-            if name in held and _counts(buffer):  # what all clients did, as where one follows the other
+            if name in held and _counts(buffer):  # summed over clients, as when one follows the other
                 buffer.copy_(held[name] + torch.stack([own[name] - held[name] for own in left]).sum(0))
         self.spared += sum(seconds for _, _, _, seconds in done) - elapsed
         self.facts["at_a_time"] = self.at_a_time
@@ -105,9 +106,9 @@ class ThreadedTrainer(LocalTrainer):
         held: dict[str, Tensor],
         values: dict[tuple[str, str], Any],
     ) -> list[Any]:
-        """`_train_one` of every task, or what it raised: each thread, this one too, takes one after another.
+        """`_train_one` of every task, or what it raised. Each thread, this one too, takes task after task.
 
-        Where this thread is interrupted, the others take no more.
+        If this thread is interrupted, the others take no more tasks.
         """
         waiting = deque(enumerate(tasks))
         found: dict[int, Any] = {}
@@ -148,11 +149,11 @@ class ThreadedTrainer(LocalTrainer):
     def _train_one(
         self, task: Task, held: dict[str, Tensor], values: dict[tuple[str, str], Any]
     ) -> tuple[Trained, dict[str, Tensor], bool, float]:
-        """What a client trained, the buffers beside that its module ends with, and its seconds. held: their start.
+        """What a client trained, the module's other buffers afterwards, whether plain values stayed, and the seconds.
 
-        Before the seconds, whether the module had these plain values, and has them still.
+        held: what those other buffers start from. values: the plain values that the module must have before and after.
         """
-        started = time.thread_time()  # what a client waits for the interpreter is not its own
+        started = time.thread_time()  # of this thread: waiting for the interpreter does not count
         twin = self._twins.get()
         try:
             twin.batch_norm = self.batch_norm
@@ -173,10 +174,10 @@ def _counts(buffer: Tensor) -> bool:
 
 
 def plain_values(module: nn.Module) -> dict[tuple[str, str], Any]:
-    """What a network's layers keep beside parameters and buffers, by layer and attribute, to be compared by ==.
+    """What a network's layers keep beside parameters and buffers, by (layer, attribute), for comparison by ==.
 
-    Numbers, texts, arrays, tensors and small containers of them; not the parameters and buffers that other attributes
-    name again. What is anything else, or None, counts as not there.
+    Numbers, strings, arrays, tensors and containers of them (of a large one only the length), but no parameter or
+    buffer under another attribute's name. Anything else, None included, is left out.
     """
     known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     found = {
@@ -189,9 +190,9 @@ def plain_values(module: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def _plain(value: Any, known: set[int], depth: int = 4) -> Any:
-    """A value as one that == compares and nothing changes, or None."""
+    """A value in a form that == compares and that does not change with it; None if it has none."""
     if isinstance(value, float | complex | np.generic):
-        return repr(value)  # by which not-a-number is itself
+        return repr(value)  # so that NaN equals itself
     if isinstance(value, bool | int | str | bytes):
         return value
     if isinstance(value, torch.Tensor):

@@ -27,10 +27,10 @@ class Run:
 
 
 def run_together(runs: Sequence[Run]) -> None:
-    """Trainings of equally many rounds, round by round: all their clients train at once, by the first's trainer.
+    """Runs trainings of equally many rounds, round by round: the first one's trainer trains the clients of all at once.
 
-    Each gives the numbers that it gives alone. A training's seconds are its share of the time of all, as it would be
-    with clients one after another: how many cores were free is not a property of a method.
+    Each training gives the numbers that it gives alone. A training's `seconds` are an equal share of the time that
+    all of them would take with clients one after another: how many cores were free is not a property of a method.
     """
     for run in runs:
         run.federation.begin(run.schedule, run.multiplier)

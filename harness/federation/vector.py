@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter, those that are trained."""
+    """Name -> parameter, for the parameters that are trained."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
@@ -49,7 +49,7 @@ def write(parameters: Sequence[Tensor], vector: Tensor) -> None:
 
 
 def mean_of(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """(d,) mean of rows (n, d), each of which counts so often; the plain mean where all count alike."""
+    """Mean (d,) of rows (n, d), weighted by counts; the plain mean where all count alike."""
     if len(set(counts)) < 2:
         return rows.mean(0)
     shares = torch.tensor(counts, dtype=torch.float64, device=rows.device) / sum(counts)

@@ -1,9 +1,9 @@
-"""Many clients' local training as one program: parameters stacked, clients first, under torch.func.vmap.
+"""Many clients' local training as one program: parameters stacked, one row per client, under torch.func.vmap.
 
 The numbers are those of clients that train one after another, to float tolerance: the same generators give the same
-batches, coins and noise, and the same hooks are composed by the same functions. Where a step hangs on its last digit
-(the sign of a gradient next to 0, a ReLU or a maximum at its kink) rounding the other way takes another step, and a
-training may end elsewhere, as it does when its first weights are rounded another way. In float64 both ways agree.
+batches, coins and noise, and the same hooks are composed by the same functions. Where a step hinges on the last digit
+(the sign of a gradient next to 0, a ReLU or a maximum at its kink), other rounding gives another step, and a training
+may end elsewhere, as it does when its initial weights are rounded differently. In float64 both ways agree.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 
 
 class VectorisedTrainer(LocalTrainer):
-    """Trains like clients together, `chunk` at a time; alone where they cannot.
+    """Trains clients that are alike together, `chunk` at a time, and the others one after another.
 
-    Alike are clients with the same hooks, kind of sampling and shape of images. Where records of a batch meet (batch
-    normalisation, a defence that couples them) nothing may be filled up: they must also have equally many records.
-    Dropout layers draw from each client's generator (harness.federation.dropout), under equally many records too. A
-    network that draws other random numbers in training, a `gradient` that does not declare `vectorises`, and
-    whatever vmap refuses train one after another. `facts` says what was done, for the record.
+    Clients are alike if they have the same hooks, kind of sampling and shape of images. Where records of a batch meet
+    (batch normalisation, a defence that couples them), batches may not be padded, so clients must also have equally
+    many records; likewise with dropout layers, which draw from each client's generator (harness.federation.dropout).
+    Clients train one after another where the network draws other random numbers in training, where a `gradient` does
+    not declare `vectorises`, and where vmap refuses. `facts` says what was done, for the record.
 
-    chunk: None for as many as fit the memory, by an estimate; out of memory halves it, for good. calibrates: whether a
-    few steps both ways show first that one program is faster, which it is not where a client fills the device alone.
+    chunk: None for as many as fit the memory, by an estimate; running out of memory halves it for good. calibrates:
+    whether a few steps are first timed both ways, as one program is not faster where one client fills the device.
     """
 
     def __init__(self, *args: Any, chunk: int | None = None, calibrates: bool = False) -> None:
@@ -68,7 +68,7 @@ class VectorisedTrainer(LocalTrainer):
     def _train_group(
         self, group: list[int], tasks: Sequence[Task]
     ) -> Iterator[tuple[list[int], list[Trained]]]:
-        """(positions, what they trained), in parts that fit the memory."""
+        """Yields (positions, what they trained), in parts that fit the memory."""
         mark = tuple(map(id, tasks[group[0]].client.hooks))
         while group:
             size = self._chunk(mark, tasks[group[0]].client) if mark not in self._refused else 1
@@ -95,10 +95,10 @@ class VectorisedTrainer(LocalTrainer):
                 self._refuse(mark, f"{type(trouble).__name__}: {first_line}")
 
     def _calibrate(self, mark: tuple[int, ...], tasks: list[Task]) -> bool:
-        """Whether they are faster one after another, by the clock."""
+        """Whether these clients are faster one after another, by the clock; then they train so from now on."""
         try:
             pace = measure(self, tasks)
-        except Exception:  # shows again, and is told of, where they train
+        except Exception:  # comes up again when they train, and is reported then
             return False
         self.facts.setdefault("calibration", []).append({"clients": len(tasks), **pace._asdict()})
         if pace.together <= pace.one_by_one:
@@ -107,10 +107,10 @@ class VectorisedTrainer(LocalTrainer):
         return True
 
     def _attempt(self, tasks: list[Task]) -> tuple[list[Trained] | None, Exception | None]:
-        """What they trained, or what went wrong; without its frames, which would keep tensors alive."""
+        """What they trained, or the exception, without its frames, which would keep tensors alive."""
         try:
             return self._together(tasks), None
-        except Exception as error:  # what is wrong with the hooks shows again where a client trains alone
+        except Exception as error:  # an error in hooks comes up again when a client trains alone
             return None, error.with_traceback(None)
 
     def _refuse(self, mark: tuple[int, ...], reason: str) -> None:
@@ -121,7 +121,7 @@ class VectorisedTrainer(LocalTrainer):
     # which clients, how many ---------------------------------------------------------------------
 
     def _alike(self, tasks: Sequence[Task]) -> list[list[int]]:
-        """Positions of clients that can train as one program, in the order of their first."""
+        """Groups of positions of clients that can train as one program, ordered by their first."""
         groups: list[list[int]] = []
         known: dict[tuple[Any, ...], list[int]] = {}
         for position, task in enumerate(tasks):
@@ -143,18 +143,18 @@ class VectorisedTrainer(LocalTrainer):
         return (*map(id, client.hooks), *how, *when, *exact)
 
     def _exact(self, client: Client) -> bool:
-        """Whether a batch may not be filled up, as its records see each other or share a mask's numbers."""
+        """Whether batches may not be padded, as their records see each other or share the draw of a dropout mask."""
         return self._kind(client) == "coupled" or bool(self.dropouts) or any(map(couples, client.hooks))
 
     def mergeable(self, client: Client) -> bool:
-        """Whether nothing is known that speaks against training clients like this one together."""
+        """Whether clients like this one can train together, as far as is known."""
         mark = tuple(map(id, client.hooks))
         if mark not in self._refused and (reason := self._obstacle(client)) is not None:
             self._refuse(mark, reason)
         return mark not in self._refused
 
     def _obstacle(self, client: Client) -> str | None:
-        """Why clients like this one cannot train together, None: nothing speaks against it."""
+        """Why clients like this one cannot train together; None if nothing is known to prevent it."""
         kind = self._kind(client)
         if kind == "random":
             return "the network draws random numbers in training, or counts"
@@ -178,11 +178,11 @@ class VectorisedTrainer(LocalTrainer):
         return self._sizes[mark]
 
     def _fitting(self, client: Client) -> int:
-        """How many clients fit half of the device's memory, by what one forward pass keeps for the backward one.
+        """How many clients fit in half of the device's memory, by what a forward pass keeps for the backward pass.
 
-        From the card's size, not from what is free on it: the same plan gives the same chunks.
+        By the device's size, not by what is free on it, so that the same plan gives the same chunks.
         """
-        x = own_pixels(client.images[: self.settings.batch_size])  # a network may work in place
+        x = own_pixels(client.images[: self.settings.batch_size])  # own: a network may work in place
         d = sum(p.numel() for p in self.module.parameters())
         kept = 0
 
@@ -191,7 +191,7 @@ class VectorisedTrainer(LocalTrainer):
         def count(tensor: Tensor) -> Tensor:
             nonlocal kept
             kept += tensor.numel() * tensor.element_size()
-            return nothing  # the tensor itself would tie the graph to itself, and leave it there for good
+            return nothing  # returning the tensor would tie the graph to itself, never to be freed
 
         state = {n: b.clone() for n, b in self.module.named_buffers()}
         masks = Masks([self.mask_generator(client.id, 0)])
@@ -215,12 +215,13 @@ class VectorisedTrainer(LocalTrainer):
     # the program -----------------------------------------------------------------------------------
 
     def _together(self, tasks: list[Task]) -> list[Trained]:
-        # Those who go on stay in front.
+        # Clients with the most steps first, as Cohort needs them.
         order = sorted(range(len(tasks)), key=lambda i: -tasks[i].client.steps)
         cohort = Cohort(self, [tasks[i] for i in order])
         before = generator_states()
         cohort.train()
-        if generator_states() != before:  # one number for all clients, and one after another each has its own
+        # A number drawn here is one for all clients; one after another, each client draws its own.
+        if generator_states() != before:
             raise ValueError("they draw from a global generator")
         cohort.count_batches()
         found = cohort.updates()
@@ -230,10 +231,10 @@ class VectorisedTrainer(LocalTrainer):
 def nature(module: nn.Module, x: Tensor) -> str:
     """How a network in training treats the records of a batch: `apart`, `coupled`, or `random`. x (1, c, h, w).
 
-    One that counts its calls is random, too: as one program it would count once for all clients.
+    A network that counts its calls is also `random`: as one program it would count once for all clients.
 
-    Asked of the network itself, as third parties' layers may do either; batch normalisation counts in any case, as
-    behind a layer that starts at zero it would not show.
+    Found by running the network, as third parties' layers may do any of these. One with batch normalisation is never
+    `apart`: behind a layer that starts at zero, the coupling would not show.
     """
     rows, others = torch.cat([x, *[1 - x] * 7]), torch.cat([x, *[x / 2 + 0.25] * 7])
     with modes_restored(module), torch.no_grad(), seeded_modules(str(x.device), "nature"):
@@ -257,7 +258,7 @@ def nature(module: nn.Module, x: Tensor) -> str:
 
 
 def memory(device: str) -> int:
-    """Bytes of the device's memory; on a CPU a share that other processes can spare."""
+    """Bytes of the device's memory; on a CPU 4 GiB, which other processes can spare."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
     return 4 << 30

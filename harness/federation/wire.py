@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from harness.federation.local import LocalTrainer
     from harness.federation.outcome import Outcome
 
-SERVER = -1  # the server's number among those who keep state of the wire
+SERVER = -1  # the server's key among the clients' ids, for the state that the wire keeps
 
 
 class Wire:
     """Takes updates from clients to the server through a chain of compressors, which keep state at both ends.
 
-    local_buffers: whether a model's float buffers stay with the clients, and so are not sent either way.
+    local_buffers: whether a model's float buffers stay with the clients and are thus sent neither way.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Wire:
     def exchange(
         self, round: int, updates: dict[int, Tensor], buffers: dict[str, Tensor]
     ) -> dict[int, Tensor]:
-        """The updates as the server receives them, and all bytes counted, those of the model's buffers included."""
+        """The updates as the server receives them. Counts all bytes sent, those of the model's buffers included."""
         if not updates:
             return updates
         extra = 0 if self._local_buffers else sum(b.nbytes for b in buffers.values())
@@ -64,7 +64,7 @@ class Wire:
         return dict(zip(ids, made.updates, strict=True))
 
     def _through(self, link: int, round: int, ids: list[int], rows: list[Tensor]) -> Exchanged:
-        """Vectors, one a client, through the chain from this link on, and what the server makes of them."""
+        """Sends vectors, one per client, through the chain from this link on; returns what the server makes of them."""
         if link == len(self._compressors):
             return Exchanged(rows, [row.nbytes for row in rows], [0] * len(rows), [0] * len(rows))
         compressor = self._compressors[link]
@@ -91,10 +91,10 @@ class Wire:
         states: list[dict[str, Any]],
         contexts: Sequence[Callable[[], UpdateCompressionContext]],
     ) -> Exchanged:
-        """A link that others follow: these encode the numbers that it passes on."""
+        """Exchange by a link that others follow: they encode the numbers that it passes on."""
         codec = self._compressors[link]
         payloads = [codec.encode(row, s, at()) for row, s, at in zip(rows, states, contexts, strict=True)]
-        # What has another form than usual, such as an update that is not finite, goes as it is.
+        # A payload in another form than usual, such as of an update that is not finite, is sent as it is.
         numbers = {p: passed for p, payload in enumerate(payloads) if (passed := _passed_on(codec, payload))}
         vectors = [torch.cat([t.flatten().float() for t in passed.values()]) for passed in numbers.values()]
         inner = self._through(link + 1, round, [ids[p] for p in numbers], vectors)
@@ -131,9 +131,9 @@ def _passed_on(codec: UpdateCompressor, payload: Payload) -> dict[str, Tensor]:
 def _least_lost(meant: Tensor, received: Tensor) -> tuple[Tensor, Tensor]:
     """The a (float32) for which |meant - a received| is least, and meant - a received (d,).
 
-    It is at most |meant|, whatever follows, so that error feedback contracts. For an unbiased quantiser of relative
-    variance beta the expected square is at most beta / (1 + beta) |meant|^2, which is what Basu et al. get with
-    1 / (1 + beta) for a.
+    The loss's norm is at most |meant|, whatever links follow, so that error feedback contracts. For an unbiased
+    quantiser of relative variance beta its expected square is at most beta / (1 + beta) |meant|^2, which is what
+    Basu et al. get with a = 1 / (1 + beta).
     """
     length = received.double().square().sum()
     a = (meant.double() @ received.double() / length).float() if length else received.new_ones(())
