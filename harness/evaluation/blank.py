@@ -12,7 +12,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @torch.no_grad()
 def blank(module: M) -> M:
-    """Fills every float of the module's state with NaN, so that a value that no file gave shows; returns it in eval mode.
+    """Fills the floats of the module's state with NaN, so that a value missing from a file shows; sets eval mode.
 
     Integers, and buffers that are not part of the state, such as constants, stay as they are.
     """

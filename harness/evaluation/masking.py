@@ -32,7 +32,7 @@ ITSELF = " (itself)"  # ends a transfer's mode where the surrogate is the very m
 
 @dataclass(frozen=True)
 class _Try:
-    """What an attack left when it went one way. way: direct | twin | transfer, or the mode of a record that names no ways."""
+    """What an attack left in one way: direct | twin | transfer, or the mode of a record that names no ways."""
 
     record: Mapping[str, Any]
     way: str

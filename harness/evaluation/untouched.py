@@ -79,7 +79,7 @@ def _plain(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _values(model: nn.Module) -> Bytes:
-    """The bytes of all strided, unquantised tensors, joined by device and type. Bytes, as a NaN is unequal to itself."""
+    """The bytes of all strided, unquantised tensors, joined by device and type; bytes, as NaN is unlike itself."""
     import torch
 
     rows: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
