@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-TOLERANCE = 1e-6  # for rounding, in [0, 1] pixels; types of lower precision than float32 get four of their epsilons
+TOLERANCE = 1e-6  # for rounding, in [0, 1] pixels; lower precisions than float32 get 4 of their epsilons
 
 
 class BudgetExceeded(HarnessError):

@@ -29,12 +29,12 @@ def as_strategy(
 
     rules: names of aggregators, all but the last pre-aggregators, or instances from `harness.create`. f: Byzantine
     clients to tolerate in a round. seed: makes random rules reproducible, and a rule's noise known to whoever knows
-    the seed; where not given they draw from a secret. Rows are in the order of the nodes' ids, so that it decides
-    nothing who answers first; the nodes of another federation have other ids, in another order, and a rule that draws
-    by row then comes to something else. buffers: names, or how names end, of the arrays that are not trained, such as
-    BatchNorm's statistics: no rule sees them, and their mean over clients is taken, weighted by examples, which any
-    client can move. Where arrays have no such names, say which they are. parameters: of the last rule, where it is
-    given by name. options: arguments of Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown
+    the seed; without one they draw from a secret. Rows are in the order of the nodes' ids, so that the order of
+    answers decides nothing; the nodes of another federation have other ids, in another order, so that a rule that
+    draws by row gives another result there. buffers: names, or endings of names, of the arrays that are not trained,
+    such as BatchNorm's statistics: no rule sees them, and they become their mean over clients, weighted by examples,
+    which any client can move. Where your arrays have other names, give those. parameters: of the last rule, where it
+    is given by name. options: arguments of Flower's FedAvg: sampling, evaluation, keys. Raises PluginError for unknown
     names and wrong parameters.
     """
     from harness.errors import PluginError

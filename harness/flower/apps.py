@@ -87,7 +87,7 @@ def engine_server() -> ServerApp:
 
 
 def serve(own: Simulated, grid: Grid, progress: Path) -> dict[str, Any]:
-    """Train over a Grid. Returns the parts of a `Trained`, the module as its state."""
+    """Train over a Grid. Returns the parts of a `Trained`, with the module's state in place of the module."""
     clients = own.training.clients
     nodes = settled_nodes(grid)
     strategy = FederationStrategy(
@@ -104,7 +104,7 @@ def serve(own: Simulated, grid: Grid, progress: Path) -> dict[str, Any]:
 
 
 def settled_nodes(grid: Grid, wanted: int = 0, timeout: float = 600.0) -> Sequence[int]:
-    """The nodes' ids, sorted, once there are `wanted`, or (0) once no more have come for a second.
+    """The nodes' ids, sorted, once there are `wanted`; for 0, once none has come or gone for a second.
 
     Raises HarnessError where that takes longer than `timeout` seconds.
     """

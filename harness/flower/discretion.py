@@ -1,7 +1,7 @@
 """What a deployment keeps to itself where a defence protects whole clients.
 
-How many records a client holds is the client's own, and who takes part in a round is the server's: neither is sent,
-and neither is published.
+Only the client knows how many records it holds, and only the server knows who takes part in a round: neither is sent
+or published.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def discreet(defences: Sequence[Defence]) -> bool:
 
 
 def conflict(defences: Sequence[Defence]) -> str | None:
-    """Why a stack cannot be deployed: what it hides is what another of its defences plans by."""
+    """Why a stack cannot be deployed: one defence hides what another plans by. None if it can."""
     if not discreet(defences):
         return None
     client = next(defence.name for defence in defences if defence.protects == "client")
@@ -36,7 +36,7 @@ def conflict(defences: Sequence[Defence]) -> str | None:
 
 
 def breaches(spec: TrainSpec) -> list[str]:
-    """What a deployment cannot help revealing of what a client-level guarantee hides."""
+    """What a client-level guarantee hides and a deployment cannot help revealing."""
     hider = hiding(spec.defences)
     if hider is None or spec.federation.sampling != "poisson":
         return []  # a fixed number takes part, by a schedule that is public
@@ -51,8 +51,9 @@ def breaches(spec: TrainSpec) -> list[str]:
 def own_entries(value: Any, larger: Any, client: int, clients: int) -> Any:
     """What defences prepared, with None in the place of other clients' entries in every list over clients.
 
-    larger: what they would prepare for one client more, which tells the lists over clients from others that happen to
-    be as long; None: every list of that length counts as one. Mappings by client keep the client's own entry alone.
+    larger: what they would prepare with one client more, which tells lists over clients from others that happen to be
+    as long; None: every list of that length counts as one over clients. Of a mapping by client only the client's own
+    entry stays.
     """
     if isinstance(value, dict):
         inside = larger if isinstance(larger, dict) else {}

@@ -27,11 +27,11 @@ RESULT, PROGRESS, ERROR = "result.pickle", "progress.jsonl", "error.json"  # in 
 
 
 class FlowerError(HarnessError):
-    """A Flower run that did not come to its end."""
+    """A Flower run that failed or ended without a result."""
 
 
 def train(training: Training, report: Report) -> Trained:
-    """The same training by `flwr run` on a SuperLink of its own. Raises what the training raised, by name."""
+    """The training by `flwr run` on a SuperLink of its own. Raises its PluginError, or FlowerError for other errors."""
     # Of several GPUs, Flower's processes see only this one.
     device, _, number = training.device.partition(":")
     with private_folder() as folder:
@@ -58,7 +58,7 @@ def train(training: Training, report: Report) -> Trained:
 
 
 def _simulation(training: Training, device: str) -> str:
-    """Flower's settings. How many clients train at once decides no number: each one's come from its own seeds."""
+    """Flower's settings. How many clients train at once changes no number, as each draws from its own seeds."""
     spec = training.spec
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count() or 1
@@ -72,7 +72,7 @@ def _simulation(training: Training, device: str) -> str:
 
 
 def _follow(run: Guarded, folder: Path, report: Report) -> None:
-    """Until the result is there. Raises FlowerError where the run ends without one."""
+    """Reports rounds until the result is there. Raises as `train`, also where the run ends without a result."""
     told = 0
     while True:
         ended = not run.running

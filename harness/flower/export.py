@@ -250,7 +250,7 @@ def _write(scenario: Scenario, cell: Cell, facts: DataFacts, noise_key: str, out
 
 
 def undeployable(cell: Cell) -> str | None:
-    """Why a cell that can be scored must not, or cannot, be deployed."""
+    """Why a cell that can be scored must not, or cannot, be deployed; None if it can."""
     if cell.trains_under_attack:
         assert cell.attack is not None
         return f"it is trained under {cell.attack.label()}: attacks are for simulations, export a cell without one"
@@ -291,7 +291,7 @@ def requirements(cell: Cell) -> list[str]:
 
 
 def _plugins(cell: Cell) -> list[Plugin]:
-    """Those that the training or release of a cell needs."""
+    """The plugins that the training or release of a cell needs."""
     scenario = cell.scenario
     parts = [scenario.dataset, scenario.model, scenario.federation.partition]
     parts += [*cell.defences, *cell.aggregators, *cell.compressors]
@@ -299,20 +299,20 @@ def _plugins(cell: Cell) -> list[Plugin]:
 
 
 def _placed(files: Sequence[LocalFile]) -> dict[str, LocalFile]:
-    """Where each goes, from the package's folder: apart, as names may repeat, but named as it was."""
+    """Path from the package's folder -> file: each in a folder of its own, as names may repeat, under its own name."""
     places = {}
     for i, file in enumerate(files):
         name = file.path.name
-        if name == "__init__.py":  # called by its folder
+        if name == "__init__.py":  # it takes its name from its folder
             name = f"{file.path.parent.name}/{name}"
         places[f"{PLUGINS}/{i}/{name}"] = file
     return places
 
 
 def pin(cell: Cell, plugins: Sequence[str] = ()) -> str:
-    """The scenario that has this cell's training as its only one, as YAML: all defaults spelled out.
+    """A scenario whose only training is this cell's, as YAML with all defaults spelled out.
 
-    plugins: where its local plugin files are, from the folder of the YAML file.
+    plugins: paths of its local plugin files, from the folder of the YAML file.
     """
     import yaml
 
@@ -350,7 +350,7 @@ def _notes(cell: Cell) -> list[str]:
 
 
 def _result(cell: Cell) -> str:
-    """What a simulation comes to, for the README."""
+    """What the result of a simulation is, for the README."""
     if not cell.model_compressors:
         return "the result is its record's"
     return (

@@ -1,6 +1,6 @@
 """The apps of an exported cell.
 
-What they are is decided by the nodes. Nodes that say where their own data is (`data` in their node configuration) make
+The nodes decide what the apps do. Nodes that say where their own data is (`data` in their node configuration) make
 a deployment: sampling and noise come from the operating system's entropy and no number of the cell's seeds is used.
 Nodes that only have a partition, as in a simulation, train the cell itself: its data, its partition, its seeds.
 """
@@ -90,7 +90,7 @@ class Deployed(Training):
     """A training of clients whose records are elsewhere, or, at a node, of its own records alone.
 
     sizes: how many records each client counts for. number, records: at a node, which client it is and its images and
-    labels. Every seed has 256 bits of the operating system, and so have the generators of noise and coins: see
+    labels. Every seed has 256 bits from the operating system, and so have the generators of noise and coins: see
     `secret_generator` for what they withstand.
     """
 
@@ -109,7 +109,7 @@ class Deployed(Training):
         self.spec = replace(cell.spec, federation=federation, holdout=0.0, seed=secrets.randbits(256))
         self.stage_key = secrets.token_hex(32)
         self.device = device
-        self.at_a_time = 1  # a client is a process of its own there
+        self.at_a_time = 1  # each client is a process of its own
         shape = tuple(facts["input_shape"])
         empty = Part(
             torch.zeros((0, *shape), device=device), torch.zeros(0, dtype=torch.int64, device=device), None
@@ -132,12 +132,12 @@ class Deployed(Training):
     def _client(
         self, number: int, images: Tensor, labels: Tensor, hooks: Any, prepared: list[dict[str, Any]]
     ) -> Client:
-        if not len(labels):  # somebody else's
+        if not len(labels):  # the records of another client, which are not here
             return Client(number, images, labels, 0, Sampling(), hooks, list(prepared))
         return super()._client(number, images, labels, hooks, prepared)
 
     def rules(self, prepared: list[dict[str, Any]], done: int) -> Rules:
-        """A node aggregates nothing, and has not been told what the defences prepared for the server's rule."""
+        """At a node no defence wraps the rule: it aggregates nothing, and is not told what was prepared for that."""
         if self._number is None:
             return super().rules(prepared, done)
         spec = self.spec
@@ -150,7 +150,7 @@ class Deployed(Training):
         more._sizes = [*self._sizes, self._sizes[-1]]
         try:
             return more._prepare(schedule, [])
-        except Exception:  # a plugin's: nothing of the training depends on it
+        except Exception:  # of a plugin; nothing in the training depends on this
             return None
 
     def validate(self, module: nn.Module) -> dict[str, float]:
@@ -288,7 +288,7 @@ def server_app(cell: Path) -> ServerApp:
 
 
 def _greet(grid: Grid, nodes: Any, timeout: float) -> dict[int, dict[str, Any]]:
-    """What each node says of itself. Raises NodesLost where none answers."""
+    """What each node says of itself. Raises NodesLost where none answers, or one answers with an error."""
     asked = [
         Message(
             RecordDict({messages.CONFIG: ConfigRecord({})}), dst_node_id=node, message_type=messages.HELLO
@@ -326,7 +326,7 @@ def _coordinator(cell: Pinned, job: Job, sizes: list[int]) -> Simulated:
 
 
 def _plans(own: Simulated) -> dict[int, dict[str, Any]]:
-    """For each client of a deployment how many there are, and what was prepared for its own hooks, not for others'."""
+    """What each client of a deployment is told: how many clients there are, and what was prepared for its own hooks."""
     training, prepared = own.training, own.ready.prepared
     assert isinstance(training, Deployed)
     clients, defences = training.clients, training.spec.defences
@@ -348,7 +348,7 @@ def _told(done: int, total: int, entry: dict[str, Any]) -> None:
 
 
 def _leave(own: Simulated, cell: Pinned, out: Path, deployed: bool) -> None:
-    """The trained network as model.safetensors, and what there is to say about it as result.json."""
+    """Writes the trained network as model.safetensors, and what there is to say about it as result.json."""
     from safetensors.torch import save_file
 
     training, outcome = own.training, own.federation.outcome
@@ -375,7 +375,7 @@ def _leave(own: Simulated, cell: Pinned, out: Path, deployed: bool) -> None:
 
 
 def _as_deployed(guarantee: Guarantee, spec: TrainSpec) -> Guarantee:
-    """A guarantee of the training, with what a deployment adds to it and takes from it."""
+    """A guarantee of the training, as it is in a deployment: not simulated, and broken by what that reveals."""
     broken = list(guarantee.broken_by)
     if guarantee.unit == "client":
         broken += breaches(spec)
@@ -385,7 +385,7 @@ def _as_deployed(guarantee: Guarantee, spec: TrainSpec) -> Guarantee:
 
 
 def _accuracy(training: Training, evaluation: Evaluation, module: nn.Module) -> float:
-    """On the cell's test records, of the network with all that acts at inference, as the record has it."""
+    """Accuracy on the cell's test records, of the network with all that acts at inference, as in the record."""
     spec, test = training.spec, training.data.test
     if evaluation.subset is not None:
         test = stratified(test, evaluation.subset)

@@ -45,7 +45,7 @@ def main(command: list[str]) -> int:
 
 
 def end_descendants(root: int) -> None:
-    """End every process below `root`: politely, then, after GRACE seconds, at once."""
+    """End every process below `root`: by SIGTERM and, after GRACE seconds, by SIGKILL."""
     deadline = time.monotonic() + GRACE
     asked: set[int] = set()
     while left := descendants(root):
@@ -83,7 +83,7 @@ def _processes() -> list[tuple[int, int, bool]]:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    # The name, in brackets, may hold anything; the fields after the last one may not.
+                    # The name, in brackets, may hold anything, even brackets; the fields after the last one may not.
                     state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
                     found.append((int(entry.name), int(parent), state == "Z"))
         return found

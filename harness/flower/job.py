@@ -47,7 +47,7 @@ class Simulated:
 
 
 def simulated(job: Job) -> Simulated:
-    """Set up from the specification alone, so that every process comes to the same."""
+    """Sets a job up from its specification alone, so that every process arrives at the same."""
     settle(job.spec.compute.threads, job.spec.compute.tf32)
     training = Training(job.spec, job.stage_key, job.device)
     module = training.initial_module()

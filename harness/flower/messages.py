@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 BUFFER = "buffer."  # the prefix of buffers' names among the arrays
-# Of a Start, beside its tensors.
+# The fields of a Start beside its tensors.
 FACTS = (
     "round",
     "multiplier",
@@ -25,7 +25,7 @@ FACTS = (
     "malicious",
     "share",
 )
-WHO = ("clients", "malicious", "share")  # those of them that tell who else takes part
+WHO = ("clients", "malicious", "share")  # the fields among these that tell who else takes part
 HELLO, TRAIN, CRAFT = "query", "train", "train.craft"
 
 
@@ -51,7 +51,7 @@ def start_record(
 ) -> RecordDict:
     """What a client needs to train in a round.
 
-    attacks: whether it is malicious and active. discreet: not who else takes part.
+    attacks: whether it is malicious and active. discreet: leaves out who else takes part. more: further plain values.
     """
     from flwr.app import ConfigRecord, RecordDict
 
@@ -70,7 +70,7 @@ def start_record(
 
 
 def facts_of(start: Start, discreet: bool = False) -> dict[str, Any]:
-    """What a Start says beside its tensors. discreet: not who else takes part."""
+    """What a Start says beside its tensors. discreet: leaves out who else takes part."""
     said = [name for name in FACTS if not (discreet and name in WHO)]
     return {name: getattr(start, name) for name in said} | {"multiplier": float(start.multiplier)}
 
@@ -106,7 +106,7 @@ def read_update(content: RecordDict, device: str) -> tuple[Tensor, dict[str, Ten
 
 
 def to_bytes(value: Any) -> bytes:
-    """Nested dicts and lists of tensors and plain values, for the simulation's side channel."""
+    """Nested dicts and lists of tensors and plain values as bytes, for the simulation's side channel."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()

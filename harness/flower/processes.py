@@ -23,16 +23,16 @@ START = 120.0  # seconds in which a SuperLink must answer
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder that is gone afterwards, with a path short enough for Ray's sockets (108 characters at most)."""
+    """A folder that is deleted afterwards, with a path short enough for Ray's sockets (108 characters at most)."""
     short = "/tmp" if Path("/tmp").is_dir() else None
     with tempfile.TemporaryDirectory(prefix="hf", dir=short, ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 
 def environment(folder: Path, gpu: int | None = None) -> dict[str, str]:
-    """Of Flower's processes: all state in `folder`, no telemetry, no downloads, and this process's own modules.
+    """The environment of Flower's processes: state in `folder`, no telemetry or downloads, this process's modules.
 
-    gpu: the one of several that they see, by its number here; None for all.
+    gpu: the only GPU that they see, by its number in this process; None for all.
     """
     scripts = os.pathsep.join(
         dict.fromkeys([str(Path(sys.executable).parent), sysconfig.get_path("scripts")])
@@ -57,7 +57,7 @@ def environment(folder: Path, gpu: int | None = None) -> dict[str, str]:
 
 
 def _name_of(gpu: int) -> str:
-    """What the driver calls one of the GPUs that this process sees, which may not be all of the machine."""
+    """The driver's name for one of the GPUs that this process sees, which may not be all of the machine's."""
     seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return seen[gpu] if seen else str(gpu)
 
@@ -87,7 +87,7 @@ class Guarded:
         return self.process.wait(timeout)
 
     def end(self) -> None:
-        """Returns when nothing is left."""
+        """Ends the command and all that it started; returns when nothing is left."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -112,8 +112,8 @@ def superlink(
 ) -> Iterator[tuple[Guarded, int]]:
     """A SuperLink on the loopback interface that answers, and its port. Raises HarnessError where it does not start.
 
-    options: of `flower-superlink`, such as --simulation and --insecure. env: what `environment` gives; a simulation's
-    apps are its children.
+    options: of `flower-superlink`, such as --simulation and --insecure. env: from `environment`; a simulation's apps
+    inherit it, as they are children of the SuperLink.
     """
     port, health = free_port(), free_port()
     command = ["flower-superlink", "--isolation", "subprocess", "--host", "127.0.0.1", "--port", str(port)]
@@ -133,7 +133,7 @@ def superlink(
 
 def _answers(port: int, scheme: str) -> bool:
     if scheme == "https":
-        # Its certificate is the caller's affair: ask whether the port of its health is open.
+        # Checking its certificate is left to the caller: only ask whether its health port is open.
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

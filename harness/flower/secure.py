@@ -32,9 +32,9 @@ FEWEST = 3  # clients in a round: of two, each knows the other's update once it 
 
 
 class SecureStrategy(FederationStrategy):
-    """A FederationStrategy whose rounds are SecAgg+: rules see their mean in the place of each update.
+    """A FederationStrategy whose rounds run SecAgg+: in place of each update, rules see the mean of all.
 
-    A rule that declares `sum_only` makes of these rows what it would of the true ones.
+    A rule that declares `sum_only` gives the same result for these rows as for the true ones.
     """
 
     def configure_train(
@@ -62,7 +62,7 @@ class SecureStrategy(FederationStrategy):
         return self._close(self._opened, dict.fromkeys(self._opened.ids, self._mean), {})
 
     def _protocol(self, grid: Grid, opened: Opened, server_round: int) -> tuple[Tensor, set[int]]:
-        """One round of SecAgg+: the weighted mean of the updates (d,), and whose they were."""
+        """Runs one round of SecAgg+: the weighted mean (d,) of the updates, and the clients that sent them."""
         from flwr.common import FitIns, ndarrays_to_parameters, parameters_to_ndarrays
         from flwr.server import LegacyContext
         from flwr.server.workflow import SecAggPlusWorkflow
@@ -109,7 +109,7 @@ class SecureStrategy(FederationStrategy):
 
 
 def unwrap(message: Message) -> Message:
-    """What `secaggplus_mod` passes on, as the message that a plain round sends: the same one, with other content."""
+    """Turns what `secaggplus_mod` passes on into a plain round's message: the same object, with other content."""
     config = dict(message.content.config_records["fitins.config"])
     sent = list(message.content.array_records["fitins.parameters"].values())
     arrays = {name: Array(array.numpy()) for name, array in zip(("weights", "moved"), sent, strict=False)}
@@ -120,7 +120,7 @@ def unwrap(message: Message) -> Message:
 
 
 def wrap(reply: Message, weighting: str) -> Message:
-    """A plain answer, the same one, in the form that `secaggplus_mod` masks: the update, and its weight.
+    """Turns a plain answer, in place, into the form that `secaggplus_mod` masks: the update and its weight.
 
     Raises PluginError for buffers, and for an update that is not finite or leaves [-CLIPPING, CLIPPING].
     """

@@ -19,7 +19,7 @@ from harness.random import secret_generator, torch_generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-STATISTICS = ("running_mean", "running_var")  # what PyTorch calls those that normalisation layers keep
+STATISTICS = ("running_mean", "running_var")  # PyTorch's names for what normalisation layers keep
 
 
 class RuleStrategy(FedAvg):
@@ -27,12 +27,12 @@ class RuleStrategy(FedAvg):
 
     Clients may return any arrays, whole models for instance: an update is what a client returned minus what it was
     sent, over the floating-point arrays that are trained; integers (batch counters) stay as they were sent. buffers:
-    the arrays that are not trained, by whole names or by how names end; as in the engine the rules do not see them,
+    the arrays that are not trained, by their names or endings of these; as in the engine the rules do not see them,
     and they become their mean over clients, weighted by examples. No rule protects that mean: a Byzantine client can
-    move it. Sampling, evaluation and metrics are FedAvg's, whose arguments `options` are. f: Byzantine clients to
-    tolerate in a round; None: each rule's own. State of rules is kept between rounds. Rows are in the order of the
-    nodes' ids. seed: what random rules draw from, with the round; whoever knows it knows a rule's noise. None: a
-    secret of 256 bits, see `harness.random.secret_generator`.
+    move it. Sampling, evaluation and metrics are FedAvg's; options: its arguments. f: Byzantine clients to
+    tolerate in a round; None: each rule's own, or else the first that another rule has, or 0. State of rules is kept
+    between rounds. Rows are in the order of the nodes' ids. seed: what random rules draw from, with the round; whoever
+    knows it knows a rule's noise. None: a secret of 256 bits, see `harness.random.secret_generator`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RuleStrategy(FedAvg):
         valid, _ = self._check_and_log_replies(replies, is_train=True)
         if not valid or self._sent is None:
             return None, None
-        valid = sorted(valid, key=lambda reply: reply.metadata.src_node_id)  # whoever was the fastest
+        valid = sorted(valid, key=lambda reply: reply.metadata.src_node_id)  # whichever came first
         contents = [reply.content for reply in valid]
         sent = self._sent.to_torch_state_dict()
         returned = [next(iter(content.array_records.values())).to_torch_state_dict() for content in contents]
@@ -142,7 +142,7 @@ class RuleStrategy(FedAvg):
 
 
 def _mean(before: Tensor, values: list[Tensor], weights: Tensor) -> Tensor:
-    """The weighted mean of the values that are finite; equal weights where none weighs anything, `before` of none."""
+    """The weighted mean of the finite values; with equal weights if all are 0, and `before` if no value is finite."""
     found = [(v, w) for v, w in zip(values, weights.double(), strict=True) if bool(v.isfinite().all())]
     if not found:
         return before

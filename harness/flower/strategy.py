@@ -28,9 +28,9 @@ class NodesLost(HarnessError):
 
 
 class RemoteAttackers(Federation):
-    """A federation whose attackers craft in a malicious client's app.
+    """A federation whose attackers craft their updates in a malicious client's app.
 
-    A side channel that only simulations have feeds it: what the threat grants them is sent there, and nothing else.
+    The app gets what the threat grants them, and nothing else, over a side channel that only simulations have.
     """
 
     ask: Callable[[int, RecordDict], RecordDict] | None = None  # (client, content) -> its answer
@@ -79,7 +79,7 @@ class FederationStrategy(Strategy):
     """Runs `ready.federation` over a Grid. nodes: client -> the node that plays it (several may share one).
 
     strict: a client that does not answer ends the training (a simulation's numbers must not depend on luck);
-    otherwise the round goes on with those that did, and whoever was silent is not asked again. report(done, total,
+    otherwise the round goes on with those that did, and a silent client is not asked again. report(done, total,
     entry): called after each round. extra(client): further plain values for a client. discreet: who takes part in a
     round is neither sent nor reported.
     """
@@ -127,7 +127,7 @@ class FederationStrategy(Strategy):
         return self._messages(self._opened)
 
     def _begin(self, server_round: int, grid: Grid) -> Opened:
-        """The round, without those who are no longer there."""
+        """Opens the round, unless `strict` without the clients that are no longer there."""
         self._started = time.perf_counter()
         opened = self.federation.open(server_round - 1)
         if self.strict:
