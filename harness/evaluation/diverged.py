@@ -18,7 +18,7 @@ def unanswered(logits: np.ndarray) -> int:
 
 
 def check_answers(logits: np.ndarray, whose: str) -> None:
-    """Raises HarnessError where a model that an attack queries answers NaN: if little leaks, that says nothing."""
+    """Raises HarnessError where a model that an attack queries answers NaN: finding little then says nothing."""
     if count := unanswered(logits):
         raise HarnessError(
             f"{whose} answers NaN to {count} of {len(logits)} images: it has diverged, so what it leaks is unknown"

@@ -24,7 +24,7 @@ MARGIN_FLOOR = 0.01  # one point of accuracy: less is not worth a warning, howev
 STANDARD_ERRORS = 2.0  # about 95 %
 # Parameters that say how long and how far an attack searches: two that differ in these alone are the same attack.
 EFFORT = frozenset({"eps", "steps", "iterations", "restarts", "queries", "draws"})
-# How an attack reached the model, in its record's `mode`, which is the threat's knowledge for the model itself.
+# How an attack reached the model, by its record's `mode`; where it was direct, `mode` is the threat's knowledge.
 TWIN = "straight-through twin"
 TRANSFER = "transfer from"
 ITSELF = " (itself)"  # ends a transfer's mode where the surrogate is the very model that is attacked
@@ -87,7 +87,7 @@ def _tries(record: Mapping[str, Any]) -> list[_Try]:
     if attack.get("norm") is None:  # corruptions and minimal-distance attacks: not rivals in one ball
         return []
     found = []
-    # Without `ways`, what the way over the twin left is not known, but it is no less than what all ways left.
+    # Without `ways`, what the attack on the twin left is not known, but it is no less than what all ways left.
     ways = attack.get("ways") or {str(attack.get("mode")): {"robust_accuracy": worst}}
     for mode, facts in ways.items():
         way, accuracy = _way(mode), facts["robust_accuracy"]

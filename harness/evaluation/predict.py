@@ -65,8 +65,8 @@ def predict(
     """The model's logits, (n, k) float32, in eval mode; each module's mode is restored.
 
     images (n, c, h, w): uint8, or float in [0, 1]. The model is already on `device`. A batch that does not fit the
-    device's memory is halved, and so are those after it. Raises HarnessError where there are no
-    images, or where the output is not (batch, classes).
+    device's memory is halved, and so are those after it. Raises HarnessError where there are no images, or where the
+    output is not (batch, classes).
     """
     import torch
 

@@ -48,7 +48,10 @@ class DeviceData:
 
 @lru_cache(maxsize=2)
 def load(dataset: Dataset, root: Path, device: str, fingerprint: str = "") -> DeviceData:
-    """A dataset on a device; a process keeps the last two it loaded. On a CPU, images are mapped from the cache."""
+    """A dataset on a device, loaded and checked; a process keeps the last two.
+
+    On a CPU, images are mapped from the cache, not copied.
+    """
     splits = load_splits(dataset, root, fingerprint)
 
     def part(split: Split) -> Part:

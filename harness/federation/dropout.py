@@ -40,7 +40,7 @@ class _Seeded(nn.modules.dropout._DropoutNd):
         return x * self.masks.draw(like, self.p)
 
     def dropped(self, x: Tensor) -> Tensor | None:
-        """A tensor with one element for all that is dropped together; None: torch's own dropout takes this input."""
+        """A tensor with one element per part of x that is dropped as a whole; None: torch's own dropout takes x."""
         return x
 
 

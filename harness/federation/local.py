@@ -123,7 +123,7 @@ class LocalTrainer:
         self.dropouts = dropouts(module)
         self._idle_key = torch.zeros((), dtype=torch.int64, device=device)
         self.buffer_names = buffer_names(module)
-        self.seeds_modules = True  # the global generators, which layers and hooks may use, by client
+        self.seeds_modules = True  # whether each client seeds the global generators that layers and hooks use
         self.facts: dict[str, Any] = {"clients": "sequential"}  # how clients were trained, for the record
         self.ways: dict[str, list[str]] = {}  # what hooks report of their work, by name
         self.spared = 0.0  # seconds that clients one after another would have taken longer

@@ -32,8 +32,8 @@ def observe(
 ) -> tuple[ObservedUpdate, Tensor, Tensor]:
     """Trains one round from a given global model, with clients that hold only a few of their records each.
 
-    module: the global model, left as it was. prepared: what each defence prepared for this training. number: of the
-    draw of client and records. A server that sees only sums gets the mean, weighted as in the training, over as many
+    module: the global model, left as it was. prepared: what each defence prepared for this training. number: which
+    draw of clients and records. A server that sees only sums gets the mean, weighted as in the training, over as many
     clients as take part in a round. Returns the update with what the server knows, and the images (b, c, h, w) and
     labels (b,) of all clients behind it, one client after another.
     """

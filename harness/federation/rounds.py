@@ -255,7 +255,8 @@ class Federation:
             if facts is not None and chosen is not None:
                 positions = kept_rows(chosen, len(context.client_ids), by.name)
                 chosen_ids = [context.client_ids[p] for p in positions]
-                if MERGED not in context.client_ids and not mixed:  # else rows are not clients
+                # Where rows are merged or mixed, no single client was kept or left out.
+                if MERGED not in context.client_ids and not mixed:
                     facts["kept"] = chosen_ids
 
         context = AggregationContext(

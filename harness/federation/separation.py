@@ -27,7 +27,7 @@ SMALL = 1e-3  # a parameter with no larger element is replaced: it would hide th
 
 
 def couples(hook: ClientHooks) -> bool:
-    """Whether what a hook makes of a record may depend on others of its batch, as its `couples_samples` has it."""
+    """Whether a hook could let the records of a batch depend on each other and does not declare otherwise."""
     return hook.couples_samples and any(map(hook.overrides, ("batch", "loss", "gradient")))
 
 
@@ -37,7 +37,7 @@ def check_separation(
     input_shape: tuple[int, ...],
     hooks: Sequence[ClientHooks] = (),
 ) -> None:
-    """Raises NotApplicable where the network or the hooks undo what a defence protects, records or clients.
+    """Raises NotApplicable where the network or the hooks undo a defence's protection of records or clients.
 
     Network and hooks may be third parties' and do anything, so they are tried in a few passes over made-up records.
     They stay as they are, and so do the global generators.
@@ -117,14 +117,14 @@ class _Trial:
     def wrong(self, hook: ClientHooks) -> str | None:
         """What is wrong with a hook, in words, if it makes several records of one or lets records meet; else None.
 
-        Records meet in a hook's batch or losses if what it makes of a record is not what it makes of it among copies
-        of it, for any record, or not what it makes of it alone, for all records.
+        Records meet in a hook's batch or losses if, for any record, the hook makes something else of it among copies of
+        it, or if, for every record, it makes something else of it alone.
 
         The network is in eval mode: `passes` tries it by itself. An untrained network answers all records nearly
         alike, which would hide that records meet: its answers are shifted and scaled, all by the same numbers, until
-        they differ. Why alone counts only for all records: batches of two sizes are computed with different last
-        digits, which may flip signs in an attack inside a loss for some records; a dependence on the size of the batch
-        shows in all of them.
+        they differ. Every record has to come out differently alone, because batches of two sizes are computed with
+        different last digits, which may flip signs in an attack inside a loss for some records. A dependence on the
+        size of the batch shows in all of them.
         """
         own = (hook.at(0, 1),)
         changed, key = composed_batch(own), make_key("separation", device=self.device)

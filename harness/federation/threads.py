@@ -190,7 +190,7 @@ def plain_values(module: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 def _plain(value: Any, known: set[int], depth: int = 4) -> Any:
-    """A value in a form that == compares and that does not change with it; None if it has none."""
+    """A snapshot of a value that == compares; None for a value of any other kind."""
     if isinstance(value, float | complex | np.generic):
         return repr(value)  # so that NaN equals itself
     if isinstance(value, bool | int | str | bytes):
