@@ -385,7 +385,7 @@ def _as_deployed(guarantee: Guarantee, spec: TrainSpec) -> Guarantee:
 
 
 def _accuracy(training: Training, evaluation: Evaluation, module: nn.Module) -> float:
-    """Accuracy on the cell's test records, of the network with all that acts at inference, as in the record."""
+    """Accuracy of the network with all that acts at inference, on the test records that the cell is scored on."""
     spec, test = training.spec, training.data.test
     if evaluation.subset is not None:
         test = stratified(test, evaluation.subset)
