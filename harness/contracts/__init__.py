@@ -1,1 +1,1 @@
-"""The contracts between engine and plugins, one module a kind. Plugin authors import harness.api."""
+"""The contracts between engine and plugins, one module per kind. Plugin authors import harness.api."""

@@ -20,16 +20,16 @@ MERGED = -1  # the client id of a row that several clients share
 class AggregationContext:
     """What the server knows in a round.
 
-    round: from 0, fine-tuning counted on; rounds: how many there will be, 0 where nobody knows. f: Byzantine clients
-    to tolerate among these rows. weights: (n,), sum 1. client_ids: whose row it is; MERGED for one of several clients.
+    round: from 0, continuing through fine-tuning; rounds: how many there will be, 0 where unknown. f: Byzantine clients
+    to tolerate among these rows. weights: (n,), sum 1. client_ids: whose row each is; MERGED where several share it.
     layout: parameter name -> slice of d, in the network's order. generator: on the updates' device.
     global_weights (d,): what the clients started from; a rule that declares `sets_weights` may aim at weights by
     returning aim - global_weights (the default server optimiser, fedavg with lr 1, then arrives there).
-    state: this rule's own dictionary, kept between rounds; empty in the first, and in the first of fine-tuning.
+    state: this rule's own dictionary, kept between rounds; empty in the first round, and in the first of fine-tuning.
     logits: (weights (d,), x (b, c, h, w)) -> (b, k), the network with these weights in eval mode.
     root_update: only for rules that declare `root_records`: the update (d,) that a client holding the root
-    dataset would honestly send this round. noise: for mechanism noise, seeded by stage and round, so that no two
-    trainings share it. An attacker's trial of the rule gets another generator and other noise.
+    dataset would honestly send this round. noise: the generator for mechanism noise, seeded by stage and round, so that
+    no two trainings share it. When an attacker tries the rule out, generator and noise are others than the server's.
     """
 
     round: int
@@ -73,15 +73,19 @@ class AggregationContext:
 class Aggregator(Plugin):
     """A rule that turns n updates into one. Call an instance directly for a default context.
 
-    What it declares, as class variables, or as properties where they follow from a parameter: `sum_only`, that the
-    result follows from the weighted sum of the updates alone; `accepts_empty`, that it is also called in a round
-    without a usable update; `follows_clients`, that it needs to know whose row a row is: it is refused behind a
-    pre-aggregator that `merges_clients`; `trusts`, the numbers of clients that it takes for honest, who must take
-    part in every round: it is refused where one is malicious; `sets_weights`, that it returns aim - global_weights:
-    it is refused with another server optimiser than fedavg with lr 1, which would not arrive at the aim;
-    `remembers_clients`, that what it has learned of clients decides later rounds: it is refused before a compressor
-    that fine-tunes, for which rules begin anew; `perturbs_weights`, that what `inference` deploys changes the
-    parameters: it is refused with a compressor whose network has no gradients, as its weights are no parameters.
+    A rule declares these, as class variables, or as properties where they follow from a parameter:
+
+    - `sum_only`: the result follows from the weighted sum of the updates alone.
+    - `accepts_empty`: it is also called in a round without a usable update.
+    - `follows_clients`: it needs to know whose row a row is. Refused behind a pre-aggregator that `merges_clients`.
+    - `trusts`: the numbers of the clients that it takes for honest, which must take part in every round. Refused where
+      one of them is malicious.
+    - `sets_weights`: it returns aim - global_weights. Refused with any server optimiser other than fedavg with lr 1,
+      as it would not arrive at the aim.
+    - `remembers_clients`: what it has learned of clients decides later rounds. Refused with a compressor that
+      fine-tunes, as rules begin anew for fine-tuning.
+    - `perturbs_weights`: what `inference` deploys changes the parameters. Refused with a compressor whose network has
+      no gradients, as its weights are not parameters.
     """
 
     kind: ClassVar[str] = "aggregator"
@@ -119,7 +123,7 @@ class Aggregator(Plugin):
             )
 
     def with_fewer(self, dropped: int) -> Self:
-        """The rule once `dropped` rows need no tolerating any more: with a lower f of its own, where it has one."""
+        """The rule to use after `dropped` rows were left out: its own f, where it has one, is lower by as many."""
         own = getattr(self, "f", None)
         return self.model_copy(update={"f": max(0, own - dropped)}) if own is not None and dropped else self
 
@@ -140,8 +144,9 @@ class Aggregator(Plugin):
 class PreAggregator(Aggregator):
     """A rule that turns n updates into n' better ones, for the next rule of the chain.
 
-    `merges_clients` declares that a row it returns belongs to no single client: its id is MERGED. `mixes_clients`, that
-    a row keeps its client's id but holds others' updates too: what later rules leave out then says nothing of clients.
+    `merges_clients` declares that a row it returns may belong to several clients: its id is then MERGED.
+    `mixes_clients` declares that a row keeps its client's id but also holds others' updates: which rows later rules
+    leave out then says nothing about clients.
     """
 
     pre: ClassVar[bool] = True
@@ -165,7 +170,7 @@ class PreAggregator(Aggregator):
 
 def rows_finite(updates: Tensor) -> Tensor:
     """updates (n, d) -> (n,) bool: whether a row holds neither NaN nor infinity."""
-    # Many times faster than looking at every value, and sure where it says yes.
+    # Row sums are many times faster than looking at every value, and a finite sum proves a finite row.
     finite = updates.sum(1).isfinite()
     return finite if bool(finite.all()) else updates.isfinite().all(dim=1)
 
@@ -176,9 +181,9 @@ RuleT = TypeVar("RuleT", bound=Aggregator)
 def finite_rows(
     rule: RuleT, updates: Tensor, context: AggregationContext, finite: Tensor | None = None
 ) -> tuple[RuleT, Tensor, AggregationContext]:
-    """Without the rows that hold NaN or infinity: f falls by as many, the remaining weights sum to 1.
+    """Drops the rows that hold NaN or infinity: f falls by as many, and the remaining weights sum to 1.
 
-    The rule comes back with its own f lowered too, where it has one. finite: `rows_finite(updates)`, where it is known.
+    The rule's own f is lowered too, where it has one. finite: `rows_finite(updates)`, where it is known already.
     Raises PluginError where no row is finite.
     """
     from harness.errors import PluginError
@@ -202,8 +207,8 @@ def default_context(
 ) -> AggregationContext:
     """A context for one call outside a federation: uniform weights, round 0, the rule's own f if it has one.
 
-    updates (n, d), n >= 1. given: further fields of the context, in the place of these. Raises PluginError for updates
-    of another form, an f outside [0, n), and where the rule does not tolerate f among n.
+    updates (n, d), n >= 1. given: further fields of the context, which replace these defaults. Raises PluginError for
+    updates of another form, for an f outside [0, n), and where the rule does not tolerate f among n.
     """
     import torch
 

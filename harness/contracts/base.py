@@ -33,7 +33,7 @@ class Reference(BaseModel):
 
 
 class _Made(ModelMetaclass):
-    """Makes plugin classes; what Pydantic does not take is said by class and attribute, with what to write instead."""
+    """Makes plugin classes; what Pydantic rejects becomes an error that names class, attribute and what to write."""
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **settings: Any) -> Any:
         try:
@@ -43,7 +43,7 @@ class _Made(ModelMetaclass):
 
 
 def _unannotated(name: str, bases: tuple[type, ...], error: PydanticUserError) -> str:
-    """What is wrong with a class, in a sentence; an attribute without annotation is what it nearly always is."""
+    """What is wrong with a class, in a sentence; nearly always it is an attribute without an annotation."""
     found = re.search(r"detected: `(\w+) = ", error.message)
     if found is None:
         return f"{name}: {error.message}"
@@ -69,7 +69,7 @@ class Plugin(BaseModel, metaclass=_Made):
     the type of a field (`attack: EvasionAttack`): it then accepts `name` or `{name: {parameter: value}}`.
     """
 
-    # defer_build: validators are made for the plugins that are used, not for all that are installed.
+    # defer_build: validators are built only for the plugins that are used, not for all that are installed.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -84,10 +84,11 @@ class Plugin(BaseModel, metaclass=_Made):
     name: ClassVar[str] = ""  # what scenarios call it: text without '/' and spaces
     aliases: ClassVar[tuple[str, ...]] = ()  # other names
     reference: ClassVar[Reference | None] = None  # where it was published
-    # Modules of libraries that it imports where it uses them: preloaded for workers, and their versions are in keys.
+    # Library modules that it imports inside its methods: workers preload them, and stage keys hold their versions.
     requires: ClassVar[tuple[str, ...]] = ()
-    # Top-level modules that its package can be installed without -> what pip installs for them, as
-    # {"mlflow": "psr-harness[mlflow]"}. Where one is missing `harness list` says so, and scenarios are refused.
+    # Optional dependencies: top-level module -> what pip must install for it, such as
+    # {"mlflow": "psr-harness[mlflow]"}. Where one is missing, `harness list` says so and scenarios that use the plugin
+    # are refused.
     extras: ClassVar[dict[str, str]] = {}
 
     @classmethod
@@ -102,10 +103,10 @@ class Plugin(BaseModel, metaclass=_Made):
         except ValidationError as error:
             raise default_error(cls, error, parameters or {}) or parameter_error(cls, error) from None
 
-    if not TYPE_CHECKING:  # where it would let everything be set
+    if not TYPE_CHECKING:  # to a type checker, a __setattr__ means that every attribute may be set
 
         def __setattr__(self, name: str, value: Any) -> None:
-            """Raises PluginError, which says where a value belongs, for anything but a private attribute."""
+            """Sets private attributes only; for any other, raises PluginError that says where the value belongs."""
             try:
                 super().__setattr__(name, value)
             except ValidationError as error:
@@ -126,7 +127,7 @@ class Plugin(BaseModel, metaclass=_Made):
     def label(self) -> str:
         """A short name for tables: the name and the parameters that were given, numbers to six digits or as `8/255`.
 
-        Where that would be ambiguous, harness.naming asks for more; see `Shown`.
+        Where such labels would be ambiguous, harness.naming makes them longer through `Shown`.
         """
         name = _shown().name_of(self)
         given = {f: getattr(self, f) for f in type(self).model_fields if f in self.model_fields_set}
@@ -163,9 +164,10 @@ class Plugin(BaseModel, metaclass=_Made):
 
 
 def _forget_class_variables(plugin: type[Plugin]) -> None:
-    """Takes the annotations of class attributes away from a class that is made: Pydantic has read them.
+    """Removes the annotations of class attributes from a finished class, once Pydantic has read them.
 
-    It would evaluate those of all parents anew for each subclass: a third of what making the classes took.
+    Otherwise Pydantic evaluates those of all parents again for each subclass, which took a third of the time that
+    making the classes takes.
     """
     annotations = inspect.get_annotations(plugin)
     plugin.__declared__ = {k: v for k, v in annotations.items() if k in plugin.__class_vars__}
@@ -187,7 +189,7 @@ def parameter_error(plugin: type[Plugin], error: ValidationError) -> PluginError
 def default_error(
     plugin: type[Plugin], error: ValidationError, given: Mapping[str, Any]
 ) -> PluginError | None:
-    """That defaults of the class itself do not pass: nothing that a scenario says is to blame. None: they do."""
+    """The error where the class's own defaults are invalid, which is no fault of the scenario; None: they are valid."""
     from harness.findings import findings
     from harness.scenario_errors import sentences
 
@@ -203,9 +205,10 @@ def default_error(
 
 
 class Shown:
-    """How plugins, nested ones too, write themselves inside `with`. names: of classes whose short one is ambiguous.
+    """How plugins, nested ones included, write their names and labels inside a `with` block.
 
-    full: whether labels hold values in full, however long.
+    names: the full names of the classes whose short name is ambiguous. full: whether labels hold values in full,
+    however long.
     """
 
     def __init__(self, names: Mapping[type[Plugin], str] | None = None, full: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Values that a contract lists in a `Literal`: what they may be is read off its annotations, and asked in one way."""
+"""Values that a contract restricts with a `Literal`: read off its annotations and checked in one place."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from harness.errors import PluginError, did_you_mean
 
 
 def choices(owner: type, annotations: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """Name -> the values that it may have, of those that a class annotates with a Literal."""
+    """Name -> the allowed values, for each name that a class annotates with a Literal."""
     found = {}
     for name, written in annotations.items():
         if "Literal[" in str(written):
-            # Only these are evaluated: others may name what is imported for type checkers alone.
+            # Other annotations are not evaluated: they may use names that only type checkers import.
             hint = eval(written, vars(sys.modules[owner.__module__])) if isinstance(written, str) else written
             found[name] = get_args(get_args(hint)[0] if get_origin(hint) is ClassVar else hint)
     return found
 
 
 def check_choice(what: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises PluginError, with the nearest that there is, for a value that is none of those allowed."""
+    """Raises PluginError, with the nearest allowed value, for a value that is not allowed."""
     if value not in allowed:
         raise PluginError(f"{what}: {name} = {value!r}; {did_you_mean(str(value), map(str, allowed))}")
 
 
 class Chosen:
-    """A dataclass whose Literals are held to: type checkers alone would not see what a plugin says."""
+    """Base of dataclasses that check their Literal fields at run time, as plugin authors may run no type checker."""
 
     _allowed: ClassVar[dict[str, tuple[Any, ...]]]
 

@@ -41,7 +41,7 @@ class CompressedModel:
 
 @dataclass
 class Surroundings:
-    """What the network lives in.
+    """What a compressor may know of the network's surroundings: the shape of its data, and a way to build others.
 
     build(model): an untrained network of another architecture for the same data, with the scenario's
     normalisation, the defences' changes and seeded weights.
@@ -55,11 +55,11 @@ class Surroundings:
 class FineTune(Protocol):
     """fine_tune(module, rounds, hooks): the same federation, defences and attackers train `module` in place.
 
-    It may have other parameters than the network it comes from. Weights of convolution and linear layers that an
-    earlier compressor has pruned do not stay zero by themselves: a compressor that trains on holds them there.
-    hooks come before the defences at every client; where a defence protects records they must say
-    `couples_samples = False`. What the rounds cost in privacy is accounted. Raises NotApplicable where a defence cannot
-    train this network, or not with these hooks.
+    `module` may have other parameters than the network that it was made from. Weights of convolution and linear layers
+    that an earlier compressor pruned do not stay zero by themselves: a compressor that fine-tunes must hold them there.
+    At every client the hooks come before the defences; where a defence protects records, they must declare
+    `couples_samples = False`. The privacy cost of the rounds is accounted for. Raises NotApplicable where a defence
+    cannot train this network, or not with these hooks.
     """
 
     def __call__(self, module: nn.Module, rounds: int, *hooks: ClientHooks) -> nn.Module: ...
@@ -69,7 +69,8 @@ class FineTune(Protocol):
 class CompressionContext(Surroundings):
     """What a model compressor may use.
 
-    data(): the images (n, c, h, w) in [0, 1] and labels (n,) of the access declared; raises PluginError for more.
+    data(): the images (n, c, h, w) in [0, 1] and labels (n,) that `data_access` declares; raises PluginError where it
+    is `none`, or `public` and the scenario declares no public data.
     """
 
     generator: torch.Generator
@@ -78,7 +79,7 @@ class CompressionContext(Surroundings):
 
 
 class Compressor(Plugin):
-    """Either kind; use ModelCompressor or UpdateCompressor."""
+    """A compressor of either kind: subclass ModelCompressor or UpdateCompressor."""
 
     kind: ClassVar[str] = "compressor"
     acts_on: ClassVar[str] = ""  # model | update
@@ -101,15 +102,16 @@ class ModelCompressor(Compressor):
     def fine_tuning_rounds(self) -> int:
         """Federated rounds asked of `context.fine_tune`, for planning; 0: none.
 
-        Models among its parameters are taken for what is trained: defences that cannot train one are not applicable.
+        Models among its parameters are assumed to be what is fine-tuned: beside a defence that cannot train one of
+        them, the compressor is not applicable.
         """
         return 0
 
     @property
     def fine_tunings(self) -> tuple[int, ...]:
-        """The rounds of each call of `context.fine_tune`, in order, for planning; here one call of all of them.
+        """The rounds of each call of `context.fine_tune`, in order, for planning; by default one call for all of them.
 
-        Clients are drawn anew for each call: where rounds are too small for a rule, it is not applicable.
+        Clients are drawn anew for each call: a rule for which a round has too few of them is not applicable.
         """
         return (self.fine_tuning_rounds,) if self.fine_tuning_rounds else ()
 
@@ -124,8 +126,8 @@ class ModelCompressor(Compressor):
     def check(self, model: nn.Module, surroundings: Surroundings) -> None:
         """Raises NotApplicable or PluginError, before anything is trained, where it cannot compress such a network.
 
-        model: the scenario's, on the meta device, without values; what `surroundings.build` returns is so too. Neither
-        has the defences' changes, nor those of compressors before this one.
+        model: the scenario's, on the meta device (shapes without values), as is what `surroundings.build` returns.
+        Neither has been changed by the defences, nor by compressors before this one.
         """
 
     @abstractmethod
@@ -136,14 +138,15 @@ class ModelCompressor(Compressor):
     def restore(
         self, model: nn.Module, state: dict[str, Tensor], surroundings: Surroundings
     ) -> CompressedModel:
-        """The compressed network again, from the uncompressed architecture and the tensors of its file.
+        """The compressed network, rebuilt from the uncompressed architecture and the tensors of its file.
 
-        model: what `compress` was given, but every float of its state is NaN: all values have to come from the file.
-        Behind another compressor it is the network that this one has restored.
+        model: what `compress` was given, with NaN for every float of its state, so that all values have to come from
+        the file. Behind another compressor, it is the network that the other one restored.
         """
 
 
-# Bytes of facts that go uncounted: a few numbers that both sides could agree on before. Built-ins send one, d.
+# Bytes of facts that are not counted: enough for a few numbers that both sides could have agreed on beforehand. The
+# built-in compressors send one number, d.
 FREE_FACTS = 128
 
 
@@ -151,8 +154,8 @@ FREE_FACTS = 128
 class Payload:
     """What goes over the wire.
 
-    tensors: by name, in the types in which they are sent, indices included; they are what is counted. facts: small
-    plain values, such as d, that both sides need; more than 128 bytes of them are counted too.
+    tensors: by name, in the types in which they are sent, indices included; their bytes are counted. facts: small
+    plain values that both sides need, such as d; what exceeds 128 bytes is counted too.
     """
 
     tensors: dict[str, Tensor]
@@ -160,7 +163,7 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors, and of the facts beyond what is free."""
+        """Bytes of the tensors, and of the facts beyond the free ones."""
         return _counted(self)
 
 
@@ -186,10 +189,10 @@ def _size(fact: Any) -> int:
 
 @dataclass
 class Exchanged:
-    """What the messages of a round came to, one entry a client.
+    """The updates that a round's messages delivered and the bytes they took, one entry per client.
 
     updates: the server's view of each, (d,). sent: bytes of the message that carries the update. before: bytes that
-    the client sent until then, in the middle of the round. answered: bytes that it received beside the model.
+    the client sent earlier, in the middle of the round. answered: bytes that it received besides the model.
     """
 
     updates: list[Tensor]
@@ -200,10 +203,10 @@ class Exchanged:
 
 @dataclass(frozen=True)
 class UpdateCompressionContext:
-    """What encoder and decoder know beside the update.
+    """What encoder and decoder know besides the update.
 
-    round: from 0. generator: the client's own. shared: the same stream for the server and all clients of a
-    round, fresh for each call, so what is drawn from it need not be sent. Both on the update's device.
+    round: from 0. generator: the client's own. shared: the same random stream for the server and all clients of a
+    round, restarted for each call, so that what is drawn from it need not be sent. Both are on the update's device.
     layout: parameter name -> slice of d; shapes: parameter name -> its shape.
     """
 
@@ -218,40 +221,40 @@ class UpdateCompressionContext:
 class UpdateCompressor(Compressor):
     """Makes an update (d,) cheaper to send.
 
-    In a chain each link encodes the numbers that the payload before it passes on, in place of them; all else of that
-    payload, positions for instance, travels as it is. The server decodes from the last link to the first. What is
-    said of d is then said of these numbers, and where they are no longer the update's coordinates, in their order,
-    the context has neither layout nor shapes.
+    In a chain, each link encodes the numbers that the previous link's payload passes on, and its payload replaces
+    them; the rest of the previous payload, such as positions, travels as it is. The server decodes from the last link
+    to the first. To a later link, d is the count of these numbers; where they are no longer the update's coordinates
+    in their order, the context has neither layout nor shapes.
 
     passed_on: the payload's float tensors that the next link encodes, joined into one vector; () where nothing may
-    follow. `decode` gets them back in their shapes, as float32, changed by what followed. Such a compressor has the
-    `exchange` that is here. places_stay: they are the d coordinates in their order. remembers: what it keeps between
-    rounds is about coordinates, error feedback above all, so it may only follow links whose places stay; of a chain
-    one may, as two would each send again what was lost.
+    follow. `decode` gets them back in their shapes, as float32, changed by the links that followed. A compressor that
+    passes numbers on keeps the default `exchange`. places_stay: the numbers passed on are the d coordinates in their
+    order. remembers: what it keeps between rounds, such as error feedback, is about coordinates. Such a compressor may
+    only follow links whose places stay, and a chain may have only one, as two would each send again what was lost.
     """
 
     acts_on: ClassVar[str] = "update"
     summable: ClassVar[bool] = False  # payloads can be added up, so that the server need not see each
-    couples_clients: ClassVar[bool] = False  # what is decoded of one client depends on the others' updates
+    couples_clients: ClassVar[bool] = False  # what is decoded for one client depends on the others' updates
     passed_on: ClassVar[tuple[str, ...]] = ()
     places_stay: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
-        """update (d,), not mutated. state: this client's dictionary, kept between its rounds."""
+        """The payload of update (d,), which is not mutated. state: this client's dictionary, kept between its rounds."""
 
     @abstractmethod
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:
         """The server's view of the update, (d,)."""
 
     def add_lost(self, lost: Tensor, state: dict[str, Any]) -> None:
-        """After `encode`, where links follow: lost (d,) is what `decode` gives minus what the server made of it.
+        """Called after `encode` where links follow: lost (d,) is what `decode` gives minus what the server received.
 
         A compressor with error feedback adds it to what it keeps (Basu et al. 2019, Qsparse-local-SGD: the memory is
-        the difference to what all links together send). Where one `remembers`, the server's view is multiplied by the
-        factor that leaves the least, which the client sends too: a quantiser's errors can be larger than what it
-        quantises, and grew from round to round if they were fed back as they are.
+        the difference to what all links together send). Where a link `remembers`, the server's view is multiplied by
+        the factor that makes the loss smallest, and the client sends this factor too: a quantiser's errors can be
+        larger than what it quantises, and when they were fed back without the factor they grew from round to round.
         """
 
     def exchange(
@@ -261,12 +264,13 @@ class UpdateCompressor(Compressor):
         server: dict[str, Any],
         contexts: Sequence[Callable[[], UpdateCompressionContext]],
     ) -> Exchanged:
-        """All messages of a round: updates (d,), one a client, with each one's state and the server's.
+        """All messages of a round: updates (d,), one per client, with each client's state and the server's.
 
-        As it is, every client encodes by itself; for methods in which the server answers in the middle of a round, or
-        keeps something of each client, it can be overridden. contexts: a function for each client, which gives its
-        context, with random streams that begin anew. Raises PluginError where `encode` returns no payload that can be
-        counted, or `decode` another shape than the update's.
+        By default every client encodes by itself; override it for methods in which the server answers in the middle of
+        a round, or keeps something of each client. contexts: for each client, a function that returns its context, with
+        random streams that restart at each call. Raises PluginError where `encode` returns no payload that can be
+        counted, where `decode` returns another shape than the update's, or where 0 bytes decode to an update that is
+        not zero.
         """
         payloads = [
             self.encode(u, state, at()) for u, state, at in zip(updates, states, contexts, strict=True)
@@ -288,7 +292,7 @@ class UpdateCompressor(Compressor):
         return Exchanged(received, sent, [0] * len(sent), [0] * len(sent))
 
     def _bytes(self, payload: Any) -> int:
-        """What is counted for a payload, whatever a class of its own would say."""
+        """The bytes counted for a payload, even if it is of a subclass with another `nbytes`."""
         if not isinstance(payload, Payload):
             raise PluginError(f"{self.name}.encode returned {type(payload).__name__}, not a Payload")
         try:

@@ -5,7 +5,7 @@ The types here are what those functions take and return:
     Params       dict name -> tensor, the trainable parameters
     Batch        (x (b, c, h, w) float in [0, 1], y (b,) int64)
     Key          int64 scalar tensor: counter-based randomness, see harness.random
-    LossFn       loss(params, batch, key) -> (b,) losses, one a record
+    LossFn       loss(params, batch, key) -> (b,) losses, one per record
     LogitsFn     logits(params, x (b, c, h, w)) -> (b, k), the network with these parameters
     GradientFn   gradient(params, batch, key) -> dict name -> tensor, what the optimiser steps along
 """
@@ -34,29 +34,29 @@ LossFn = Callable[[Params, Batch, "Tensor"], "Tensor"]
 LogitsFn = Callable[[Params, "Tensor"], "Tensor"]
 GradientFn = Callable[[Params, Batch, "Tensor"], Params]
 
-Epsilon = Annotated[float, Field(ge=0)]  # infinite where nothing is promised; NaN is no number of it
+Epsilon = Annotated[float, Field(ge=0)]  # infinite where nothing is promised; NaN is refused
 
 
 class Guarantee(BaseModel):
     """A differential-privacy guarantee of one release, with everything needed to check it.
 
-    unit: what may be exchanged without being noticed. neighbours: whether such a unit is added or removed, or
-    replaced by any other. against: the server, which sees every update, or the recipients of the global models of all
-    rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the maximum over clients
-    (their data are disjoint), infinite where nothing is promised; client_epsilon: of each honest one, as nobody
-    accounts for what malicious ones do to their records. accountant: the method by which it was computed. sampling:
-    method, rate and steps of the client with the largest epsilon. group_epsilon: for the largest group, of
-    largest_group records. simulated: the noise comes from a seed. `holds` turns false, and `broken_by` says why, where
-    another part of the plan touches protected data without accounting for it.
+    unit: what is protected. neighbours: whether neighbouring data differ by one unit added or removed, or by one
+    replaced by any other. against: from whom: the server, which sees every update, or the recipients of the global
+    models of all rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the maximum
+    over clients (their data are disjoint), infinite where nothing is promised; client_epsilon: that of each honest
+    client, as nobody accounts for what malicious ones do to their records. accountant: the method by which epsilon was
+    computed. sampling: method, rate and steps of the client with the largest epsilon. group_epsilon: for the largest
+    group, of largest_group records. simulated: the noise comes from a seed. `holds` turns false, and `broken_by` says
+    why, where another part of the plan touches protected data without accounting for it.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     unit: Literal["record", "group", "client"]
-    # `replace`: a client's data exchanged for any other.
+    # `replace`: a client's data replaced by any other.
     neighbours: Literal["add-remove", "replace"] = "add-remove"
-    # server: even from a server that sees every update. recipients: from those who get the global models of
-    # all rounds; the server is trusted, and the noise fits a uniform mean of clipped updates alone.
+    # server: protects even from a server that sees every update. recipients: protects from those who get the global
+    # models of all rounds; the server is trusted, and the noise is right only for a uniform mean of clipped updates.
     against: Literal["server", "recipients"] = "server"
     by: str = ""  # the defence that gives it; set by the engine
     epsilon: Epsilon
@@ -82,20 +82,20 @@ class Guarantee(BaseModel):
 
 @dataclass(frozen=True)
 class StackContext:
-    """What is known before training, for `Defence.check`: enough to say what cannot work."""
+    """What `Defence.check` knows before training: enough to say what cannot work."""
 
     defences: tuple[Defence, ...]  # the whole stack, in order
-    position: int  # of the defence asked
+    position: int  # of the defence whose `check` is called
     module: nn.Module | None = None  # the model, on the meta device
 
 
 @dataclass(frozen=True)
 class PrepareContext:
-    """The federation as a defence may plan for it. Lists run over clients.
+    """What a defence knows of the federation when it plans. sizes and steps hold one number per client.
 
-    steps: local steps each client will take over all its rounds of this training. schedule: the clients of each round.
-    client_rate: probability with which a client's own coin puts it into a round (Poisson sampling of clients);
-    None: the schedule is drawn in another way, and no amplification may be claimed for it.
+    steps: local steps that each client will take over all its rounds of this training. schedule: the clients of each
+    round. client_rate: probability with which each client, by an independent coin, takes part in a round (Poisson
+    sampling of clients); None: the schedule is drawn in another way, and no amplification may be claimed for it.
     history: what `prepare` returned for earlier trainings of the same weights (fine-tuning composes).
     """
 
@@ -104,7 +104,7 @@ class PrepareContext:
     batch_size: int
     records: int  # training records in all
     rounds: int
-    largest_group: int | None = None  # most records that one group has, at all clients together
+    largest_group: int | None = None  # records of the largest group, at all clients together
     schedule: list[list[int]] = field(default_factory=list)
     client_rate: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -122,19 +122,19 @@ class Sampling(Chosen):
 class Local:
     """One client's training, as seen by `Defence.gradient`.
 
-    loss: the composed per-sample loss. gradient: what the defences so far would step along.
-    module: the client's network when one client runs alone, else None (vectorised clients); its own
-    parameters are used where loss or gradient are called with `dict(module.named_parameters())`.
+    loss: the composed per-sample loss. gradient: what the optimiser would step along after the hooks before this one.
+    module: the client's network when one client runs alone, else None (vectorised clients). To use its own
+    parameters, call loss or gradient with `dict(module.named_parameters())`.
     start (d,): the global weights training started from. moved (d,): how they moved in the last round, which
     every client that keeps what it receives can see; None in the first. layout: name -> slice of d.
 
     Where clients are vectorised there is no module, no client number and no generator, the batch size may be a
     scalar tensor, and `mask` may say which records of the batch are real: a hook that declares `vectorises`
-    reads its client's numbers by `own`, draws noise by `normal`, and leaves records outside the mask out where
-    it uses `loss` itself. `gradient` leaves them out already.
+    reads its client's numbers with `own`, draws noise with `normal`, and leaves out the records outside the mask
+    where it calls `loss` itself. `gradient` leaves them out already.
 
-    report(name, value): how the hook does its work where it has a choice, both short texts; the record lists the values
-    that there were. An audit shows where its own training took another way than the one that is scored.
+    report(name, value), both short texts: which way the hook does its work, where it has a choice; the record lists the
+    reported values. An audit shows where its own training took another way than the training that is scored.
     """
 
     loss: LossFn
@@ -155,7 +155,7 @@ class Local:
     def own(self, number: Callable[[int], float]) -> float | Tensor:
         """number(client) for this client; a scalar tensor where vectorised clients differ in it.
 
-        Clients of several trainings may differ in what was prepared: inside of `number`, `prepared` is the client's.
+        Clients of several trainings may differ in what was prepared: while `number` runs, `prepared` is that client's.
         """
         return number(self.client)
 
@@ -173,8 +173,8 @@ class Local:
 class UpdateContext:
     """For `update`: the round, the client and a seeded generator on the update's device.
 
-    clients: how many take part in the round; malicious: how many of them attack, 0 for a defence; share: how much
-    of the round's mean is theirs, in [0, 1], by records or by clients as the scenario weighs them.
+    clients: how many take part in the round; malicious: how many of them attack, 0 for a defence; share: the
+    attackers' weight in the round's mean, in [0, 1], by records or by clients as the scenario weighs them.
     """
 
     round: int
@@ -194,12 +194,12 @@ class ClientHooks:
     that decides a branch, a global random number) makes clients train one after another.
     """
 
-    # True: `gradient` is pure as well, and keeps to what Local says of vectorised clients.
+    # True: `gradient` is pure as well, and follows what Local says about vectorised clients.
     vectorises: ClassVar[bool] = False
-    # True: a record's loss may depend on other records of the batch, so that it may not be filled up.
+    # True: a record's loss may depend on other records of the batch, so that batches may not be padded to one size.
     couples_samples: ClassVar[bool] = True
     # True: `loss` ignores the loss it is given, or `gradient` starts from `local.loss` and ignores `local.gradient`.
-    # What stands before it and made that loss or gradient would have no effect, so such a stack is not applicable.
+    # A hook before it that shapes that loss or gradient would have no effect, so such a stack is not applicable.
     replaces_loss: ClassVar[bool] = False
     replaces_gradient: ClassVar[bool] = False
 
@@ -208,7 +208,7 @@ class ClientHooks:
         return getattr(type(self), name) is not getattr(ClientHooks, name)
 
     def at(self, round: int, rounds: int) -> Self:
-        """These hooks as they are in a round (from 0) of `rounds`: a schedule returns a changed copy."""
+        """The hooks to use in a round (from 0) of `rounds`; hooks that follow a schedule return a changed copy."""
         return self
 
     def batch(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ class Defence(ClientHooks, Plugin):
         """Raises NotApplicable, with the reason, where this defence cannot work in this stack or model."""
 
     def prepare(self, context: PrepareContext) -> dict[str, Any]:
-        """Settled once before training (noise, for instance): plain JSON values, kept in the record."""
+        """What is settled once before training, such as the noise: plain JSON values, kept in the record."""
         return {}
 
     def model(self, module: nn.Module) -> nn.Module:
@@ -276,8 +276,8 @@ class Defence(ClientHooks, Plugin):
         """What the deployed model provably answers around x (b, c, h, w), given the network without this defence.
 
         Returns labels (b,) int64, -1 where it abstains, and L2 radii (b,) in [0, 1] pixels within which the
-        label cannot change; None: no certificate. Where a later defence of the stack changes the model as deployed
-        there is none either, as it would not be about that model.
+        label cannot change; None: no certificate. There is none either where a later defence of the stack changes the
+        deployed model, as it would not be about that model.
         """
         return None
 
@@ -285,15 +285,15 @@ class Defence(ClientHooks, Plugin):
     def radius_limit(self) -> float:
         """The largest L2 radius that `certify` can state of any record, however sure the model; inf: there is no limit.
 
-        Scores at larger radii are left out: that nothing can be certified there is not that nothing is robust.
+        Scores at larger radii are left out: that nothing can be certified there does not mean that nothing is robust.
         """
         return float("inf")
 
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
-        """What the trainings whose `prepare` results are listed guarantee together; None of none."""
+        """What several trainings guarantee together; None: nothing. history: what `prepare` returned for each."""
         return None
 
 
 def hiding(defences: Iterable[Defence]) -> Defence | None:
-    """The defence of a stack under which the server sees sums of updates alone, if there is one."""
+    """The defence of a stack under which the server sees only sums of updates, if there is one."""
     return next((defence for defence in defences if defence.server_view == "sum"), None)

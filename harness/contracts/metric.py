@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score(Chosen):
-    """A score's meaning. measured: a time or a size of memory, which differs from run to run."""
+    """A score's meaning. measured: whether it is a time or an amount of memory, which differs from run to run."""
 
     direction: Literal["higher", "lower", "none"]
     unit: str = ""
@@ -31,10 +31,11 @@ class Score(Chosen):
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proven of a model on some test records: labels, predicted (n,) int64, -1 for abstained; radii (n,).
+    """What is proven of a model on some test records: labels (n,) int64, predicted (n,) int64 and radii (n,).
 
-    radii: L2 in [0, 1] pixels, within which the prediction cannot change. limit: the largest radius that the defence
-    can state at all (`Defence.radius_limit`); inf: there is no limit.
+    labels: the true ones. predicted: -1 where the model abstained. radii: L2 in [0, 1] pixels, within which the
+    prediction cannot change. limit: the largest radius that the defence can state at all (`Defence.radius_limit`); inf:
+    there is no limit.
     """
 
     labels: np.ndarray
@@ -48,7 +49,7 @@ class MetricContext:
     """Everything a score may be computed from; what a cell does not have is None.
 
     labels (n,), logits (n, k): clean test predictions. adversarial_logits (n, k): under the attack, row by row.
-    triggered_logits (t, k): with the backdoor's trigger; triggered_labels (t,): the true labels of these.
+    triggered_logits (t, k): with the backdoor's trigger; triggered_labels (t,): their true labels.
     module: the model as released; state: its file's tensors.
     """
 
@@ -101,9 +102,9 @@ class Metric(Plugin):
 
 
 def shared_scores(metrics: Sequence[Metric]) -> Iterator[tuple[int, str]]:
-    """(position, what is wrong) of each metric that declares a score of another one: the later would overwrite it.
+    """(position, what is wrong) of each metric that declares a score of an earlier one, which it would overwrite.
 
-    One metric that stands twice, with other parameters, shares its scores with nobody else.
+    A metric that is listed twice, with other parameters, is not reported.
     """
     owners: dict[str, Metric] = {}
     for position, metric in enumerate(metrics):
