@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from harness.contracts.defence import Defence
 
 
-# By phase, from the most an attacker may know to the least. The first is the default; for privacy, what the
-# threat's attacks need.
+# By phase, from the most that an attacker may know to the least. The first is the default; for privacy, the default is
+# what the threat's attacks need.
 KNOWLEDGE = {
     "training": ("omniscient", "updates", "own"),
     "inference": ("white-box", "black-box"),
@@ -33,29 +33,29 @@ PHASES = {"evasion": "inference", "poisoning": "training", "byzantine": "trainin
 
 
 class Attack(Plugin):
-    """Any attack; use EvasionAttack, PoisoningAttack, ByzantineAttack or PrivacyAttack."""
+    """An attack of any family: subclass EvasionAttack, PoisoningAttack, ByzantineAttack or PrivacyAttack."""
 
     kind: ClassVar[str] = "attack"
     family: ClassVar[str] = ""
-    controls_training: ClassVar[bool | None] = None  # training: see PoisoningAttack
+    controls_training: ClassVar[bool | None] = None  # for attacks on training: see PoisoningAttack
 
     @property
     def phase(self) -> str:
-        """training, inference or privacy: what threat it belongs to."""
+        """training, inference or privacy: the phase of the threats that it belongs to."""
         return PHASES[self.family]
 
     def check(self, num_classes: int, input_shape: tuple[int, int, int]) -> None:
         """Raises NotApplicable, with the reason, where the attack makes no sense on such data.
 
-        Before anything is trained: the same error from a method that is called later fails the cell.
+        Called before anything is trained: the same error from a method that is called later fails the cell.
         """
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Another model of the scenario, on which examples are made: the target's own parts where None.
+    """Another model of the scenario, on which adversarial examples are made; a part that is None is the target's.
 
-    compressed: whether compressors of the model follow its training; those of updates are part of it.
+    compressed: whether the model compressors follow its training; update compressors are part of the training.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Surrogate:
 class EvasionContext:
     """eps and norm: the radius in [0, 1] pixels (None: not bounded). generator: on x's device.
 
-    budget: the threat's radius, which eps follows from; None: it has none, and eps is the attack's own or default.
+    budget: the threat's radius; None: it has none. eps is the attack's own, else the budget, else the attack's default.
     """
 
     num_classes: int
@@ -79,12 +79,13 @@ class EvasionContext:
     budget: float | None = None
 
 
-# In L2: two images of 10^12 values. Squares of what is far beyond overflow, and then nothing is moved.
+# The largest L2 radius: the distance of two opposite images of 10^12 values. The square of a far larger one overflows,
+# and then nothing is moved.
 FARTHEST = 1e6
 
 
 def radius_problem(norm: str | None, eps: float | None) -> str | None:
-    """What is wrong with a radius, which is in [0, 1] pixels: most often it was meant in 255ths. None: nothing."""
+    """What is wrong with a radius in [0, 1] pixels, most often that it was meant in 255ths; None: nothing."""
     if norm == "l2" and eps is not None and eps > FARTHEST:
         return f"an l2 radius of {eps:g} reaches every image: those of n values are sqrt(n) apart at most"
     if norm != "linf" or eps is None or eps <= 1:
@@ -98,7 +99,7 @@ class EvasionAttack(Attack):
     """Changes inputs at inference. The engine enforces range and norm ball and seeds every global RNG around it."""
 
     family: ClassVar[str] = "evasion"
-    # What it asks of the model. This and `norm` may be a property instead, where they follow from a parameter.
+    # What it asks of the model. This and `norm` may be properties instead, where they follow from a parameter.
     access: ClassVar[Literal["gradients", "logits", "labels", "none"]] = "gradients"
     norm: ClassVar[Literal["linf", "l2", "l0", None]] = None  # None: not bounded by a norm
     default_eps: ClassVar[float | None] = None  # radius where neither the attack nor the threat says one
@@ -110,19 +111,19 @@ class EvasionAttack(Attack):
 
     @property
     def effort(self) -> int:
-        """Gradient or query evaluations per sample: of one attack, more should never leave higher accuracy."""
+        """Gradient or query evaluations per sample; more of them should never make the same attack weaker."""
         return 1
 
     def parts(self, num_classes: int) -> list[EvasionAttack]:
         """The attacks it consists of, in the order they are run; the worst of them counts, sample by sample.
 
-        Each is run on what the ones before left right of the model that is scored, which may be another than
-        examples are made on. Of most attacks the one part is the attack itself.
+        Each is run on the samples that the scored model still gets right after the parts before it; examples may be
+        made on another model. Most attacks have one part, the attack itself.
         """
         return [self]
 
     def passes(self, num_classes: int) -> int:
-        """Forward passes per sample that it costs at most, a gradient counted as three; for estimates."""
+        """The most forward passes that it costs per sample, a gradient counted as three; for estimates."""
         return self.effort * (3 if self.access == "gradients" else 1)
 
     @model_validator(mode="after")
@@ -188,9 +189,9 @@ class PoisoningAttack(ClientHooks, Attack):
 
     A backdoor also overrides the property `backdoor_target` and the method `trigger`: its success rate is then scored.
     `controls_training` declares that the attackers of its paper run their own training and not the clients' software:
-    in rounds in which they attack they leave out what the stack's defences would do at a client, such as noise and
-    clipping. Without it they tamper with data alone, and the defences act on what is made of these. A threat can say
-    otherwise (`capability`).
+    in the rounds in which they attack, they leave out what the stack's defences would do at a client, such as noise and
+    clipping. Otherwise they tamper with data alone, and the defences act on what is trained on these data. A threat can
+    overrule this (`capability`).
     """
 
     family: ClassVar[str] = "poisoning"
@@ -198,11 +199,11 @@ class PoisoningAttack(ClientHooks, Attack):
 
     @property
     def backdoor_target(self) -> int | None:
-        """The class that the trigger should produce; None: not a backdoor. Stays a property."""
+        """The class that the trigger should produce; None: not a backdoor. Override it as a property."""
         return None
 
     def poison(self, data: ClientData, context: PoisonContext) -> ClientData:
-        """The malicious client's data instead; never mutates the input."""
+        """What the malicious client trains on instead of its data; never mutates the input."""
         return data
 
     def trigger(self, x: Tensor) -> Tensor:
@@ -212,23 +213,23 @@ class PoisoningAttack(ClientHooks, Attack):
     def success_records(self, input_shape: tuple[int, int, int], root: Path | None) -> ClientData | None:
         """Records of the attack's own on which its success is scored, instead of triggered test images.
 
-        Labels are the true ones, where they have any among the classes, else -1.
+        Labels are the true ones; -1 for a record that belongs to none of the classes.
         """
         return None
 
 
 @dataclass
 class ByzantineContext:
-    """What the attackers know. Enforced: what the threat does not grant is None.
+    """What the attackers know. The engine enforces it: what the threat does not grant is None.
 
-    m: malicious clients this round. round: from 0, fine-tuning counted on. own (m, d): what they would honestly
-    send. ids: the clients whose updates `honest` holds, row by row. aggregator: the server's chain of rules, run on
-    a fresh copy of its real state: aggregator(updates (n, d)) -> (d,), what `honest` holds first, then the m crafted
-    ones; only for an omniscient threat. It draws other coins than the server then will, the same ones in every
+    m: malicious clients this round. round: from 0, continuing through fine-tuning. own (m, d): what they would honestly
+    send. ids: the clients whose updates `honest` holds, row by row. aggregator: aggregator(updates (n, d)) -> (d,), the
+    server's chain of rules, run on a fresh copy of its real state; its rows are those of `honest`, then the m crafted
+    ones; only for an omniscient threat. It draws other random numbers than the server then will, the same ones in every
     call of a round: the rule is known, its secret coins are not. state: the attackers' own memory between rounds.
     moved (d,): how the global weights moved in the last round, w_t - w_(t-1), which clients' hooks are told too;
-    None in the first. sees_others: whether `honest` holds the updates of other clients; else it is `own`, which the
-    aggregator then leaves out.
+    None in the first. sees_others: whether `honest` holds the updates of other clients; otherwise it is `own`, and the
+    aggregator leaves those rows out.
     """
 
     m: int

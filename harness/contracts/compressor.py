@@ -242,7 +242,7 @@ class UpdateCompressor(Compressor):
 
     @abstractmethod
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
-        """The payload of update (d,), which is not mutated. state: this client's dictionary, kept between its rounds."""
+        """The payload of update (d,), never mutated. state: this client's dictionary, kept between its rounds."""
 
     @abstractmethod
     def decode(self, payload: Payload, context: UpdateCompressionContext) -> Tensor:

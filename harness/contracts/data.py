@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Split:
     """images (n, c, h, w) uint8 or float32 in [0, 1]; labels (n,) int64; groups (n,) int64 or None.
 
-    A group is what must not be torn apart between train, val and test: a patient, a site.
+    A group, such as a patient or a site, must lie in only one of train, val and test.
     """
 
     images: np.ndarray
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset as the engine wants it: disjoint train, val and test, and the names of the classes."""
+    """A dataset in the form that the engine needs: disjoint train, val and test, and the names of the classes."""
 
     train: Split
     val: Split
@@ -71,9 +71,9 @@ class Splits:
         return digest.hexdigest()
 
     def repeated(self) -> float:
-        """The share of test images that are training images too, pixel by pixel; every image is read once.
+        """The share of test images that are also training images, pixel by pixel.
 
-        A sample of its pixels is compared first, so that hardly one is read in full.
+        A sample of each image's pixels is compared first, so that hardly any training image is read in full.
         """
         import numpy as np
 
@@ -135,7 +135,8 @@ class Dataset(Plugin):
     """Images with labels: `load` returns train, val and test, disjoint by group where there are groups."""
 
     kind: ClassVar[str] = "dataset"
-    # Parameters that only say where the data lie or how they get there: the same content elsewhere has the same keys.
+    # Parameters that only say where the data lie or how they get there: the same content in another place has the same
+    # stage keys.
     locations: ClassVar[tuple[str, ...]] = ("path", "download")
 
     @abstractmethod
@@ -146,15 +147,15 @@ class Dataset(Plugin):
         """
 
     def fingerprint(self, root: Path | None = None) -> str:
-        """A hash of the content, for stage keys. Override it where hashing files beats loading them.
+        """A hash of the content, for stage keys. Override it where hashing files is faster than loading them.
 
-        Another content must mean another hash, also where it comes from the parameters: hash those too.
+        Different content must have a different hash. Where parameters decide the content, hash those too.
         """
         return loaded(self, root).fingerprint()
 
 
 def loaded(dataset: Dataset, root: Path | None) -> Splits:
-    """`dataset.load(root)`. Raises PluginError where that is no Splits."""
+    """`dataset.load(root)`. Raises PluginError where that is not a Splits of three Split."""
     with blamed(dataset):
         found: object = dataset.load(root)
     if not isinstance(found, Splits):
@@ -175,17 +176,17 @@ class Partitioner(Plugin):
     def partition(
         self, labels: np.ndarray, groups: np.ndarray | None, clients: int, rng: np.random.Generator
     ) -> list[np.ndarray]:
-        """One array of positions per client; every position in exactly one of them, no client empty.
+        """One array of positions per client; every position is in exactly one of them, and no client is empty.
 
-        Raises PluginError where that cannot be done.
+        Raises PluginError where no such partition exists.
         """
 
 
 def find_file(path: str, root: Path | None = None) -> Path:
-    """An existing file or folder: absolute, else against root, $HARNESS_DATA, and the working directory.
+    """An existing file or folder; a relative path is tried against root, $HARNESS_DATA and the working directory.
 
-    Environment variables in the path are filled in. Raises PluginError that lists what was tried and is about the
-    path: a scenario that holds it shows the place.
+    Environment variables in the path are filled in. Raises PluginError that lists what was tried and carries the path,
+    so that a scenario's error can point at the place where it is written.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     if "$" in expanded:
@@ -209,13 +210,13 @@ def find_file(path: str, root: Path | None = None) -> Path:
 
 
 def _about(path: str, *parts: str) -> PluginError:
-    """An error that tells which value it is about; empty parts are left out."""
+    """An error that carries the path it is about; empty parts of the message are left out."""
     message = "; ".join(filter(None, parts))
     return PluginError(message, [((), message, path)])
 
 
 def _similar(missing: list[Path]) -> str:
-    """`did you mean ...?` by what lies where the paths end, best of the same type; else nothing."""
+    """`did you mean ...?` with a name that lies beside a missing one, of the same suffix if possible; else empty."""
     places = [_first_missing(path) for path in missing]
     lacking = [len(path.parts) - len(place.parts) for path, place in zip(missing, places, strict=True)]
     wanted = places[lacking.index(min(lacking))].name
@@ -225,14 +226,14 @@ def _similar(missing: list[Path]) -> str:
 
 
 def _first_missing(path: Path) -> Path:
-    """The uppermost part of a missing path that is missing."""
+    """A missing path, cut off after its first part that does not exist."""
     while path.parent != path and not path.parent.exists():
         path = path.parent
     return path
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """What is in a folder, hidden names left out; nothing where it cannot be read."""
+    """The names in a folder without the hidden ones; none where it cannot be read."""
     try:
         yield from (entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
@@ -250,10 +251,11 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (kept, held out), about `fraction` of the records of each class held out, whole groups only.
 
-    A group counts towards its most frequent class. What rounding to whole groups gives or takes in one class, up to
-    half an average group, the next makes up for, in random order. A group that is too large for what a class still
-    lacks ends its draw, or is passed over where more than half is lacking. Both results are sorted; neither is empty.
-    Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
+    A group counts towards its most frequent class. The classes are drawn one after another in random order, and what
+    rounding to whole groups leaves too much or too little in one class, up to half an average group, the next class
+    makes up for. A group that is more than twice as large as what its class still lacks is passed over while more than
+    half of the class's share is lacking; after that it ends the draw of the class. Both results are sorted; neither is
+    empty. Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
     """
     import numpy as np
 

@@ -25,13 +25,14 @@ VIOLATION = "audit-violation"  # flag of records whose audit refutes the guarant
 
 @dataclass(frozen=True)
 class Canaries(Chosen):
-    """Planted in a training, each by an independent fair coin, so that the release can be asked about them.
+    """Canaries planted in a training, each by an independent fair coin, to test what the release reveals of them.
 
-    unit: `record`, at one client of those that take part, drawn by the seed, or `client`, in every round that draws it.
-    form of a record: `gradient`, whose loss is `scale` times one coordinate of the parameters, so that its gradient
-    is scale e_j (Steinke et al. 2023, section 6, Dirac canaries), or `image`, uniform noise with a random label,
-    `repeats` times. A client's update is -scale e_j. opposite: what the coin decides is not presence but the sign,
-    for guarantees whose neighbours replace data (clients only).
+    unit: `record`: records of one client, drawn by the seed from those that take part; or `client`: clients that send
+    a canary in every round that draws them. form of a record: `gradient`: its loss is `scale` times one coordinate of
+    the parameters, so that its gradient is scale e_j (Steinke et al. 2023, section 6, Dirac canaries); or `image`:
+    uniform noise with a random label. repeats: how often each record is planted. A client canary's update is
+    -scale e_j. opposite: the coin decides the sign instead of the presence, for guarantees whose neighbours replace
+    data (clients only).
     """
 
     count: int
@@ -46,11 +47,11 @@ class Canaries(Chosen):
 class TrainingVariant:
     """Another training of the same cell, run and cached like any other.
 
-    keep: the share of the training pool's groups it may use, drawn by `name` and the seed, as are then the partition,
-    the initial weights and the batches; None: the target's own training, draws and all. complement_of: another
-    variant's name, with the same keep: the groups that one leaves out. recorded_rounds: so many rounds, evenly
-    spread, of which `VariantView.rounds` tells. compressed: whether the cell's model compressors are applied to it
-    too, as to the target; not needed where only its rounds are looked at.
+    keep: the share of the training pool's groups that it may use; `name` and the seed draw them, and with them the
+    partition, the initial weights and the batches; None: the target's own training, with the same draws. complement_of:
+    the name of another variant with the same keep; this one uses the groups that the other one leaves out.
+    recorded_rounds: how many rounds, evenly spread, `VariantView.rounds` shows. compressed: whether the cell's model
+    compressors are applied to it too, as to the target; not needed where only its rounds are looked at.
     """
 
     name: str
@@ -63,12 +64,13 @@ class TrainingVariant:
 
 @dataclass(frozen=True)
 class Observation(Chosen):
-    """Updates that an attack wants to look at: each of a client that trains on a few records in one round.
+    """Updates that an attack wants to look at, each from a client that trains on a few records in one round.
 
-    records: drawn at each client behind the update; None: all it has. batch_size: None for all in one step. at: the
-    round, `start` (initial weights) or `end` (the trained model). count: so many updates, each of another draw.
-    batch_norm: `train` for batch statistics at the client, `eval` for the global ones. attribute: (images, labels) ->
-    (n,) bool; clients of even draws then hold only records that have it, those of odd draws only records that do not.
+    records: how many are drawn at each client behind the update; None: all it has. batch_size: None for all in one
+    step. at: the round, `start` (initial weights) or `end` (the trained model). count: how many updates, each with its
+    own draw of clients and records. batch_norm: `train` for batch statistics at the client, `eval` for the global ones.
+    attribute: (images, labels) -> (n,) bool; the clients of even draws, from 0, then hold only records that have it,
+    those of odd draws only records that do not.
     """
 
     records: int | None = 1
@@ -85,12 +87,12 @@ class ObservedUpdate:
     """One update as the server receives it, after defences and update compressors, and how it came about.
 
     update (d,): local minus global; weights (d,): global. module: the network with these weights, in the
-    client's mode. clients: 1, or how many the server sees the mean of. records: that they trained on, all together.
-    sizes, shares: of each client, how many records it has of these and how much its update counts in the mean; () for
-    one client, who has them all. What an attack finds is held against the records in that order of clients.
-    optimizer: its name and settings at the clients, the learning rate of the round among them. proximal: FedProx's mu,
-    by which each step also goes back towards the global weights. attribute: whether the records have what the
-    observation asks about; the truth, for scoring.
+    client's mode. clients: 1, or how many the server sees the mean of. records: how many they trained on in total.
+    sizes, shares: for each client, how many of these records it has and how much its update counts in the mean; () may
+    stand for one client, which has them all. What an attack finds is compared with the records in that order of
+    clients. optimizer: name and settings of the clients' optimiser, with the learning rate of the round. proximal:
+    FedProx's mu, which also pulls each step back towards the global weights. attribute: whether the records have what
+    the observation asks about; the truth, for scoring.
     """
 
     update: Tensor
@@ -116,8 +118,9 @@ class ObservedUpdate:
 
 @dataclass(frozen=True)
 class RecordedRound:
-    """A round as the server saw it: weights (d,), updates (n, d) of `clients`, or their mean alone, in which
-    clients count as they do in the training: (1, d), [].
+    """A round as the server saw it: weights (d,), and the updates (n, d) of `clients`.
+
+    Where the server sees only sums, updates is their mean (1, d), weighted as in the training, and clients is ().
     """
 
     round: int
@@ -142,9 +145,11 @@ class Planted:
 
 @dataclass(frozen=True)
 class VariantView:
-    """Another training's released model: logits like the target's; mask over members then non-members: True
-    where it was trained on, at a client that takes part in some of its rounds; rounds and canaries where the variant
-    has some; guarantee: of that training.
+    """What the adversary sees of another training, asked for as a TrainingVariant.
+
+    logits: of its released model, like the target's. mask: over the members, then the non-members; True for a record
+    that was trained on, at a client that takes part in some of its rounds. rounds: those recorded, where the threat
+    grants server. canaries: where the variant has some. guarantee: that training's own.
     """
 
     logits: Logits
@@ -160,14 +165,14 @@ class PrivacyView:
 
     logits: images (n, c, h, w) in [0, 1] -> (n, k) logits of the released model (black-box).
     module: the released network, where the threat grants white-box or server.
-    members / non_members: (images, labels), equally many, drawn alike from the training pool, by group where
-    there are groups; empty for attacks that do without. Members are what clients hold that take part in some round,
-    all of it, also where batches leave some out by chance. population: the adversary's own records, the validation
+    members / non_members: (images, labels), equally many, drawn in the same way from the training pool, by group where
+    there are groups; empty for attacks that do without. Members are all records of clients that take part in some
+    round, including those that chance left out of every batch. population: the adversary's own records, the validation
     split.
     observed: what an attack with an `observation` asked for, where the threat grants server.
     apply: (weights (d,), images) -> logits, differentiable, in eval mode: the network with other weights (server).
-    All tensors are on one device; `logits` takes images from any. `module` is on another one where the threat grants
-    server and the network was quantised for the CPU.
+    All tensors are on one device; `logits` takes images from any. Only `module` is on another device where the threat
+    grants server and the network was quantised for the CPU.
     """
 
     logits: Logits
@@ -193,7 +198,7 @@ class PrivacyContext:
 class Membership:
     """A membership attack's result: scores (n,), higher means more likely a member; is_member (n,) bool.
 
-    groups (n,): whose records they are, filled in by the engine where the data have groups.
+    groups (n,): the group of each record, such as a patient, filled in by the engine where the data have groups.
     """
 
     scores: np.ndarray
@@ -203,11 +208,11 @@ class Membership:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What was got back of the records behind each observed update, in any order.
+    """What was reconstructed of the records behind each observed update, in any order.
 
-    images: one (b, c, h, w) in [0, 1] an update, or None; labels: one (b,) int64 an update, or None. The engine fills
-    in the truth, true_images and true_labels, and what a guess has to go by that looks at no update: of the validation
-    records the mean image (c, h, w) and the share of each class (k,).
+    images: one (b, c, h, w) in [0, 1] per update, or None; labels: one (b,) int64 per update, or None. The engine fills
+    in the truth, true_images and true_labels, and what a guess could use that looks at no update: the mean image
+    (c, h, w) of the validation records and the share of each class (k,) among them.
     """
 
     images: tuple[Tensor, ...] | None = None
@@ -222,7 +227,7 @@ class Reconstruction:
 class Audit:
     """An empirical lower bound: with this confidence, no guarantee below `epsilon` at `delta` can be true.
 
-    guarantee: what the audited training claims, None for none. facts: how it was found.
+    guarantee: what the audited training claims; None: it claims nothing. facts: how it was found.
     """
 
     epsilon: float
@@ -243,7 +248,7 @@ class PrivacyAttack(Attack):
 
     family: ClassVar[str] = "privacy"
     needs_non_members: ClassVar[bool] = True  # False: the view has neither members nor non-members
-    # The share of the training records to be kept out of every training where a scenario does not say.
+    # The share of the training records to keep out of every training where the scenario sets no `holdout`.
     holdout: ClassVar[float] = 0.2
     # The least it needs: black-box (outputs), white-box (the released network), server (updates, round by round).
     knowledge: ClassVar[Literal["black-box", "white-box", "server"]] = "black-box"
@@ -253,12 +258,12 @@ class PrivacyAttack(Attack):
     needs_sgd: ClassVar[bool] = False
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
-        """Further trainings it needs, beside the target."""
+        """Further trainings it needs, besides the target."""
         return []
 
     @property
     def effort(self) -> int:
-        """Gradients of a batch it computes beside its trainings, for estimates."""
+        """How many gradients of a batch it computes besides its trainings, for estimates."""
         return 0
 
     @property
