@@ -99,7 +99,7 @@ class EvasionAttack(Attack):
     """Changes inputs at inference. The engine enforces range and norm ball and seeds every global RNG around it."""
 
     family: ClassVar[str] = "evasion"
-    # What it asks of the model. This and `norm` may be properties instead, where they follow from a parameter.
+    # What it asks of the model. This and `norm` may be a property instead, where they follow from a parameter.
     access: ClassVar[Literal["gradients", "logits", "labels", "none"]] = "gradients"
     norm: ClassVar[Literal["linf", "l2", "l0", None]] = None  # None: not bounded by a norm
     default_eps: ClassVar[float | None] = None  # radius where neither the attack nor the threat says one

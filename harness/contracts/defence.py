@@ -55,8 +55,8 @@ class Guarantee(BaseModel):
     unit: Literal["record", "group", "client"]
     # `replace`: a client's data replaced by any other.
     neighbours: Literal["add-remove", "replace"] = "add-remove"
-    # server: protects even from a server that sees every update. recipients: protects from those who get the global
-    # models of all rounds; the server is trusted, and the noise is right only for a uniform mean of clipped updates.
+    # server: even from a server that sees every update. recipients: only from those who get the global models of all
+    # rounds; the server is trusted, and the noise is right only for a uniform mean of clipped updates.
     against: Literal["server", "recipients"] = "server"
     by: str = ""  # the defence that gives it; set by the engine
     epsilon: Epsilon

@@ -1,1 +1,1 @@
-"""What a plugin's author needs beside harness.api: new packages, and the reference of hooks, names and commands."""
+"""What a plugin's author needs besides harness.api: new packages, and the reference of hooks, names and commands."""

@@ -1,4 +1,4 @@
-"""The names of a new package: one given, the others follow from it."""
+"""The names in a new package, all derived from the one that its author gives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from harness.errors import HarnessError
 
-# Device names that Windows takes for itself, with whatever ending.
+# Device names that Windows reserves, whatever the file's suffix.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 _LONGEST = 40
 
 
 @dataclass(frozen=True)
 class Names:
-    """name: of the distribution, its folder and the plugin, as pip compares it; module; cls: the class."""
+    """name: of the distribution, its folder and the plugin, normalised as by pip; module: to import; cls: the class."""
 
     name: str
     module: str
@@ -42,7 +42,7 @@ def names_of(given: str) -> Names:
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or module in _DEVICES:
         raise HarnessError(f"{given!r} is taken by Python or the system; say more, such as {name}-rule")
     installed = importlib.util.find_spec(module)
-    if installed is not None and installed.origin is not None:  # a mere folder has none
+    if installed is not None and installed.origin is not None:  # a folder without __init__.py has none
         raise HarnessError(
             f"a module {module!r} is installed already and would be hidden; choose another name"
         )

@@ -1,4 +1,4 @@
-"""The reference of hooks, of everything in harness.api, and of commands, as Markdown, from their own documentation.
+"""Writes the reference of hooks, everything in harness.api, and commands as Markdown, from their own documentation.
 
 python -m harness.plugin_kit.reference > docs/reference.md
 """
@@ -63,7 +63,7 @@ def reference() -> str:
 
 
 def hooks() -> Iterator[str]:
-    """One section a hook."""
+    """One section per hook."""
     for name, function in sorted(vars(hookspecs).items()):
         if name.startswith("harness_"):
             yield from ("", f"### {name}({', '.join(inspect.signature(function).parameters)})", "")
@@ -98,7 +98,7 @@ def names() -> Iterator[str]:
 
 
 def declared(cls: type) -> Iterator[str]:
-    """What a plugin of this class may declare: the class variables that are not the base class's own to set."""
+    """What a plugin of this class may declare: the class variables except those that the base class itself sets."""
     own = {"kind", "family", "acts_on", "pre"}
     said, rows = remarks(cls), []
     kinds = vars(cls)["__declared__"] if issubclass(cls, Plugin) else inspect.get_annotations(cls)
@@ -147,7 +147,7 @@ def data(cls: type) -> Iterator[str]:
 
 
 def type_name(annotation: Any, bounds: Iterable[Any] = ()) -> str:
-    """A type as one would write it, with what bounds its values behind: `float, >= 0`, `"server" | "recipients"`."""
+    """A type as one would write it, followed by the bounds of its values: `float, >= 0`, `"server" | "recipients"`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         text = type_name(arguments[0], arguments[1].metadata if hasattr(arguments[1], "metadata") else ())
@@ -177,7 +177,7 @@ def shown(default: Any) -> str:
 def members(cls: type) -> Iterator[str]:
     """The methods and properties that a class itself documents."""
     rows = []
-    for name, value in list(vars(cls).items()):  # what is looked at may be built on the way
+    for name, value in list(vars(cls).items()):  # a list, as reading a member may add to the class
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if name.startswith("_") or not inspect.isfunction(function) or not function.__doc__:
             continue
@@ -189,7 +189,7 @@ def members(cls: type) -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """One line a command, those of groups below their own."""
+    """One line per command; in place of a group stand its commands."""
     from harness.cli import app
 
     yield from ("", "| command | does |", "|---|---|")
@@ -223,7 +223,7 @@ def signature(function: Any) -> str:
 
 
 def sentence(text: str) -> str:
-    """The first sentence, or line."""
+    """The first paragraph, on one line."""
     first = text.split("\n\n")[0]
     return " ".join(first.split())
 

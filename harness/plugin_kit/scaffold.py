@@ -33,7 +33,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def scaffold(kind: str, name: str, out: Path) -> Path:
     """Writes the package `out`/name and returns its folder; all of it or nothing.
 
-    Raises HarnessError for an unknown kind, a name that cannot be a package's, and a folder that is there.
+    Raises HarnessError for an unknown kind, a name that cannot be a package's, and a folder that exists already.
     """
     if kind not in KINDS:
         sorts = [known for known in KINDS if known.endswith(f"-{kind}")]
@@ -47,7 +47,7 @@ def scaffold(kind: str, name: str, out: Path) -> Path:
         raise HarnessError(f"{target} exists already; choose another name or --out")
     files = dict(render(kind, names))
     try:
-        # Beside its place, so that it can be moved there in one step.
+        # Written beside its final place, so that one rename moves it there.
         with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as made:
             for path, text in files.items():
                 file = Path(made, names.name, path)
@@ -90,14 +90,14 @@ def render(kind: str, names: Names) -> Iterator[tuple[PurePosixPath, str]]:
 
 
 def address(kind: str, names: Names) -> str:
-    """What a scenario will call the plugin: its name, behind its package's where there is one of that name already."""
+    """What a scenario will call the plugin: its name, after its package's where that name is taken already."""
     from harness.registry import registry
 
     return f"{names.name}/{names.name}" if names.name in registry().names(KINDS[kind]) else names.name
 
 
 def next_commands(folder: Path, kind: str, names: Names) -> list[str]:
-    """What to type from where the package was made."""
+    """The commands to type next, in the folder in which the package was made."""
     return [
         f"cd {shlex.quote(str(folder))}",
         'python -m pip install -e ".[dev]"',
@@ -109,7 +109,7 @@ def next_commands(folder: Path, kind: str, names: Names) -> list[str]:
 
 
 def _first_sentence(source: str) -> str:
-    """Of the module's docstring."""
+    """The module's docstring, which is one sentence."""
     return source.split('"""')[1].strip()
 
 

@@ -63,7 +63,7 @@ def _context(
 
 
 def tolerance(rule: Aggregator, n: int) -> int:
-    """The largest f, at most 2, that the rule's conditions allow. Raises PluginError where none is."""
+    """The largest f, at most 2, that the rule's conditions allow. Raises PluginError where they allow none."""
     problem: Exception | None = None
     for f in range(min(MALICIOUS, (n - 1) // 2), -1, -1):
         try:
@@ -214,7 +214,7 @@ def clients_in_any_order(subject: Subject) -> None:
     """The same clients in another order, with their weights and ids, give the same update, or the same rows, in the
     first round and in the second.
 
-    Rules that draw from the context's generator (which client comes into which bucket) are not held to it.
+    Skipped for rules whose result depends on the context's generator (which client comes into which bucket).
     """
     after(subject, result_well_formed)
     _any_order(subject, 0)
@@ -223,7 +223,7 @@ def clients_in_any_order(subject: Subject) -> None:
 
 
 def _any_order(subject: Subject, earlier: int) -> None:
-    """clients_in_any_order in the round after so many, whose clients came in the order of their ids."""
+    """clients_in_any_order in the round after `earlier` others, in which clients came in the order of their ids."""
     import torch
 
     from harness.testing.toy import toy, updates
@@ -250,7 +250,7 @@ def _any_order(subject: Subject, earlier: int) -> None:
 
     straight, moved = result(ordered), result(order)
     scale = straight.abs().max().clamp(min=1e-30)
-    # Every row of the one has its like in the other: rows may come in the order of their clients.
+    # Every row of one result needs an equal in the other: rows may come in the order of their clients.
     apart = (
         torch.cdist(straight / scale, moved / scale, p=float("inf")) if len(straight) == len(moved) else None
     )
@@ -289,7 +289,7 @@ def several_rounds(subject: Subject) -> None:
 
 @check(*BOTH)
 def clients_as_declared(subject: Subject) -> None:
-    """What remembers clients from round to round declares `follows_clients`; what merges rows, `merges_clients`."""
+    """Rules that remember clients between rounds declare `follows_clients`; rules that merge rows, `merges_clients`."""
     from harness.testing.toy import toy, updates
 
     after(subject, result_well_formed)
@@ -305,7 +305,7 @@ def clients_as_declared(subject: Subject) -> None:
     world, f = toy(setting), tolerance(rule, ROWS)
 
     def last_round(shift: int) -> Any:
-        """The third round's result where the first two were sent by other clients."""
+        """The third round's result; with a shift, other clients sent the updates of the first two rounds."""
         state: dict[str, Any] = {}
         for number in range(3):
             rows = updates(world, ROWS, seed=number).double()
@@ -353,7 +353,7 @@ def report_valid(subject: Subject) -> None:
 
 @check("aggregator", when=lambda plugin: not plugin.sets_weights)
 def an_update_not_weights(subject: Subject) -> None:
-    """What it returns is added to the global weights: it does not follow them itself."""
+    """It returns an update, which the server adds to the global weights, and not the new weights."""
     from harness.testing.toy import toy, updates
 
     after(subject, result_well_formed)
@@ -372,7 +372,7 @@ def an_update_not_weights(subject: Subject) -> None:
 
 @check("aggregator", when=lambda plugin: plugin.sum_only)
 def sum_only_true(subject: Subject) -> None:
-    """What declares `sum_only` gives the same for other updates with the same weighted sum."""
+    """A rule that declares `sum_only` gives the same for other updates with the same weighted sum."""
     from harness.testing.toy import toy, updates
 
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)

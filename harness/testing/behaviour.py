@@ -1,4 +1,4 @@
-"""What every plugin owes the engine: it runs, repeats, leaves no trace, and asks for no more than it declared."""
+"""What every plugin owes the engine: it runs, repeats itself, leaves no trace, and uses no more than it declares."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def declared_access_respected(subject: Subject) -> None:
 
 @check()
 def inputs_unchanged(subject: Subject) -> None:
-    """What it is given is bit for bit as before afterwards."""
+    """What it is given stays the same, bit for bit."""
     changed = subject.outcome().changed
     require(
         not changed,
@@ -121,7 +121,7 @@ def _devices() -> list[str]:
     "model",
 )
 def device_and_dtype_kept(subject: Subject) -> None:
-    """float32 in, float32 out, and so for float64; on the CPU, and on the GPU where there is one."""
+    """float32 in, float32 out, and likewise for float64; on the CPU, and on the GPU where there is one."""
     subject.outcome()
     for device in _devices():
         for dtype in FAMILIES[subject.family].dtypes:

@@ -25,7 +25,7 @@ HONEST, MALICIOUS = 8, 3
 def _context(
     attack: ByzantineAttack, honest: Any, own: Any, world: Any, setting: Setting, **changes: Any
 ) -> Any:
-    """What a threat grants that knows no more than the attack declares."""  # fmt: skip
+    """What the attack gets from a threat that grants no more knowledge than the attack declares."""  # fmt: skip
     from harness.testing.toy import generator
 
     m = len(own)
@@ -98,7 +98,7 @@ def crafted_well_formed(subject: Subject) -> None:
 
 @check("byzantine")
 def few_clients(subject: Subject) -> None:
-    """One malicious client, one honest one, many malicious ones and equal updates work, or are a PluginError."""
+    """One malicious client, one honest one, many malicious ones and equal updates work, or raise PluginError."""
     from harness.testing.toy import toy, updates
 
     after(subject, crafted_well_formed)

@@ -130,7 +130,7 @@ def file_restores(subject: Subject) -> None:
     )
     read = load(save({name: t.detach().cpu().clone().contiguous() for name, t in found.state.items()}))
     surroundings = Surroundings(world.shape, 3, world.build)
-    expected = _logits(found.module, world)  # before the network that it may be made of loses its values
+    expected = _logits(found.module, world)  # first, in case `restore` changes what this network is made of
     restored = subject.plugin.restore(blank(world.net), read, surroundings)
     require(
         torch.allclose(expected, _logits(restored.module, world), rtol=1e-4, atol=1e-5),
@@ -141,7 +141,7 @@ def file_restores(subject: Subject) -> None:
 
 @check(FAMILY)
 def gradients_as_declared(subject: Subject) -> None:
-    """What says `differentiable` has gradients, and what says `straight_through` brings a twin that has."""
+    """A `differentiable` compressor's network has gradients; a `straight_through` one returns a twin that has them."""
     import torch
 
     found, world = _found(subject)
@@ -175,7 +175,7 @@ def gradients_as_declared(subject: Subject) -> None:
 
 @check(FAMILY)
 def facts_plain(subject: Subject) -> None:
-    """What was reached is kept in the record: plain JSON values."""
+    """The facts on what was reached, which the record keeps, are plain JSON values."""
     facts = subject.outcome().output["facts"]
     try:
         json.dumps(facts, allow_nan=False)
@@ -200,7 +200,7 @@ def fine_tuning_counted(subject: Subject) -> None:
 
 @check(FAMILY)
 def fine_tuning_hooks_declared(subject: Subject) -> None:
-    """What its hooks do in the federation's training is declared, so that stacks that drop it are refused in time."""
+    """The client hooks that it gives to fine-tuning are declared, so that stacks that would drop them are refused."""
     brings, declared = subject.outcome().output["hooks"], sorted(subject.plugin.fine_tuning_hooks)
     require(
         brings == declared,
@@ -230,7 +230,7 @@ def zeros_stay(subject: Subject) -> None:
     found = _trial(subject.plugin, setting, world).call()["compressed"]().module
     after = {name: p.detach() for name, p in found.named_parameters()}
     if {name: p.shape for name, p in after.items()} != {name: p.shape for name, p in before.items()}:
-        return  # another network: which of its weights were pruned is not to be seen from here
+        return  # another network: which of its weights were pruned cannot be told
     grown = [name for name, p in before.items() if p.ndim > 1 and bool(((p == 0) & (after[name] != 0)).any())]
     require(
         not grown,

@@ -24,19 +24,19 @@ class CheckSkipped(Exception):
 
 
 class CannotBeMade(PluginError):
-    """There is no instance to ask anything: the parameters have neither defaults nor examples that fit."""
+    """The plugin has no instance to check: its parameters have neither defaults nor examples that fit."""
 
 
 class Touched(Exception):
-    """Raised in the plugin's face when it reaches for something that it did not declare."""
+    """Raised inside the plugin's code when it uses something that it did not declare."""
 
 
 @dataclass
 class Setting:
     """How a trial is run. device and dtype: of what the plugin is given. scene: which of the toy worlds, from 0.
 
-    other: with other images, updates and predictions, of the same shapes. touched: what the plugin reached for
-    without having declared it.
+    other: whether to use other images, updates and predictions, of the same shapes. touched: a message for each thing
+    that the plugin used without having declared it.
     """
 
     device: str = "cpu"
@@ -46,7 +46,7 @@ class Setting:
     touched: list[str] = field(default_factory=list)
 
     def forbid(self, message: str) -> Callable[..., Any]:
-        """A function that must not be called: it notes that it was, and raises."""
+        """A function that the plugin must not call: a call is noted in `touched` and raises Touched."""
 
         def refuse(*arguments: Any, **named: Any) -> Any:
             self.touched.append(message)
@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass
 class Trial:
-    """One complete use of a plugin. inputs: what must be as before afterwards. call: does it, and returns the output.
+    """One complete use of a plugin. inputs: what it must leave unchanged. call: runs it and returns the output.
 
     keeps: the entries of the output whose tensors must have the setting's dtype and device.
     """
@@ -78,18 +78,19 @@ class Outcome:
     random: list[str]  # global generators that moved
     error: Exception | SystemExit | None
     seconds: float
-    used: bool  # whether it came to the use itself: an error is of that then, not of what planning asks
+    used: bool  # whether the use itself began: an error then comes from it, not from what is asked before training
 
     @property
     def refused_late(self) -> bool:
-        """Whether it says only when it is used that it makes no sense."""
+        """Whether it raised NotApplicable only when it was used, which is too late."""
         return self.used and isinstance(self.error, NotApplicable)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Plugins that are used alike. own_random: may draw from global generators, which the engine seeds around it.
+    """Plugins that are used in the same way.
 
+    own_random: whether they may draw from global generators, which the engine then seeds around them.
     trial(plugin, setting) raises PluginError or NotApplicable where the scene does not suit the plugin.
     """
 
@@ -101,7 +102,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-# What registers checks, in the order of the report.
+# The modules that register checks, in the order of the report.
 MODULES = (
     "parameters", "behaviour", "data", "models", "aggregators", "costs", "defences", "guarantees", "stacks",
     "compressors", "updates", "evasion", "poisoning", "byzantine", "privacy", "metrics", "trackers",
@@ -121,7 +122,10 @@ _DEFINITIONS: list[_Definition] = []
 def check(
     *families: str, when: Callable[[Any], bool] = lambda plugin: True
 ) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
-    """Registers a function as a check for plugins of some families. when: asked of the instance, or of the class."""
+    """Registers a function as a check for plugins of these families, or of all where none is named.
+
+    when(plugin): whether the check applies to a plugin, which may be an instance or a class.
+    """
 
     def register(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
         _DEFINITIONS.append(_Definition(function, families, when))
@@ -184,7 +188,7 @@ class Subject:
         return outcome
 
     def outcome(self, device: str = "cpu", dtype: str = "float32") -> Outcome:
-        """The same, kept for all checks. Raises CheckSkipped where there is no output to look at."""
+        """The outcome of one such run, kept for all checks. Raises CheckSkipped where there is no output to look at."""
         key = (device, dtype)
         if key not in self._outcomes:
             start = 0 if not self._outcomes else next(iter(self._outcomes.values())).setting.scene
@@ -230,14 +234,14 @@ def _run(family: Family, plugin: Any, setting: Setting) -> Outcome:
             moved = state.moved()
             after = snapshot(trial.inputs)
             changed = [name for name in before if not same(before[name], after[name])]
-        except (Exception, SystemExit) as raised:  # the plugin's own: every check says what it makes of it
+        except (Exception, SystemExit) as raised:  # the plugin's: each check decides what it means
             error = raised
     return Outcome(setting, trial, output, changed, moved, error, time.perf_counter() - started, used)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question to one plugin: call it. Raises CheckFailed with what is wrong, or CheckSkipped with why not."""
+    """One check of one plugin. Calling it raises CheckFailed with what is wrong, or CheckSkipped with the reason."""
 
     name: str
     plugin: Plugin | type[Plugin]
@@ -246,7 +250,7 @@ class Check:
 
     @property
     def description(self) -> str:
-        """What is asked."""
+        """What the check asks: the first paragraph of its docstring."""
         return " ".join((inspect.getdoc(self.function) or "").split("\n\n")[0].split())
 
     def __call__(self) -> None:
@@ -258,7 +262,7 @@ class Check:
             raise CheckSkipped("it cannot be made: see constructs") from error
         except HarnessError as error:
             raise CheckFailed(f"{self.subject.name}: {error}") from error
-        except SystemExit as error:  # else the report would end here, without a word
+        except SystemExit as error:  # otherwise the report would end here without a message
             raise CheckFailed(
                 f"{self.subject.name} calls sys.exit({'' if error.code is None else repr(error.code)}), which would "
                 "take the engine down: raise PluginError with the reason"
@@ -302,7 +306,7 @@ def _load() -> None:
 
 
 def after(subject: Subject, function: Callable[[Subject], None]) -> None:
-    """Raises CheckSkipped where another check fails, whose fault would only be found again."""
+    """Raises CheckSkipped where another check fails, as this one would only find the same fault again."""
     try:
         function(subject)
     except CheckFailed:

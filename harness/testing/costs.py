@@ -17,7 +17,7 @@ from harness.testing.core import CheckSkipped, Subject, check, require
 def cost_as_documented(subject: Subject) -> None:
     """The work grows with n and d no faster than the O(...) in the docstring says.
 
-    Counted are the elements that torch's operations read and write; what is done in NumPy is not seen.
+    It counts the elements that torch's operations read and write; work in NumPy is not seen.
     """
     cost = documented_cost(inspect.getdoc(subject.cls) or "")
     if cost is None:
@@ -34,7 +34,7 @@ def cost_as_documented(subject: Subject) -> None:
 
 
 def documented_cost(text: str) -> Any:
-    """The `Costs O(...)` of a docstring as a function of n and d; None where there is none, or it has other letters."""
+    """The `Costs O(...)` of a docstring as a function of n and d; None without one, or where it has other letters."""
     found = re.search(r"\bCosts? O\(((?:[^()]|\([^()]*\))*)\)(?!\s*(?:and|plus|forward))", text)
     if found is None:
         return None
@@ -52,7 +52,7 @@ def documented_cost(text: str) -> Any:
 
 
 def _work(rule: Aggregator, n: int, d: int) -> int:
-    """Elements read and written by torch for n rows of d. Raises CheckSkipped where it needs the network."""
+    """Elements read and written by torch for updates (n, d). Raises CheckSkipped where the rule needs the network."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves

@@ -72,7 +72,7 @@ def splits_well_formed(subject: Subject) -> None:
 
 @check("dataset")
 def splits_disjoint(subject: Subject) -> None:
-    """Validation and test records are not training records again."""
+    """At most half of the validation images, and of the test images, are training images too."""
     splits = subject.outcome().output["splits"]
     known = {_bytes(image) for image in splits.train.images}
     for name, part in (("val", splits.val), ("test", splits.test)):
@@ -107,7 +107,7 @@ def fingerprint_stable(subject: Subject) -> None:
 
 @check("dataset")
 def fingerprint_tells_contents_apart(subject: Subject) -> None:
-    """Parameters that make another content make another fingerprint."""
+    """Parameters that change the content also change the fingerprint."""
     output = subject.outcome().output
     for name, dataset in _variants(subject.plugin):
         try:
@@ -122,7 +122,7 @@ def fingerprint_tells_contents_apart(subject: Subject) -> None:
 
 
 def _variants(dataset: Dataset) -> Iterator[tuple[str, Dataset]]:
-    """(parameter, the data set with another value of it), where one is easily found."""
+    """(parameter, the dataset with another value of it), where such a value is easily found."""
     for name, value in dataset.parameters().items():
         annotation = type(dataset).model_fields[name].annotation
         others: list[Any] = []

@@ -44,7 +44,7 @@ def _trial(defence: Defence, setting: Setting) -> Trial:
             output["aggregated"] = _aggregated(rule, updates(world, 4), world, setting)
         deployed = defence.inference(released)
         if not defence.stochastic:
-            with global_random_state():  # answers at random are looked at by deployed_model_answers
+            with global_random_state():  # deployed_model_answers checks whether answers are random
                 output["logits"] = deployed.eval()(images).detach()
         return output
 
@@ -155,7 +155,7 @@ def _begin(subject: Subject, dtype: str = "float32", alone: bool = True) -> Any:
 @check(*HOOKS, when=lambda plugin: not getattr(plugin, "couples_samples", False)
        and overrides(plugin, ClientHooks, "loss", "batch"))  # fmt: skip
 def couples_samples_declared(subject: Subject) -> None:
-    """Unless it says `couples_samples`, what becomes of a record does not depend on the others of its batch."""
+    """Unless it declares `couples_samples`, what it does to a record does not depend on the others of the batch."""
     import torch
 
     training, world = _begin(subject, "float64")
@@ -190,7 +190,7 @@ def couples_samples_declared(subject: Subject) -> None:
 @check(*HOOKS, when=lambda plugin: overrides(plugin, ClientHooks, "loss", "batch", "gradient")
        and (plugin.vectorises or not overrides(plugin, ClientHooks, "gradient")))  # fmt: skip
 def same_in_one_program(subject: Subject) -> None:
-    """A client steps where it likes: the same in a program of many clients, as on a GPU, as alone."""
+    """A client that trains in one program with others, as on a GPU, takes the same step as one that trains alone."""
     import torch
 
     updates = []
@@ -249,14 +249,14 @@ def empty_batch(subject: Subject) -> None:
 
 
 class _OtherLoss(ClientHooks):
-    """Stands before a defence: its loss is another one, by more than a constant or a factor alone."""
+    """Put before a defence, it changes the loss, by more than a constant or a factor alone."""
 
     def loss(self, loss: Any, logits: Any) -> Any:
         return lambda params, batch, key: 3 * loss(params, batch, key) + 0.5
 
 
 class _OtherGradient(ClientHooks):
-    """Stands before a defence: its gradient is another one, in sign too."""
+    """Put before a defence, it changes the gradient, in sign too."""
 
     def gradient(self, local: Any) -> Any:
         def gradient(params: Any, batch: Any, key: Any) -> Any:
@@ -268,7 +268,7 @@ class _OtherGradient(ClientHooks):
 @check("defence", when=lambda plugin: overrides(plugin, Defence, "loss", "gradient")
        or plugin.replaces_loss or plugin.replaces_gradient)  # fmt: skip
 def replacement_declared(subject: Subject) -> None:
-    """It builds on the loss and the gradient of what stands before it, or says that it replaces them, and does."""
+    """It builds on the loss and the gradient of the hooks before it, or declares that it replaces them, and does."""
     for what, other in (("loss", _OtherLoss()), ("gradient", _OtherGradient())):
         declared = getattr(subject.plugin, f"replaces_{what}")
         dropped = subject.plugin.overrides(what) and same(
@@ -301,7 +301,7 @@ def _composed(subject: Subject, what: str, *before: ClientHooks) -> Any:
 
 @check("defence")
 def deployed_model_answers(subject: Subject) -> None:
-    """The model as deployed gives logits; where it answers at random it says `stochastic`."""
+    """The model as deployed gives logits; where it answers at random, `stochastic` is True."""
     from harness.testing.models import answers
     from harness.testing.toy import toy
 
@@ -323,7 +323,7 @@ def deployed_model_answers(subject: Subject) -> None:
 
 @check("defence", when=lambda plugin: overrides(plugin, Defence, "certify"))
 def certificate_well_formed(subject: Subject) -> None:
-    """Certificates are labels (b,), -1 for abstained, with radii (b,) from 0 to the limit that is stated."""
+    """Certificates are labels (b,), -1 for abstained, with radii (b,) from 0 to `radius_limit`."""
     from harness.testing.toy import generator, toy
 
     setting = Setting(scene=subject.outcome().setting.scene)
@@ -350,7 +350,7 @@ def certificate_well_formed(subject: Subject) -> None:
 
 @check("defence")
 def prepared_plain(subject: Subject) -> None:
-    """What `prepare` returns is kept in the record: plain JSON values."""
+    """What `prepare` returns, which the record keeps, is made of plain JSON values."""
     prepared = subject.outcome().output["prepared"]
     try:
         again = json.loads(json.dumps(prepared))

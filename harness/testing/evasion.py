@@ -1,4 +1,4 @@
-"""Evasion attacks: within budget and range, with no more of the model than they declare."""
+"""Evasion attacks: within budget and range, using no more of the model than they declare."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def _budget(attack: EvasionAttack) -> float | None:
 
 
 def withheld(attack: EvasionAttack, world: Any, setting: Setting) -> Any:
-    """The toy network, giving away no more than the attack's `access`: its weights cannot be seen, and what is not
-    declared raises when it is asked for."""
+    """The toy network, revealing no more than the attack's `access` declares.
+
+    Unless that is gradients, its weights cannot be seen, and asking for what is not declared raises Touched.
+    """
     import torch
 
     network = world.net.requires_grad_(False)
@@ -93,9 +95,10 @@ def _trial(attack: EvasionAttack, setting: Setting) -> Trial:
 
 
 class _Watched:
-    """The attack, given tensors that are looked at afterwards: the engine would hand it copies and say nothing.
+    """The attack, given tensors that are compared afterwards: the engine hands it copies, on which changes do not show.
 
-    given: these tensors, and a list that gets what the attack did to the model, whose modes the engine puts back.
+    given: these tensors, and a list that collects what the attack changed in the model, as the engine restores its
+    modes.
     """
 
     def __init__(self, attack: EvasionAttack, given: dict[str, Any]) -> None:
@@ -184,7 +187,7 @@ def zero_budget_moves_nothing(subject: Subject) -> None:
 
 @check("evasion", when=lambda plugin: plugin.access == "gradients")
 def loss_does_not_fall(subject: Subject) -> None:
-    """What sees gradients does not make the model surer of the true classes."""
+    """An attack that sees gradients does not make the model surer of the true classes."""
     import torch
     from torch.nn import functional
 
@@ -202,7 +205,7 @@ def loss_does_not_fall(subject: Subject) -> None:
 
 @check("evasion")
 def labels_are_enough(subject: Subject) -> None:
-    """What declares access = labels gives the same against a model that tells the predicted class alone."""
+    """An attack with access = labels gives the same against a model that tells only the predicted class."""
     import torch
 
     attack, outcome = subject.plugin, subject.outcome()

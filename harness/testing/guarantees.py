@@ -1,4 +1,4 @@
-"""What defences promise: guarantees that are well-formed, and no smaller than what is stated beside them spends."""
+"""What defences promise: well-formed guarantees, whose epsilon covers what the stated noise and sampling spend."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def guarantee_valid(subject: Subject) -> None:
 
 
 def _spent(subject: Subject, claim: Guarantee) -> None:
-    """Raises CheckFailed where less is claimed than the noise and the sampling that are stated beside it spend."""
+    """Raises CheckFailed where epsilon is smaller than what the noise and the sampling stated beside it spend."""
     from harness.privacy.accounting import epsilon
 
     noise, rate, steps = (claim.noise_multiplier, claim.sampling.get("rate"), claim.sampling.get("steps"))

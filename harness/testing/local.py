@@ -86,7 +86,7 @@ class Training:
         self.batch = composed_batch(self.hooks)
 
     def _under_vmap(self, params: Params, batch: Batch, key: Tensor) -> Params:
-        """As the only one of the clients that train as one program."""
+        """The gradient as computed where clients train as one program, here with this client alone in it."""
         program = torch.func.vmap(self.gradient, randomness="different")
         stacked = {name: p.detach().unsqueeze(0) for name, p in params.items()}
         found = program(stacked, (batch[0].unsqueeze(0), batch[1].unsqueeze(0)), key.unsqueeze(0))

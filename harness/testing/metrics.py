@@ -29,11 +29,11 @@ from harness.testing.watch import guarded
 ALWAYS = ("num_classes", "input_shape")
 SHARES = ("share",)  # units whose values lie in [0, 1]
 RECORDS = 240
-MANY = 24_000  # non-members enough for every false-positive rate
+MANY = 24_000  # enough non-members for every false-positive rate
 
 
 def everything(setting: Setting, records: int = RECORDS) -> MetricContext:
-    """A context in which everything is known, of three classes."""
+    """A context of three classes in which everything is known."""
     import torch
 
     from harness.testing.toy import CLASSES, toy

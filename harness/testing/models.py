@@ -135,7 +135,7 @@ def weights_follow_seed(subject: Subject) -> None:
 
 @check("model")
 def trains(subject: Subject) -> None:
-    """In training mode every parameter that wants a gradient gets a finite one."""
+    """In training mode every parameter that requires a gradient gets a finite one."""
     import torch
 
     outcome = subject.outcome()

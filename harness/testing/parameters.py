@@ -115,7 +115,7 @@ def _numeric(annotation: Any) -> bool:
 
 @check()
 def constructs(subject: Subject) -> None:
-    """The defaults make an instance, or the examples of parameters that have none."""
+    """The defaults make an instance, with the examples of those parameters that have none."""
     try:
         subject.plugin  # noqa: B018
     except PluginError as error:
@@ -193,7 +193,7 @@ def parameters_round_trip(subject: Subject) -> None:
 
 @check(when=_has_parameters)
 def parameters_in_schema(subject: Subject) -> None:
-    """Editors can be told of every parameter, and what the schema allows is what the plugin writes."""
+    """The JSON Schema lists every parameter, for editors, and allows what the plugin writes."""
     plugin = subject.plugin
     try:
         schema = subject.cls.model_json_schema(by_alias=True)

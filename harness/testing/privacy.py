@@ -47,7 +47,7 @@ def _guarantee() -> Guarantee:
 def _trial(attack: PrivacyAttack, setting: Setting) -> Trial:
     from harness.testing.toy import CLASSES, generator, toy
 
-    world = toy(replace(setting, other=False))  # other data here: members and non-members have changed places
+    world = toy(replace(setting, other=False))  # `other` exchanges members and non-members instead
     attack.check(CLASSES, world.shape)
     if attack.knowledge not in KNOWLEDGE:
         raise CheckFailed(
@@ -237,7 +237,7 @@ def _reconstruction(subject: Subject, result: Reconstruction, observed: Any) -> 
 
 @check("privacy", when=lambda plugin: plugin.needs_non_members)
 def blind_to_sides(subject: Subject) -> None:
-    """Where members and non-members change places, so do their scores: which side a record is on must not tell."""
+    """A record's score does not depend on whether it lies among the members or among the non-members."""
     result = subject.outcome().output["result"]
     if not isinstance(result, Membership):
         return

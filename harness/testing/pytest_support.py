@@ -22,7 +22,8 @@ def parametrize_with_checks(
 
     plugins: classes are tried with their defaults, instances as they are. expected_failures: name of a check -> why
     it cannot pass, or a function plugin -> such a mapping. These are strict: a check that passes after all fails the
-    test, as does a name that is no check of the plugin. Skipped checks are skipped, with the reason.
+    test. Skipped checks are skipped, with the reason. Raises ValueError where such a function names what is no check of
+    its plugin; names in a mapping need not be checks of every plugin.
     """
     import pytest
 

@@ -57,7 +57,7 @@ def check_plugin(
             status, message = "failed", str(error)
         except CheckSkipped as error:
             status, message = "skipped", str(error)
-        except Exception as error:  # the plugin's own: whatever it raises where nothing may be raised
+        except Exception as error:  # from the plugin, where it may raise nothing
             where = traceback.extract_tb(error.__traceback__)[-1]
             status = "failed"
             message = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"

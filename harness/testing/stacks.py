@@ -43,9 +43,9 @@ def composes(subject: Subject) -> None:
 
 @cache
 def partners() -> dict[str, Defence]:
-    """A built-in defence that guarantees something for records, and one that trains on a dearer loss.
+    """The built-in defences to stack with: one with a guarantee for records, and one with a costlier loss.
 
-    Not whatever else is installed: a plugin would pass on one machine and fail on another.
+    Other installed defences are left out: with them a plugin could pass on one machine and fail on another.
     """
     from harness.console.describe import example_parameters
     from harness.entry_points import BUILTIN

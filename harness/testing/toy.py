@@ -17,7 +17,8 @@ from harness.federation.vector import flatten, layout
 from harness.random import torch_generator
 from harness.testing.core import Setting
 
-# (channels, height, width), width of the network: a plugin that cannot do with one scene is tried in the next.
+# (channels, height, width), width of the convolutions, hidden units. A plugin that one scene does not suit is tried in
+# the next.
 SCENES = (((1, 8, 8), 8, 16), ((3, 16, 16), 8, 32), ((1, 28, 28), 16, 96))
 CLASSES = 3
 RECORDS = 48
@@ -111,7 +112,7 @@ def toy(setting: Setting) -> Toy:
 
 
 def updates(world: Toy, n: int, seed: int = 0) -> Tensor:
-    """(n, d): one direction, and each client's own deviation, half as long."""
+    """Updates (n, d): a direction that all clients share, plus each client's own deviation, half as long."""
     weights = world.vector
     draw = torch_generator("toy updates", seed, *(["other"] if world.other else []))
     d = len(weights)

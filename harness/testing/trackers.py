@@ -1,4 +1,4 @@
-"""Trackers: observer hooks that take what they are called with."""
+"""Trackers: observer hooks that accept what they are called with."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _hooks(cls: type) -> None:
 
 @check("tracker")
 def unusual_runs(subject: Subject) -> None:
-    """Failed cells, scores that are not finite, runs cut short and two runs in a row are taken."""
+    """Failed cells, scores that are not finite, runs cut short and two runs in a row are accepted."""
     subject.outcome()
     cases = {
         "a failed cell": events("run-2", status="failed"),
@@ -135,7 +135,8 @@ def unusual_runs(subject: Subject) -> None:
         "a run cut short, and another after it": [*events("run-5")[:3], *events("run-6")],
         "a run without cells": [events("run-7")[0], events("run-7")[-1]],
     }
-    with elsewhere():  # one for all, as a user's runs are kept in one place: a database takes seconds to make
+    # One folder for all cases, as users keep their runs in one place, and a database takes seconds to make.
+    with elsewhere():
         for what, happened in cases.items():
             try:
                 _call(subject.plugin, happened)

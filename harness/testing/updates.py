@@ -50,7 +50,7 @@ def _trial(compressor: UpdateCompressor, setting: Setting) -> Trial:
     return Trial({"updates": rows}, call, ("decoded", "alone"))
 
 
-FAMILIES[FAMILY] = Family(FAMILY, _trial, dtypes=("float32",))  # the wire knows no other
+FAMILIES[FAMILY] = Family(FAMILY, _trial, dtypes=("float32",))  # updates are sent in no other
 
 
 @check(FAMILY)
@@ -101,8 +101,9 @@ def bytes_are_enough(subject: Subject) -> None:
     """The bytes it reports can carry what the server learns: d Gaussian numbers with a relative squared error D take
     d / 2 log2(1 / D) bits, whatever the code.
 
-    Shannon 1959, Coding theorems for a discrete source with a fidelity criterion. What was agreed before tells nothing
-    of numbers drawn anew. Half of that bound is asked for, and at most 22 bits a number, as float32 has 24.
+    Shannon 1959, Coding theorems for a discrete source with a fidelity criterion. Nothing agreed beforehand can tell
+    numbers that are drawn anew. The bound is capped at 22 bits per number, as float32 has 24, and half of it is asked
+    for.
     """
     import math
 

@@ -1,4 +1,4 @@
-"""Seeing what a plugin did beside returning something: copies, comparisons, generators, forbidden fields."""
+"""Seeing what a plugin did besides returning something: copies, comparisons, generators, forbidden fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def snapshot(value: Any) -> Any:
-    """A copy that later changes do not reach: tensors, arrays, modules and what holds them. Functions are left out."""
+    """A copy that later changes do not reach: tensors, arrays, modules and containers. Functions are left out."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -78,7 +78,7 @@ class RandomState:
         self._before = self._read()
 
     def moved(self) -> list[str]:
-        """Those that are not where they were at the last mark."""
+        """The generators that were used or seeded since the last mark."""
         return [name for name, state in self._read().items() if not same(state, self._before[name])]
 
     @staticmethod
@@ -97,7 +97,7 @@ class RandomState:
 
 @contextmanager
 def global_random_state(seed: int = 0) -> Iterator[RandomState]:
-    """The global generators seeded, to be compared, and as before afterwards."""
+    """Seeds the global generators, yields their RandomState, and restores them afterwards."""
     import torch
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
