@@ -41,13 +41,13 @@ class Guarantee(BaseModel):
     """A differential-privacy guarantee of one release, with everything needed to check it.
 
     unit: what is protected. neighbours: whether neighbouring data differ by one unit added or removed, or by one
-    replaced by any other. against: from whom: the server, which sees every update, or the recipients of the global
-    models of all rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the maximum
-    over clients (their data are disjoint), infinite where nothing is promised; client_epsilon: that of each honest
-    client, as nobody accounts for what malicious ones do to their records. accountant: the method by which epsilon was
-    computed. sampling: method, rate and steps of the client with the largest epsilon. group_epsilon: for the largest
-    group, of largest_group records. simulated: the noise comes from a seed. `holds` turns false, and `broken_by` says
-    why, where another part of the plan touches protected data without accounting for it.
+    replaced by any other. against: whom it protects from: the server, which sees every update, or the recipients of the
+    global models of all rounds; the server is then trusted. by: the defence, filled in by the engine. epsilon: the
+    maximum over clients (their data are disjoint), infinite where nothing is promised; client_epsilon: that of each
+    honest client, as nobody accounts for what malicious ones do to their records. accountant: the method by which
+    epsilon was computed. sampling: method, rate and steps of the client with the largest epsilon. group_epsilon: for
+    the largest group, of largest_group records. simulated: the noise comes from a seed. `holds` turns false, and
+    `broken_by` says why, where another part of the plan touches protected data without accounting for it.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -49,7 +49,7 @@ FAMILIES["dataset"] = Family("dataset", _dataset_trial, dtypes=("float32",), sce
 
 @check("dataset")
 def splits_well_formed(subject: Subject) -> None:
-    """Images (n, c, h, w) uint8 or float32 in [0, 1], integer labels of named classes, groups in one split alone."""
+    """Images (n, c, h, w) uint8 or float32 in [0, 1], integer labels of named classes, each group in one split."""
     splits = subject.outcome().output["splits"]
     try:
         splits.check(subject.name)
