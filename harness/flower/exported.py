@@ -27,6 +27,7 @@ from harness.contracts.defence import Sampling, hiding
 from harness.dealing import Pool
 from harness.devices import resolve_device
 from harness.errors import HarnessError, PluginError
+from harness.evaluation.evasion import right
 from harness.evaluation.predict import predict
 from harness.federation.data import DeviceData, Part
 from harness.federation.local import Client, seeded_modules
@@ -395,4 +396,4 @@ def _accuracy(training: Training, evaluation: Evaluation, module: nn.Module) -> 
     module = module.to(training.device).eval()
     with seeded_modules(training.device, derive(spec.seed, "inference")):
         logits = predict(module, test.images, evaluation.batch_size, training.device)
-    return float((logits.argmax(1) == test.labels.cpu().numpy()).mean())
+    return float(right(logits, test.labels.cpu().numpy()).mean())

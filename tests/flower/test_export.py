@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -497,6 +498,17 @@ metrics: [accuracy]
 evaluation: {{batch_size: 100, subset: 200}}
 seeds: [3]
 """
+
+
+def test_a_record_without_a_prediction_counts_as_wrong(monkeypatch):
+    """As in the accuracy of a run: argmax would take the NaN for the largest logit."""
+    logits = np.array([[np.nan, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=np.float32)
+    monkeypatch.setattr(exported, "predict", lambda *_: logits)
+    data = SimpleNamespace(test=SimpleNamespace(images=None, labels=torch.tensor([0, 0, 1, 0])))
+    spec = SimpleNamespace(aggregators=(), defences=(), seed=0)
+    training = SimpleNamespace(spec=spec, data=data, device="cpu")
+    evaluation = SimpleNamespace(subset=None, batch_size=4)
+    assert exported._accuracy(training, evaluation, torch.nn.Linear(1, 1)) == 0.5
 
 
 @pytest.mark.parametrize(
