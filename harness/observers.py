@@ -1,4 +1,7 @@
-"""Who watches a run: the display, plugins' observer hooks and trackers. None of them can take it down."""
+"""Passes the events of a run to its display, to plugins' observer hooks and to trackers.
+
+An error in a hook or a tracker does not stop the run.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Observers:
-    """Passes what happens on to a display (may be None) and to every plugin that asked.
+    """Passes events to a display (or None), to every plugin that implements their hook, and to trackers.
 
-    A hook that raises is not called again in this run, nor is any of a tracker that could not begin; `problems` says
-    which and why.
+    A hook that raises is not called again in this run; a tracker whose `harness_run_started` raises is not called
+    again at all. `problems` says which and why.
     """
 
     def __init__(self, display: Any, trackers: Sequence[Tracker] = ()) -> None:
@@ -38,7 +41,7 @@ class Observers:
         self._show("stage_started", key, kind, label)
 
     def stage_beside(self, key: str, label: str) -> None:
-        """A stage that another one computes has begun: its rounds are told, and nothing is shown of it."""
+        """A stage computed together with another begins: hooks get its rounds, the display is not told of its start."""
         self._labels[key] = label
 
     def stage_progress(
@@ -56,7 +59,7 @@ class Observers:
         self._show("stage_finished", key, kind, label, status, seconds, error)
 
     def capacity_changed(self, jobs: int) -> None:
-        """So many stages may run at a time from here on."""
+        """From now on at most `jobs` stages run at a time."""
         self._show("capacity_changed", jobs)
 
     def problem(self, text: str) -> None:

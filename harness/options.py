@@ -16,7 +16,7 @@ from harness.findings import findings
 
 
 class Option(BaseModel):
-    """A frozen set of parameters with a name. A class without a name is a choice among its subclasses."""
+    """A frozen set of parameters with a name. A class without a name stands for the choice among its subclasses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -29,7 +29,7 @@ class Option(BaseModel):
 
     @classmethod
     def choices(cls) -> dict[str, type[Option]]:
-        """Name -> class of everything that this choice offers."""
+        """Name -> class, for each option of this choice."""
         return {option.name: option for option in cls.__subclasses__()}
 
     @classmethod
@@ -73,7 +73,7 @@ class Option(BaseModel):
 
 # What the server does with the aggregated update delta (d,), in round t ---------------------------
 
-# The square of the largest, which v starts from, is a float32.
+# v starts from tau^2, which must be a float32 even for the largest tau.
 Tau = Annotated[float, Field(gt=0, le=1e18, description="degree of adaptivity: added to sqrt(v)")]
 
 
@@ -217,7 +217,7 @@ class Schedule(Option):
     what: ClassVar[str] = "schedule"
 
     def multiplier(self, round: int, rounds: int) -> float:
-        """The share in `round`, counted from 0, of `rounds`."""
+        """The share of the learning rate in `round` (from 0) out of `rounds` rounds."""
         raise NotImplementedError
 
 

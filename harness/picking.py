@@ -1,4 +1,4 @@
-"""The one cell that was meant, by what a user has of it: its id, the first digits, or values of its axes."""
+"""Finds the one cell that a user means by its id, by the first digits of its id, or by values of its axes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.grid import Addressed, C, select
 
-SHOWN = 10  # candidates
+SHOWN = 10  # candidates listed in a message
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A record as the cell that it is of; its scenario counts as an axis where candidates are listed."""
+    """A record, addressed as its cell is; the scenario counts as one more axis where candidates are listed."""
 
     record: dict[str, Any]
 
@@ -30,10 +30,10 @@ class Recorded:
 
 
 def pick(cells: Sequence[C], wanted: str, option: str, where: str) -> C:
-    """The cell whose id begins with `wanted`, or the only one that matches it as `axis=glob,...`, as for --select.
+    """The only cell whose id begins with `wanted` or, if `wanted` is `axis=glob,...` as for --select, that matches it.
 
-    option, where: what was given it, and what the cells are of, for messages. Raises HarnessError where no cell or
-    several are meant, with the nearest ones.
+    option, where: the option that `wanted` was given to, and what the cells come from, for messages. Raises
+    HarnessError where no cell or several match, with the nearest or the matching ones.
     """
     chosen = (
         select(cells, [wanted], option) if "=" in wanted else [c for c in cells if c.id.startswith(wanted)]
@@ -50,7 +50,7 @@ def pick(cells: Sequence[C], wanted: str, option: str, where: str) -> C:
 
 
 def _distance(wanted: str, cell: Addressed) -> float:
-    """Small where an id begins nearly so, or a label does."""
+    """Small if the cell's id begins much like `wanted`, or the label of one of its axis values resembles it."""
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(cell.id, wanted, strict=False))
     begun = len(list(shared)) / max(len(wanted), 1)
     labels = map(str, cell.axes.values())
@@ -58,7 +58,7 @@ def _distance(wanted: str, cell: Addressed) -> float:
 
 
 def _listed(cells: Sequence[Addressed]) -> str:
-    """A line each, of those that are shown, with the axes in which they differ."""
+    """One line per cell, for the first SHOWN of them, with the axes in which the cells differ."""
     several = (
         [axis for axis in cells[0].axes if len({str(cell.axes[axis]) for cell in cells}) > 1] if cells else []
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-TILE = 96  # least side of an image in the picture, in pixels
+TILE = 96  # least length of an image's longer side in the picture, in pixels
 GAP = 6
 CAPTION = 18
 
@@ -25,7 +25,7 @@ class Strip:
 
 
 def paint(found: Sequence[Strip]) -> Image:
-    """The strips below each other."""
+    """One picture of all strips, each below the one before."""
     import torch
     from PIL import Image, ImageDraw
 

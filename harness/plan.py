@@ -1,9 +1,9 @@
-"""Cells → stages: what has to be computed, once each, under the key of everything that decides its output.
+"""Cells → stages: the work to do, each stage once, under a key made from everything that decides its output.
 
     train ─► compress ─► clean
                      └─► attack
 
-Stages are told apart by their keys, see harness.stage_keys; what they are given is in harness.stage_specs.
+harness.stage_keys makes the keys that tell stages apart; harness.stage_specs defines what each stage is given.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A unit of work. needs: keys of the stages whose results it reads, nearest last."""
+    """A unit of work. needs: keys of the stages whose results it reads, the one directly before it last."""
 
     key: str
     kind: str  # train | compress | clean | attack
     label: str
     spec: Spec
     needs: tuple[str, ...]
-    signature: str  # what its cost depends on: the key without seed and upstream
+    signature: str  # what its cost depends on: made as the key is, but without any seed, its own or upstream
     beside: tuple[Stage, ...] = ()  # trainings that run as one program with this one; see harness.bundles
-    at_a_time: int = 1  # its clients that may train at the same time; see harness.lending
+    at_a_time: int = 1  # how many of its clients may train at the same time; see harness.lending
     premises: Premises = field(default_factory=Premises)
 
 
@@ -75,8 +75,9 @@ class CellPlan:
     # Role -> key: train, compress, clean, attack, variant:NAME, surrogate train.
     stages: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
-    error: dict[str, Any] | None = None  # planning itself failed
-    data: list[dict[str, Any]] = field(default_factory=list)  # data sets that its plugins hold, by content
+    error: dict[str, Any] | None = None  # where planning itself failed
+    # Data sets that its plugins hold as parameters: name, distribution, fingerprint of the content.
+    data: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -85,9 +86,9 @@ class Plan:
 
     cells: list[CellPlan]
     stages: dict[str, Stage]
-    facts: dict[str, DataFacts]  # scenario name -> its dataset
+    facts: dict[str, DataFacts]  # scenario name -> facts of its dataset
     device: str
-    # Where it is a part of a plan: index, count, cells, and cells of the whole.
+    # Where this is one shard of a plan: its index, the count of shards, its cells, and the cells of the whole plan.
     shard: dict[str, int] | None = None
 
     def count(self, kind: str) -> int:
@@ -103,7 +104,8 @@ class Planner:
         self._environment = partial(environment_of, device_type=device.split(":")[0])
         self._data: dict[Path, DataRoot] = {}
         self._unchanged: set[Code] = set()
-        self._premised: dict[tuple[object, ...], Premises] = {}  # by plugins, which the stages keep
+        # By ids of plugins, which stay theirs because the stages hold the plugins.
+        self._premised: dict[tuple[object, ...], Premises] = {}
         self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
         self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
 
@@ -159,7 +161,7 @@ class Planner:
                 attack = f"{attack} of {cell.threat.name}"
             label = f"{attack} on {described}"
             for role, key in zip(("train", "compress"), spec.surrogate_needs, strict=False):
-                if key not in plan.stages.values():  # a model that the cell has otherwise nothing to do with
+                if key not in plan.stages.values():  # a model that has no other role in this cell
                     plan.stages[f"surrogate {role}"] = key
             further = (key for keys in spec.variant_needs for key in keys)
             needs = tuple(dict.fromkeys((*further, *spec.surrogate_needs, *released)))
@@ -169,16 +171,16 @@ class Planner:
         return plan
 
     def _data_of(self, spec: TrainSpec) -> DataRoot:
-        """Where the data of a training lie; those of the scenario are known already."""
+        """The folder of a training's data, told the fingerprint of the scenario's data set where the spec has it."""
         data = self._data.setdefault(spec.root, DataRoot(spec.root))
         if spec.fingerprint:
             data.know(spec.dataset, spec.fingerprint)
         return data
 
     def _premises(self, spec: Spec) -> Premises:
-        """What a stage is planned on. Raises HarnessError where code on disk is not what was imported."""
+        """Code and data that a stage is planned on. Raises HarnessError where code on disk is not what was imported."""
         plugins, train = plugins_behind(spec), training_of(spec)
-        address = (train.root, *map(id, plugins))  # stages of other seeds, at least, have the same
+        address = (train.root, *map(id, plugins))  # the same for stages that differ in nothing but the seed
         if address in self._premised:
             return self._premised[address]
         data = self._data_of(train)
@@ -200,7 +202,7 @@ class Planner:
         return trained, self._stage("compress", label, model, chain, (trained,), environment)
 
     def _with_surrogate(self, spec: AttackSpec, cell: Cell, environment: str) -> AttackSpec:
-        """The surrogate of a transfer attack is a model like any other: trained, compressed and shared as such."""
+        """The spec with the surrogate of a transfer attack: a model trained, compressed and shared like any other."""
         wanted, behind = cell.surrogate, cell.behind_transfer
         if wanted is None or behind is None:
             return spec
@@ -217,11 +219,11 @@ class Planner:
 
     @staticmethod
     def _scores_attack(cell: Cell) -> bool:
-        """A training-time attack is scored by the clean scores, unless it is a backdoor."""
+        """Whether an attack gets a stage: one on training does not, unless it is a backdoor; clean scores show its effect."""
         return not cell.trains_under_attack or getattr(cell.attack, "backdoor_target", None) is not None
 
     def _train(self, spec: TrainSpec, environment: str) -> tuple[str, TrainSpec]:
-        """The key of a training, and the one specification that all stages after it share."""
+        """The key of a training, and its specification, one object that all later stages share."""
         address = (shared_parts(spec), spec.seed, variant_text(spec.variant))
         known = self._trained.get(address)
         if known is not None:
@@ -247,12 +249,12 @@ class Planner:
 
 
 def _repeated(scenario: Scenario) -> frozenset[str]:
-    """Labels of the attacks that several threats have, such as those of a radius that is swept."""
+    """Labels of attacks that several threats have in common, as they do where a radius is swept."""
     known = Counter(label for t in scenario.threats for label in {attack.label() for attack in t.attacks})
     return frozenset(label for label, count in known.items() if count > 1)
 
 
 def _premises(placed: tuple[Any, ...]) -> Premises:
-    """placed: a DataRoot, the scenario's data set, and a plugin."""
+    """`premises_of` with one argument, for a Memo. placed: a DataRoot, the scenario's data set, and a plugin."""
     data, main, plugin = placed
     return premises_of(plugin, data, main)

@@ -1,4 +1,4 @@
-"""What a plugin class and its module must be before anything of them is used; each fault has its sentence."""
+"""Checks of a plugin class and of its module before either is used, with a message for each fault."""
 
 from __future__ import annotations
 
@@ -48,12 +48,15 @@ def check_class(plugin: Any) -> None:
 
 
 def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
-    """Its name and its aliases."""
+    """A plugin's name and its aliases."""
     return (plugin.name, *plugin.aliases)
 
 
 def _check_parameters(plugin: type[Plugin]) -> None:
-    """A parameter, or any attribute, in the place of something that the engine calls would end a run in its midst."""
+    """Raises PluginError where parameters or attributes break the contract.
+
+    One in the place of something that the engine calls would otherwise end a run midway.
+    """
     contract = _contract(plugin)
     what = f"{plugin.__qualname__} ({contract.__name__})"
     theirs = _attributes(contract)
@@ -83,14 +86,14 @@ def _check_parameters(plugin: type[Plugin]) -> None:
 
 
 def _check_signature(what: str, name: str, own: Any, theirs: Any) -> None:
-    """Raises PluginError where a method does not take what the contract's is given, whatever it calls that."""
+    """Raises PluginError where a method cannot be called as the contract's is; positional parameters may be renamed."""
     if not isinstance(theirs, FunctionType) or not isinstance(own, FunctionType | staticmethod | classmethod):
         return
     asked = theirs.__code__
     if isinstance(own, FunctionType) and not asked.co_kwonlyargcount:
         code = own.__code__
         if (code.co_argcount, code.co_kwonlyargcount) == (asked.co_argcount, 0):
-            return  # as nearly always: a closer look at every method would take each command's time
+            return  # nearly always: a closer look at every method would slow down every command
     expected = inspect.signature(theirs).parameters
     by_place = [p.name for p in expected.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_name = {p.name: p for p in expected.values() if p.kind is p.KEYWORD_ONLY}
@@ -104,24 +107,24 @@ def _check_signature(what: str, name: str, own: Any, theirs: Any) -> None:
 
 
 def _contract(plugin: type[Plugin]) -> type[Plugin]:
-    """The class of harness.api that it is made of."""
+    """The contract that a plugin implements: its nearest base class that is harness's own."""
     return next(
         base for base in plugin.__mro__ if issubclass(base, Plugin) and base.__module__.startswith("harness.")
     )
 
 
 def _own(plugin: type[Plugin]) -> tuple[type, ...]:
-    """Itself and what stands between it and its contract."""
+    """The plugin class and the classes between it and its contract."""
     return plugin.__mro__[: plugin.__mro__.index(_contract(plugin))]
 
 
 def _hooks(plugin: type[Plugin]) -> set[str]:
-    """What its contract has that not every plugin has."""
+    """The public attributes of a plugin's contract that not every plugin has."""
     return _attributes(_contract(plugin)).keys() - _attributes(Plugin).keys()
 
 
 def _misspelt(plugin: type[Plugin]) -> str:
-    """Its methods that the contract does not have, each with the nearest that it has; nothing where none is near."""
+    """For messages: each method that the contract does not have, with the one of its own that it resembles, if any."""
     hooks = _hooks(plugin)
     methods = (name for owner in _own(plugin) for name, own in vars(owner).items() if inspect.isroutine(own))
     near = {name: nearest(name, hooks) for name in methods if name not in hooks and name[0] != "_"}
@@ -130,14 +133,14 @@ def _misspelt(plugin: type[Plugin]) -> str:
 
 @cache
 def _attributes(contract: type[Plugin]) -> dict[str, Any]:
-    """The public attributes of a contract, as they stand in its classes: properties and methods unbound."""
+    """The public attributes of a contract as its classes define them: methods unbound, properties not evaluated."""
     public = [name for name in dir(contract) if not name.startswith("_")]
     return {name: inspect.getattr_static(contract, name) for name in public}
 
 
 @cache
 def _choices(contract: type[Plugin]) -> dict[str, tuple[Any, ...]]:
-    """The attributes for which a contract lists what they may be, also those that are properties."""
+    """The attributes, properties included, whose values a contract lists in a Literal, with those values."""
     found: dict[str, tuple[Any, ...]] = {}
     for owner in reversed(contract.__mro__):
         attributes = dict(vars(owner).get("__declared__", {}))
@@ -168,12 +171,12 @@ def check_api(required: Any) -> None:
 
 
 def declared_api(module: str) -> Any:
-    """The `requires_api` of a module, read from its text: importing it may fail for lack of that very version."""
+    """The `requires_api` of a module, read from its source: without that version, importing it may fail."""
     file = _source_file(module)
     try:
         tree = ast.parse(file.read_bytes()) if file else ast.Module([], [])
     except (OSError, SyntaxError, ValueError):
-        return None  # importing it says what is wrong
+        return None  # importing it will say what is wrong
     for node in tree.body:
         match node:
             case (
@@ -185,7 +188,7 @@ def declared_api(module: str) -> Any:
 
 
 def _source_file(module: str) -> Path | None:
-    """Where a module lies, found without importing it or its parents."""
+    """The source file of a module, found without importing it or its parents; None where there is none."""
     top, *parts = module.split(".")
     try:
         spec = importlib.util.find_spec(top)

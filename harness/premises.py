@@ -1,7 +1,7 @@
-"""What a stage was planned on, and what must still be so where and when it is computed.
+"""What a stage was planned on (its plugins' code, and data that they read themselves), checked where it is computed.
 
-Its key was made of the code of its plugins and of the data that they read themselves. A worker imports and reads both
-later, from files that may have been edited meanwhile: a result must not be kept under a key that is not its own.
+The stage's key was made from that code and those data. A worker imports and reads both later, from files that may have
+been edited meanwhile: a result must not be kept under a key that belongs to other code or data.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from harness.data_root import DataRoot
 
 
-AGE = 1.0  # seconds a look at files counts: it takes as long as all else about a small stage, a few milliseconds
+# Seconds for which a look at the files counts: it takes as long as all else about a small stage, a few milliseconds.
+AGE = 1.0
 
 
 @dataclass(frozen=True, order=True)
@@ -35,7 +36,7 @@ class Code:
     source: str
 
     def check(self) -> None:
-        """Raises HarnessError where what is imported here, or lies on disk, is something else."""
+        """Raises HarnessError where the code that is imported here, or the code on disk, is not this code."""
         try:
             source_code.check_unchanged(self.distribution, self.module, AGE)
             same = source_code.source_hash(self.distribution, self.module) == self.source
@@ -49,21 +50,21 @@ class Code:
 
 @dataclass(frozen=True)
 class Content:
-    """Data that a plugin reads itself. fingerprint: None where they could not be read."""
+    """Data that a plugin reads itself. fingerprint: None where the data could not be read."""
 
     dataset: Dataset
     root: Path
     fingerprint: str | None
 
     def described(self) -> dict[str, str | None]:
-        """Its data in a record's provenance."""
+        """The data's entry in a record's provenance."""
         distribution = registry().entry_of(self.dataset).distribution
         return {"name": self.dataset.name, "distribution": distribution, "fingerprint": self.fingerprint}
 
     def check(self) -> None:
-        """Raises HarnessError where the data are others now.
+        """Raises HarnessError where the data have changed.
 
-        Hashes them every time: what holds them reads them anew in each stage, so no earlier look counts.
+        Hashes them every time: the plugin reads them anew in each stage, so no earlier look counts.
         """
         if fingerprint_now(self.dataset, self.root) != self.fingerprint:
             raise data_changed(self.dataset)
@@ -71,13 +72,13 @@ class Content:
 
 @dataclass(frozen=True)
 class Premises:
-    """code: of every package that a stage's plugins are of. data: what they hold as parameters."""
+    """What a stage was planned on. code: its plugins' packages. data: data sets that plugins hold as parameters."""
 
     code: tuple[Code, ...] = ()
     data: tuple[Content, ...] = ()
 
     def check_code(self) -> None:
-        """Raises HarnessError, with the package, where code changed."""
+        """Raises HarnessError, naming the package, where code changed."""
         for code in self.code:
             code.check()
 
@@ -89,10 +90,10 @@ class Premises:
 
 
 def premises_of(plugin: Plugin, data: DataRoot, main: Dataset | None = None) -> Premises:
-    """Of a plugin and all that it holds. main: the scenario's own data set, whose content loading it checks.
+    """The premises of a plugin and of the plugins nested in it.
 
-    Raises PluginError for a plugin that is not registered. Plugins of single files have no code to check: their
-    processes get the text that was hashed.
+    main: the scenario's own data set, which is left out: loading it checks its content. Raises PluginError for a plugin
+    that is not registered. Local plugins (single files) have no code to check: workers get the text that was hashed.
     """
     code: dict[Code, None] = {}
     contents: dict[Content, None] = {}
@@ -108,7 +109,7 @@ def premises_of(plugin: Plugin, data: DataRoot, main: Dataset | None = None) -> 
 
 
 def joined(parts: Iterable[Premises]) -> Premises:
-    """All of them, each once."""
+    """The premises of all parts together, each code and content once."""
     parts = list(parts)
     code = sorted({code for part in parts for code in part.code})
     data = dict.fromkeys(content for part in parts for content in part.data)

@@ -34,7 +34,7 @@ def engine() -> dict[str, Any]:
             return None
         return done.stdout
 
-    # Only a checkout that tracks this very file is the engine's own: not the project it is installed into.
+    # The engine's own checkout is one that tracks this very file, not that of a project it is installed into.
     if git("ls-files", "--error-unmatch", str(Path(__file__))) is not None:
         commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".", "../plugins")
         facts |= {
@@ -44,11 +44,11 @@ def engine() -> dict[str, Any]:
     return facts
 
 
-UNKNOWN: dict[str, Any] = {"version": "unknown", "commit": None, "dirty": None}  # of stages that do not say
+UNKNOWN: dict[str, Any] = {"version": "unknown", "commit": None, "dirty": None}  # for stages that do not say
 
 
 def of_stage(device: str) -> dict[str, Any]:
-    """What a stage's result says of where it was computed: which may be another time and machine than its record's."""
+    """Where a stage is computed, for its result: a record may be written at another time, on another machine."""
     return {
         "engine": engine(),
         "python": platform.python_version(),
@@ -60,9 +60,9 @@ def of_stage(device: str) -> dict[str, Any]:
 def of_stages(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the stages behind a record were computed.
 
-    engines: each state of the engine once. engine: the one, or without a commit where there are several. python,
-    platform, device_name: all that there are, in one text. Stages of older stores do not say: `unknown`, but for the
-    device, of which the record's own is then the best guess.
+    engines: each distinct state of the engine. engine: that state, or all versions without a commit where there are
+    several. python, platform, device_name: all distinct values, in one text. Stages of older stores do not say: they
+    count as `unknown`, but where none names its device, device_name is left out: the record's own is the best guess.
     """
     found = list(results)
     engines: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ def environment(device: str) -> dict[str, Any]:
 
 @cache
 def device_name(device: str) -> str:
-    """What it is called; a GPU of other machines is called after none of this one's."""
+    """The name of a device; `remote GPU` for a GPU where this machine has none."""
     if device.startswith("cuda"):
         import torch
 
@@ -111,7 +111,7 @@ def device_name(device: str) -> str:
 def plugin_list(plugins: Iterable[Plugin], memo: Memo | None = None) -> list[dict[str, Any]]:
     """Name, package, version and source hash of every plugin, nested ones included, each once.
 
-    memo: for lists that have plugins in common; their entries are then the same objects.
+    memo: shared by lists that have plugins in common, whose entries are then the same objects.
     """
     memo = memo or Memo()
     found: dict[tuple[str, str, str], dict[str, Any]] = {}

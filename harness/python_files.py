@@ -14,13 +14,14 @@ CODE = (".py", *EXTENSION_SUFFIXES)
 
 
 def files_in(roots: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
-    """(name relative to its root, path). Hidden files are what editors and tools leave behind."""
+    """(name relative to its root, path) of each file but bytecode and hidden files, which editors and tools leave."""
     for root in roots:
         if not root.is_dir():
             yield root.name, str(root)
             continue
         start = len(str(root)) + 1
-        for folder, folders, names in os.walk(root):  # in plain text: this runs at every stage
+        # Strings, not Paths, for speed: this runs at every stage.
+        for folder, folders, names in os.walk(root):
             folders[:] = [f for f in folders if f != "__pycache__" and not f.startswith(".")]
             for name in names:
                 if not name.startswith(".") and not name.endswith(BYTECODE):
@@ -29,7 +30,7 @@ def files_in(roots: tuple[Path, ...]) -> Iterator[tuple[str, str]]:
 
 
 def code_files(name: str, place: Path) -> Iterator[tuple[str, Path]]:
-    """(module, file) of a module, or of all that a package's folder holds."""
+    """(module, file) of a module, or of every module in a package's folder."""
     if not place.is_dir():
         yield name, place
         return
@@ -45,12 +46,12 @@ def package_of(module: str, file: Path) -> str:
 
 
 def imports_of(source: bytes, package: str) -> Iterator[str]:
-    """Dotted names that a source imports, anywhere in it; of `from a import b` both at once: a.b."""
+    """Dotted names that a source imports, anywhere in it. `from a import b` gives a.b, `import_module("a")` a."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it says what is wrong
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # importing it will say what is wrong
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,12 +1,12 @@
-"""Seeds and keys: every random number of a run comes from here, the engine's own from no global generator.
+"""Seeds and keys, from which every random number of a run comes; the engine itself uses no global generator.
 
-Two kinds. Names and numbers are hashed into the seed of a torch or NumPy generator: (seed, purpose, client,
+There are two kinds. Names and numbers are hashed into the seed of a torch or NumPy generator: (seed, purpose, client,
 round) always gives the same stream. Keys are int64 scalar tensors for counter-based numbers inside training
 losses: stateless, so they work under vmap and give the same numbers on every device. The counter-based numbers
 are for attacks and coins, never for privacy noise.
 
-Simulated noise is reproducible, and hides nothing from whoever knows the seed; where it has to, in a deployment,
-it comes from `secret_generator`.
+Simulated noise is reproducible, and hides nothing from anyone who knows the seed. In a deployment, where it has to
+hide something, noise comes from `secret_generator`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ def torch_generator(*parts: object, device: torch.device | str = "cpu") -> torch
     return seeded(torch.Generator(device), *parts)
 
 
-# Where the words of a CPU generator's state start, in bytes; how many there are, of 32 bits.
+# The 32-bit words in the state of a CPU generator (Mersenne twister): their offset in bytes, and their number.
 TWISTER = (24, 624)
 
 
 def seeded(generator: torch.Generator, *parts: object) -> torch.Generator:
-    """A given generator, seeded as `torch_generator` seeds its own.
+    """Seeds a given generator as `torch_generator` seeds its own, and returns it.
 
-    Of a seed a CPU's Mersenne twister uses 32 bits, so that among the streams of a large simulation some would be
-    the same: here all its 19,937 bits are hashed from the parts. On CUDA, Philox has a key of 64 bits.
+    PyTorch's CPU generator, a Mersenne twister, uses only 32 bits of a seed, so that some of the streams of a large
+    simulation would be the same: here all 19,937 bits of its state are hashed from the parts. On CUDA a seed will do:
+    Philox has a key of 64 bits.
     """
     import numpy as np
 
@@ -65,11 +66,11 @@ def seeded(generator: torch.Generator, *parts: object) -> torch.Generator:
 
 
 def secret_generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """`torch_generator` of parts that hold a secret of 256 bits or more, whose noise cannot be searched for.
+    """`torch_generator` for parts that hold a secret of at least 256 bits: its noise cannot be found by trying seeds.
 
-    On CUDA, beside Philox's key, 60 bits of its place in the stream are drawn. Neither kind is cryptographically
-    secure: whoever sees enough numbers that nothing hides, about 20,000 bits of the twister's, can work out its
-    state, and with it the other numbers of that generator.
+    On CUDA, 60 bits of the place in Philox's stream are hashed from the parts too, beside its key. Neither generator
+    is cryptographically secure: anyone who sees enough of its numbers as they are, about 20,000 bits of the twister's,
+    can work out its state, and with it all its other numbers.
     """
     import numpy as np
 
@@ -102,9 +103,9 @@ def numpy_generator(*parts: object) -> np.random.Generator:
 
 @contextmanager
 def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Every global generator that a plugin or its libraries may use or reseed, seeded inside and restored after.
+    """Seeds every global generator that a plugin or its libraries may use or reseed, and restores it afterwards.
 
-    They are torch's, on the CPU and on this device, NumPy's and Python's.
+    These are torch's, on the CPU and on `device`, NumPy's and Python's.
     """
     import numpy as np
     import torch
@@ -126,7 +127,7 @@ def global_generators(seed: int, device: torch.device | str) -> Iterator[None]:
 
 
 def reseed_plain(seed: int) -> None:
-    """NumPy's and Python's global generators from a seed in [0, 2**63), for good."""
+    """Seeds NumPy's and Python's global generators, and does not restore them. seed: in [0, 2**63)."""
     import numpy as np
 
     random.seed(seed)
@@ -137,7 +138,7 @@ GeneratorStates = tuple[bytes, tuple[Any, ...], tuple[Any, ...]]
 
 
 def generator_states() -> GeneratorStates:
-    """Where the global generators of torch on the CPU, NumPy and Python are, to be compared by ==."""
+    """The states of the global generators of torch on the CPU, NumPy and Python; they can be compared by ==."""
     import numpy as np
     import torch
 
@@ -150,7 +151,7 @@ def generator_states() -> GeneratorStates:
 
 
 def restore_generators(states: GeneratorStates) -> None:
-    """Puts them back to where they were."""
+    """Sets the global generators to states that `generator_states` returned."""
     import numpy as np
     import torch
 
@@ -192,7 +193,7 @@ def split(key: Tensor, number: int | Tensor) -> Tensor:
 
 
 def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64 numbers, uniform over all 2**64 values, of a shape.
+    """int64 numbers of a given shape, uniform over all 2**64 values.
 
     key: a scalar, or (b,) for a shape (b, ...): row i then depends on key i alone.
     """
@@ -207,10 +208,10 @@ def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def record_keys(key: Tensor, x: Tensor) -> Tensor:
-    """(b,) keys, one a record, from a key and the records' content x (b, ...): position plays no part.
+    """(b,) keys, one per record, from a key and the records' content x (b, ...), whatever their positions.
 
-    Randomness of a record that the other records of its batch cannot change is what a guarantee for
-    single records rests on. Equal records share a key. A (b,) key is returned as it is.
+    A guarantee for single records needs randomness of each record that the others of its batch cannot
+    change. Equal records share a key. A (b,) key is returned as it is.
     """
     import torch
 

@@ -29,7 +29,7 @@ SCHEMA = 1
 
 
 def fingerprint(plan: CellPlan) -> str:
-    """What a record was made from: equal fingerprints, equal scores."""
+    """A hash of what a record is made from: records with equal fingerprints have equal scores."""
     return digest([plan.stages, plan.reason])
 
 
@@ -40,11 +40,11 @@ def scored(
     metrics: tuple[Metric, ...],
     device: str,
 ) -> dict[str, Any]:
-    """The record of a cell whose stages are all done; results by role."""
+    """The record of a cell whose stages are all done. results: by role of the stage."""
     train, clean, attack = results["train"], results["clean"], results.get("attack")
     compress = results.get("compress")
     base = _base(plan, facts, metrics, device)
-    # Of the code and the machines that computed the stages: neither need be what writes the record.
+    # The code and the machines that computed the stages, which need not be those that write the record.
     base["provenance"] |= of_stages(results.values())
     scores = dict(clean["scores"]) | dict(attack["scores"] if attack else {})
     record = base | {
@@ -71,7 +71,7 @@ def scored(
         record["flags"].append(UNSCORED)
     if dropped(record).matters:
         record["flags"].append(DROPPED)
-    # Of this cell's own released model, whatever attacks it. Stages in older stores do not say.
+    # These flags are about the cell's own released model, whatever attacks it. Stages in older stores do not say.
     if clean.get("constant", False):
         record["flags"].append(CONSTANT)
     if clean.get("unanswered", 0):
@@ -96,7 +96,7 @@ def not_applicable(
 def units(
     metrics: tuple[Metric, ...], scores: Mapping[str, float], attack: Attack | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Unit, direction and meaning of each score present, of metrics and of the attack's own."""
+    """Unit, direction and meaning of each score present, whether a metric declares it or the attack."""
     known = dict(attack.scores) if isinstance(attack, PrivacyAttack) else {}
     known |= {name: score for metric in metrics for name, score in metric.scores.items()}
     return {
@@ -156,7 +156,7 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
         "provenance": {
             **environment(device),
             "plugins": plugin_list(plugins, memo),
-            # They decide no score.
+            # They decide no score, so they need not be registered.
             "trackers": plugin_list(filter(registry().knows, scenario.trackers), memo),
             "dataset": {
                 "fingerprint": facts.fingerprint,
@@ -172,14 +172,15 @@ def _base(plan: CellPlan, facts: DataFacts, metrics: tuple[Metric, ...], device:
 
 
 def scenario_hash(scenario: Scenario) -> str:
-    """What `scenario.hash()` says, in a form that a memo can keep."""
+    """`scenario.hash()` as a plain function, for a Memo."""
     return scenario.hash()
 
 
 def other_settings(records: Iterable[Mapping[str, Any]], scenario: Scenario) -> dict[str, list[str]]:
-    """Of records of a scenario of this name, by id, what they were scored with other values of, such as `federation`.
+    """Record id -> the settings, such as `federation`, in which a record differs from the scenario.
 
-    Those scored with the scenario's values are not in it. A cell's id says nothing of them: it is of its axes.
+    records: of a scenario of the same name. Those without a difference are left out, and so are settings that decide
+    no score. A cell's id does not show these differences: it is made from the values of its axes.
     """
 
     def scoring(config: Mapping[str, Any]) -> dict[str, Any]:

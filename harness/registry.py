@@ -36,11 +36,11 @@ class Entry:
     plugin: type[Plugin]
     distribution: str
     version: str
-    file: LocalFile | None = None  # where it is a local plugin
+    file: LocalFile | None = None  # of a local plugin
 
     @property
     def source_hash(self) -> str:
-        """sha256 of what it does: of its package's files, or of its one file."""
+        """sha256 of the plugin's code; see source_code.source_hash and, for a local plugin, LocalFile.sha256."""
         if self.file is not None:
             return self.file.sha256
         return source_code.source_hash(self.distribution, self.plugin.__module__)
@@ -82,7 +82,7 @@ class Registry:
     def load_entry_points(self) -> None:
         """Load every installed entry point of the group, built-ins first."""
         for distribution, version, entry_point in offers():
-            try:  # before importing it: without that version, an import may fail and say less
+            try:  # before importing it: with the wrong version an import may fail and say less
                 check_api(declared_api(entry_point.module))
             except PluginError as error:
                 self._disable(entry_point.name, distribution, version, _say(error))
@@ -113,16 +113,16 @@ class Registry:
             self._disable(name, distribution, version, _say(error))
 
     def load_file(self, path: str | Path, folder: Path | None = None) -> LocalFile:
-        """Takes in the plugins of one Python file as it is now; they are found while it is among the `seeing`.
+        """Register the plugins of one Python file as it is now; their names resolve inside `seeing`, or after `see`.
 
-        path: relative ones from folder, or the working directory. Nothing but a file that is named is ever
-        loaded. Raises PluginError with the line of what is wrong.
+        path: relative to folder, or else to the working directory. A file is never loaded unless it is named.
+        Raises PluginError with the line of what is wrong.
         """
         file = local_plugins.read(path, folder)
         if file in self._local:
             return file
         module = local_plugins.import_file(file, str(path))
-        # A manager of its own: its hooks are checked like a package's, but do not stay after the file is edited.
+        # A manager of its own: the file's hooks are checked like a package's, but do not outlast an edit of the file.
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         try:
@@ -145,7 +145,7 @@ class Registry:
 
     @contextmanager
     def seeing(self, files: Iterable[LocalFile]) -> Iterator[None]:
-        """Inside, names of these local plugins resolve too."""
+        """Within this context, names of the plugins in these files resolve too."""
         before = self._seen
         for file in files:
             self.see(file)
@@ -155,11 +155,11 @@ class Registry:
             self._seen = before
 
     def local_files(self) -> list[LocalFile]:
-        """Every local file taken in so far, for processes that need its classes."""
+        """Every local file loaded so far, for processes that need their classes."""
         return sorted(self._local, key=lambda file: file.module)
 
     def see(self, file: LocalFile) -> None:
-        """From now on, names of this local plugin resolve, and no longer those of the file as it was before."""
+        """From now on, names of the plugins in this file resolve, and no longer those of the file as it was before."""
         self._seen = frozenset(f for f in self._seen if f.path != file.path) | {file}
 
     def _commit(self, staged: list[Entry]) -> None:
@@ -169,7 +169,8 @@ class Registry:
             for name, entries in names.items()
             for entry in entries
         }
-        for entry in staged:  # all are checked before the first is kept: a package is in whole or not at all
+        # All are checked before the first is kept: a package is registered whole or not at all.
+        for entry in staged:
             for name in spellings(entry.plugin):
                 mark = (entry.plugin.kind, name, entry.distribution, entry.file)
                 if mark in taken:
@@ -197,7 +198,7 @@ class Registry:
     # looking up ---------------------------------------------------------------------------------
 
     def _visible(self, kind: str, name: str) -> list[Entry]:
-        """What a short name may mean here: plugins of packages, and of the local files that are seen."""
+        """What a short name may mean: plugins of packages, and those of the local files that `see` has named."""
         return [e for e in self._entries[kind].get(name, ()) if e.file is None or e.file in self._seen]
 
     def entries(self, kind: str) -> Iterator[Entry]:
@@ -239,7 +240,10 @@ class Registry:
         return text + self.disabled_note(name, distribution)
 
     def disabled_note(self, name: str, distribution: str = "") -> str:
-        """Which packages that were left out may have a plugin that was not found: why those of its name, the others."""
+        """For messages: disabled packages that may hold a plugin that was not found.
+
+        Those of its name or distribution come with their reason; where there is none, the others are named.
+        """
         distribution = _normalized(distribution)
         meant = [d for d in self.disabled if distribution == d.distribution or d.name == name]
         others = [] if distribution else [d.distribution for d in self.disabled if d not in meant]
@@ -260,20 +264,20 @@ class Registry:
         return entry
 
     def knows(self, plugin: Plugin | type[Plugin]) -> bool:
-        """Whether it was registered: what is handed over in Python need not be, where it decides no score."""
+        """Whether a plugin was registered. One handed over in Python need not be, where it decides no score."""
         return self._registered(plugin) is not None
 
     def _registered(self, plugin: Plugin | type[Plugin]) -> Entry | None:
         cls = plugin if isinstance(plugin, type) else type(plugin)
         address = (cls.__module__, cls.__qualname__)
         for entry in self._entries[cls.kind].get(cls.name, []):
-            # By address too: a module that was imported again has the same classes under other identities.
+            # By module and name too: importing a module again makes new class objects for the same classes.
             if entry.plugin is cls or (entry.plugin.__module__, entry.plugin.__qualname__) == address:
                 return entry
         return None
 
     def qualified(self, plugin: Plugin) -> str:
-        """Its name, with the distribution in front where the short name is ambiguous."""
+        """A plugin's name, with the distribution in front where the short name is ambiguous."""
         own = self.entry_of(plugin)
         rivals = [entry for entry in self._visible(plugin.kind, plugin.name) if entry is not own]
         return f"{own.distribution}/{plugin.name}" if rivals else plugin.name
@@ -317,7 +321,7 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _known_hooks(manager: pluggy.PluginManager) -> None:
-    """Raises PluginError where a plugin marks a function that is no hook, with the nearest hook."""
+    """Raises PluginError, with the nearest hook, where a plugin marks a function by whose name there is no hook."""
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -336,7 +340,7 @@ def _required(function: Callable[..., Any]) -> list[str]:
 
 
 def _check_parameters(manager: pluggy.PluginManager, module: ModuleType | object) -> None:
-    """Raises PluginError where a hook takes what it is not given, and harness_register where it takes nothing."""
+    """Raises PluginError where a hook needs an argument that it is not given, or harness_register takes none."""
     for name in dir(module):
         specification = vars(hookspecs).get(name)
         if specification is None or manager.parse_hookimpl_opts(module, name) is None:
@@ -347,7 +351,7 @@ def _check_parameters(manager: pluggy.PluginManager, module: ModuleType | object
 
 
 def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identity: str) -> list[type[Plugin]]:
-    """The plugin classes that a module registers, each checked. Raises whatever is wrong with it."""
+    """The plugin classes that a module registers, each checked. Raises for whatever is wrong with it."""
     found: list[type[Plugin]] = []
 
     def register(plugin: type[Plugin]) -> None:
@@ -366,7 +370,7 @@ def _classes(manager: pluggy.PluginManager, module: ModuleType | object, identit
 
 
 def _normalized(distribution: str) -> str:
-    """A package's name as it is compared; a file's name is what it is."""
+    """A package's name in the form in which names are compared; that of a local file stays as it is."""
     return distribution if distribution.startswith(local_plugins.PREFIX) else normalized(distribution)
 
 
