@@ -219,7 +219,7 @@ class Planner:
 
     @staticmethod
     def _scores_attack(cell: Cell) -> bool:
-        """Whether an attack gets a stage: one on training does not, unless it is a backdoor; clean scores show its effect."""
+        """Whether an attack has its own stage: clean scores show what one on training did, unless it is a backdoor."""
         return not cell.trains_under_attack or getattr(cell.attack, "backdoor_target", None) is not None
 
     def _train(self, spec: TrainSpec, environment: str) -> tuple[str, TrainSpec]:

@@ -1,7 +1,7 @@
-"""Runs a plan: starts stages as what they need gets done, writes each cell's record as soon as it can.
+"""Runs a plan: starts a stage once those that it needs are done, and writes each cell's record as soon as it can.
 
-A failing stage fails the cells that need it and nothing else. Whatever was done is in the store before
-the next thing starts, so a run that is interrupted or killed goes on where it was.
+A failing stage fails the cells that need it and nothing else. Whatever is done is in the store before
+what builds on it starts, so a run that was interrupted or killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from harness.store import Store
 
 KINDS = ("train", "compress", "clean", "attack")
-COMPARED = ("mode", "norm", "eps", "access", "effort", "samples", "ways")  # of a record's attack
-RECENT = 256  # results of stages kept in memory, of those read last
-LOADING = 120.0  # seconds that a new worker may take to import libraries before its stage's time limit runs
+COMPARED = ("mode", "norm", "eps", "access", "effort", "samples", "ways")  # in a record's `attack`
+RECENT = 256  # how many results of stages are kept in memory: those read last
+LOADING = 120.0  # seconds that a new worker may take to import libraries, beyond its stage's time limit
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Runner:
         self._done: set[str] = set()
         self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()  # results read lately
         self._running: dict[str, tuple[Stage, float]] = {}  # key -> the stage, and since when
-        self._loading: set[str] = set()  # keys whose worker has not said that it began
+        self._loading: set[str] = set()  # keys of stages whose worker has not reported that it began
         self._schedule = Schedule({}, (), set())
         self._bundles: dict[str, tuple[str, ...]] = {}
         self._open: dict[str, list[CellPlan]] = {}  # stage key -> cells that still need it
@@ -77,7 +77,7 @@ class Runner:
         self._places = executor.capacity
 
     def run(self) -> Tally:
-        """Until everything is done, failed or, on Ctrl-C, interrupted."""
+        """Run until every stage is done or failed, or Ctrl-C or fail_fast stops the run. Returns what was done."""
         try:
             self._prepare()
             self._loop()
@@ -111,16 +111,16 @@ class Runner:
         self._schedule = Schedule(self.plan.stages, self._open, self._done, self._bundles)
 
     def _whole(self, done: set[str]) -> set[str]:
-        """Those of these stages that need not be computed again: where something new needs a stage, its files are read.
+        """Those of the `done` stages that need not be computed again.
 
-        A file that is damaged counts as one that is missing, to all stages whose file it is.
+        The files of a stage that something new needs are read; a damaged file counts as missing for all of its stages.
         """
         while (whole := self._healed(done)) != done:
             done = self.store.finished(whole)
         return done
 
     def _healed(self, done: set[str]) -> set[str]:
-        """These stages without those that something new needs and whose files are damaged, which are removed."""
+        """The `done` stages without those that something new needs and whose files are damaged, which are removed."""
         to_come = [key for plan in self.plan.cells for key in plan.stages.values() if key not in done]
         seen = set(to_come)
         while to_come:
@@ -165,7 +165,7 @@ class Runner:
             self.executor.submit(stage)
 
     def _announce(self, key: str) -> None:
-        """The cells that need this stage begin."""
+        """Tell observers of the cells that begin with this stage."""
         for plan in self._open.get(key, []):
             if plan.cell.id not in self._announced:
                 self._announced.add(plan.cell.id)
@@ -175,7 +175,8 @@ class Runner:
         if event.kind == "problem":
             self.observer.problem(event.payload["text"])
             return
-        if event.kind in ("queued", "began"):  # time counts from here, once its worker has imported libraries
+        # Its time starts again: waiting for room and importing libraries do not count.
+        if event.kind in ("queued", "began"):
             self._running[event.key] = (self._running[event.key][0], time.monotonic())
             (self._loading.discard if event.kind == "began" else self._loading.add)(event.key)
             return
@@ -186,14 +187,14 @@ class Runner:
         self._loading.discard(event.key)
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
-        # Workers go on in a new one in its old place, whose results nobody here would find.
+        # Where it is not, workers go on in a new store in the old place, whose results this process would not find.
         if not self.store.in_place():
             raise StoreError(
                 f"the store {self.store.path} was moved or deleted while a run writes into it: put it back, or name "
                 "its new place, and run the same command again"
             )
         if event.kind != "done":
-            # No fault of the stage: every one to come would be computed, and lost as this one is.
+            # Not the stage's fault: every later one would be computed and its result lost, as this one is.
             if event.payload["type"] == UnwritableStore.__name__:
                 raise UnwritableStore(event.payload["message"])
             self._fail(stage, event.payload, seconds)
@@ -202,13 +203,14 @@ class Runner:
             missing = {"type": "StoreError", "message": "the result is not in the store", "traceback": ""}
             self._fail(stage, missing, seconds)
             return
-        for other in stage.beside:  # one that is not there could not be computed with it, and comes by itself
+        # One without a result could not be computed together with this one: it will be computed alone.
+        for other in stage.beside:
             if self._keep_result(other, seconds):
                 self._schedule.drop(other.key)
         self._schedule.finished(stage.key)
 
     def _keep_result(self, stage: Stage, seconds: float) -> bool:
-        """Takes a stage's result from the store, and writes the records that waited for it; False: there is none."""
+        """Take a stage's result from the store and write the records that waited for it; False if there is none."""
         result = self.store.stage_result(stage.key)
         if result is None:
             return False
@@ -275,7 +277,7 @@ class Runner:
         self._write(plan, records.scored(plan, results, *self._about(plan)))
 
     def _result(self, key: str) -> dict[str, Any]:
-        """The result of a finished stage. Only a few are kept in memory: cells of one training follow each other."""
+        """The result of a finished stage. Few are kept in memory, as cells of one training follow each other."""
         found = self._recent.get(key)
         if found is None:
             found = self.store.stage_result(key)
@@ -302,7 +304,7 @@ class Runner:
         return plan.cell.memo.of(records.scenario_hash, plan.cell.scenario)
 
     def _flag_masking(self) -> None:
-        """Compares the attacks on each model, so it comes last."""
+        """Flag suspected gradient masking; this compares all attacks on a model, so it comes last."""
         for scenario in self.plan.facts:
             plans = {p.cell.id: p for p in self.plan.cells if p.cell.scenario.name == scenario}
             if not plans:
@@ -326,7 +328,7 @@ class Runner:
 
 
 def _compared(record: dict[str, Any]) -> dict[str, Any]:
-    """Of a record what the comparison of attacks looks at: thousands of them are held at once."""
+    """What the comparison of attacks needs of a record, and no more: thousands are in memory at once."""
     own = {name: record[name] for name in ("id", "cell", "scores", "flags")}
     attack = {k: v for k, v in (record["attack"] or {}).items() if k in COMPARED}
     config = {name: record["config"][name] for name in ("threat", "attack")}

@@ -123,7 +123,7 @@ def check_data(scenario: Scenario, text: str | None = None) -> Splits:
 
 @dataclass
 class _Source:
-    """A file that was read, whatever came of it."""
+    """A file that was read, whether or not it holds a valid scenario."""
 
     label: str
     document: Document
@@ -132,7 +132,7 @@ class _Source:
 
     @property
     def declared_name(self) -> str | None:
-        """The name it gives itself, also where the rest is wrong."""
+        """The scenario's name as the file states it, even where the rest is wrong."""
         data = self.document.data
         name = data.get("name") if isinstance(data, dict) else None
         return name if isinstance(name, str) else None

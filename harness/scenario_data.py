@@ -1,4 +1,4 @@
-"""What of a scenario does not fit its data: found before a run, and shown at its place in the file."""
+"""Finds what in a scenario does not fit its data, before a run, and reports it at its place in the file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 STACKS = ("defences", "aggregators", "compressors")
 BOUNDS = set(ACCOUNTANTS) - set(APPROXIMATE)
-LARGEST = 2**40  # bytes of a network's weights; what else is too large for a machine shows there
-REACHED = 0.05  # epsilons above it are within every accountant's reach; looking costs seconds of imports
-DRAWING = 1.0  # seconds after which no other seed's partition is drawn
-SOME = 1024  # images that are looked at at once
-REPEATED = 0.01  # share of test images: public collections have a few duplicates
+LARGEST = 2**40  # bytes of a network's weights; whether fewer fit into a machine shows where they are trained
+REACHED = 0.05  # every accountant reaches any epsilon above it; checking costs seconds of imports
+DRAWING = 1.0  # seconds after which no further seed's partition is drawn
+SOME = 1024  # images looked at in one step
+REPEATED = 0.01  # tolerated share of test images that are in train: public collections have a few duplicates
 
 
 def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> None:
@@ -49,7 +49,7 @@ def check_fit(scenario: Scenario, splits: Splits, text: str | None = None) -> No
 
 
 def check_installed(scenario: Scenario, text: str | None = None) -> None:
-    """Raises ScenarioError where a scenario needs libraries that are not installed, with what pip installs for them.
+    """Raises ScenarioError where a scenario needs libraries that are not installed, with the pip command for each.
 
     text: as for `check_fit`.
     """
@@ -75,7 +75,7 @@ def _uninstalled(scenario: Scenario) -> Found:
 
 
 def _plugins(scenario: Scenario) -> Iterator[tuple[Location, Plugin]]:
-    """Every plugin that a scenario names, and where: those of stacks by (axis, stack, position)."""
+    """Every plugin that a scenario names, with its location: in stacks, (axis, stack, position)."""
     for name in type(scenario).model_fields:
         value = getattr(scenario, name)
         if name in STACKS:
@@ -87,13 +87,13 @@ def _plugins(scenario: Scenario) -> Iterator[tuple[Location, Plugin]]:
 
 
 def remarks(scenario: Scenario, splits: Splits) -> list[str]:
-    """What of data that can be used makes scores mean less than they seem to."""
+    """Notes on data that can be used, but on which scores mean less than they seem to."""
     found = (*_lacking(scenario, splits), repeats(scenario, splits), *_subsets(scenario, len(splits.test)))
     return [note for note in found if note]
 
 
 def _lacking(scenario: Scenario, splits: Splits) -> Iterator[str]:
-    """A note where no training image is of a class (an empty folder, a value that no record has), or no test image."""
+    """Notes on classes without a training image (an empty folder, an unused label), and on those without a test one."""
     classes = set(range(splits.num_classes))
     untaught, untested = (classes - set(split.labels.tolist()) for split in (splits.train, splits.test))
     for part, missing, so in (
@@ -106,7 +106,7 @@ def _lacking(scenario: Scenario, splits: Splits) -> Iterator[str]:
 
 
 def _subsets(scenario: Scenario, records: int) -> Iterator[str]:
-    """A note for each subset of the test images that is larger than all of them, which are taken then."""
+    """A note for each declared subset that is larger than the test split, which is then used whole."""
     declared = {
         f"threat {threat.name}": threat.subset for threat in scenario.threats if threat.phase != "privacy"
     }
@@ -116,7 +116,7 @@ def _subsets(scenario: Scenario, records: int) -> Iterator[str]:
 
 
 def repeats(scenario: Scenario, splits: Splits) -> str | None:
-    """A note where more of the test images than happens in collections are training images too."""
+    """A note where more test images than is usual in collections are training images too."""
     share = splits.repeated()
     if share <= REPEATED:
         return None
@@ -127,7 +127,7 @@ def repeats(scenario: Scenario, splits: Splits) -> str | None:
 
 
 def unusable(scenario: Scenario, error: HarnessError, text: str | None = None) -> ScenarioError:
-    """The error of a scenario whose data cannot be loaded, at what it is about: a path, else the dataset's name.
+    """The error for a scenario whose data cannot be loaded, at the value it is about, or else at the dataset's name.
 
     text: as for `check_fit`.
     """
@@ -139,7 +139,7 @@ def unusable(scenario: Scenario, error: HarnessError, text: str | None = None) -
 
 
 def _dataset_place(document: Document, error: HarnessError) -> Location:
-    """Of the value that the error's details name, by their location in the dataset or by what it is."""
+    """The place of the value in the error's details, by its location in the dataset or else by the value itself."""
     spec = document.data.get("dataset")
     base: Location = ("dataset", *spec) if isinstance(spec, dict) else ("dataset",)
     if not isinstance(error, PluginError) or not error.details:
@@ -149,14 +149,14 @@ def _dataset_place(document: Document, error: HarnessError) -> Location:
 
 
 def _place_of(value: Any, base: Location, document: Document) -> Location:
-    """Where a value stands below a place, else that place."""
+    """The place below `base` that holds a value, or else `base`."""
     below = (place for place in document.values if place[: len(base)] == base)
     reporter = Reporter(document)
     return next((place for place in below if reporter.at(place) == value), base)
 
 
 def _document(scenario: Scenario, text: str | None) -> Document | None:
-    """What the scenario was read from, None where that is not there or was broken since."""
+    """The document that the scenario was read from; None where it is gone or no longer valid."""
     if text is None:
         try:
             text = "" if scenario.path is None else scenario.path.read_text(encoding="utf-8-sig")
@@ -169,7 +169,7 @@ def _document(scenario: Scenario, text: str | None) -> Document | None:
 def _error(
     scenario: Scenario, document: Document | None, found: Iterable[tuple[Location, str]]
 ) -> ScenarioError:
-    """All findings in one, at their places where there is a file that has them."""
+    """One error with all findings, each at its place where there is a document."""
     if document is None:
         return ScenarioError("; ".join(message for _, message in found))
     reporter = Reporter(document)
@@ -179,10 +179,11 @@ def _error(
 
 
 def _in_file(place: Location, reporter: Reporter) -> Location:
-    """Where a plugin or its parameter stands, else the place.
+    """Where a plugin or its parameter stands in the file; any other place is returned as it is.
 
-    place: (axis of stacks, stack, position in it, parameter) or, of an attack, (threats, the threat's name, number,
-    parameter), sweeps expanded; a stack of one may stand without a list.
+    place: (axis, stack, position in the stack, parameter) or, for an attack, (threats, the threat's name, number,
+    parameter), the parameter optional, stacks and attacks numbered after sweeps are expanded. In the file, a stack of
+    one plugin may stand without a list.
     """
     if len(place) < 3 or place[0] not in (*STACKS, "threats"):
         return place
@@ -203,7 +204,7 @@ def _in_file(place: Location, reporter: Reporter) -> Location:
 
 
 def misfits(scenario: Scenario, splits: Splits) -> Found:
-    """(location, what is wrong) of each; of plugins in stacks and of attacks as in `_in_file`."""
+    """(location, what is wrong) of everything that does not fit; for stacks and attacks, locations as in `_in_file`."""
     pool, clients = Records(splits.train.labels, splits.train.groups), scenario.federation.clients
     total = records = len(splits.train)
     try:
@@ -220,7 +221,7 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
             f"{clients} clients cannot share the {total} training records{kept}: at most {records}",
         )
     constants = list(_constants(scenario, splits.input_shape[0]))
-    # A model says of wrong constants what was said of them.
+    # Building a model with wrong constants would only report them again.
     yield from constants or _unbuildable(scenario, splits)
     yield from _deltas(scenario, records)
     yield from _epsilons(scenario, records)
@@ -239,7 +240,7 @@ def _constants(scenario: Scenario, channels: int) -> Found:
 
 
 def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
-    """What models, the scenario's and those that plugins of its stacks are given, say of these images and classes."""
+    """Models, the scenario's and parameters of stacked plugins, that cannot be trained on these images and classes."""
     classes = splits.num_classes
     if classes < 2:
         named = ", ".join(splits.class_names)
@@ -262,7 +263,7 @@ def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
         except HarnessError as error:
             yield place, str(error)
         except Exception:
-            continue  # a plugin's bug: planning, or the run, says whose
+            continue  # a plugin's bug: planning, or the run, will name the plugin
 
 
 def _models(scenario: Scenario) -> Iterator[tuple[Location, Model]]:
@@ -280,16 +281,16 @@ def _models(scenario: Scenario) -> Iterator[tuple[Location, Model]]:
 
 
 def _undrawable(scenario: Scenario, records: Records) -> Found:
-    """The first seed that has no partition: drawn as a training would, which then could not begin.
+    """The first seed for which no partition can be drawn, as its trainings would draw it, so that none could begin.
 
-    On large data not for every seed: what one of them shows, the others mostly do too, and a run says it in any case.
+    On large data not every seed is tried: seeds mostly fail or succeed alike, and a run reports it in any case.
     """
     end = time.monotonic() + DRAWING
     for seed in scenario.seeds:
         try:
             deal(records, scenario.federation, scenario.holdout, seed)
         except HarnessError as error:
-            # Its numbers are of what is left, and nobody may have asked for a holdout: privacy threats bring one.
+            # The error counts what the holdout leaves, and the user may not have asked for one: privacy threats do.
             left = f"; holdout: {scenario.holdout:g} removed that share before" if scenario.holdout else ""
             yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}{left}"
             return
@@ -315,14 +316,14 @@ def _deltas(scenario: Scenario, records: int) -> Found:
 
 
 def _epsilons(scenario: Scenario, records: int) -> Found:
-    """Targets that no noise reaches: an accountant's bound on a training stays above 0, however much noise there is."""
+    """Target epsilons that no noise reaches: an accountant's bound stays above 0, however much noise there is."""
     for i, stack in enumerate(scenario.defences):
         for j, defence in enumerate(stack):
             target, accountant = getattr(defence, "epsilon", None), getattr(defence, "accountant", None)
             if accountant not in BOUNDS or not isinstance(target, float) or target > REACHED:
                 continue
             delta = getattr(defence, "delta", None) or 1 / (10 * records)
-            # One step, in which hardly anybody takes part: any training has more to account for.
+            # One step at a sampling rate of one record in all: any training has more to account for.
             least = epsilon([(MAX_NOISE, 1 / records, 1)], delta, accountant)
             if least > target:
                 yield (
@@ -333,7 +334,7 @@ def _epsilons(scenario: Scenario, records: int) -> Found:
 
 
 def _attributes(scenario: Scenario, splits: Splits) -> Found:
-    """Attributes that an attack compares clients by, and that all training images have or none has."""
+    """Attributes by which an attack compares clients, but which all training images have, or none."""
     for threat in scenario.threats:
         for i, attack in enumerate(threat.attacks):
             observation = attack.observation if isinstance(attack, PrivacyAttack) else None
@@ -353,7 +354,7 @@ def _attributes(scenario: Scenario, splits: Splits) -> Found:
 
 
 def _success_records(scenario: Scenario, splits: Splits) -> Found:
-    """Attacks whose own test records, such as another data set's, cannot be had: their trainings would have no use."""
+    """Attacks whose own test records, such as another data set's, cannot be had: their trainings would be useless."""
     for threat in scenario.threats:
         for i, attack in enumerate(threat.attacks):
             if not isinstance(attack, PoisoningAttack):
@@ -367,7 +368,7 @@ def _success_records(scenario: Scenario, splits: Splits) -> Found:
 
 
 def _sides(attribute: Callable[[Tensor, Tensor], Tensor], split: Split) -> set[bool]:
-    """Whether images have the attribute; the rest is not looked at once some do and some do not."""
+    """Whether images have the attribute: {True}, {False} or both, where the remaining images are not looked at."""
     import numpy as np
     import torch
 

@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import nearest
 from harness.yaml_loader import Location, Problem, parse
 
-# What pydantic says, in the words of a scenario's author.
+# What pydantic says -> the same in the words of a scenario's author.
 _EXPECTED = (
     (r"should be a valid integer", "a whole number such as 3"),
     (r"should be a finite number", "a finite number such as 0.5"),
@@ -31,7 +31,7 @@ _EXPECTED = (
     (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
 )
 
-# What such a phrase asks for, where it stands without quotes.
+# Such a phrase -> the types of the values without quotes that it asks for.
 _PLAIN = (
     ("a whole number", (int,)),
     ("a number", (int, float)),
@@ -43,7 +43,7 @@ _EXCERPT = 70  # characters of a source line that are shown: with indent and dot
 
 
 def expected(message: str, example: Any = None) -> str | None:
-    """What completes "x must be ...", from a message of pydantic; None for one that says it itself."""
+    """What completes "x must be ...", from a message of pydantic; None for a message that can be shown as it is."""
     for pattern, phrase in _EXPECTED:
         if match := re.search(pattern, message):
             mapping = flow(example) if isinstance(example, dict) else "{name: value}"
@@ -53,7 +53,7 @@ def expected(message: str, example: Any = None) -> str | None:
 
 
 def sentences(details: Iterable[tuple[Location, str, Any]]) -> list[str]:
-    """Findings in words, where there is no file to point at; of pydantic's own the innermost."""
+    """Findings as sentences, where there is no file to point at; of pydantic's own findings only the innermost."""
     found = list(details)
     lines = []
     for location, message, value in found:
@@ -75,7 +75,7 @@ def suggestion(messages: Iterable[str], value: Any) -> str:
 
 
 def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
-    """`; remove the quotes` where nothing else is wrong with a value. text: it as it stands in the file."""
+    """`; remove the quotes` where nothing else is wrong with a value. text: the value as it stands in the file."""
     if not isinstance(value, str) or text[:1] not in ("'", '"'):
         return ""
     plain = parse(value).data
@@ -87,9 +87,9 @@ def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
 
 
 def other_unit(name: str, phrases: Iterable[str], value: Any) -> str:
-    """`; did you mean ...?` for a number that is too large, but not in the unit people write elsewhere, or has one.
+    """`; did you mean ...?` for a number in another unit: a radius in 255ths, a share in percent.
 
-    A radius in 255ths, a share in percent. name: of the parameter.
+    Only for a number with a percent sign, or one too large to be in the unit expected. name: of the parameter.
     """
     if isinstance(value, str) and (percent := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value)):
         wanted = any(phrase.startswith("a number") for phrase in phrases)
@@ -140,9 +140,10 @@ def render(problems: Iterable[Problem], name: str, lines: list[str]) -> str:
 
 
 def mistakes(text: str) -> list[dict[str, Any]]:
-    """What `render` and others who name a file made of findings, as values again: file, line, column, message.
+    """The findings in the text of an error, as values: file, line, column, message.
 
-    From the text, as errors of several files are joined in it. None for what a line does not say.
+    They are read back from what `render`, or other code that names a file, made of them, as an error may join the
+    texts of several files. None for what a line does not say.
     """
     found = []
     for line in text.splitlines():

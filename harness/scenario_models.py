@@ -116,7 +116,7 @@ class Scenario(Part):
     root: Path = Field(Path(), exclude=True)
     files: tuple[Any, ...] = Field((), exclude=True)  # LocalFile: what `plugins` names, as it was read
 
-    # Fields that decide no score: what `plugins` hold is in the keys of stages and in provenance.
+    # Fields that decide no score. The code that `plugins` names does: it is in the keys of stages and in provenance.
     unscored: ClassVar[tuple[str, ...]] = ("description", "trackers", "plugins")
 
     @classmethod
@@ -195,7 +195,7 @@ class Scenario(Part):
         plain = {key: value for key, value in written.items() if key not in self.unscored}
         plain["compute"].pop("stage_timeout")
         for name in ("clients", "chunk", "trainings", "channels_last"):
-            # They count where chosen: hashes are older than the choice.
+            # They count only where they are not the default: scenarios had hashes before there was a choice.
             if getattr(self.compute, name) == Compute.model_fields[name].default:
                 plain["compute"].pop(name)
         plain["threats"] = [identifying(threat) for threat in plain["threats"]]
@@ -204,7 +204,7 @@ class Scenario(Part):
 
 
 def _share_problems(index: int, share: float, clients: int) -> Found:
-    """Of a threat's share of malicious clients: it makes one at least, and leaves one honest."""
+    """A threat's share of malicious clients must make at least one, and leave at least one honest."""
     count = malicious_count(clients, share)
     if count == 0:
         yield (
@@ -236,7 +236,10 @@ def _round_problems(index: int, threat: Any, federation: Any) -> Found:
 
 
 def _score_problems(threats: Iterable[Any], metrics: Iterable[Metric] | None) -> Found:
-    """A record holds one value a score: what an attack gives may be no metric's, and mean nothing else to another."""
+    """Scores that two plugins declare, as a record holds one value per score.
+
+    An attack and a metric may not share a score; two attacks may, if they mean the same by it.
+    """
     attacks = [
         (i, j, attack)
         for i, threat in enumerate(threats)

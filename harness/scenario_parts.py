@@ -1,7 +1,7 @@
 """The parts of a scenario, as frozen models, and the rules that relate their fields.
 
 Every part lists its rules in `problems`, which yields (location, message) and looks only at the values it
-is given: the reader calls it also where some fields are wrong, so that all mistakes come out together.
+is given: the reader also calls it where some fields are wrong, so that all mistakes are reported together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Found = Iterator[tuple[tuple[str | int, ...], str]]
 
 @dataclass(frozen=True)
 class Axis:
-    """Marks a field that lists plugins, with sweeps. stack: an item may be a chain; none: or `none`."""
+    """Marks a field that lists plugins, with sweeps. stack: an item may be a chain. none: an item may be `none`."""
 
     kind: str
     stack: bool = True
@@ -56,7 +56,7 @@ class Part(BaseModel):
 
     @classmethod
     def problems(cls, values: Mapping[str, Any], given: Collection[str]) -> Found:
-        """(location, message) of each broken rule. values: valid fields and defaults; given: those set."""
+        """(location, message) of each broken rule. values: valid fields and defaults. given: the fields set."""
         yield from ()
 
     @model_validator(mode="after")
@@ -76,7 +76,7 @@ class Part(BaseModel):
 
 
 def builtin(kind: str, name: str) -> Plugin:
-    """A default: this package's own plugin, also where another package has one of that name."""
+    """A built-in plugin, for defaults, even where another package has one of the same name."""
     return registry.resolve(kind, f"{BUILTIN}/{name}")
 
 
@@ -85,9 +85,9 @@ def spec_of(plugin: Plugin) -> dict[str, Any]:
 
 
 def independent(value: Any, written: Any) -> Any:
-    """What was written of a value, with every plugin named in the one way that does not depend on what is installed.
+    """`written`, a value in its JSON form, with every plugin named in a way that does not depend on what is installed.
 
-    Built-in ones by their short name, others with their distribution in front, at whatever depth.
+    At any depth, built-in plugins are named by their short name, others with their distribution in front.
     """
     if isinstance(value, Plugin):
         return _independent_plugin(value, written)
@@ -131,7 +131,7 @@ def default(cls: type[M]) -> Callable[[], M]:
 
 
 class LocalTraining(Part):
-    """What a client does in a round. One of epochs and steps; epochs: 1 where neither is given."""
+    """What a client does in a round: epochs or steps, not both; one epoch where neither is given."""
 
     epochs: int | None = Field(None, ge=1, description="passes over the client's data per round")
     steps: int | None = Field(None, ge=1, description="optimiser steps per round, instead of epochs")
@@ -248,9 +248,10 @@ class Compute(Part):
     def vectorised(self, device: str) -> bool:
         """Whether clients train as one program on this device.
 
-        auto: on a GPU, where one client's kernels leave most of the card idle and a calibration finds the exceptions:
-        on an H200 fifty clients of small-cnn trained 12 times as fast as one program, twenty of resnet9 under dp-sgd
-        0.7 times. On a CPU, ten clients of small-cnn reached 0.97 of the speed of one after another on one thread, and
-        0.50 under dp-sgd, which gives up ghost clipping for it (tests/benchmarks/vectorised.py).
+        auto: they do on a GPU, where one client's kernels leave most of the card idle and a calibration finds the
+        exceptions: compared with one after another, fifty clients of small-cnn trained 12 times as fast on an H200,
+        twenty of resnet9 under dp-sgd 0.7 times. They do not on a CPU: ten clients of small-cnn reached 0.97 of the
+        speed of one after another on one thread, and 0.50 under dp-sgd, which gives up ghost clipping for it
+        (tests/benchmarks/vectorised.py).
         """
         return self.clients == "vectorised" or (self.clients == "auto" and device.startswith("cuda"))

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def not_applicable(loaded: Sequence[Scenario]) -> dict[str, Counter[str]]:
-    """Scenario -> why some of its cells make no sense, and how many, the most frequent reason first.
+    """Scenario -> reason -> how many of its cells are not applicable for it, the most frequent reason first.
 
     loaded: scenarios that fit their data. Raises ScenarioError for those that cannot be planned.
     """
@@ -59,15 +59,15 @@ def plan_scenarios(
     *,
     fitting: bool = False,
 ) -> tuple[Plan, dict[str, tuple[Metric, ...]], list[tuple[str, str]]]:
-    """The plan of all cells, each scenario's metrics, and (scenario, reason) of those that cannot be planned.
+    """The plan, each scenario's metrics by its name, and (scenario, reason) of scenarios that cannot be planned.
 
-    store: keeps facts of the data. expressions: `axis=glob`, cells that fit all of them. part: the cells of one shard.
-    fitting: they are known to fit their data.
-    Raises HarnessError where two scenarios have one name, where some cannot be planned and a shard is asked for, and,
-    as ScenarioError, where none can.
+    store: keeps facts of the data. expressions: `axis=glob`; only cells that match all of them are planned. part: only
+    cells of this shard are planned. fitting: the scenarios are known to fit their data.
+    Raises HarnessError where two scenarios have the same name, or a shard is asked for and some scenario cannot be
+    planned, and ScenarioError where none can.
     """
     distinct_names(loaded)
-    # By object, not by name: nothing here could take one scenario's data for another's.
+    # By object, not by name, so that one scenario's data cannot be taken for another's.
     facts: dict[int, DataFacts] = {}
     modules: dict[int, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
@@ -82,7 +82,7 @@ def plan_scenarios(
             raise
         except HarnessError as error:
             skipped.append((where, str(error)))
-        except Exception as error:  # a plugin's own: it must not take the other scenarios down
+        except Exception as error:  # a plugin's own: the other scenarios can still be planned
             who = " ".join(getattr(error, "raised_by", ("the data set or the model",)))
             said = str(error).partition("\n")[0]  # PyTorch adds the stack of its own code
             skipped.append((where, f"{who} raised {type(error).__name__}: {said}"))
@@ -103,7 +103,8 @@ def plan_scenarios(
     verdicts: dict[tuple[object, ...], CellPlan] = {}
     for cell in chosen:
         own = id(cell.scenario)
-        # Of all its seeds: a combination makes sense as a whole or not at all, see `reason_not_applicable`.
+        # For all seeds at once: a combination is applicable with each of them or with none, see
+        # `reason_not_applicable`.
         parts = (cell.defences, cell.aggregators, cell.compressors, cell.threat, cell.attack)
         same = (own, *map(id, parts))
         if same not in verdicts:
@@ -147,10 +148,10 @@ def metrics_of(scenario: Scenario) -> tuple[Metric, ...]:
 
 
 def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) -> DataFacts:
-    """What planning needs of the dataset; loaded once per content, then kept in the store.
+    """What planning needs to know of the dataset, which is loaded once per content; the store keeps these facts.
 
-    fit: also check that the scenario fits its data; the store keeps that it does. Raises ScenarioError where the data
-    cannot be used, or where that check finds something.
+    fit: also check that the scenario fits its data; the store remembers that it does. Raises ScenarioError where the
+    data cannot be used, or where that check finds something.
     """
     try:
         mark = scenario.dataset.fingerprint(scenario.root)
@@ -176,7 +177,7 @@ def data_facts(scenario: Scenario, store: Store | None, *, fit: bool = False) ->
             "test": len(splits.test),
         }
         if store is not None:
-            # Once a content, as are the facts; `validate` says it itself.
+            # Once per content, when its facts are made; `validate` says it itself.
             for note in remarks(scenario, splits):
                 logger.warning("%s", note)
             store.put_fact(name, known)

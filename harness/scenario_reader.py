@@ -36,14 +36,14 @@ class Reader(Reporter):
             return None  # names of what could not be loaded would all be reported as unknown
         with registry.registry().seeing(files):
             value, good = self.model(Scenario, self.document.data, ())
-        # Nothing else can be said of what stands there.
+        # Of a value that could not be read as YAML, that is the only problem to report.
         unread = {problem.mark for problem in self.document.problems}
         known = set(self.document.problems)
         self.problems = [p for p in self.problems if p in known or p.mark not in unread]
         return value.model_copy(update={"files": files}) if good and not self.problems else None
 
     def local_plugins(self) -> tuple[LocalFile, ...]:
-        """The files that `plugins` names: first of all, as everything else may use what they hold."""
+        """Load the files that `plugins` names, before all else is read, which may use their plugins."""
         named = self.document.data.get("plugins") if isinstance(self.document.data, dict) else None
         found = []
         for i, path in enumerate(named if isinstance(named, list) else ()):
@@ -103,7 +103,7 @@ class Reader(Reporter):
 
     @staticmethod
     def example(cls: type[BaseModel], fields: dict[str, Any]) -> str:
-        """Fields that show the form: both that are needed, or the first of more; else one with a plain default."""
+        """An example mapping: the required fields if there are two, else the first one, or one with a plain default."""
         needed = [key for key, (_, field) in fields.items() if field.is_required()]
         plain = [key for key, (_, field) in fields.items() if isinstance(field.default, (int, float, str))]
         chosen = needed if len(needed) == 2 else (needed or plain)[:1]
@@ -113,7 +113,7 @@ class Reader(Reporter):
         )
 
     def field(self, cls: type[BaseModel], name: str, raw: Any, path: Location) -> tuple[Any, bool]:
-        """(value, True) where it is right; else (None or what of it is right, False)."""
+        """(value, True) where the field is right; else (None or the parts of it that are right, False)."""
         field = cls.model_fields[name]
         axis = next((m for m in field.metadata if isinstance(m, Axis)), None)
         example = field.examples[0] if field.examples else None
@@ -130,7 +130,7 @@ class Reader(Reporter):
                     self.origins[(*path, len(items), "name")] = (*path, i, "name")
                     items.append(self.model(inner, one, (*path, i)))
                     if not items[-1][1]:
-                        break  # the others would say the same again
+                        break  # the other radii would only report the same again
             good = len(self.problems) == before
             return (tuple(item for item, _ in items) if good or items else None), good
         if inner is not None and not (raw is None and type(None) in get_args(field.annotation)):
@@ -146,7 +146,7 @@ class Reader(Reporter):
             return self.right_items(_adapter(cls, name), raw, path), False
 
     def right_items(self, adapter: TypeAdapter[Any], raw: Any, path: Location) -> tuple[Any, ...] | None:
-        """Of a list that has mistakes the rest, which may break rules of its own; None for anything else."""
+        """The valid items of a list with mistakes, as they may break other rules; None without any, or for no list."""
         found: list[Any] = []
         for i, item in enumerate(raw if isinstance(raw, list) else ()):
             try:
@@ -166,7 +166,7 @@ class Reader(Reporter):
     # axes and sweeps ----------------------------------------------------------------------------
 
     def axis(self, axis: Axis, raw: Any, path: Location, example: Any) -> tuple[Any, bool]:
-        """The values of an axis, sweeps expanded; (n stacks or n plugins, True)."""
+        """The values of an axis, sweeps expanded, as `field` returns them: (n stacks or n plugins, True)."""
         if not isinstance(raw, list):
             return self.wrong(path, raw, f"a list such as {flow(example)}")
         before = len(self.problems)
@@ -188,7 +188,7 @@ class Reader(Reporter):
         return (tuple(values) if good or values else None), good
 
     def by_radius(self, raw: Any, path: Location) -> list[Any]:
-        """A threat whose budget sweeps its radius as one threat for each: `name-eps0.03`; others as they are."""
+        """A threat whose budget sweeps its radius, as one threat `name-eps0.03` for each radius; others as they are."""
         budget = raw.get("budget") if isinstance(raw, dict) else None
         radius = budget.get("eps") if isinstance(budget, dict) else None
         if not (isinstance(budget, dict) and isinstance(radius, dict) and "sweep" in radius):
@@ -203,7 +203,7 @@ class Reader(Reporter):
         return found
 
     def sweeps(self, node: Any, path: Location) -> bool:
-        """Whether every sweep below is well-formed and the product small enough."""
+        """Whether every sweep below is well-formed and they expand to at most MAX_SWEEP values."""
         before = len(self.problems)
         for place, value in walk(node, path):
             if not isinstance(value, dict) or "sweep" not in value:
@@ -264,7 +264,7 @@ def _shape(kind: str) -> str:
 
 
 def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """(model, whether many) for a field that holds models of ours; plugins and options read themselves."""
+    """(model, whether many) for a field that holds parts of a scenario; plugins and options read themselves."""
     many = get_origin(annotation) is tuple
     parts = (
         get_args(annotation) if many or get_origin(annotation) in (Union, types.UnionType) else (annotation,)

@@ -22,13 +22,13 @@ class Reporter:
         self.origins: dict[Location, Location] = {}
 
     def report(self, path: Location, message: str, *, key: bool = False) -> None:
-        """A mistake at the value of a path, or at its key; a path not in the file means its parent."""
+        """Report a mistake at the value of a path, or at its key; if the file lacks the path, at its parent's key."""
         marks, keys = self.document.values, self.document.keys
         while path and path not in marks and path not in keys:
             path, key = path[:-1], True
         mark = keys.get(path) if key or path not in marks else marks[path]
         if not key and path in keys and (isinstance(self.at(path), dict) or not marks[path].text):
-            mark = keys[path]  # a mapping, or nothing: its key shows better
+            mark = keys[path]  # a mapping or an empty value: its key is the better place
         if mark is None:
             mark = next((m for p, m in keys.items() if p[:-1] == path), marks[path])
         self.problems.append(Problem(mark, message))
@@ -89,7 +89,7 @@ class Reporter:
     def findings(
         self, details: list[tuple[Location, str, Any]], path: Location, choices: Choices, example: Any = None
     ) -> None:
-        """Group by place: the branches of a union are reported as one mistake."""
+        """Report details, grouped by place: the branches of a union make one mistake."""
         places: dict[Location, list[tuple[Location, str, Any]]] = {}
         for location, text, value in details:
             places.setdefault(self.trace(path, location, choices), []).append((location, text, value))

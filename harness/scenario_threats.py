@@ -15,11 +15,12 @@ from harness.scenario_parts import Axis, Found, Part, Slug, repeated
 TRAINING_FIELDS = {  # and their defaults
     "capability": None, "participation": "sampled", "start_round": 1, "stop_round": None,
 }  # fmt: skip
-LATER = ("capability",)  # ids of cells and hashes of scenarios are older than these: they count where chosen
+# Fields newer than the ids of cells and the hashes of scenarios, where they count only if they are not the default.
+LATER = ("capability",)
 
 
 def identifying(threat: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a threat as JSON values what tells it from others, in ids and hashes."""
+    """The part of a threat, as JSON values, that enters ids and hashes."""
     return {
         name: value for name, value in threat.items() if name not in LATER or value != TRAINING_FIELDS[name]
     }
@@ -113,7 +114,7 @@ class Threat(Part):
                 ("attacks",),
                 "a threat needs attacks, e.g. `attacks: [pgd]`; only the one named none has none",
             )
-        inferred = known[0].phase if known and "attacks" in given else None  # not from part of the attacks
+        inferred = known[0].phase if known and "attacks" in given else None  # not if some are mistakes
         phase = inferred if declared in (None, "none") else declared
         for i, attack in enumerate(known if phase else ()):
             if attack.phase != phase:
@@ -133,7 +134,7 @@ class Threat(Part):
                 ("malicious",),
                 "a training threat needs malicious, the share of clients, e.g. `malicious: 0.2`",
             )
-        if phase is None:  # the attacks or the phase are mistakes themselves: what fits no phase is one too
+        if phase is None:  # attacks or phase are mistakes themselves: knowledge that fits no phase is one too
             levels = sorted(set().union(*KNOWLEDGE.values()))
             if knowledge is not None and knowledge not in levels:
                 yield (
@@ -163,7 +164,7 @@ class Threat(Part):
         return self.capability or ("training" if attack.controls_training else "data")
 
     def active(self, done: int = 0) -> range:
-        """The rounds attacked, from 0, of a training that goes on after `done` rounds."""
+        """The rounds attacked, from 0, in a training that continues after `done` rounds."""
         stop = sys.maxsize if self.stop_round is None else self.stop_round - done
         return range(self.start_round - 1 - done, stop)
 

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class Schedule:
-    """The stages that are wanted and not done, with those that these need; each is given out once.
+    """The stages that are wanted and not done, with those that they need; each is given out once.
 
-    Of the stages that are ready the first of the plan comes first, so that cells are finished one after another and
-    the stages of one training follow each other. Every operation costs what it changes: dependency counts and a
-    heap, no scan.
+    Of the stages that are ready, the first in the plan comes first, so that cells are finished one after another and
+    the stages of one training follow each other. An operation costs no more than what it changes: dependency counts
+    and a heap take the place of scans.
 
-    beside: first stage -> keys of those that are computed with it. They are not given out before that one has ended,
-    and are given out then unless `drop` says that they are done.
+    beside: first stage of a bundle -> keys of those computed together with it. They are held back until that one has
+    ended, and then given out unless `drop` has said that they are done.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Schedule:
         self._stages = {key: stage for key, stage in stages.items() if key in needed}
         self._position = {key: position for position, key in enumerate(self._stages)}
         self._followers: dict[str, list[str]] = {}
-        self._lacking: dict[str, int] = {}  # of the stages that wait: how many of their needs are not done
+        self._lacking: dict[str, int] = {}  # stage not given out -> how many of its needs are not done
         for key, stage in self._stages.items():
             lacking = {need for need in stage.needs if need not in done}
             self._lacking[key] = len(lacking)
@@ -70,12 +70,12 @@ class Schedule:
         return None
 
     def finished(self, key: str) -> None:
-        """A stage that was given out is done: what waited for it alone is ready."""
+        """A stage that was given out is done: those that waited for nothing else are ready."""
         for follower in (*self._held.pop(key, ()), *self._followers.pop(key, ())):
             self._released(follower)
 
     def drop(self, key: str) -> None:
-        """A stage that was not given out is done all the same: it was computed with another."""
+        """A stage that was not given out is done all the same: it was computed together with another."""
         if self._lacking.pop(key, None) is not None:
             self.finished(key)
 
@@ -86,8 +86,8 @@ class Schedule:
                 heapq.heappush(self._ready, self._position[key])
 
     def failed(self, key: str) -> list[str]:
-        """A stage that was given out failed: it and all that follows from it, which is not given out any more."""
-        for other in self._held.pop(key, ()):  # alone, they may do better
+        """A stage that was given out failed. Returns it and all that depend on it, which are no longer given out."""
+        for other in self._held.pop(key, ()):  # alone, they may succeed
             self._released(other)
         lost, ahead = [], [key]
         while ahead:

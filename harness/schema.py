@@ -53,7 +53,7 @@ def scenario_schema() -> Schema:
 
 
 class _Generator(GenerateJsonSchema):
-    """Defaults that are objects are left out in silence: they are plugins, described elsewhere."""
+    """Leaves out defaults that are objects without a warning: they are plugins, described elsewhere."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 
@@ -61,7 +61,7 @@ class _Generator(GenerateJsonSchema):
 def _model_schema(
     model: type[BaseModel], definitions: Schema, sweeps: bool = False, prefix: str = ""
 ) -> Schema:
-    """A model's schema, what it refers to moved into `definitions`, with our references in place."""
+    """A model's schema, with plugins and options as references to their kind; other parts go into `definitions`."""
     try:
         schema = model.model_json_schema(
             by_alias=True, ref_template=f"#/$defs/{prefix}{{model}}", schema_generator=_Generator
@@ -146,7 +146,7 @@ def _kind_schema(kind: str, definitions: Schema) -> Schema:
 
 
 def _spellings(kind: str) -> Iterator[Choice]:
-    """The full address always, the short name where it is one plugin's alone."""
+    """Each plugin of a kind, written by its full name and, where no other has it, by its short name."""
     loaded = registry.registry()
     entries = list(loaded.entries(kind))
     short = [name for entry in entries for name in (entry.plugin.name, *entry.plugin.aliases)]

@@ -1,4 +1,4 @@
-"""JSON objects stored with a hash of themselves: an altered digit is still JSON, and would pass for a score."""
+"""JSON objects stored with a hash of themselves: with a digit altered they are still JSON, and pass for a score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.strict_json import dumps, loads
 
 _BEFORE = b'{"sealed":"'
 _DIGITS = 32  # of the SHA-256, in hexadecimal
-_AFTER = len(_BEFORE) + _DIGITS + 2  # behind the closing quote and the comma
+_AFTER = len(_BEFORE) + _DIGITS + 2  # after the closing quote and the comma
 
 
 def seal(value: dict[str, Any]) -> str:
@@ -21,14 +21,14 @@ def seal(value: dict[str, Any]) -> str:
 
 
 def intact(data: bytes) -> bool:
-    """Whether nothing was altered since `seal`. True of what has no seal, as all that older versions wrote."""
+    """Whether nothing was altered since `seal`. True for data without a seal, which older versions wrote."""
     if not data.startswith(_BEFORE):
         return True
     return data[len(_BEFORE) : _AFTER] == f'{_hash(data[_AFTER:])}",'.encode()
 
 
 def unseal(text: str) -> Any:
-    """The value that was sealed. Raises ValueError where the text was altered, or is no JSON."""
+    """The value that was sealed. Raises ValueError where the text was altered or is not JSON."""
     data = text.encode()
     if not intact(data):
         raise ValueError("its content is not what its hash says")

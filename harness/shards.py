@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from harness.stage_specs import TrainSpec
 
 # A nominal machine: only proportions of costs matter, and they have to be the same everywhere.
-PASS = 1e-9  # seconds for a parameter and an image, forward
-STEP = 1e-3  # seconds that a local step costs beside them
-BACKWARD = 3  # a step's forward and backward passes, in forward passes
+PASS = 1e-9  # seconds of a forward pass, per parameter and image
+STEP = 1e-3  # seconds that a local step costs beside its passes
+BACKWARD = 3  # what a step's forward and backward pass cost together, in forward passes
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Shard:
 def divide(plan: Plan, count: int) -> list[list[CellPlan]]:
     """The plan's cells in `count` parts, each in the plan's order; a part may be empty.
 
-    Cells of one training stay together. So do trainings that stages share, as a surrogate is, unless together they
-    cost more than an even share. The most expensive group goes first, each to the part whose cost is then least,
-    where stages that the part has already cost nothing (longest processing time first; Graham 1969, Bounds on
-    multiprocessing timing anomalies, SIAM Journal on Applied Mathematics 17).
+    Cells of one training stay together. So do groups whose stages share a training, such as a surrogate's, unless
+    together they cost more than an even share. Groups are dealt out from the most expensive to the least, each to the
+    part whose cost is then least; stages that the part has already cost nothing (longest processing time first; Graham
+    1969, Bounds on multiprocessing timing anomalies, SIAM Journal on Applied Mathematics 17).
     """
     costs = _costs(plan)
     needs = {id(cell): _needed(plan, cell.stages.values()) for cell in plan.cells}
@@ -102,7 +102,7 @@ def _needed(plan: Plan, keys: Iterable[str]) -> set[str]:
 
 
 def _linked(plan: Plan, stages: dict[object, set[str]]) -> list[list[object]]:
-    """Groups of groups that have a training in common, in the plan's order."""
+    """The groups, joined where they have a training in common, in the plan's order. stages: group -> all it needs."""
     owner: dict[str, int] = {}
     sets: list[list[object]] = []
     for key, own in stages.items():
