@@ -1,11 +1,11 @@
-"""The code of plugin packages: its hash, and whether what this process imported is still what lies on disk.
+"""The code of plugin packages: its hash, and whether the code that this process imported is still what lies on disk.
 
-Python imports a module once and never looks at its file again. What files say is what runs only as long as they
-are as they were then, so a package's state (times and sizes, no content) is noted before it is imported.
+Python imports a module once and never looks at its file again: the files show what runs only as long as they are as
+they were at the import. A package's state (times, sizes and inodes, no content) is therefore noted before the import.
 
 A plugin's code is its top-level package, whatever else its distribution installs, and modules outside of site-packages
-that these import; that of a built-in one is what its module imports of its package. What is found depends on files
-alone: workers must find the same.
+that these import. The code of a built-in plugin is its module and what that imports of its package. Which files these
+are depends on files alone, so that workers find the same ones.
 """
 
 from __future__ import annotations
@@ -33,24 +33,28 @@ from harness.python_files import CODE, code_files, files_in, imports_of, package
 
 ENGINE = ("harness", "harness_plugins")  # in keys by other means; see harness.stage_keys
 SITE = {"site-packages", "dist-packages"}
-EDITABLE = ("_editable", "_editable_loader")  # how names of modules end that find an editable install
+# Endings of the names of modules that make an editable install importable.
+EDITABLE = ("_editable", "_editable_loader")
 
 State = dict[str, tuple[int, int, int]]  # file -> its modification time in ns, size and inode
 
 
 @dataclass
 class _Package:
-    """A top-level package or module. roots: its folders, or its one file. noted: when, if before it was imported."""
+    """A top-level package or module. roots: its folders, or its one file.
+
+    noted: when its state was noted, if that was before the import.
+    """
 
     roots: tuple[Path, ...]
     state: State
     noted: int | None = None
-    others: dict[str, tuple[Path, ...]] | None = None  # what else is its plugins' code; None until asked for
+    others: dict[str, tuple[Path, ...]] | None = None  # more code of its plugins; None until asked for
     module: ModuleType | None = None  # what was imported; None until somebody asks for the hash
     digest: str | None = None
-    modules: dict[str, str] = field(default_factory=dict)  # hashes of built-in plugins' modules
-    closure: ImportClosure | None = None  # what finds them
-    looked: tuple[int, float] | None = None  # how many modules there were, and when
+    modules: dict[str, str] = field(default_factory=dict)  # module of a built-in plugin -> hash
+    closure: ImportClosure | None = None  # finds what these modules reach
+    looked: tuple[int, float] | None = None  # at the last check: how many modules were imported, and the time
 
     @property
     def every_root(self) -> tuple[Path, ...]:
@@ -65,21 +69,21 @@ def remember(module: str) -> None:
     top = module.partition(".")[0]
     if top in sys.modules and top in _PACKAGES:
         return
-    with suppress(Exception):  # what is wrong with the package, importing it will say
+    with suppress(Exception):  # importing the package will say what is wrong with it
         noted = time.time_ns()
         roots = _roots(importlib.util.find_spec(top))
         _PACKAGES[top] = _Package(roots, _state(roots), noted)
 
 
 def source_hash(distribution: str, module: str) -> str:
-    """sha256 over every file of the top-level package that holds a module, bytecode and hidden files apart.
+    """sha256 over every file, but bytecode and hidden files, of the top-level package that holds a module.
 
-    Over those of other packages and modules of its distribution too, and of modules outside of site-packages that any
-    of them imports. Not so for the built-in plugins, which import nothing but the engine and libraries: that of one of
-    their modules is over those of the package that it reaches by imports, so that a change to one method leaves the
-    results of the others as they are. Their package alone has a hash of all that it holds.
-    Worked out once a process, and the same from then on: it is of the code that runs here. Raises HarnessError where
-    that is no longer known, because files changed between the import and the first question.
+    It also covers other packages and modules of the distribution, and modules outside of site-packages that any of
+    them imports. The built-in plugins import nothing but the engine and libraries, so for one of their modules it
+    covers only what the module reaches by imports within the package: a change to one method leaves the results of
+    the others valid. For the package of the built-in plugins itself, it covers every file.
+    Worked out once per process and kept from then on, as it stands for the code that runs here. Raises HarnessError
+    where that code is no longer known, because files changed between the import and the first call.
     """
     package = _package(distribution, module)
     if package.digest is None:
@@ -93,9 +97,10 @@ def source_hash(distribution: str, module: str) -> str:
 
 
 def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
-    """Raises HarnessError where a package's files are no longer those that were imported; a touched file is none.
+    """Raises HarnessError where a package's files are no longer those that were imported.
 
-    age: seconds for which the last look counts, as long as no module was imported since.
+    Once the package's hash is known, a file that was touched but not changed is no reason. age: seconds for which the
+    last check counts, as long as no module was imported since.
     """
     package = _package(distribution, module)
     now = len(sys.modules), time.monotonic()
@@ -106,7 +111,7 @@ def check_unchanged(distribution: str, module: str, age: float = 0.0) -> None:
 
 
 def _digest_of_module(package: _Package, module: str) -> str:
-    """Of a module of the built-in plugins and all that it reaches in their package."""
+    """The hash of a module of the built-in plugins and of all that it reaches by imports in their package."""
     if module not in package.modules:
         if package.closure is None:
             package.closure = ImportClosure(module.partition(".")[0], package.roots[0])
@@ -120,7 +125,8 @@ def _package(distribution: str, module: str) -> _Package:
     top = module.partition(".")[0]
     imported = sys.modules.get(top)
     package = _PACKAGES.get(top)
-    if package is None or package.module not in (None, imported):  # imported anew: what was noted is history
+    # Where it was imported again, the state noted before is out of date.
+    if package is None or package.module not in (None, imported):
         roots = _roots(getattr(imported, "__spec__", None), imported)
         package = _PACKAGES[top] = _Package(roots, _state(roots))
     package.module = imported
@@ -131,7 +137,7 @@ def _package(distribution: str, module: str) -> _Package:
 
 
 def _others(distribution: str, top: str, roots: tuple[Path, ...]) -> dict[str, tuple[Path, ...]]:
-    """The roots of what else decides what a distribution's plugins do, by name."""
+    """Name -> roots of the code outside of a package that also decides what its distribution's plugins do."""
     found: dict[str, tuple[Path, ...]] = {}
     for name in sorted(_top_level(distribution) - {top, *ENGINE}):
         with suppress(Exception):
@@ -143,10 +149,13 @@ def _others(distribution: str, top: str, roots: tuple[Path, ...]) -> dict[str, t
 
 
 def _note_others(package: _Package) -> None:
-    """Adds their state now to that of the package. What changed since that was noted, as if it had been another."""
+    """Adds the present state of a package's other code to the package's own.
+
+    A file that changed after the noted time gets a state that no file has, so that the next comparison fails.
+    """
     others = package.others or {}
     state = _state(tuple(root for roots in others.values() for root in roots))
-    # Where plugins are not in the module of their entry point, that one was noted.
+    # Where plugins are in another package than their entry point, the state of the latter was noted.
     noted = [p.noted for name in others if (p := _PACKAGES.get(name)) is not None and p.noted is not None]
     if package.noted is None:
         state = package.state | state
@@ -160,7 +169,7 @@ def _note_others(package: _Package) -> None:
 
 
 def _top_level(distribution: str) -> set[str]:
-    """Names of what a distribution installs that can be imported. An editable one may not say."""
+    """Top-level names that a distribution installs for import; an editable install may not list them."""
     try:
         package = importlib.metadata.distribution(distribution)
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -168,12 +177,12 @@ def _top_level(distribution: str) -> set[str]:
     names = {e.module.partition(".")[0] for e in package.entry_points if e.group == GROUP}
     names.update((package.read_text("top_level.txt") or "").split())
     names.update(_recorded(package))
-    # What finds an editable install holds places on this machine.
+    # Not the modules that make an editable install importable: they hold paths of this machine.
     return {n for n in names if not n.startswith("__editable__") and not n.endswith(EDITABLE)}
 
 
 def _recorded(package: importlib.metadata.Distribution) -> Iterator[str]:
-    """Top-level names of the modules that an installer says it has put beside a distribution's metadata."""
+    """Top-level names of the modules in RECORD, the list of files that a distribution's installer wrote."""
     for row in csv.reader((package.read_text("RECORD") or "").splitlines()):
         if row and row[0].endswith(CODE):
             name = row[0].partition("/")[0].partition(".")[0]
@@ -182,10 +191,10 @@ def _recorded(package: importlib.metadata.Distribution) -> Iterator[str]:
 
 
 def outside(texts: Iterable[tuple[str, bytes]], own: Sequence[Path] = ()) -> dict[str, Path]:
-    """What Python sources import that is of no installed package, and what that imports in turn.
+    """What Python sources import from outside of installed packages, and what that imports in turn.
 
     texts: (the package that relative imports start from, source). own: places that are left out. Returns name -> file,
-    or folder of a package that has an __init__.py. For what else is left out, see is_outside.
+    or folder of a package that has an __init__.py. is_outside decides what else is left out.
     """
     found: dict[str, Path] = {}
     seen: set[str] = set()
@@ -209,9 +218,9 @@ def outside(texts: Iterable[tuple[str, bytes]], own: Sequence[Path] = ()) -> dic
 
 
 def is_outside(name: str, file: Path) -> bool:
-    """Whether a module is of no installed package, nor of the standard library or the engine.
+    """Whether a module belongs to no installed package, nor to the standard library or the engine.
 
-    Editable installs count as outside, as they are edited; libraries whose versions are in keys don't.
+    Editable installs count as outside, since they get edited; libraries whose versions are in keys do not.
     """
     from harness.identity import DISTRIBUTIONS, GENERAL, SPECIAL
 
@@ -239,7 +248,7 @@ def _library_folders() -> tuple[Path, ...]:
 
 
 def _located(wanted: str) -> tuple[str, Path | None]:
-    """The module, or the package with an __init__.py, at the front of a dotted name, and its place."""
+    """The first module, or package with an __init__.py, in a dotted name, and its place; None where there is none."""
     top, *rest = wanted.split(".")
     name, spec = top, _spec_of(top, None)
     while spec is not None and not spec.has_location and spec.submodule_search_locations and rest:
@@ -252,7 +261,7 @@ def _located(wanted: str) -> tuple[str, Path | None]:
 
 
 def _spec_of(name: str, folders: list[str] | None) -> ModuleSpec | None:
-    """Of what is imported under a name, or would be. folders: of the package that it is in."""
+    """The spec of what is, or would be, imported under a name. folders: of the package that holds it, if any."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is not None or not name:
         return spec
@@ -262,7 +271,7 @@ def _spec_of(name: str, folders: list[str] | None) -> ModuleSpec | None:
 
 
 def _texts(place: Path, name: str) -> Iterator[tuple[str, bytes]]:
-    """(package that relative imports start from, source) of each Python file. name: of the package; "": no matter."""
+    """(package that relative imports start from, source) of each Python file. name: the package's, or "": no matter."""
     for module, file in code_files(name, place):
         if file.suffix == ".py":
             with suppress(OSError):
@@ -301,7 +310,7 @@ def _state(roots: tuple[Path, ...]) -> State:
 
 
 def _digest(package: _Package) -> str:
-    """Of the package alone, or with the names and contents of others."""
+    """The hash of a package's files, and of its other code by name where there is any."""
     own = _digest_of(package.roots)
     if not package.others:
         return own
@@ -310,7 +319,7 @@ def _digest(package: _Package) -> str:
 
 
 def _digest_of(roots: tuple[Path, ...]) -> str:
-    """Of names, relative to their root, and contents."""
+    """The hash of the files' names, relative to their root, and contents."""
     digest = hashlib.sha256()
     for name, file in sorted(files_in(roots)):
         content = b""

@@ -1,4 +1,4 @@
-"""Which stacks of defences make sense: each one's own conditions, and that none drops what stands before it."""
+"""Which stacks of defences make sense: each one's conditions hold, and none drops the effect of one before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOOKS = ("batch", "loss", "gradient", "update")
 def check_stack(
     defences: Sequence[Defence], module: nn.Module | None = None, before: Sequence[ClientHooks] = ()
 ) -> None:
-    """Raises NotApplicable, with the reason. module: the network; before: hooks that run ahead of the defences'."""
+    """Raises NotApplicable where a stack makes no sense. module: the network. before: hooks that run before it."""
     for position, defence in enumerate(defences):
         defence.check(StackContext(tuple(defences), position, module))
     check_nothing_dropped(defences, [(hook_name(hook), brought(hook)) for hook in before])
@@ -30,9 +30,9 @@ def check_nothing_dropped(
 ) -> None:
     """Raises NotApplicable where a defence ignores the loss or the gradient that something before it made.
 
-    The row would carry the name of what had no effect. before: who runs ahead of the defences, and the hooks it brings.
+    A row would name a method that had no effect. before: (name, hooks) of all that runs before the defences.
     """
-    # Who brought a loss or a gradient, and whether it may as well stand behind one that starts afresh.
+    # Who made a loss or a gradient, and whether it could stand behind a defence that replaces these.
     earlier: dict[str, list[tuple[str, bool]]] = {"loss": [], "gradient": []}
     for who, hooks in before:
         for hook in earlier.keys() & set(hooks):
@@ -51,10 +51,10 @@ def check_nothing_dropped(
 
 
 def brought(hook: ClientHooks) -> tuple[str, ...]:
-    """The names of the hooks that are more than the default."""
+    """The names of the hooks that do more than the default, which changes nothing."""
     return tuple(filter(hook.overrides, HOOKS))
 
 
 def hook_name(hook: ClientHooks) -> str:
-    """A plugin's name, or that of the class."""
+    """The plugin's name, or that of the class for hooks that are no plugin."""
     return str(getattr(hook, "name", type(hook).__name__))

@@ -1,12 +1,12 @@
 """Keys of stages: the hash of everything that decides a stage's output.
 
-A key covers the plugins (name, parameters, distribution, version, sources, libraries they require),
-the seed, the content of data sets, those that other plugins hold among them, the keys of the stages it needs, the
-engine's numerics version, device type, precision, threads, and the versions of the numeric libraries. It does not
+A key covers the plugins (name, parameters, distribution, version, sources, libraries they require), the seed, the
+content of data sets, also of those that other plugins hold, the keys of the stages it needs, the engine's numerics
+version, device type, precision, threads and how clients train, and the versions of the numeric libraries. It does not
 cover paths, names or labels.
 
-It is the hash of canonical JSON. Most of that JSON is about plugins and settings that many stages have in common, so
-an identity is put together from parts that are each written once: name -> canonical JSON.
+It is the hash of canonical JSON. Most of that JSON describes plugins and settings that many stages have in common, so
+an identity is kept as parts that are each written once: name -> canonical JSON.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def key_of(kind: str, identity: Identity, needs: Sequence[str], environment: str
 
 
 def signature_of(identity: Identity, upstream: Sequence[str], environment: str) -> str:
-    """What a stage's cost depends on: the key without the seed. upstream: signatures of the stages it needs."""
+    """A hash of what a stage's cost depends on: no seed enters it. upstream: signatures of the stages it needs."""
     parts = {
         "identity": _object({name: text for name, text in identity.items() if name != "seed"}),
         "upstream": canonical(upstream),
@@ -56,7 +56,7 @@ def signature_of(identity: Identity, upstream: Sequence[str], environment: str) 
 
 
 def environment_of(compute: Compute, device_type: str) -> str:
-    """Where a stage is computed, as far as it decides numbers: canonical JSON."""
+    """Canonical JSON of where and how a stage is computed, as far as that decides numbers."""
     facts = {
         "numerics": NUMERICS,
         "libraries": general_versions(),
@@ -64,8 +64,8 @@ def environment_of(compute: Compute, device_type: str) -> str:
         "threads": compute.threads,
         "precision": compute.precision,
         "tf32": compute.tf32,
-        # Equal to float tolerance only. On a GPU the clock decides what auto does, so that one key may have numbers of
-        # both ways; which it was is in the record, and merging allows for it (harness.comparable).
+        # Ways to train that give the same numbers only to float tolerance. On a GPU, timings decide what auto does, so
+        # one key may have numbers of either way; the record says which, and merging allows for it (harness.comparable).
         "clients": compute.clients,
         "chunk": compute.chunk,
         "trainings": compute.trainings,
@@ -78,7 +78,7 @@ def environment_of(compute: Compute, device_type: str) -> str:
 
 
 def training_identity(spec: TrainSpec, data: DataRoot, memo: Memo) -> Identity:
-    """Of a training, whatever engine runs its rounds. data: where the scenario's data are, here as below."""
+    """The identity of a training, whatever engine runs its rounds. data: where the scenario's data are, as below."""
     return {
         "dataset": memo.of(_plugin, (data, spec.dataset)),
         "model": memo.of(_plugin, (data, spec.model)),
@@ -99,7 +99,7 @@ def training_identity(spec: TrainSpec, data: DataRoot, memo: Memo) -> Identity:
 def compression_identity(
     compressors: tuple[ModelCompressor, ...], unprotected: tuple[str, ...], data: DataRoot, memo: Memo
 ) -> Identity:
-    """Of a chain of model compressors."""
+    """The identity of a chain of model compressors."""
     return {"compressors": memo.of(_plugins, (data, *compressors)), "unprotected": canonical(unprotected)}
 
 
@@ -110,7 +110,7 @@ def scoring_identity(
     data: DataRoot,
     memo: Memo,
 ) -> Identity:
-    """Of the scores of a released model."""
+    """The identity of the scores of a released model."""
     return {
         "metrics": memo.of(_plugins, (data, *metrics)),
         "evaluation": memo.of(_settings, evaluation),
@@ -119,7 +119,7 @@ def scoring_identity(
 
 
 def attack_identity(spec: AttackSpec, scoring: Identity, data: DataRoot, memo: Memo) -> Identity:
-    """Of an attack on a released model. scoring: the identity of the model's own scores."""
+    """The identity of an attack on a released model. scoring: the identity of the model's own scores."""
     return {
         **scoring,
         "threat": memo.of(_threat, spec.threat),

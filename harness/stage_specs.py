@@ -1,4 +1,4 @@
-"""What each kind of stage is given: everything that decides its output but the code behind it."""
+"""What each kind of stage is given: everything that decides its output, except the code behind it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class TrainSpec:
     variant: TrainingVariant | None = None
     fingerprint: str = ""  # of the dataset's content; without it no cache of decoded data is used
     engine: str = "local"  # what runs the rounds
-    # Seeds mechanism noise instead of the stage's key: the same for every engine.
+    # Seeds mechanism noise instead of the stage's key, so that it is the same with every engine.
     noise_key: str | None = None
 
     @property
     def weighting(self) -> str:
-        """How clients count: as the scenario says; equally where a defence protects whole clients.
+        """How clients are weighted: as the scenario says, but uniformly where a defence protects whole clients.
 
-        A weight by records would tell recipients how many a client has.
+        Weights by records would tell recipients how many records a client has.
         """
         protected = any(defence.protects == "client" for defence in self.defences)
         return "uniform" if protected else self.federation.weighting
@@ -104,7 +104,7 @@ def training_of(spec: Spec) -> TrainSpec:
 
 
 def plugins_behind(spec: Spec) -> tuple[Plugin, ...]:
-    """All plugins that a stage works with, those within others left aside."""
+    """All plugins that a stage works with, except those nested in others."""
     if isinstance(spec, TrainSpec):
         settings = (spec.dataset, spec.model, spec.federation.partition)
         attack = () if spec.attack is None else (spec.attack,)
@@ -145,12 +145,12 @@ _PARTS = [f.name for f in fields(TrainSpec) if f.name not in ("seed", "variant")
 
 
 def shared_parts(spec: TrainSpec) -> tuple[Any, ...]:
-    """Equal for trainings of one run that differ in seed or variant at most."""
+    """A tuple that is equal for trainings of one run if they differ in nothing but seed or variant."""
     return tuple(_mark(getattr(spec, name)) for name in _PARTS)
 
 
 def _mark(part: Any) -> Any:
-    """Plain values as they are; plugins and settings, which the cells of a scenario have in common, by identity."""
+    """Plain values as they are; plugins and settings by identity, as the cells of a scenario share these objects."""
     if isinstance(part, tuple):
         return tuple(map(_mark, part))
     return part if isinstance(part, str | float | Path) else id(part)

@@ -1,4 +1,4 @@
-"""A scenario from a few answers: a template of the built-in plugins, who choose the methods, is filled in."""
+"""A scenario from a few answers, filled into a template of the built-in plugins, which chooses the methods."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ THREATS = ("evasion", "byzantine", "backdoor", "privacy")
 
 @dataclass(frozen=True)
 class Answers:
-    """data: a data set's name, or a path. model: a name; empty: by the data. epsilon, device_bytes: 0 for none."""
+    """data: a data set's name, or a path. model: a name; "": chosen by the data. epsilon, device_bytes: 0 for none."""
 
     data: str = "digits"
     model: str = ""
@@ -65,7 +65,7 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits:
 
 
 def check_target(file: Path, *, force: bool = False) -> None:
-    """Raises HarnessError where the file is none for a scenario, or there already and `force` does not replace it."""
+    """Raises HarnessError where the file's name is no scenario's, or it exists and `force` does not replace it."""
     if file.exists() and not force:
         raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
     if file.suffix not in (".yaml", ".yml"):
@@ -73,9 +73,9 @@ def check_target(file: Path, *, force: bool = False) -> None:
 
 
 def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
-    """The scenario's text. file: where it will be, for relative paths. grey: its images have no colour.
+    """The scenario's text. file: where it will be, for relative paths. grey: the images have no colour.
 
-    Raises HarnessError.
+    Raises HarnessError for answers that no scenario can be made of.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -102,13 +102,13 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
 
 
 def _text(text: str) -> str:
-    """As YAML reads it back: in quotes where it would be a number, nothing, or end before a #."""
+    """A text as YAML, in quotes where it would be read as a number, as nothing, or only up to a #."""
     plain = parse(f"name: {text}").data == {"name": text}
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _checked(answers: Answers, file: Path) -> tuple[str, str]:
-    """As `_data`. Raises HarnessError with everything that no scenario could be made of."""
+    """What `_data` returns. Raises HarnessError with every answer that no scenario can be made of."""
     wrong = [f"unknown threat {t!r}; {did_you_mean(t, THREATS)}" for t in answers.threats if t not in THREATS]
     try:
         if answers.model:
@@ -125,7 +125,7 @@ def _checked(answers: Answers, file: Path) -> tuple[str, str]:
 
 
 def patients(answers: Answers) -> Shared | None:
-    """What in the paths of a folder of images may name patients."""
+    """What may name patients in the paths of a folder of images, if anything does."""
     folder = _path(answers.data)
     return shared(folder) if folder.is_dir() else None
 
@@ -138,7 +138,7 @@ def _template() -> str:
 
 
 def _data(given: str, file: Path) -> tuple[str, str]:
-    """(`named`, name), or the kind of files and their path as the scenario should write it."""
+    """("named", a data set's name), or (kind of files, their path as the scenario should write it)."""
     path = _path(given)
     if not path.exists() and not {"/", "\\", "."} & set(given):
         try:
@@ -152,7 +152,8 @@ def _data(given: str, file: Path) -> tuple[str, str]:
 
 
 def _path(given: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(given)))  # as `find_file`: an unknown ~name stays
+    # As in `find_file`, an unknown ~name stays as it is.
+    return Path(os.path.expanduser(os.path.expandvars(given)))
 
 
 def _kind(path: Path) -> str:
@@ -167,7 +168,7 @@ def _kind(path: Path) -> str:
 
 
 def _written(path: Path, file: Path) -> str:
-    """Relative to the scenario or to $HARNESS_DATA where it lies in there, so that it means the same elsewhere."""
+    """A path, relative to the scenario or to $HARNESS_DATA if it lies below, so that it means the same elsewhere."""
     target = path.resolve()
     bases = {"": file.parent.resolve(), "${HARNESS_DATA}/": os.environ.get("HARNESS_DATA")}
     for prefix, base in bases.items():
@@ -177,12 +178,12 @@ def _written(path: Path, file: Path) -> str:
 
 
 def parse_threats(text: str) -> tuple[str, ...]:
-    """`evasion,privacy`, `all` or `none`, in any order, each once."""
+    """The threats in a text such as `evasion,privacy`, `all` or `none`: each once, in the order given."""
     if text.strip() in ("all", "none"):
         return THREATS if text.strip() == "all" else ()
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def known(kind: str) -> Sequence[str]:
-    """Names to choose from."""
+    """The plugin names of a kind, to choose from."""
     return registry().names(kind)

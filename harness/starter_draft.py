@@ -1,4 +1,4 @@
-"""Answers to the questions of `harness init`, each checked when it is given, with those before it."""
+"""Answers to the questions of `harness init`, each checked when it is given, together with those before it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from harness.contracts.data import Splits
 
 SMALLEST = {"clients": 2, "rounds": 1, "device_bytes": 0, "seeds": 1}
-# Stands in for what is not answered yet: nothing that an answer could be in conflict with.
+# Stands in for the answers not given yet, with values that no answer conflicts with.
 _NOTHING_YET = Answers(clients=2, rounds=1, epsilon=0.0, threats=(), seeds=1)
 
 
 class Draft:
-    """Answers so far. file: where the scenario will be; nothing is written.
+    """The answers so far. file: where the scenario will be; a draft does not write it.
 
-    splits: the data, once they are known; they are loaded when they are named, and only then.
+    splits: the data, loaded when an answer names them, and only then; None before.
     """
 
     def __init__(self, file: Path, name: str = "") -> None:
@@ -33,7 +33,7 @@ class Draft:
         self.splits: Splits | None = None
 
     def take(self, field: str, text: object) -> None:
-        """Raises HarnessError, and keeps what was, where an answer cannot be used with those before it."""
+        """Take an answer. Raises HarnessError, and changes nothing, where it cannot be used with those before it."""
         answers = replace(self.answers, **{field: read_answer(field, str(text))})
         try:
             written = compose(answers, self.file)
@@ -47,7 +47,7 @@ class Draft:
 
 
 def read_answer(field: str, text: str) -> Any:
-    """An answer as `Answers` holds it. Raises HarnessError where it is none, whatever the others are."""
+    """An answer as `Answers` holds it. Raises HarnessError where it would be wrong whatever the others are."""
     text = text.strip()
     if field == "model":
         return "" if text == "auto" else text
@@ -79,6 +79,6 @@ def _epsilon(text: str) -> float:
 
 
 def _without_places(message: str, file: Path) -> str:
-    """The reasons alone: nobody has seen the file that they would point into, as it is not there yet."""
+    """The reasons without their places in the file, which is not written yet, so that nobody has seen it."""
     lines = [line for line in message.splitlines() if not line.startswith("    ")]
     return "; ".join(re.sub(rf"^{re.escape(str(file))}:\d+:\d+: ", "", line) for line in lines)

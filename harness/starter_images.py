@@ -1,4 +1,4 @@
-"""What `harness init` sees in somebody's images: paths that may name patients, and pictures without colour."""
+"""What `harness init` looks for in a user's images: paths that may name patients, and images without colour."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.contracts.data import Splits
 
-_AT_ONCE = 1000  # images compared at a time: most coloured ones are told by the first
+_AT_ONCE = 1000  # images compared at a time: where there is colour, the first of them mostly show it
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What several images of a folder share, and may be of one patient by: a folder, or a number in their names.
+    """What images of a folder share that may be of one patient: a folder, or a number in their names.
 
-    pattern: a regular expression for their paths below the split, whose group it is. said: how many there are.
+    pattern: a regular expression for their paths below the split; its group is what they share. said: how many there
+    are, in words.
     """
 
     pattern: str
@@ -27,9 +28,9 @@ class Shared:
 
 
 def shared(folder: Path) -> Shared | None:
-    """The folders below those of the classes, else the first number in all file names that several images share.
+    """The folders below the class folders or else, of the numbers in every file name, the first that images share.
 
-    A number that only tells the folder, as in cats1/cat1_05.png, names nobody.
+    None without any. A number that is the same throughout each folder, as in cats1/cat1_05.png, names nobody.
     """
     paths = sorted(
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_image(file, folder)
@@ -51,7 +52,7 @@ def shared(folder: Path) -> Shared | None:
 
 
 def _below_classes(paths: list[str]) -> list[str]:
-    """Of each image the folder below its class's; nothing where some lie in the class's own."""
+    """For each image the folder below its class folder; empty where some images lie directly in a class folder."""
     parts = [path.split("/") for path in paths]
     if any(part[0].lower().startswith("train") for part in parts):
         parts = [part[1:] for part in parts]  # without the folder of the split
@@ -65,7 +66,7 @@ def _is_image(file: Path, folder: Path) -> bool:
 
 
 def _patterns(path: str) -> list[str]:
-    """One for each number of a file's name that a separator follows, with the word before it."""
+    """A pattern for each number in a file's name that a separator follows, with the word before the number."""
     name = path.rpartition("/")[2]
     found = re.finditer(r"((?:[^\W\d_]+[-_ ]?)?)\d+(?=([-_ .]))", name.rpartition(".")[0] + " ")
     return [
@@ -76,12 +77,12 @@ def _patterns(path: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """For a pattern that people read: `-` and ` ` need no backslash outside brackets."""
+    """Text escaped for a pattern that people read: `-` and ` ` need no backslash outside brackets."""
     return re.escape(text).replace("\\-", "-").replace("\\ ", " ")
 
 
 def is_grey(splits: Splits) -> bool:
-    """Whether all images have three channels that say the same."""
+    """Whether all images have three channels that are equal."""
     for split in (splits.train, splits.val, splits.test):
         images = split.images
         if images.shape[1] != 3:

@@ -5,7 +5,7 @@ Layout of a store folder:
     store.sqlite              stages (key -> result), records (cell -> JSON), facts (cached small JSON objects);
                               each carries a hash of itself
     artifacts/ab/abcd….safetensors
-    pictures/abcd….png        what privacy attacks got back, beside the originals
+    pictures/abcd….png        what privacy attacks reconstructed, beside the originals
 
 Everything is written atomically, so a store is valid whenever a process is killed.
 """
@@ -42,18 +42,18 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
-# One part of a stage's result in a JSON array, null where the result is damaged: asking such a one is an error.
+# One part of a stage's result in a JSON array, NULL where the result is damaged: json_extract would fail on it.
 _PART = """CASE WHEN json_valid(CAST(result AS TEXT)) AND intact(CAST(result AS BLOB))
     THEN CASE json_type(result) WHEN 'object' THEN json_array(json_extract(result, ?)) END END"""
 
 
 def is_store(path: Path) -> bool:
-    """Whether a folder holds a store; whether that can be opened shows where it is."""
+    """Whether a folder holds a store; whether the store can be opened is found out by opening it."""
     return (path / DATABASE).is_file()
 
 
 def take_away(path: Path, *, folder: bool = True) -> None:
-    """Removes a store that holds no results; folder: and its folder, unless somebody else's files are there."""
+    """Removes a store that holds no results. folder: its folder as well, unless other files are in it."""
     with contextlib.suppress(OSError):  # the lock last: until then nobody else writes here
         for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
             (path / name).unlink(missing_ok=True)
@@ -99,10 +99,10 @@ class Store(Artifacts):
                 )
             if not read_only:
                 self._db.executescript(_TABLES)
-            if version == 0:  # only then: a full disk lets nothing be written, and what it holds be read
+            if version == 0:  # only in a new store: an old one can then be read even where the disk is full
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except (sqlite3.Error, OSError) as error:
-            # With a lock it is another process's.
+            # Where there is a lock file, another process has begun to use it.
             if made and not read_only and not (self.path / "lock").exists():
                 take_away(self.path, folder=new)
             raise self._unusable(error) from error
@@ -118,7 +118,7 @@ class Store(Artifacts):
         return StoreError(f"cannot use the store {self.path}: {error}")
 
     def check(self) -> str | None:
-        """What is wrong with the database file, None if nothing is."""
+        """What is wrong with the database file, or None if nothing is wrong."""
         try:
             (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             for table in ("stages", "records", "facts"):
@@ -129,7 +129,7 @@ class Store(Artifacts):
 
     @classmethod
     def reading(cls, path: str | Path) -> Store:
-        """For who only reads: also a store that this user, or this file system, does not let anyone write."""
+        """Opens a store for a caller that only reads: read_only where the user or the file system may not write it."""
         file = Path(path) / DATABASE
         return cls(path, read_only=file.exists() and not _may_write(file))
 
@@ -138,7 +138,7 @@ class Store(Artifacts):
         self._db.close()
 
     def discard(self) -> None:
-        """Take away a store that was just made and holds no results: whoever found it would look for some."""
+        """Remove a store that was just made and holds no results: anyone who found it would look for results in it."""
         self.close()
         take_away(self.path)
 
@@ -168,7 +168,7 @@ class Store(Artifacts):
                 raise StoreError(
                     f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
                 ) from None
-            # A full disk: the name is for others to read, the lock is held.
+            # This may fail on a full disk. The name only tells others who holds the lock, which is held anyway.
             with contextlib.suppress(OSError):
                 file.seek(0)
                 file.truncate()
@@ -183,7 +183,7 @@ class Store(Artifacts):
                 file.close()
 
     def in_place(self) -> bool:
-        """Whether a store that is locked is still where it was opened: another one made there has no lock."""
+        """Whether a store that is locked is still where it was opened: a new one made in its place has no lock file."""
         return (self.path / "lock").exists()
 
     def _execute(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -217,7 +217,7 @@ class Store(Artifacts):
         self._execute("INSERT OR REPLACE INTO stages VALUES (?,?,?,?,?,?,?,?)", row)
 
     def stage_result(self, key: str) -> dict[str, Any] | None:
-        """The result of a finished stage, or None. One that is damaged, or whose artifact is gone, does not count."""
+        """The result of a finished stage, or None, also where it is damaged or one of its artifacts is missing."""
         rows = self._execute("SELECT result FROM stages WHERE key=? AND status='done'", (key,))
         result = _object(rows[0][0]) if rows else None
         if result is None:
@@ -226,9 +226,9 @@ class Store(Artifacts):
         return result if there else None
 
     def heal(self, key: str) -> bool:
-        """Whether a stage is finished and its artifacts hold what their names say; those that do not are removed.
+        """Whether a stage is finished and all its artifacts are intact; damaged ones are removed.
 
-        Its result then does not count, nor does that of any other stage with the same artifact. Reads every file.
+        Once an artifact is removed, no result of a stage that refers to it counts any more. Reads every file.
         """
         result = self.stage_result(key)
         if result is None:
@@ -245,7 +245,7 @@ class Store(Artifacts):
         return whole
 
     def empty(self) -> bool:
-        """Whether nothing was ever put here."""
+        """Whether the store holds no stage, no record and no artifact."""
         rows = self._execute("SELECT 1 FROM stages UNION ALL SELECT 1 FROM records LIMIT 1")
         return not rows and not any(p.is_file() for p in (self.path / "artifacts").rglob("*"))
 
@@ -287,7 +287,7 @@ class Store(Artifacts):
         return {(kind, signature): seconds for kind, signature, seconds in rows}
 
     def peak_memory(self, signatures: Collection[tuple[str, str]]) -> int | None:
-        """The most bytes that a finished stage of these (kind, signature) had in use, None if there is none."""
+        """The most bytes that any finished stage of these (kind, signature) used; None where there is no such stage."""
         rows = self._execute(
             f"SELECT kind, signature, {_PART} FROM stages WHERE status='done'", ("$.peak_memory_bytes",)
         )
@@ -309,9 +309,9 @@ class Store(Artifacts):
         self._execute("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?)", row)
 
     def record(self, scenario: str, cell: str, fingerprint: str | None = None) -> dict[str, Any] | None:
-        """A cell's record, or None; with a fingerprint, only if it is whole and made from exactly those stages.
+        """A cell's record, or None; with a fingerprint, only if it is intact and made from exactly those stages.
 
-        Raises StoreError for a damaged record where no fingerprint is given: who gives one can make it again.
+        Raises StoreError for a damaged record where no fingerprint is given: a caller with one can make it again.
         """
         rows = self._execute(
             "SELECT record, fingerprint FROM records WHERE scenario=? AND id=?", (scenario, cell)
@@ -332,14 +332,14 @@ class Store(Artifacts):
     ) -> list[dict[str, Any]]:
         """Every record, of one scenario or all, in insertion order. Raises StoreError for a damaged one.
 
-        lost: takes these errors instead, and the damaged records are left out.
+        lost: a list to which these errors are added instead; damaged records are then left out.
         """
         return list(self.each_record(scenario, lost=lost))
 
     def each_record(
         self, scenario: str | None = None, *, lost: list[StoreError] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The same, one at a time, for stores whose records would fill the memory."""
+        """As `records`, but one at a time, for stores whose records would fill the memory."""
         where, values = ("", ()) if scenario is None else (" WHERE scenario=?", (scenario,))
         for record, _ in self._records(where, values, lost):
             yield record
@@ -372,12 +372,12 @@ class Store(Artifacts):
         return _object(rows[0][0]) if rows else None
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """All small cached objects, but damaged ones."""
+        """All small cached objects by key, except damaged ones."""
         found = {key: _object(value) for key, value in self._execute("SELECT key, value FROM facts")}
         return {key: value for key, value in found.items() if value is not None}
 
     def put_fact(self, key: str, value: dict[str, Any]) -> None:
-        """Cache a small JSON object; a store that is only read forgets it."""
+        """Cache a small JSON object; does nothing in a read-only store."""
         if not self.read_only:
             self._execute("INSERT OR REPLACE INTO facts VALUES (?,?)", (key, seal(value)))
 
@@ -404,18 +404,18 @@ class Store(Artifacts):
             yield
             self._execute("COMMIT")
         except BaseException:
-            if self._db.in_transaction:  # on a full disk it is rolled back already
+            if self._db.in_transaction:  # on a full disk SQLite has rolled it back already
                 self._execute("ROLLBACK")
             raise
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether it is the database file that is not what it should be."""
+    """Whether an error says that the database file is damaged, or is no database."""
     return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
 
 
 def _may_write(database: Path) -> bool:
-    """SQLite writes beside its file, too."""
+    """Whether the database can be written, and its folder, where SQLite makes further files."""
     return all(os.access(path, os.W_OK) for path in (database, database.parent))
 
 
@@ -446,7 +446,7 @@ def _open_to_read(folder: Path) -> sqlite3.Connection:
 
 
 def _text(data: bytes) -> str:
-    """Text as it was written; what is damaged in it is no reason to fail, but none of its readers takes it."""
+    """Text as it was written. Damaged bytes are replaced instead of raising here; whoever reads the text rejects it."""
     return data.decode(errors="replace")
 
 

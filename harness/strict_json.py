@@ -10,7 +10,7 @@ def dumps(value: Any) -> str:
     """Strict JSON: NaN and infinities are written as {"$float": "nan"} and the like."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except ValueError:  # rare, and looking for them first costs more than all the rest of writing a record
+    except ValueError:  # rare: looking for them first would cost more than all the rest of writing a record
         return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
 
 

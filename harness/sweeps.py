@@ -11,11 +11,11 @@ from harness.yaml_loader import Location
 
 MAX_SWEEP = 1000  # values that one item may expand to
 
-Choices = dict[Location, int]  # which item was taken of the sweep at a place
+Choices = dict[Location, int]  # place of a sweep -> the item taken of it
 
 
 def variants(node: Any, path: Location) -> Iterator[tuple[Any, Choices]]:
-    """Every combination of the sweeps below, in file order, with the item taken of each sweep."""
+    """The value for every combination of the sweeps in a node, in file order, with the item taken of each sweep."""
     if isinstance(node, dict) and "sweep" in node:
         for i, item in enumerate(node["sweep"]):
             for value, choices in variants(item, (*path, "sweep", i)):
@@ -46,5 +46,5 @@ def walk(node: Any, path: Location) -> Iterator[tuple[Location, Any]]:
 
 
 def origin(path: Location, choices: Choices) -> Location:
-    """Where an expanded value stands: the item of its last sweep, or the axis item itself."""
+    """Where an expanded value stands in the file: the item taken of its last sweep, or the axis item itself."""
     return (*(place := list(choices)[-1]), "sweep", choices[place]) if choices else path
