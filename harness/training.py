@@ -50,7 +50,7 @@ ROOT = -1  # the root dataset's number among clients
 
 @dataclass
 class Trained:
-    """A trained module and what its training was like. prepared: one list of dicts per training so far.
+    """A trained module and facts of its training. prepared: for each training so far, one dict per defence.
 
     recorder: what was kept for privacy attacks, where the variant asks for it. execution: how clients were trained.
     """
@@ -64,9 +64,9 @@ class Trained:
 
 @dataclass
 class Ready:
-    """A training before its first round. schedule: the clients of each round. prepared: one dict a defence.
+    """A training before its first round. schedule: the clients of each round. prepared: one dict per defence.
 
-    multiplier(round): on the local learning rate. evaluate(round): scores on val, {} in rounds that skip them.
+    multiplier(round): factor of the local learning rate. evaluate(round): scores on val, {} in rounds that skip them.
     """
 
     federation: Federation
@@ -77,11 +77,11 @@ class Ready:
     recorder: Recorder | None
 
     def run(self, report: Report) -> Run:
-        """Its rounds."""
+        """The training's rounds, to be run."""
         return Run(self.federation, self.schedule, self.multiplier, self.evaluate, report)
 
     def trained(self, history: list[list[dict[str, Any]]] | None = None) -> Trained:
-        """What it has come to after its rounds; history: what was prepared for trainings before.
+        """The result, once the rounds were run. history: what was prepared for earlier trainings.
 
         Raises HarnessError where the rounds used no update.
         """
@@ -114,7 +114,7 @@ class Training:
 
     @property
     def seed(self) -> int:
-        """Of initial weights, partition, rounds and batches."""
+        """The seed of initial weights, partition, rounds and batches."""
         return own_seed(self.spec.seed, self.spec.variant)
 
     @cached_property
@@ -131,17 +131,17 @@ class Training:
 
     @property
     def clients(self) -> int:
-        """How many take part, canaries that are clients included."""
+        """How many clients there are, including canaries that are clients."""
         own = self.planting
         return self.spec.federation.clients + (len(own.clients) if own is not None else 0)
 
     def members(self, fine_tuning: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
         """Positions, sorted, of the records that the released model was trained on.
 
-        They are those of the clients that some round draws, of this training or of a compressor's fine_tuning (its
-        `purpose` and `rounds`): of what a client holds that no round draws a release can tell nothing. A record of
-        a client that trains is a member even where batches left it out by chance, be it Poisson sampling's coins or
-        local steps that make no epoch: what a mechanism is run on, and protects, is the client's data set.
+        They are the records of every client that some round draws, in this training or in a compressor's fine_tuning
+        (its `purpose` and `rounds`): a release can tell nothing of a client that no round draws. A record of a client
+        that trains is a member even where batches left it out by chance, because of Poisson sampling's coins or of
+        local steps that make less than an epoch: a mechanism runs on, and protects, the client's whole data set.
         """
         drawn = self._taking_part(self.clients, self.spec.federation.rounds)
         for part in fine_tuning:
@@ -154,7 +154,7 @@ class Training:
         return self.build(self.spec.model)
 
     def build(self, model: Model) -> nn.Module:
-        """An untrained network for this data, with initial weights and what the defences make of it."""
+        """An untrained network for this data, with initial weights, as the defences change it."""
         spec = self.spec
         with seeded_modules("cpu", self.seed, "initial weights"):
             module = built(model, self.data.input_shape, self.data.num_classes, spec.normalization)
@@ -182,7 +182,7 @@ class Training:
         history: list[list[dict[str, Any]]] | None = None,
         hooks: tuple[ClientHooks, ...] = (),
     ) -> Trained:
-        """Train `module` in place. A later purpose ("fine-tune") draws other batches, coins and noise.
+        """Train `module` in place. A purpose other than "train" draws other batches, coins and noise.
 
         hooks: run at every client before the defences'.
         """
@@ -201,9 +201,10 @@ class Training:
         kind: type[Federation] = Federation,
         prepared: list[dict[str, Any]] | None = None,
     ) -> Ready:
-        """Everything about a training but its rounds; see `run`. Raises what `check` raises.
+        """Set up a training, for `run` to run its rounds. Raises what `check` raises.
 
-        kind: the class of the federation. prepared: where somebody else has settled what the defences prepare.
+        kind: the class of the federation. prepared: what the defences prepare, where that was settled elsewhere.
+        Other parameters are those of `run`. Raises PluginError where the network to train returns no logits.
         """
         self.check(module, hooks)
         if purpose == "train":
@@ -262,9 +263,9 @@ class Training:
         }
 
     def guarantees(self, prepared: list[list[dict[str, Any]]]) -> list[Guarantee]:
-        """What each defence of the stack that guarantees something gives for these trainings together.
+        """The guarantees that defences of the stack give for these trainings together.
 
-        Which of them hold is for `harness.privacy.lineage.strongest` to say.
+        `harness.privacy.lineage.strongest` decides which of them hold.
         """
         found = []
         malicious = set(map(str, self.malicious))
@@ -272,7 +273,7 @@ class Training:
         for position, defence in enumerate(self.spec.defences):
             guarantee = promised(defence, [training[position] for training in prepared])
             if guarantee is not None:
-                # Nobody accounts for what malicious clients do to their records, or leave out.
+                # Without malicious clients: no accounting covers what they do to their records, or what they leave out.
                 own = {i: spent for i, spent in guarantee.client_epsilon.items() if i not in malicious}
                 settled: dict[str, Any] = {"by": defence.name, "client_epsilon": own}
                 if shuffles and guarantee.unit == "record" and guarantee.sampling.get("method") == "poisson":
@@ -284,7 +285,7 @@ class Training:
     # parts --------------------------------------------------------------------------------------
 
     def _schedule(self, clients: int, rounds: int, purpose: str = "train") -> list[list[int]]:
-        """Who of so many clients takes part in each round."""
+        """Which of this many clients take part in each round."""
         spec, settings = self.spec, self.spec.federation
         always = self.malicious if spec.threat is not None and spec.threat.participation == "always" else ()
         return participants(
@@ -292,7 +293,7 @@ class Training:
         )
 
     def _taking_part(self, clients: int, rounds: int, purpose: str = "train") -> set[int]:
-        """Who of so many clients takes part in some round."""
+        """Which of this many clients take part in some round."""
         return {i for ids in self._schedule(clients, rounds, purpose) for i in ids}
 
     def sampling(self, size: int, batch_size: int | None = None) -> Sampling:
@@ -308,7 +309,7 @@ class Training:
         return [len(c) for c in self.pool.clients]
 
     def counts(self) -> list[int]:
-        """How much each client's update counts in a round's mean, canaries included."""
+        """The weight of each client's update in a round's mean, canaries included."""
         sizes = self._held()
         return sizes if self.spec.weighting == "examples" else [1] * len(sizes)
 
@@ -388,7 +389,7 @@ class Training:
         prepared: list[dict[str, Any]],
         task: int,
     ) -> Client:
-        """A client while it attacks. task: how many of the hooks are part of what is trained, and no defence's."""
+        """A client while it attacks. task: how many of the first hooks belong to what is trained, not to a defence."""
         assert self.spec.threat is not None
         if self.spec.threat.capability_with(attack) == "data":
             return self._client(number, images, labels, (*honest, attack), [*prepared, {}])
@@ -420,7 +421,7 @@ class Training:
         return Client(number, images, labels, self._steps(size), self.sampling(size), hooks, list(prepared))
 
     def _root(self) -> Client | None:
-        """The root dataset of the rule that has one: a seeded draw from the validation split, trained plainly."""
+        """The root dataset, for a rule that has one, as a client without hooks: seeded draws from the validation split."""
         for rule in self.spec.aggregators:
             if rule.root_records:
                 val = self.data.val
@@ -432,7 +433,7 @@ class Training:
         return None
 
     def rules(self, prepared: list[dict[str, Any]], done: int) -> Rules:
-        """prepared: one dict a defence. done: rounds trained before."""
+        """How the server turns updates into a step. prepared: one dict per defence. done: rounds trained before."""
         spec, settings = self.spec, self.spec.federation
         aggregators = list(spec.aggregators)
         for defence, own in zip(spec.defences, prepared, strict=True):

@@ -23,7 +23,7 @@ MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 40
 DIGITS = 400  # of a whole number: more are not even converted
 LARGEST_INTEGER = 2**63 - 1
-LARGEST = 3.4028235e38  # what float32 holds: larger numbers would fail where a training meets them
+LARGEST = 3.4028235e38  # the largest float32: a larger number would fail only where a training meets it
 MAX_VALUES = 20_000  # aliases are counted where they are used: nested ones would otherwise grow without bound
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -41,7 +41,7 @@ _CONSTANTS: dict[str, Any] = {
 
 
 class Mark(NamedTuple):
-    """A place in the file, counted from 1, and the text there as far as its first line goes."""
+    """A place in the file, line and column from 1, and the text there, of which only the first line."""
 
     line: int
     column: int
@@ -109,7 +109,7 @@ def plain_value(text: str) -> Any:
 
 
 def _finite(value: float, text: str) -> float:
-    if not abs(value) <= LARGEST:  # nor inf / inf
+    if not abs(value) <= LARGEST:  # also for NaN, from inf / inf
         raise ValueError(
             f"{_cut(text)} is too large for a number: networks compute in float32, up to {LARGEST:.3g}"
         )

@@ -1,4 +1,4 @@
-"""What a parser's error means to whoever wrote the file: the place to look at, and what to change there."""
+"""Explains a parser's error to the author of the file: the place to look at, and what to change there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def syntax_mistake(error: yaml.YAMLError, text: str, lines: Sequence[str]) -> tu
         return place, f"not valid YAML: the character U+{code:04X} is not allowed"
     reason = getattr(error, "problem", None) or "it cannot be read"
     context, begin = getattr(error, "context", None), getattr(error, "context_mark", None)
-    # Seen only at the end, or a line later: where it began is where to look.
+    # The next two are noticed only at the end, or a line later: the place to look at is where they began.
     opening = "" if begin is None else _line(lines, begin.line)[begin.column : begin.column + 1]
     if begin is not None and opening and ("end of stream" in reason or "<stream end>" in reason):
         return (begin.line + 1, begin.column + 1), f"not valid YAML: this {opening} is not closed"
@@ -40,7 +40,7 @@ def syntax_mistake(error: yaml.YAMLError, text: str, lines: Sequence[str]) -> tu
 
 
 def _hint(reason: str, mark: yaml.Mark, lines: Sequence[str]) -> str | None:
-    """What to change, where that can be told."""
+    """What to change, or None where that is not clear."""
     line = _line(lines, mark.line)
     if re.search(r"[:,\[]\s*\$\{", line):
         return 'put text that holds ${...} in quotes, e.g. "${HARNESS_DATA}/x.npz"'
@@ -58,7 +58,7 @@ def _hint(reason: str, mark: yaml.Mark, lines: Sequence[str]) -> str | None:
 
 
 def _second_colon(mark: yaml.Mark, lines: Sequence[str]) -> str | None:
-    """Of a colon that ends no key: what is wrong before it, on its line or the one above."""
+    """For a colon that ends no key: what is wrong before it, on its line or on the one above."""
     line = _line(lines, mark.line)
     if _KEY.search(line[: mark.column]):
         return "put a value that holds a colon and a space in quotes"
@@ -77,5 +77,5 @@ def _second_colon(mark: yaml.Mark, lines: Sequence[str]) -> str | None:
 
 
 def _line(lines: Sequence[str], number: int) -> str:
-    """A line by the parser's count, which knows fewer ends of lines than Python does; past the last, nothing."""
+    """A line by the parser's number, which counts fewer kinds of line ends than Python does; "" past the last line."""
     return lines[number] if number < len(lines) else ""
