@@ -73,7 +73,7 @@ class Option(BaseModel):
 
 # What the server does with the aggregated update delta (d,), in round t ---------------------------
 
-# v starts from tau^2, which must be a float32 even for the largest tau.
+# v starts from tau^2, which must fit into a float32 even for the largest tau.
 Tau = Annotated[float, Field(gt=0, le=1e18, description="degree of adaptivity: added to sqrt(v)")]
 
 

@@ -104,7 +104,7 @@ class Planner:
         self._environment = partial(environment_of, device_type=device.split(":")[0])
         self._data: dict[Path, DataRoot] = {}
         self._unchanged: set[Code] = set()
-        # By ids of plugins, which stay theirs because the stages hold the plugins.
+        # By ids of plugins, which stay unique because the stages keep the plugins alive.
         self._premised: dict[tuple[object, ...], Premises] = {}
         self._trained: dict[tuple[Any, ...], tuple[str, TrainSpec]] = {}
         self._scored: dict[tuple[Any, ...], tuple[CompressSpec, tuple[str, ...], str, str]] = {}
@@ -171,7 +171,7 @@ class Planner:
         return plan
 
     def _data_of(self, spec: TrainSpec) -> DataRoot:
-        """The folder of a training's data, told the fingerprint of the scenario's data set where the spec has it."""
+        """A training's DataRoot, which is told the fingerprint of the scenario's data set where the spec has one."""
         data = self._data.setdefault(spec.root, DataRoot(spec.root))
         if spec.fingerprint:
             data.know(spec.dataset, spec.fingerprint)
@@ -219,7 +219,10 @@ class Planner:
 
     @staticmethod
     def _scores_attack(cell: Cell) -> bool:
-        """Whether an attack has its own stage: clean scores show what one on training did, unless it is a backdoor."""
+        """Whether an attack needs a stage of its own.
+
+        The clean scores show what an attack on training did, unless it is a backdoor.
+        """
         return not cell.trains_under_attack or getattr(cell.attack, "backdoor_target", None) is not None
 
     def _train(self, spec: TrainSpec, environment: str) -> tuple[str, TrainSpec]:

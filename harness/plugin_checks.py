@@ -55,7 +55,7 @@ def spellings(plugin: type[Plugin]) -> tuple[str, ...]:
 def _check_parameters(plugin: type[Plugin]) -> None:
     """Raises PluginError where parameters or attributes break the contract.
 
-    One in the place of something that the engine calls would otherwise end a run midway.
+    One that takes the place of something the engine calls would otherwise end a run midway.
     """
     contract = _contract(plugin)
     what = f"{plugin.__qualname__} ({contract.__name__})"
@@ -124,7 +124,7 @@ def _hooks(plugin: type[Plugin]) -> set[str]:
 
 
 def _misspelt(plugin: type[Plugin]) -> str:
-    """For messages: each method that the contract does not have, with the one of its own that it resembles, if any."""
+    """For messages: the methods that resemble one of the contract's but have another name, each with that one."""
     hooks = _hooks(plugin)
     methods = (name for owner in _own(plugin) for name, own in vars(owner).items() if inspect.isroutine(own))
     near = {name: nearest(name, hooks) for name in methods if name not in hooks and name[0] != "_"}
@@ -171,7 +171,7 @@ def check_api(required: Any) -> None:
 
 
 def declared_api(module: str) -> Any:
-    """The `requires_api` of a module, read from its source: without that version, importing it may fail."""
+    """The `requires_api` of a module, read from its source, as importing it may fail without that very version."""
     file = _source_file(module)
     try:
         tree = ast.parse(file.read_bytes()) if file else ast.Module([], [])

@@ -61,8 +61,8 @@ def of_stages(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the stages behind a record were computed.
 
     engines: each distinct state of the engine. engine: that state, or all versions without a commit where there are
-    several. python, platform, device_name: all distinct values, in one text. Stages of older stores do not say: they
-    count as `unknown`, but where none names its device, device_name is left out: the record's own is the best guess.
+    several. python, platform, device_name: all distinct values, in one text. Stages of older stores do not say, and
+    count as `unknown`. Where none names its device, device_name is left out: the record's own is then the best guess.
     """
     found = list(results)
     engines: list[dict[str, Any]] = []

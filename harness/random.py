@@ -69,8 +69,8 @@ def secret_generator(*parts: object, device: torch.device | str = "cpu") -> torc
     """`torch_generator` for parts that hold a secret of at least 256 bits: its noise cannot be found by trying seeds.
 
     On CUDA, 60 bits of the place in Philox's stream are hashed from the parts too, beside its key. Neither generator
-    is cryptographically secure: anyone who sees enough of its numbers as they are, about 20,000 bits of the twister's,
-    can work out its state, and with it all its other numbers.
+    is cryptographically secure: anyone who sees enough of its raw numbers, about 20,000 bits of the twister's, can work
+    out its state, and with it all its other numbers.
     """
     import numpy as np
 

@@ -198,7 +198,7 @@ class Registry:
     # looking up ---------------------------------------------------------------------------------
 
     def _visible(self, kind: str, name: str) -> list[Entry]:
-        """What a short name may mean: plugins of packages, and those of the local files that `see` has named."""
+        """What a short name may mean: plugins of packages, and of the local files that are made visible by `see`."""
         return [e for e in self._entries[kind].get(name, ()) if e.file is None or e.file in self._seen]
 
     def entries(self, kind: str) -> Iterator[Entry]:
@@ -242,7 +242,8 @@ class Registry:
     def disabled_note(self, name: str, distribution: str = "") -> str:
         """For messages: disabled packages that may hold a plugin that was not found.
 
-        Those of its name or distribution come with their reason; where there is none, the others are named.
+        Those of its name or distribution come with their reason. Where there is none, and the distribution was not
+        given, all others are named.
         """
         distribution = _normalized(distribution)
         meant = [d for d in self.disabled if distribution == d.distribution or d.name == name]
@@ -321,7 +322,7 @@ def split_spec(kind: str, spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _known_hooks(manager: pluggy.PluginManager) -> None:
-    """Raises PluginError, with the nearest hook, where a plugin marks a function by whose name there is no hook."""
+    """Raises PluginError, with the nearest hook, where a plugin marks a function whose name is no hook's."""
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:

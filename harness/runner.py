@@ -187,7 +187,7 @@ class Runner:
         self._loading.discard(event.key)
         stage, started = self._running.pop(event.key)
         seconds = time.monotonic() - started
-        # Where it is not, workers go on in a new store in the old place, whose results this process would not find.
+        # Where the store was moved, workers write into a new one in its old place, whose results nobody here finds.
         if not self.store.in_place():
             raise StoreError(
                 f"the store {self.store.path} was moved or deleted while a run writes into it: put it back, or name "

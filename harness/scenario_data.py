@@ -182,8 +182,8 @@ def _in_file(place: Location, reporter: Reporter) -> Location:
     """Where a plugin or its parameter stands in the file; any other place is returned as it is.
 
     place: (axis, stack, position in the stack, parameter) or, for an attack, (threats, the threat's name, number,
-    parameter), the parameter optional, stacks and attacks numbered after sweeps are expanded. In the file, a stack of
-    one plugin may stand without a list.
+    parameter); the parameter may be missing. Stacks and attacks are numbered as they are after sweeps are expanded. In
+    the file, a stack of one plugin may stand without a list.
     """
     if len(place) < 3 or place[0] not in (*STACKS, "threats"):
         return place
@@ -240,7 +240,7 @@ def _constants(scenario: Scenario, channels: int) -> Found:
 
 
 def _unbuildable(scenario: Scenario, splits: Splits) -> Found:
-    """Models, the scenario's and parameters of stacked plugins, that cannot be trained on these images and classes."""
+    """The scenario's model and those that stacked plugins hold, where these images and classes cannot train them."""
     classes = splits.num_classes
     if classes < 2:
         named = ", ".join(splits.class_names)
@@ -368,7 +368,7 @@ def _success_records(scenario: Scenario, splits: Splits) -> Found:
 
 
 def _sides(attribute: Callable[[Tensor, Tensor], Tensor], split: Split) -> set[bool]:
-    """Whether images have the attribute: {True}, {False} or both, where the remaining images are not looked at."""
+    """Whether images have the attribute: {True}, {False}, or both, as soon as both were found."""
     import numpy as np
     import torch
 

@@ -31,7 +31,7 @@ _EXPECTED = (
     (r"should be (?P<bound>(?:'[^']*'|-?\d+)(?:(?:, | or )(?:'[^']*'|-?\d+))*)$", "{bound}"),
 )
 
-# Such a phrase -> the types of the values without quotes that it asks for.
+# Such a phrase -> the types that it asks for, of values without quotes.
 _PLAIN = (
     ("a whole number", (int,)),
     ("a number", (int, float)),

@@ -236,7 +236,7 @@ def _round_problems(index: int, threat: Any, federation: Any) -> Found:
 
 
 def _score_problems(threats: Iterable[Any], metrics: Iterable[Metric] | None) -> Found:
-    """Scores that two plugins declare, as a record holds one value per score.
+    """Scores that two plugins declare, although a record holds one value per score.
 
     An attack and a metric may not share a score; two attacks may, if they mean the same by it.
     """

@@ -43,7 +43,7 @@ class Reader(Reporter):
         return value.model_copy(update={"files": files}) if good and not self.problems else None
 
     def local_plugins(self) -> tuple[LocalFile, ...]:
-        """Load the files that `plugins` names, before all else is read, which may use their plugins."""
+        """Load the files that `plugins` names, before anything else is read, as that may use their plugins."""
         named = self.document.data.get("plugins") if isinstance(self.document.data, dict) else None
         found = []
         for i, path in enumerate(named if isinstance(named, list) else ()):

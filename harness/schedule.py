@@ -14,8 +14,8 @@ class Schedule:
     """The stages that are wanted and not done, with those that they need; each is given out once.
 
     Of the stages that are ready, the first in the plan comes first, so that cells are finished one after another and
-    the stages of one training follow each other. An operation costs no more than what it changes: dependency counts
-    and a heap take the place of scans.
+    the stages of one training follow each other. The cost of an operation grows only with what it changes: it uses
+    dependency counts and a heap, and scans nothing.
 
     beside: first stage of a bundle -> keys of those computed together with it. They are held back until that one has
     ended, and then given out unless `drop` has said that they are done.

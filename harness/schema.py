@@ -53,7 +53,7 @@ def scenario_schema() -> Schema:
 
 
 class _Generator(GenerateJsonSchema):
-    """Leaves out defaults that are objects without a warning: they are plugins, described elsewhere."""
+    """Leaves out defaults that are objects, and does not warn of it: they are plugins, described elsewhere."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}
 

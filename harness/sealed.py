@@ -1,4 +1,4 @@
-"""JSON objects stored with a hash of themselves: with a digit altered they are still JSON, and pass for a score."""
+"""JSON objects stored with a hash of themselves: a score with an altered digit is still JSON, and would be believed."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def remember(module: str) -> None:
 
 
 def source_hash(distribution: str, module: str) -> str:
-    """sha256 over every file, but bytecode and hidden files, of the top-level package that holds a module.
+    """sha256 over every file, except bytecode and hidden files, of the top-level package that holds a module.
 
     It also covers other packages and modules of the distribution, and modules outside of site-packages that any of
     them imports. The built-in plugins import nothing but the engine and libraries, so for one of their modules it

@@ -65,7 +65,7 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits:
 
 
 def check_target(file: Path, *, force: bool = False) -> None:
-    """Raises HarnessError where the file's name is no scenario's, or it exists and `force` does not replace it."""
+    """Raises HarnessError where the file does not end in .yaml or .yml, or exists and `force` does not replace it."""
     if file.exists() and not force:
         raise HarnessError(f"{file} is there already; give --force to replace it, or another file")
     if file.suffix not in (".yaml", ".yml"):

@@ -28,9 +28,10 @@ class Shared:
 
 
 def shared(folder: Path) -> Shared | None:
-    """The folders below the class folders or else, of the numbers in every file name, the first that images share.
+    """What may name patients: folders below the class folders, else a number in every file name; None for neither.
 
-    None without any. A number that is the same throughout each folder, as in cats1/cat1_05.png, names nobody.
+    The number is the first that several images share. One that is the same throughout each folder, as in
+    cats1/cat1_05.png, names nobody.
     """
     paths = sorted(
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if _is_image(file, folder)

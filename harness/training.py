@@ -421,7 +421,7 @@ class Training:
         return Client(number, images, labels, self._steps(size), self.sampling(size), hooks, list(prepared))
 
     def _root(self) -> Client | None:
-        """The root dataset, for a rule that has one, as a client without hooks: seeded draws from the validation split."""
+        """The root dataset, for a rule that has one, as a client without hooks: a seeded draw from validation."""
         for rule in self.spec.aggregators:
             if rule.root_records:
                 val = self.data.val

@@ -41,7 +41,7 @@ _CONSTANTS: dict[str, Any] = {
 
 
 class Mark(NamedTuple):
-    """A place in the file, line and column from 1, and the text there, of which only the first line."""
+    """A place in the file (line and column, from 1) and the first line of the text there."""
 
     line: int
     column: int
