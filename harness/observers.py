@@ -63,7 +63,7 @@ class Observers:
         self._show("capacity_changed", jobs)
 
     def problem(self, text: str) -> None:
-        """Something that the user should know of and that fails no cell; shown at once, and again at the end."""
+        """Report what the user should know of but what fails no cell; it is shown at once, and again at the end."""
         self.problems.append(text)
         self._show("problem", text)
 

@@ -72,7 +72,8 @@ class CellPlan:
     """A cell and its stages by role, or why it is not run."""
 
     cell: Cell
-    # Role -> key: train, compress, clean, attack, variant:NAME, surrogate train.
+    # Role -> key: train, compress, clean, attack, variant:NAME, variant:NAME compress, surrogate train,
+    # surrogate compress.
     stages: dict[str, str] = field(default_factory=dict)
     reason: str | None = None
     error: dict[str, Any] | None = None  # where planning itself failed

@@ -74,7 +74,7 @@ class Registry:
         self.disabled: list[Disabled] = []
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
         self._versions: dict[str, str] = {}
-        self._local: set[LocalFile] = set()  # files whose plugins are in the tables
+        self._local: set[LocalFile] = set()  # files whose plugins are in `_entries`
         self._seen: frozenset[LocalFile] = frozenset()  # files whose plugins are found by name now
 
     # loading ------------------------------------------------------------------------------------

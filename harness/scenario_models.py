@@ -190,7 +190,7 @@ class Scenario(Part):
         return plain
 
     def hash(self) -> str:
-        """sha256 of the name and everything that decides a score: not the file's place or description."""
+        """sha256 of the name and everything that decides a score, so not of the file's path or the description."""
         written = independent(self, self.to_dict())
         plain = {key: value for key, value in written.items() if key not in self.unscored}
         plain["compute"].pop("stage_timeout")

@@ -126,7 +126,7 @@ def repeated(items: Collection[Any], field: str, what: str) -> Found:
 
 
 def default(cls: type[M]) -> Callable[[], M]:
-    """For fields whose default is a part with all its defaults."""
+    """A default factory, for fields whose default is a part with all its own defaults."""
     return lambda: cls.model_validate({})
 
 

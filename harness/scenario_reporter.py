@@ -1,4 +1,4 @@
-"""Finds the place in the file of every mistake, whoever found it: the reader, pydantic or a plugin."""
+"""Finds the place in the file of every mistake, whether the reader, pydantic or a plugin found the mistake."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reporter:
         return shown(raw, mark.text if mark else str(raw), phrase)
 
     def trace(self, path: Location, steps: Location, choices: Choices) -> Location:
-        """The place of `steps` below an axis item, through sweeps; steps that lead nowhere are left out."""
+        """The place of `steps` below an axis item, by the items taken of its sweeps; steps not in the file are skipped."""
         path, node = self.enter(path, choices)
         for step in steps:
             known = (isinstance(node, dict) and step in node) or (

@@ -58,7 +58,7 @@ class Schedule:
 
     @property
     def ready(self) -> int:
-        """How many stages could start now, at most: those that were dropped may be counted."""
+        """How many stages could start now, at most: stages that were dropped may still be counted."""
         return len(self._ready)
 
     def take(self) -> Stage | None:

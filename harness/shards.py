@@ -38,7 +38,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From `i/n`. Raises HarnessError."""
+        """The shard that a text `i/n` names. Raises HarnessError for any other text."""
         found = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text.strip())
         if found is None or int(found[1]) > int(found[2]):
             raise HarnessError(f"a shard is i/n with i from 1 to n, such as 2/8, not {text!r}")

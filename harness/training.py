@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from harness.stage_specs import TrainSpec
 
 Report = Callable[[int, int, dict[str, Any]], None]
-ROOT = -1  # the root dataset's number among clients
+ROOT = -1  # the root dataset's number as a client
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Ready:
 
 
 class Training:
-    """One TrainSpec on one device. stage_key seeds the mechanism noise, which no two stages share.
+    """One TrainSpec on one device. stage_key seeds the mechanism noise, so that no two stages share it.
 
     at_a_time: clients that may train at the same time, on as many cores.
     """
