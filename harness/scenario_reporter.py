@@ -45,7 +45,7 @@ class Reporter:
         return shown(raw, mark.text if mark else str(raw), phrase)
 
     def trace(self, path: Location, steps: Location, choices: Choices) -> Location:
-        """The place of `steps` below an axis item, by the items taken of its sweeps; steps not in the file are skipped."""
+        """The place of `steps` below an axis item, by the items taken of its sweeps; steps not in there are skipped."""
         path, node = self.enter(path, choices)
         for step in steps:
             known = (isinstance(node, dict) and step in node) or (
