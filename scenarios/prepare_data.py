@@ -76,8 +76,11 @@ def pneumonia(source: Path) -> dict[str, bytes]:
 
 def pneumonia_224(source: Path) -> dict[str, bytes]:
     """File -> content: the images as they are, in the schema of Hugging Face datasets. source: as of `pneumonia`."""
-    import pyarrow as pa
-    from pyarrow import parquet
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError("pneumonia-224 needs pyarrow: pip install 'psr-harness[hf]'") from None
 
     files = {}
     for part in PNEUMONIA_COUNTS:
