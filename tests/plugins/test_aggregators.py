@@ -156,7 +156,7 @@ class TestByHand:
         pulls = (x - v) / (x - v).norm(dim=1, keepdim=True)
         assert pulls.sum(0).norm() < 1e-8  # the unit vectors to the corners cancel: 120 degrees apart
 
-    @pytest.mark.parametrize("length", [1e-3, 1e-2, 1.0])
+    @pytest.mark.parametrize("length", [1e-5, 1e-3, 1e-2, 1.0])
     def test_geometric_median_of_short_updates_is_not_their_mean(self, length):
         """Updates of real federations are a few hundredths apart: a floor of 0.1 made the rule the mean."""
         x = length * normal(11, 50, seed=2)
@@ -198,6 +198,20 @@ class TestByHand:
         create("geometric-median", iterations=500, tolerance=0)(x, reporter=facts.append)
         assert 2 < facts[0]["iterations"] < 100
         assert facts[1]["iterations"] == 500
+
+    @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    def test_geometric_median_stops_after_the_first_step_shorter_than_its_share(self, tolerance):
+        x, facts, taken = normal(9, 5), [], 0
+        v = x.numpy().mean(0)
+        while True:
+            distances = np.linalg.norm(x.numpy() - v, axis=1)
+            before, v = v, ((1 / distances)[:, None] * x.numpy()).sum(0) / (1 / distances).sum()
+            taken += 1
+            if np.linalg.norm(v - before) < tolerance * np.median(distances):
+                break
+        ours = create("geometric-median", tolerance=tolerance)(x, reporter=facts.append)
+        assert facts[0]["iterations"] == taken
+        close(ours, v, torch.float64)
 
     def test_nnm_matrix(self):
         x = torch.tensor([[0.0], [1.0], [2.5], [9.0]])

@@ -364,6 +364,12 @@ def test_clipped_clustering_clips_to_all_norms_seen():
     )
 
 
+def test_clipped_clustering_of_three_keeps_the_two_alike():
+    x, seen = torch.tensor([[1.0, 0.1], [-1.0, 0.2], [1.0, 0.0]]), []
+    create("clipped-clustering")(x, reporter=seen.append)
+    assert seen[0]["kept"] == [0, 2]
+
+
 @pytest.mark.parametrize(("honest", "zeros"), [(6, 2), (6, 3), (5, 4)])
 @pytest.mark.parametrize("first", ["honest", "zeros"])
 def test_clipped_clustering_makes_two_clusters_where_merges_are_equally_far(honest, zeros, first):
@@ -409,6 +415,74 @@ def test_signguard_filters_norms_and_clips_to_the_median():
     )
 
 
+def slow_signguard(x, looked, lower=0.1, upper=3.0, k=None):
+    """Rows kept and their mean. Bandwidth: over rows, the mean distance to the k-th nearest row, itself the first."""
+    from sklearn.cluster import MeanShift
+
+    n, norms = len(x), np.linalg.norm(x, axis=1)
+    signs = np.sign(x[:, looked])
+    features = np.stack([(signs == s).mean(1) for s in (1, 0, -1)], 1)
+    apart = np.linalg.norm(features[:, None] - features[None], axis=2)
+    bandwidth = np.sort(apart, 1)[:, (n // 2 if k is None else k) - 1].mean()
+    labels = MeanShift(bandwidth=bandwidth).fit_predict(features)
+    plausible = (norms >= lower * np.median(norms)) & (norms <= upper * np.median(norms))
+    kept = np.flatnonzero(plausible & (labels == np.bincount(labels).argmax()))
+    return kept.tolist(), slow_clip(x, np.median(norms))[kept].mean(0)
+
+
+def test_signguard_s_bandwidth_decides_which_cluster_wins():
+    """At quantile 0.5 two near groups, of 3 and 2, are one cluster and outnumber a group of 4; at 0.4 they are not."""
+    positives = [50] * 4 + [70] * 3 + [78] * 2 + [20]
+    x = torch.tensor([[1.0] * p + [-1.0] * (100 - p) for p in positives], dtype=torch.float64)
+    assert slow_signguard(x.numpy(), range(100), k=4)[0] == [0, 1, 2, 3]
+    assert slow_signguard(x.numpy(), range(100), k=6)[0] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    kept, mean = slow_signguard(x.numpy(), range(100))
+    assert kept == [4, 5, 6, 7, 8]
+    seen: list = []
+    close(create("signguard", share=1.0)(x, reporter=seen.append), mean, torch.float64)
+    assert seen[0]["kept"] == kept
+
+
+@pytest.mark.parametrize("n", [10, 11, 16])
+def test_signguard_is_the_papers(n):
+    sizes = set()
+    for seed in range(4):
+        x = normal(n, 300, seed=seed) + 0.1 * torch.arange(n)[:, None] * (torch.arange(n)[:, None] % 3 == 0)
+        x[:, ::7] *= torch.arange(n)[:, None] % 2  # some send zeros
+        x[1] *= 2.95 * x[0].norm() / x[1].norm()
+        looked = torch.randperm(300, generator=torch.Generator().manual_seed(seed))[:30]
+        kept, mean = slow_signguard(x.numpy(), looked.numpy())
+        seen: list = []
+        ours = create("signguard")(x, reporter=seen.append, generator=torch.Generator().manual_seed(seed))
+        assert seen[0]["kept"] == kept
+        close(ours, mean, torch.float64)
+        sizes.add(len(kept))
+    assert len(sizes) > 1
+
+
+def test_signguard_s_bounds_belong_to_the_plausible_norms():
+    lengths = torch.tensor([0.5, 1.0, 1.0, 1.0, 2.0], dtype=torch.float64)
+    seen: list = []
+    create("signguard", lower=0.5, upper=2.0, share=1.0)(lengths[:, None], reporter=seen.append)
+    assert seen[0]["kept"] == [0, 1, 2, 3, 4]
+    lengths[0], lengths[4] = 0.4999, 2.0001
+    create("signguard", lower=0.5, upper=2.0, share=1.0)(lengths[:, None], reporter=seen.append)
+    assert seen[1]["kept"] == [1, 2, 3]
+    for lower, upper, kept in ((0.0999, 3.0001, [1, 2, 3]), (0.1001, 2.9999, [0, 1, 2, 3, 4])):  # by default
+        lengths[0], lengths[4] = lower, upper
+        create("signguard", share=1.0)(lengths[:, None], reporter=seen.append)
+        assert seen[-1]["kept"] == kept
+
+
+def test_signguard_takes_the_larger_of_two_groups_of_equal_signs():
+    """Half of the rows are then at no distance from each: the bandwidth is zero."""
+    x = torch.ones(9, 20)
+    x[[1, 4, 6, 8]] = -1
+    seen: list = []
+    create("signguard", share=1.0)(x, reporter=seen.append)
+    assert seen[0]["kept"] == [0, 2, 3, 5, 7]
+
+
 def test_signguard_takes_all_rows_where_none_has_a_plausible_norm():
     x = torch.tensor([[0.01], [0.02], [10.0], [20.0]]).expand(4, 6)  # the median is 5.01, and nobody near it
     seen: list = []
@@ -429,6 +503,8 @@ def test_flame_is_a_clipped_mean_of_the_admitted_models_plus_noise():
     close(create("flame", noise=0.0)(x, global_weights=w), reference, torch.float64)
     noisy = create("flame", noise=0.1)(x, global_weights=w) - torch.from_numpy(reference)
     assert 0.8 < noisy.std() / (0.1 * median) < 1.2
+    published = create("flame")(x, global_weights=w) - torch.from_numpy(reference)
+    assert 0.8 < published.std() / (0.001 * median) < 1.2
 
 
 def test_crfl_clips_the_model_and_adds_noise_except_in_the_last_round():
@@ -552,6 +628,116 @@ def test_auror_splits_each_coordinate_as_two_means_would():
     seen: list = []
     create("auror", alpha=2.5)(x, reporter=seen.append)
     assert seen[0]["kept"] == [3, 4, 5, 6, 7, 8]
+
+
+def slow_auror(x, alpha, tau):
+    n, suspected, indicative = len(x), np.zeros(len(x)), 0
+    for values in x.T:
+        v = np.sort(values)
+        cut = min(range(1, n), key=lambda k: v[:k].var() * k + v[k:].var() * (n - k))
+        if v[cut:].mean() - v[:cut].mean() > alpha:
+            indicative += 1
+            lower = values <= v[cut - 1]
+            if lower.sum() != n / 2:
+                suspected += lower if lower.sum() < n / 2 else ~lower
+    return [i for i in range(n) if suspected[i] <= tau * indicative]
+
+
+@pytest.mark.parametrize("n", [6, 7])
+@pytest.mark.parametrize(("alpha", "tau"), [(1.8, 0.5), (2.2, 0.25), (1.8, 0.3)])
+def test_auror_keeps_whom_the_papers_counts_keep(n, alpha, tau):
+    """Few coordinates, so that clients are often in the smaller cluster of just tau of them."""
+    found = set()
+    for seed in range(20):
+        x = normal(n, 4, seed=seed)
+        x[:2] += 1.5
+        kept = slow_auror(x.numpy(), alpha, tau)
+        seen: list = []
+        result = create("auror", alpha=alpha, tau=tau)(x, reporter=seen.append)
+        assert seen[0]["kept"] == kept
+        close(result, x[kept].mean(0).numpy(), torch.float64)
+        found.add(tuple(kept))
+    assert len(found) > 4
+
+
+def test_auror_s_bounds():
+    for apart, kept in ((0.0201, [0, 1, 2]), (0.0199, [0, 1, 2, 3])):
+        seen: list = []
+        create("auror")(apart * torch.eye(4, dtype=torch.float64)[3][:, None], reporter=seen.append)
+        assert seen[0]["kept"] == kept
+    x = torch.zeros(5, 9, dtype=torch.float64)
+    x[0, :5], x[1, 5:] = 1, 1  # one stands out in 5 of 9 coordinates, one in 4
+    create("auror")(x, reporter=seen.append)
+    assert seen[-1]["kept"] == [1, 2, 3, 4]
+    x = torch.tensor([[0.0], [1.0], [1.0], [1.0]], dtype=torch.float64)
+    create("auror", alpha=1.0)(x, reporter=seen.append)  # just alpha apart
+    assert seen[-1]["kept"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("c", "iterations", "coordinates"), [(1.5, 1, 10_000), (0.9, 3, 4), (1.0, 2, 9)])
+def test_dnc_draws_coordinates_and_drops_c_f_rows_each_time(c, iterations, coordinates):
+    x = normal(12, 10, seed=5)
+    x[-3:] += 1
+    generator, good = torch.Generator().manual_seed(4), set(range(12))
+    for _ in range(iterations):
+        part = x
+        if coordinates < 10:
+            part = x[:, torch.randperm(10, generator=generator)[:coordinates]]
+        centred = (part - part.mean(0)).numpy()
+        scores = (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
+        good -= set(np.argsort(scores)[12 - int(c * 3) :].tolist())
+    seen: list = []
+    rule = create("dnc", f=3, c=c, iterations=iterations, coordinates=coordinates)
+    rule(x, generator=torch.Generator().manual_seed(4), reporter=seen.append)
+    assert seen[0]["kept"] == sorted(good)
+
+
+@pytest.mark.parametrize("kappa", [0.1, 2.0])
+def test_foolsgold_s_confidence_stretches_the_whole_logit(kappa):
+    x = normal(9, 6, seed=11)
+    weights = slow_foolsgold(x.numpy(), kappa)
+    assert ((weights > 0) & (weights < 1)).sum() >= 2
+    close(create("foolsgold", kappa=kappa)(x), (weights[:, None] * x.numpy()).sum(0) / 9, torch.float64)
+
+
+@pytest.mark.parametrize(("n", "alike"), [(14, 7), (14, 8), (15, 7), (15, 8)])
+def test_flame_s_cluster_is_more_than_half(n, alike):
+    x = normal(n, 300, seed=2)
+    x[:alike] = 0.1 * x[:alike] + normal(1, 300, seed=3)
+    seen: list = []
+    create("flame")(x, global_weights=torch.zeros(300, dtype=x.dtype), reporter=seen.append)
+    if alike > n / 2:
+        assert seen[0]["kept"] == list(range(alike))
+    else:  # others have to join them
+        assert len(seen[0]["kept"]) > n / 2
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9])
+def test_lasa_takes_layers_without_a_value_for_balanced(sparsity):
+    layers = {"a": slice(0, 22), "b": slice(22, 25), "c": slice(25, 30)}
+    rule = create("lasa", sparsity=sparsity, magnitude=1.5, direction=0.8)
+    for seed in range(8):
+        x = normal(9, 30, seed=seed) + 0.2
+        reference = slow_lasa(x.numpy().copy(), layers.values(), sparsity, 1.5, 0.8)
+        close(rule(x, layout=layers), reference, torch.float64)
+
+
+def test_weights_count_where_the_rule_averages_by_weight():
+    x, w, weights = normal(6, 8), normal(1, 8, seed=2)[0], torch.arange(1.0, 7.0, dtype=torch.float64) / 21
+    mean = weights @ x
+    agree = x.sign().sum(0).abs() >= 2
+    torch.testing.assert_close(create("rlr", f=1)(x, weights=weights), torch.where(agree, mean, -mean))
+    crfl = create("crfl", rho=100.0, cap=100.0, sigma=0.0)
+    torch.testing.assert_close(crfl(x, weights=weights, global_weights=w), mean)
+    fldetector = create("fldetector")
+    torch.testing.assert_close(fldetector(x, weights=weights, global_weights=w), mean)
+
+
+def test_norm_clipping_s_noise_is_on_the_result():
+    x = normal(4, 20_000)
+    noise = create("norm-clipping", noise=0.3)(x) - create("norm-clipping")(x)
+    assert float(noise.std()) == pytest.approx(0.3, rel=0.03)
+    assert abs(float(noise.mean())) < 0.01
 
 
 # DeepSight and FLDetector ---------------------------------------------------------------------------------------------
@@ -688,6 +874,102 @@ def test_the_gap_statistic_counts_groups():
     assert number_of_groups(rng.uniform(size=40), references, 7) == 1
 
 
+def slow_groups(values, references, most):
+    """Tibshirani, Walther and Hastie's rule, with the best of all cuts of the sorted values for k-means."""
+
+    def within(sample, k):
+        cuts = combinations(range(1, len(sample)), k - 1)
+        return min(sum(p.var() * len(p) for p in np.split(np.sort(sample), cut)) for cut in cuts)
+
+    logs = np.log([[within(sample, k) for sample in references] for k in range(1, most + 1)])
+    gap = logs.mean(1) - np.log([within(values, k) for k in range(1, most + 1)])
+    s = logs.std(1) * np.sqrt(1 + 1 / len(references))
+    return next((k for k in range(1, most) if gap[k - 1] >= gap[k] - s[k]), most)
+
+
+# Samples that another s would count otherwise: the deviation alone (45, 126), with ddof 1 or with 1 + 1/B not under the
+# root (226, 379), or that of k (126, 226, 379); as would the largest gap (45, 126, 379).
+@pytest.mark.parametrize("seed", [0, 1, 45, 126, 226, 379])
+def test_the_gap_statistic_is_the_papers(seed):
+    rng = np.random.default_rng(seed)
+    values, references = rng.uniform(size=9), rng.uniform(size=(3, 9))
+    assert number_of_groups(values, references, 4) == slow_groups(values, references, 4)
+
+
+def test_the_gap_statistic_takes_the_first_number_that_will_do():
+    rng = np.random.default_rng(5)
+    references = rng.uniform(size=(5, 12))
+    pairs = np.repeat([0.0, 0.1, 0.9, 1.0], 3) + rng.uniform(0, 1e-3, 12)  # two groups, or four
+    found = {most: number_of_groups(pairs, references, most) for most in (2, 3, 4, 5)}
+    assert found == {most: slow_groups(pairs, references, most) for most in (2, 3, 4, 5)}
+
+
+def slow_fldetector(rounds, window, start):
+    """Each client's errors over the round's mean one: B by the BFGS recursion, one pair after the other."""
+    scores, last, points, means = {}, {}, [], []
+    for t, (ids, rows, point) in enumerate(rounds):
+        moves = np.diff(points, axis=0)[-window:] if len(points) > 1 else []
+        if len(moves) and t >= start:
+            changes = np.diff(means, axis=0)[-window:]
+            b = np.eye(len(point)) * (changes[-1] @ moves[-1]) / (moves[-1] @ moves[-1])
+            for s, y in zip(moves, changes, strict=True):
+                b = b - np.outer(b @ s, b @ s) / (s @ b @ s) + np.outer(y, y) / (y @ s)
+            guess = b @ (point - points[-1])
+            errors = {
+                i: np.linalg.norm(last[i] + guess - r) for i, r in zip(ids, rows, strict=True) if i in last
+            }
+            for i, error in errors.items():
+                scores[i] = [*scores.get(i, []), error / np.mean(list(errors.values()))][-window:]
+        last = dict(zip(ids, rows, strict=True))
+        points.append(point)
+        means.append(rows.mean(0))
+    return scores
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_fldetector_finds_the_larger_group_where_scores_form_more_than_one(seed):
+    """Algorithm 2, on scores as they stand after `window` rounds."""
+    spread = np.random.default_rng(seed).uniform(size=9) ** (1 + seed % 3)
+    scores = 0.8 + 0.4 * spread
+    drawn = torch.rand((3, 9), generator=torch.Generator().manual_seed(seed)).double().numpy()
+    scaled = (scores - scores.min()) / (scores.max() - scores.min())
+    malicious: set[int] = set()
+    if slow_groups(scaled, drawn, 4) > 1:
+        order = np.argsort(scores)
+        cut = min(range(1, 9), key=lambda k: scores[order[:k]].var() * k + scores[order[k:]].var() * (9 - k))
+        malicious = set(order[cut:].tolist())
+    state = {"errors": {i: [score - 0.1, score + 0.1] for i, score in enumerate(scores)}}
+    seen: list = []
+    create("fldetector", window=2, groups=4, references=3)(
+        normal(9, 5),
+        state=state,
+        global_weights=torch.zeros(5, dtype=torch.float64),
+        generator=torch.Generator().manual_seed(seed),
+        reporter=seen.append,
+    )
+    assert seen[0]["kept"] == [i for i in range(9) if i not in malicious]
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_fldetector_s_scores_are_the_papers(start):
+    window, d, state, seen = 4, 6, {}, []
+    rule = create("fldetector", window=window, start=start)
+    generator = torch.Generator().manual_seed(2)
+    weights, curvature = 3 * torch.ones(d, dtype=torch.float64), torch.linspace(0.5, 1.5, d)
+    for round in range(12):
+        ids = [i for i in range(5) if (i + round) % 6]  # now and then one is away
+        noise = torch.randn(len(ids), d, generator=generator, dtype=torch.float64)
+        rows = -0.1 * (curvature * weights + 0.02 * noise)
+        before = weights
+        weights = weights + rule(rows, state=state, global_weights=weights, client_ids=ids, round=round)
+        seen.append((ids, rows.numpy(), before.numpy()))
+        expected = slow_fldetector(seen, window, start)
+        assert state.get("errors", {}).keys() == expected.keys()
+        for client, errors in expected.items():
+            assert state["errors"][client] == pytest.approx(errors, rel=1e-6)
+    assert max(map(len, expected.values())) == window
+
+
 def quadratic_rounds(rule, rounds, malicious, seed=0, n=12, d=20):
     """Gradient descent on a quadratic: honest updates follow from the weights, malicious ones are noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -729,6 +1011,17 @@ def test_fldetector_finds_whom_it_cannot_predict_and_starts_again():
     assert history[-1][1].norm() < initial.norm()
     late = quadratic_rounds(create("fldetector", window=3), 2 * first, [2, 7])[1]  # too late to start again
     assert late[first][0] == history[first][0]
+    assert (late[first][1] - initial).norm() > 0.1
+
+
+def test_fldetector_starts_again_in_the_last_round_of_the_first_half_and_no_later():
+    rule = create("fldetector", window=2, groups=2, references=5)
+    history = quadratic_rounds(rule, 12, [1], n=6)[1]
+    first = next(i for i, (kept, _) in enumerate(history) if len(kept) < 6)
+    initial, last = quadratic_rounds(rule, 2 * (first + 1), [1], n=6)
+    torch.testing.assert_close(last[first][1], initial)
+    initial, late = quadratic_rounds(rule, 2 * (first + 1) - 1, [1], n=6)
+    assert late[first][0] == last[first][0]
     assert (late[first][1] - initial).norm() > 0.1
 
 
