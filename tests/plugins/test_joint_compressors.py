@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from functools import partial
 from types import SimpleNamespace
 
@@ -143,6 +144,65 @@ def test_power_sgd_of_one_client_is_its_encoding():
     assert payload.nbytes == sent[0]
 
 
+@pytest.mark.parametrize("feedback", [True, False])
+def test_power_sgd_alone_remembers_as_in_a_round_of_one(feedback):
+    method, server = create("powersgd", rank=2, error_feedback=feedback), {}
+    together, alone = [{}], {}
+    for round in range(3):
+        rows = updates(1, seed=round)
+        (expected,), _, _ = exchange(method, rows, together, server, round)
+        payload = method.encode(rows[0], alone, context(round=round))
+        torch.testing.assert_close(method.decode(payload, context()), expected, rtol=1e-4, atol=1e-4)
+        assert ("residual" in alone) == ("residual" in together[0]) == feedback
+        if feedback:
+            torch.testing.assert_close(alone["residual"], together[0]["residual"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a round"])
+def test_power_sgd_keeps_nothing_of_what_it_sends_as_it_is(together):
+    """Algorithm 2's e is what was not sent: an update too long for P carries the last e, and leaves none."""
+    method, rows, state, server = create("powersgd", rank=2), updates(2), {}, {}
+
+    def send(row, round):
+        if not together:
+            return method.decode(method.encode(row, state, context(round=round)), context())
+        return exchange(method, [row, rows[1]], [state, {}], server, round)[0][0]
+
+    send(rows[0], 0)
+    before = state["residual"].clone()
+    assert before.norm() > 1
+    long = torch.full((D,), 1e38)  # it fits float32, and its length does not
+    torch.testing.assert_close(send(long, 1), long + before)
+    assert not state["residual"].any()
+    send(rows[0], 2)
+    kept = state["residual"].clone()
+    spoilt = rows[0].clone()
+    spoilt[0] = torch.inf
+    assert not send(spoilt, 3).isfinite().all()
+    assert torch.equal(state["residual"], kept)  # nothing of it has arrived
+
+
+def test_power_sgd_sends_updates_as_they_are_whose_sum_does_not_fit_float32():
+    method, server = create("powersgd", rank=2), {}
+    rows = [torch.full((D,), 2e38 / D**0.5)] * 3  # each is 2e38 long
+    received, sent, _ = exchange(method, rows, server=server)
+    assert all(torch.equal(got, row) for got, row in zip(received, rows, strict=True))
+    assert sent == [4 * D] * 3
+    assert server == {}
+
+
+def test_power_sgd_sends_a_layer_as_it_is_where_its_rank_saves_nothing():
+    d, row = 16, updates(1)[0][:16]
+    for rank, exact in ((1, False), (2, True)):  # r (n + m) = 8 and 16 of 16 numbers
+        given = UpdateCompressionContext(
+            0, 0, torch.Generator(), torch.Generator().manual_seed(0), {"w": slice(0, d)}, {"w": (4, 4)}
+        )
+        method, state = create("powersgd", rank=rank), {}
+        assert torch.equal(method.decode(method.encode(row, state, given), given), row) is exact
+        made = method.exchange([row], [{}], {}, [lambda given=given: given])
+        assert torch.equal(made.updates[0], row) is exact
+
+
 def counted(*chain):
     """Bytes up and down of one client of three, in a round of this chain."""
     outcome, module = Outcome(), torch.nn.Linear(40, 30, bias=False)
@@ -174,6 +234,34 @@ def test_a_sketch_finds_what_is_large(rows):
     assert set(got.nonzero().flatten().tolist()) == set(large.tolist())
     torch.testing.assert_close(got[large], update[large], rtol=0.05, atol=0.1)
     assert payload.nbytes == 4 * rows * round(0.5 * 4000 / rows)
+
+
+@pytest.mark.parametrize(("rows", "keep"), [(1, 1.0), (3, 1.0), (4, 0.3), (5, 0.0301)])
+def test_a_sketch_is_the_papers(rows, keep):
+    """Cell by cell: the median over rows of s_j(i) times cell h_j(i), and the k estimates of largest magnitude."""
+    method, update = create("count-sketch", ratio=0.3, rows=rows, keep=keep), updates(1)[0][:100]
+    width, shared = round(0.3 * 100 / rows), torch.Generator().manual_seed(7)
+    given = UpdateCompressionContext(7, 0, torch.Generator(), torch.Generator().manual_seed(7))
+    payload = method.encode(update, {}, given)
+    given.shared.manual_seed(7)
+    got = method.decode(payload, given)
+    cells = torch.randint(width, (rows, 100), generator=shared)
+    signs = torch.randint(2, (rows, 100), generator=shared) * 2 - 1
+    table = [[0.0] * width for _ in range(rows)]
+    for j, i in itertools.product(range(rows), range(100)):
+        table[j][cells[j, i]] += float(signs[j, i]) * float(update[i])
+    torch.testing.assert_close(payload.tensors["table"], torch.tensor(table), rtol=1e-5, atol=1e-5)
+    expected = torch.tensor(
+        [
+            statistics.median(float(signs[j, i]) * table[j][cells[j, i]] for j in range(rows))
+            for i in range(100)
+        ]
+    )
+    k = round(keep * 100)
+    left_out = expected.abs().argsort(descending=True)[k:]
+    assert int((got != 0).sum()) == min(k, int((expected != 0).sum()))
+    expected[left_out] = 0
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_sketch_is_linear_and_its_estimates_are_unbiased():

@@ -228,6 +228,13 @@ def test_half_precision_refuses_what_does_not_fit():
     )
 
 
+@pytest.mark.parametrize("name", ["top-k", "random-k"])
+@pytest.mark.parametrize(("d", "ratio", "k"), [(10, 0.26, 3), (10, 0.24, 2), (10, 0.04, 1), (10, 1.0, 10)])
+def test_k_is_the_nearest_whole_number_and_one_at_least(name, d, ratio, k):
+    payload = create(name, ratio=ratio).encode(update(d), {}, context())
+    assert len(payload.tensors["values"]) == len(set(payload.tensors["indices"].tolist())) == k
+
+
 def test_shared_coordinates_are_the_same_for_all_clients():
     method = create("random-k", ratio=0.1, shared=True, error_feedback=False)
     ones = torch.ones(100)
