@@ -224,6 +224,27 @@ def test_fang_is_picked_by_krum_and_points_the_wrong_way():
     )  # the largest of the halved factors that works
 
 
+@pytest.mark.parametrize(("h", "m", "offset"), [(10, 3, 0.05), (6, 2, 0.01), (7, 6, 0.0), (8, 1, 30.0)])
+def test_fang_with_full_knowledge_halves_the_paper_s_bound(h, m, offset):
+    """Theorem 1's, and no further than to the first below 1e-5 where Krum never picks a crafted row."""
+    honest = 0.3 * normal(h, 50, seed=h) + offset
+    x, s = honest.numpy(), np.sign(honest.numpy().mean(0))
+
+    def scores(rows):
+        pairs = ((rows[:, None] - rows[None]) ** 2).sum(-1)
+        return [np.sort(np.delete(pairs[i], i))[: h - 2].sum() for i in range(len(rows))]
+
+    bound = math.sqrt(min(scores(x)) / (max(1, h - m - 1) * 50)) + np.linalg.norm(
+        x, axis=1
+    ).max() / math.sqrt(50)
+    tried = bound
+    while np.argmin(scores(np.vstack([x, *[-tried * s] * m]))) < h and tried >= 1e-5:
+        tried /= 2
+    assert (tried < 1e-5) == (offset == 30)
+    rows = craft("fang", honest, m=m, parameters={"target": "krum"})
+    torch.testing.assert_close(rows, torch.from_numpy(-tried * s).expand(m, -1), rtol=1e-9, atol=0)
+
+
 def slow_partial_krum(own, least=1e-5):
     """Fang et al.'s search with partial knowledge, in float64: (lambda, crafted rows in the simulation)."""
     c, d = own.shape
@@ -309,6 +330,36 @@ def test_mimic_learns_the_direction_of_most_variance_and_stays_with_a_client():
     assert int((honest - row).norm(dim=1).argmin()) == (5 if chosen[-1] == 7 else 0)
 
 
+def test_mimic_is_appendix_b_s():
+    """mu and z by their weighted steps, the client of each warm-up round, and who has the largest sum after it."""
+    state, totals, mu, z = {}, {}, 0.0, None
+    for t in range(7):
+        ids = [i for i in range(6) if (i + t) % 5]  # now and then one is away
+        honest = normal(len(ids), 12, seed=t) + 0.3
+        x = honest.numpy()
+        generator = torch.Generator().manual_seed(t)
+        if t < 4:
+            if z is None:
+                z = torch.randn(12, generator=generator, dtype=torch.float32).double().numpy()
+                z = z / np.linalg.norm(z)
+            mu = t / (t + 1) * mu + 1 / (t + 1) * x.mean(0)
+            step = sum((row - mu) * ((row - mu) @ z) for row in x)
+            z = t / (t + 1) * z + 1 / (t + 1) * step / np.linalg.norm(step)
+            z = z / np.linalg.norm(z)
+            for i, row in zip(ids, x, strict=True):
+                totals[i] = totals.get(i, 0.0) + row @ z
+            best = int(np.argmax(x @ z))
+        else:
+            best = max(range(len(ids)), key=lambda k: totals[ids[k]])
+        generator = torch.Generator().manual_seed(t)
+        row = craft(
+            "mimic", honest, parameters={"warmup": 4}, state=state, ids=ids, round=t, generator=generator
+        )[0]
+        assert torch.equal(row, honest[best]), t
+        np.testing.assert_allclose(state["mean"].numpy(), mu, rtol=1e-10)
+        np.testing.assert_allclose(state["direction"].numpy(), z, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
 def test_mimic_does_not_depend_on_the_scale_of_the_updates(scale):
     state, scaled = {}, {}
@@ -350,8 +401,8 @@ def test_noisy_stale_free_riders_add_noise_that_stays():
 def test_disguised_free_riders_send_fading_noise_alone():
     """Whatever the model did: they return it as they received it, plus noise."""
     honest = normal(4, 20_000)
-    for round, deviation in ((0, 0.1), (9, 0.01)):
-        parameters = {"mode": "disguised", "sigma": 0.1}
+    for round, gamma, deviation in ((0, 1.0, 0.1), (9, 1.0, 0.01), (0, 0.5, 0.1), (8, 0.5, 0.1 / 3)):
+        parameters = {"mode": "disguised", "sigma": 0.1, "gamma": gamma}
         moved = torch.ones(20_000, dtype=torch.float64)
         rows = craft("free-rider", honest, parameters=parameters, round=round, moved=moved)
         assert float(rows.std()) == pytest.approx(deviation, rel=0.05)
