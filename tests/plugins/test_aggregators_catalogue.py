@@ -823,6 +823,22 @@ def test_deepsight_is_the_papers():
     assert len(kinds) > 2
 
 
+@pytest.mark.parametrize("seed", [1, 9, 13, 14, 26, 28, 32])
+def test_deepsight_weighs_how_homogeneous_a_cluster_is(seed):
+    """Nine of 24 favour a class, more or less: other thresholds, shares or weights accept other clusters."""
+    x, given = linear_context(24, seed=seed)
+    x = x * 4 + 0.4 * normal(3, 40, seed=200 + seed)[torch.arange(24) % 3]
+    rng = np.random.default_rng(seed)
+    for row in rng.choice(24, 9, replace=False):
+        k, factor = int(rng.integers(4)), float(rng.uniform(1, 3))
+        x[row, 9 * k : 9 * k + 9] *= factor
+        x[row, 36 + k] *= factor
+    seen: list = []
+    rule = create("deepsight", samples=30, min_cluster_size=3)
+    rule(x, reporter=seen.append, generator=torch.Generator().manual_seed(seed), **given)
+    assert seen[0]["kept"] == slow_deepsight(x, given, 30, seed, 3)
+
+
 def test_deepsight_finds_the_weight_behind_the_bias_where_the_layer_is_parametrized():
     """As it is while a compressor masks or rounds the layer's weights in fine-tuning."""
     x, given = linear_context(12)
