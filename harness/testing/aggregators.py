@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.aggregator import (
@@ -23,6 +24,7 @@ from harness.testing.core import (
     after,
     check,
     overrides,
+    repeated,
     require,
 )
 
@@ -268,23 +270,28 @@ def _any_order(subject: Subject, earlier: int) -> None:
 
 @check(*BOTH)
 def several_rounds(subject: Subject) -> None:
-    """With its own state from the round before, another round works as the first did."""
+    """With its own state from the round before, another round works as the first did, and as well repeats."""
     from harness.testing.toy import toy, updates
 
     after(subject, result_well_formed)
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
     world, f = toy(setting), tolerance(subject.plugin, ROWS)
-    state: dict[str, Any] = {}
-    for number in range(3):
-        rows = updates(world, ROWS, seed=number)
-        context = _context(rule, rows, f, setting, world, round=number, state=state)
-        try:
-            output = apply(rule, rows, context)
-        except Exception as error:
-            raise CheckFailed(
-                f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
-            ) from error
-        _proper(rule, output, rows, f"round {number + 1}")
+
+    def rounds() -> Iterator[dict[str, Any]]:
+        state: dict[str, Any] = {}
+        for number in range(3):
+            rows = updates(world, ROWS, seed=number)
+            context = _context(rule, rows, f, setting, world, round=number, state=state)
+            try:
+                output = apply(rule, rows, context)
+            except Exception as error:
+                raise CheckFailed(
+                    f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
+                ) from error
+            _proper(rule, output, rows, f"round {number + 1}")
+            yield output
+
+    repeated(subject, rounds)
 
 
 @check(*BOTH)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness.testing.core import (
@@ -9,12 +14,13 @@ from harness.testing.core import (
     CheckFailed,
     CheckSkipped,
     Subject,
+    after,
     check,
     family_of,
     require,
     tensors,
 )
-from harness.testing.watch import same
+from harness.testing.watch import other_hash, same
 
 
 def _draws(plugin: Any) -> bool:
@@ -102,6 +108,37 @@ def deterministic(subject: Subject) -> None:
         f"{subject.name} returns something else the second time, with the same inputs and seeds "
         f"({', '.join(different)}): draw from the context's generator alone, and keep nothing between calls",
     )
+
+
+@check(when=lambda plugin: not _measures(plugin))
+def same_in_every_process(subject: Subject) -> None:
+    """In another process, where Python's `hash` of a text is another number, it returns the same."""
+    first, hashing = subject.outcome(), _that_hash(subject.cls)
+    if not hashing:
+        return
+    after(subject, deterministic)
+    for salt in range(4):  # several: of a hash modulo a small number, one may give the same
+        with other_hash(hashing, salt):
+            found = subject.again().output
+        different = [name for name in first.output if not same(first.output[name], found.get(name))]
+        require(
+            not different,
+            f"what {subject.name} returns ({', '.join(different)}) depends on Python's hash() of a text, which is "
+            "another number in every process: take zlib.crc32, hashlib or harness.api.torch_generator instead",
+        )
+
+
+def _that_hash(cls: type) -> list[ModuleType]:
+    """The modules of a plugin's package that call `hash`."""
+    package = cls.__module__.partition(".")[0]
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
+    return [module for module in modules if _calls_hash(getattr(module, "__file__", None))]
+
+
+@cache
+def _calls_hash(file: str | None) -> bool:
+    path = Path(file or "")
+    return path.suffix == ".py" and bool(re.search(r"(?<![\w.])hash\(", path.read_text(encoding="utf-8")))
 
 
 def _devices() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
@@ -15,6 +16,7 @@ from harness.testing.core import (
     Trial,
     after,
     check,
+    repeated,
     require,
 )
 from harness.testing.watch import guarded
@@ -122,15 +124,20 @@ def few_clients(subject: Subject) -> None:
 
 @check("byzantine")
 def several_rounds(subject: Subject) -> None:
-    """With its own state from the round before, another round works as the first did."""
+    """With its own state from the round before, another round works as the first did, and as well repeats."""
     from harness.testing.toy import toy, updates
 
     after(subject, crafted_well_formed)
     attack, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
     world = toy(setting)
-    state: dict[str, Any] = {}
-    for number in range(3):
-        honest, own = updates(world, HONEST, seed=number), updates(world, MALICIOUS, seed=5 + number)
-        context = _context(attack, honest, own, world, setting, round=number, state=state)
-        crafted = attack.craft(own if attack.knowledge == "own" else honest, context)
-        _proper(subject, crafted, MALICIOUS, honest.shape[1], f"round {number + 1}")
+
+    def rounds() -> Iterator[Any]:
+        state: dict[str, Any] = {}
+        for number in range(3):
+            honest, own = updates(world, HONEST, seed=number), updates(world, MALICIOUS, seed=5 + number)
+            context = _context(attack, honest, own, world, setting, round=number, state=state)
+            crafted = attack.craft(own if attack.knowledge == "own" else honest, context)
+            _proper(subject, crafted, MALICIOUS, honest.shape[1], f"round {number + 1}")
+            yield crafted
+
+    repeated(subject, rounds)

@@ -309,8 +309,37 @@ def after(subject: Subject, function: Callable[[Subject], None]) -> None:
     """Raises CheckSkipped where another check fails, as this one would only find the same fault again."""
     try:
         function(subject)
-    except CheckFailed:
+    except CannotBeMade:
+        raise
+    except (CheckFailed, HarnessError):
         raise CheckSkipped(f"see {getattr(function, '__name__', '')}") from None
+
+
+def repeated(subject: Subject, rounds: Callable[[], Iterator[Any]]) -> None:
+    """Raises CheckFailed where rounds after the first draw from global generators, or differ when they are run again.
+
+    Raises CheckSkipped where the first one does, which other checks find.
+    """
+    found = []
+    for _ in range(2):  # what a later round imports may draw from them while it loads: not the second time
+        with global_random_state() as state:
+            made = rounds()
+            first = snapshot(next(made))
+            early = state.moved()
+            found.append([first, *map(snapshot, made)])
+            moved = state.moved()
+    if early or not same(found[0][0], found[1][0]):
+        raise CheckSkipped("see global_random_state_untouched and deterministic")
+    require(
+        not moved,
+        f"in a later round {subject.name} draws from (or seeds) the global generator of {', '.join(moved)}: draw from "
+        "the generator in the context, or from the key",
+    )
+    require(
+        same(*found),
+        f"{subject.name} returns something else in a later round when the same rounds are run again: draw from the "
+        "context's generator alone, and keep what is remembered in the context's state",
+    )
 
 
 def tensors(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.defence import ClientHooks, Defence, Sampling
@@ -16,6 +17,7 @@ from harness.testing.core import (
     Trial,
     check,
     overrides,
+    repeated,
     require,
 )
 from harness.testing.watch import global_random_state, same, snapshot
@@ -41,7 +43,7 @@ def _trial(defence: Defence, setting: Setting) -> Trial:
         output["sampling"] = defence.sampling(12, 8)
         rule = defence.aggregator(PlainMean(), prepared)
         if overrides(defence, Defence, "aggregator"):
-            output["aggregated"] = _aggregated(rule, updates(world, 4), world, setting)
+            output["aggregated"] = aggregated(rule, updates(world, 4), world, setting)
         deployed = defence.inference(released)
         if not defence.stochastic:
             with global_random_state():  # deployed_model_answers checks whether answers are random
@@ -51,18 +53,20 @@ def _trial(defence: Defence, setting: Setting) -> Trial:
     return Trial(inputs, call, ("update", "logits"))
 
 
-def _aggregated(rule: Any, rows: Any, world: Any, setting: Setting) -> Any:
+def aggregated(rule: Any, rows: Any, world: Any, setting: Setting, coins: int = 1, **changes: Any) -> Any:
+    """What the server's rule makes of rows. coins: seed of its noise. changes: to the context, such as its round."""
     import torch
 
     from harness.contracts.aggregator import AggregationContext
     from harness.testing.toy import generator
 
-    context = AggregationContext(
-        round=0, f=0, weights=torch.full((len(rows),), 1 / len(rows)).to(rows), client_ids=list(range(len(rows))),
-        layout=world.layout, generator=generator(setting), noise=generator(setting, 1), rounds=2,
-        global_weights=world.vector, input_shape=world.shape, logits=world.logits,
-    )  # fmt: skip
-    return rule.aggregate(rows, context)
+    given: dict[str, Any] = {
+        "round": 0, "f": 0, "weights": torch.full((len(rows),), 1 / len(rows)).to(rows),
+        "client_ids": list(range(len(rows))), "layout": world.layout, "generator": generator(setting),
+        "noise": generator(setting, coins), "rounds": 2, "global_weights": world.vector, "input_shape": world.shape,
+        "logits": world.logits,
+    }  # fmt: skip
+    return rule.aggregate(rows, AggregationContext(**{**given, **changes}))
 
 
 FAMILIES["defence"] = Family("defence", _trial)
@@ -90,6 +94,34 @@ def update_well_formed(subject: Subject) -> None:
         f"{subject.name} declares server_view {subject.plugin.server_view!r} and neighbours "
         f"{subject.plugin.neighbours!r}: see harness.contracts.defence for what there is",
     )  # fmt: skip
+
+
+@check(*HOOKS)
+def several_rounds(subject: Subject) -> None:
+    """A later round gives a finite update as the first did, at the client and at the server, and as well repeats."""
+    from harness.testing.local import ROUNDS, PlainMean, begin
+    from harness.testing.toy import toy, updates
+
+    plugin, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+    images, labels = world.images[:12], world.labels[:12]
+
+    def rounds() -> Iterator[list[Any]]:
+        state: dict[str, Any] = {}
+        for number in range(ROUNDS):
+            training = begin((plugin,), world, setting, round=number)
+            found = [training.steps(images, labels)]
+            if isinstance(plugin, Defence) and overrides(plugin, Defence, "aggregator"):
+                rule = plugin.aggregator(PlainMean(), training.prepared[0])
+                rows = updates(world, 4, seed=number)
+                found.append(aggregated(rule, rows, world, setting, round=number, state=state))
+            require(
+                all(bool(one.isfinite().all()) for one in found),
+                f"{subject.name} gives an update that is not finite in round {number + 1}",
+            )
+            yield found
+
+    repeated(subject, rounds)
 
 
 @check(*HOOKS)

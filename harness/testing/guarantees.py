@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from harness.contracts.defence import Guarantee
+from harness.contracts.defence import ClientHooks, Defence, Guarantee
 from harness.privacy.promised import promised
-from harness.testing.core import Subject, check, require
+from harness.testing.core import Setting, Subject, after, check, require
 
 
 @check("defence")
@@ -64,3 +65,54 @@ def _spent(subject: Subject, claim: Guarantee) -> None:
         f"{subject.name} guarantees epsilon {claim.epsilon:.3g}, and noise of {noise:g} times the sensitivity in "
         f"{steps} steps at rate {rate:.3g} spends {least:.3g} at delta {claim.delta:.3g}: see harness.api.accounting",
     )
+
+
+@check("defence", when=lambda plugin: plugin.protects is not None)
+def noise_as_declared(subject: Subject) -> None:
+    """Its noise is at least the noise multiplier that it states, times what one record or client moves."""
+    after(subject, guarantee_valid)
+    claim = promised(subject.plugin, [subject.outcome().output["prepared"]])
+    if claim is None or not claim.holds or not claim.noise_multiplier:
+        return
+    setting = Setting(scene=subject.outcome().setting.scene)
+    without, again, with_unit = (
+        _release(subject.plugin, claim, setting, *case) for case in ((0, False), (1, False), (0, True))
+    )
+    moved = float((with_unit - without).norm())
+    deviation = float((again - without).std()) / math.sqrt(2)
+    require(
+        deviation >= 0.9 * claim.noise_multiplier * moved,
+        f"{subject.name} states a noise multiplier of {claim.noise_multiplier:.3g}, and in the first step a "
+        f"{claim.unit} moves what is released by {moved:.3g} (L2) under noise of deviation {deviation:.3g}, which is "
+        f"{deviation / max(moved, 1e-30):.3g} times that: clip to the bound, and add noise of the multiplier times it",
+    )
+
+
+class _Steep(ClientHooks):
+    """Stands before a defence: gradients are so large that they are clipped."""
+
+    def loss(self, loss: Any, logits: Any) -> Any:
+        return lambda params, batch, key: 1e4 * loss(params, batch, key)
+
+
+def _release(defence: Defence, claim: Guarantee, setting: Setting, coins: int, with_unit: bool) -> Any:
+    """What those that it protects from see of a round (d,), with and without a record, or a client's large update."""
+    import torch
+
+    from harness.contracts.defence import UpdateContext
+    from harness.testing.defences import aggregated
+    from harness.testing.local import CLIENTS, PlainMean, begin
+    from harness.testing.toy import generator, toy
+
+    world, number = toy(setting), int(with_unit)
+    training = begin((_Steep(), defence), world, setting, coins=11 + coins)
+    prepared = training.prepared[1]
+    if claim.unit == "record":
+        update = training.steps(world.images[:number], world.labels[:number], 1)
+    else:
+        context = UpdateContext(0, 0, generator(setting, 11 + coins), world.layout, prepared, CLIENTS, 0)
+        update = defence.update(1e4 * number * world.vector, context)
+    if claim.against == "server":
+        return update
+    rows = torch.stack([update, *torch.zeros((CLIENTS - 1, len(update)))])
+    return aggregated(defence.aggregator(PlainMean(), prepared), rows, world, setting, coins=1 + coins)

@@ -65,19 +65,21 @@ class Training:
     prepared: list[dict[str, Any]]
     setting: Setting
     alone: bool = True  # False: as where clients train as one program
+    round: int = 0
+    coins: int = 11  # seed of the mechanism's noise
 
     def __post_init__(self) -> None:
-        self.hooks = tuple(hook.at(0, ROUNDS) for hook in self.hooks)
+        self.hooks = tuple(hook.at(self.round, ROUNDS) for hook in self.hooks)
         self.start = flatten(self.module)
         self.params: dict[str, Tensor] = dict(trainable(self.module))
-        self.noise = generator(self.setting, 11)
+        self.noise = generator(self.setting, self.coins)
         logits = Apply(self.module)
 
         def local(loss: LossFn, gradient: GradientFn, prepared: dict[str, Any]) -> Local:
             return Local(
                 loss=loss, gradient=gradient, client=0, batch_size=BATCH, sampling=Sampling(), prepared=prepared,
                 module=self.module if self.alone else None, generator=self.noise, logits=logits, start=self.start,
-                layout=layout(self.module),
+                moved=self.start / 100 if self.round else None, layout=layout(self.module),
             )  # fmt: skip
 
         self.base = composed_loss((), logits)
@@ -108,17 +110,22 @@ class Training:
                     parameter.sub_(0.05 * gradients[name])
         delta = flatten(self.module) - self.start
         for hook, prepared in zip(self.hooks, self.prepared, strict=True):
-            context = UpdateContext(0, 0, self.noise, layout(self.module), prepared, CLIENTS, 0)
+            context = UpdateContext(self.round, 0, self.noise, layout(self.module), prepared, CLIENTS, 0)
             delta = hook.update(delta, context)
         return delta
 
 
-def begin(hooks: Sequence[ClientHooks], world: Toy, setting: Setting, alone: bool = True) -> Training:
-    """A training that is about to start. Raises NotApplicable where a defence of the stack refuses."""
+def begin(
+    hooks: Sequence[ClientHooks], world: Toy, setting: Setting, alone: bool = True, **changes: int
+) -> Training:
+    """A training that is about to start. changes: its round and coins.
+
+    Raises NotApplicable where a defence of the stack refuses.
+    """
     module = world.net
     defences = tuple(hook for hook in hooks if isinstance(hook, Defence))
     for defence in defences:
         module = defence.model(module)
     check_stack(defences, module)
     prepared = [hook.prepare(federation()) if isinstance(hook, Defence) else {} for hook in hooks]
-    return Training(module.train(), tuple(hooks), prepared, setting, alone)
+    return Training(module.train(), tuple(hooks), prepared, setting, alone, **changes)

@@ -149,3 +149,28 @@ def backdoor_well_formed(subject: Subject) -> None:
         not torch.equal(triggered, world.images),
         f"the trigger of {subject.name} changes no image: a backdoor needs one",
     )
+
+
+@check("poisoning")
+def trigger_is_trained(subject: Subject) -> None:
+    """What `poison` does to images of the target class is what `trigger` does, or a part or a weaker form of it."""
+    after(subject, poison_well_formed)
+    after(subject, backdoor_well_formed)
+    outcome = subject.outcome()
+    images, poisoned = outcome.trial.inputs["images"], outcome.output["images"]
+    if "triggered" not in outcome.output or poisoned.shape != images.shape:
+        return  # without a trigger, or with other records than those that were given
+    wanted, made = outcome.output["triggered"] - images, poisoned - images
+    changed = made.abs() > 1e-3
+    changed &= (outcome.output["labels"] == subject.plugin.backdoor_target).view(-1, 1, 1, 1)
+    if not changed.any():
+        return
+    where = changed & (wanted.abs() > 1e-3)
+    towards = (made * wanted > 0) & (made.abs() <= wanted.abs() + 1e-3)
+    share = float(towards[where].double().mean()) if where.any() else 0.0
+    require(
+        share >= 0.9,
+        f"`poison` of {subject.name} teaches another trigger than `trigger` shows: of the pixels that both change, "
+        f"{share:.0%} lie between the image and the triggered image. Success is scored with `trigger`, so stamp the "
+        "same one in both; in `poison` it may be weaker, or a part of it",
+    )

@@ -238,26 +238,21 @@ def _reconstruction(subject: Subject, result: Reconstruction, observed: Any) -> 
 @check("privacy", when=lambda plugin: plugin.needs_non_members)
 def blind_to_sides(subject: Subject) -> None:
     """A record's score does not depend on whether it lies among the members or among the non-members."""
+    from sklearn.metrics import roc_auc_score
+
     result = subject.outcome().output["result"]
     if not isinstance(result, Membership):
         return
     turned = subject.again(other=True).output.get("result")
     if turned is None:
         raise CheckSkipped("it does not run with the sides exchanged")
-    found = [_favoured(result), _favoured(turned)]
+    found = [float(roc_auc_score(one.is_member, one.scores)) for one in (result, turned)]
     require(
         sum(found) - 1 <= 0.35,
         f"{subject.name} scores the records among the members higher whichever they are (AUC {found[0]:.2f}, and "
         f"{found[1]:.2f} with the sides exchanged): a score may follow from the record and the models' answers alone, "
         "not from whether it lies in view.members",
     )
-
-
-def _favoured(result: Membership) -> float:
-    """The share of pairs of a member and a non-member in which the member has the higher score; ties count half."""
-    scores, member = np.asarray(result.scores, np.float64), np.asarray(result.is_member)
-    apart = scores[member][:, None] - scores[~member]
-    return float(((apart > 0) + 0.5 * (apart == 0)).mean())
 
 
 @check("privacy")

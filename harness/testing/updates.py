@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.compressor import FREE_FACTS, Payload, UpdateCompressionContext, UpdateCompressor
@@ -15,6 +16,7 @@ from harness.testing.core import (
     Trial,
     after,
     check,
+    repeated,
     require,
 )
 from harness.testing.watch import same
@@ -154,7 +156,7 @@ def payload_is_all(subject: Subject) -> None:
 
 @check(FAMILY)
 def unusual_updates(subject: Subject) -> None:
-    """A zero update, a constant one, one of NaN, one with a NaN, and several rounds work, or raise PluginError."""
+    """A zero update, a constant one, one of NaN and one with a NaN work, or raise PluginError."""
     import torch
 
     from harness.testing.toy import toy, updates
@@ -187,17 +189,30 @@ def unusual_updates(subject: Subject) -> None:
             "counted as sound. "
             "Let NaN through (its row is dropped), or raise PluginError",
         )
-    state: dict[str, Any] = {}
-    for number in range(3):
-        row = updates(world, 1, seed=number)[0]
-        found = codec.decode(
-            codec.encode(row, state, _context(world, setting, 0, number)),
-            _context(world, setting, 0, number),
-        )
-        require(
-            found.shape == row.shape and bool(found.isfinite().all()),
-            f"{codec.name} breaks in round {number + 1}",
-        )
+
+
+@check(FAMILY)
+def several_rounds(subject: Subject) -> None:
+    """With its own state from the round before, another round works as the first did, and as well repeats."""
+    from harness.testing.toy import toy, updates
+
+    after(subject, decoded_well_formed)
+    codec, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
+    world = toy(setting)
+
+    def rounds() -> Iterator[Any]:
+        state: dict[str, Any] = {}
+        for number in range(3):
+            row = updates(world, 1, seed=number)[0]
+            payload = codec.encode(row, state, _context(world, setting, 0, number))
+            found = codec.decode(payload, _context(world, setting, 0, number))
+            require(
+                found.shape == row.shape and bool(found.isfinite().all()),
+                f"{codec.name} breaks in round {number + 1}",
+            )
+            yield found
+
+    repeated(subject, rounds)
 
 
 @check(FAMILY)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,28 @@ def global_random_state(seed: int = 0) -> Iterator[RandomState]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def other_hash(modules: Iterable[ModuleType], salt: int) -> Iterator[None]:
+    """What these modules get from `hash` for text is another number, as in another process; for numbers the same."""
+
+    def holds_text(value: Any) -> bool:
+        return isinstance(value, str | bytes) or (
+            isinstance(value, tuple | frozenset) and any(map(holds_text, value))
+        )
+
+    def salted(value: Any) -> int:
+        return hash((salt, value)) if holds_text(value) else hash(value)
+
+    changed = [module for module in modules if "hash" not in vars(module)]  # else it is one of their own
+    try:
+        for module in changed:
+            vars(module)["hash"] = salted  # found before the built-in one
+        yield
+    finally:
+        for module in changed:
+            vars(module).pop("hash", None)
 
 
 def guarded(value: Any, forbidden: Mapping[str, Callable[..., Any]]) -> Any:

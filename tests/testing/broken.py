@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import heavy_plugin
 import numpy as np
@@ -285,6 +285,41 @@ class Weighty(sound.Mean):
         return context.global_weights + updates.mean(0)
 
 
+@fault("same_in_every_process", "depends on Python's hash() of a text")
+class Salted(sound.Mean):
+    """A mean with noise whose seed is the hash of a text. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        import torch
+
+        own = torch.Generator().manual_seed(hash(f"{self.name}-{context.round}"))
+        return updates.mean(0) + 1e-3 * torch.randn(updates.shape[1], generator=own).to(updates)
+
+
+@fault(
+    "several_rounds", "in a later round broken-warmedup draws from (or seeds) the global generator of torch"
+)
+class WarmedUp(sound.Mean):
+    """A mean that adds noise from torch's own generator once it has seen a round. Costs O(n d)."""
+
+    def aggregate(self, updates, context):
+        import torch
+
+        noise = torch.randn(updates.shape[1]).to(updates) if context.state else 0
+        context.state["seen"] = True
+        return updates.mean(0) + 1e-3 * noise
+
+
+@fault("several_rounds", "something else in a later round when the same rounds are run again")
+class LaterMoody(sound.Opposite):
+    """Minus the mean, times a factor of the operating system's from the second round on."""
+
+    def craft(self, honest, context):
+        factor = 1 + int.from_bytes(os.urandom(4)) * 1e-9 * bool(context.state)
+        context.state["seen"] = True
+        return factor * super().craft(honest, context)
+
+
 @fault("report_valid", "reports rows [99] as kept")
 class Stranger(sound.Mean):
     """A mean that reports a row nobody sent. Costs O(n d)."""
@@ -516,6 +551,47 @@ class Dazzling(sound.Corner):
 
     def trigger(self, x):
         return super().trigger(x) + 0.5
+
+
+@fault("trigger_is_trained", "of the pixels that both change, 0% lie between")
+class OtherCorner(sound.Corner):
+    """Teaches one corner and shows another."""
+
+    def trigger(self, x):
+        return super().trigger(x.flip(-1)).flip(-1)
+
+
+@fault("trigger_is_trained", "teaches another trigger than `trigger` shows")
+class OtherPattern(sound.Corner):
+    """Blends in one pattern in training and another one when it is scored."""
+
+    def trigger(self, x):
+        return self.blended(x, 1)
+
+    def poison(self, data, context):
+        import torch
+
+        if not data.images.is_floating_point():
+            return super().poison(data, context)
+        return ClientData(self.blended(data.images, 0), torch.zeros_like(data.labels))
+
+    def blended(self, x, seed):
+        import torch
+
+        pattern = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
+        return (0.8 * x + 0.2 * pattern).clamp(0, 1)
+
+
+@fault(
+    "several_rounds", "in a later round broken-laterdice draws from (or seeds) the global generator of torch"
+)
+class LaterDice(sound.Corner):
+    """Adds noise to its update from torch's own generator, from the second round on."""
+
+    def update(self, delta, context):
+        import torch
+
+        return delta + 1e-3 * torch.randn(len(delta)).to(delta) if context.round else delta
 
 
 @fault("runs", "returned tuple, not ClientData(images, labels)")
@@ -943,6 +1019,19 @@ class Idle(sound.Linear):
         return module
 
 
+@fault(
+    "several_rounds", "in a later round broken-laterseed draws from (or seeds) the global generator of torch"
+)
+class LaterSeed(sound.Signs):
+    """Flips a sign by torch's own coin, from the second round on."""
+
+    def encode(self, update, state, context):
+        import torch
+
+        flip = bool(context.round) and float(torch.rand(())) < 0.5
+        return super().encode(-update if flip else update, state, context)
+
+
 # defences -----------------------------------------------------------------------------------------------
 
 
@@ -1113,6 +1202,22 @@ class Boastful(sound.Private):
 
     def guarantee(self, history) -> Guarantee | None:
         return None
+
+
+@fault("noise_as_declared", "under noise of deviation 0, which is 0 times that")
+class Noiseless(sound.Private):
+    """States noise and adds none."""
+
+    def guarantee(self, history):
+        found = super().guarantee(history)
+        return None if found is None else found.model_copy(update={"noise_multiplier": 1.0})
+
+
+@fault("noise_as_declared", "states a noise multiplier of 2, and in the first step a client moves")
+class HalfNoised(sound.Noised):
+    """Adds half of the noise that it states."""
+
+    deviation: ClassVar = 1.0
 
 
 @fault("prepared_plain", "returns what JSON has not")

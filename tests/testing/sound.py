@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from harness.api import (
@@ -122,8 +124,8 @@ class Corner(PoisoningAttack):
 
     def trigger(self, x):
         marked = x.clone()
-        marked[:, :, :2, :2] = 1 - marked[:, :, :2, :2].round()
-        return marked.clamp(0, 1)
+        marked[:, :, :2, :2] = 1
+        return marked
 
     def poison(self, data, context):
         import torch
@@ -336,6 +338,32 @@ class Private(Defence):
         )  # fmt: skip
 
 
+class Noised(Defence):
+    """Clips a client's update to length 1 and adds Gaussian noise of twice that."""
+
+    name = "sound-noised"
+    reference = SOURCE
+    protects = "client"
+    deviation: ClassVar = 2.0
+
+    def prepare(self, context):
+        return {"delta": 1 / (10 * context.records)}
+
+    def update(self, delta, context):
+        import torch
+
+        noise = torch.randn(delta.shape, generator=context.generator, dtype=delta.dtype)
+        return delta / max(1.0, float(delta.norm())) + self.deviation * noise
+
+    def guarantee(self, history):
+        if not history:
+            return None
+        return Guarantee(
+            unit="client", epsilon=4.0 * len(history), delta=history[0]["delta"], accountant="sum",
+            noise_multiplier=2.0, max_grad_norm=1.0,
+        )  # fmt: skip
+
+
 class Right(Metric):
     """Share of predictions that are right."""
 
@@ -363,4 +391,4 @@ class Counter(Tracker):
 
 
 SOUND = (Mean, Halves, Opposite, Step, Darken, Corner, Confidence, Exposure, Bound, Rounded, Signs, Drawn, Dealt,
-         Linear, Jitter, Private, Right, Counter)  # fmt: skip
+         Linear, Jitter, Private, Noised, Right, Counter)  # fmt: skip
