@@ -283,5 +283,15 @@ def hold_out(
             wanted -= size[member]
     held = out[units]
     if held.all() or not held.any():
-        raise HarnessError(f"cannot hold out {fraction:g} of {count} groups")
+        what = "records" if groups is None else "groups"
+        taken, other, share = (
+            ("all", "smaller", 1 - 1 / count) if held.all() else ("none", "larger", 1 / count)
+        )
+        advice = (
+            f"try a {other} share, about {share:.2g}, or more {what}" if count > 1 else f"give more {what}"
+        )
+        raise HarnessError(
+            f"cannot hold out {fraction:g} of {count} {what}: whole ones are taken, and that comes to {taken} of them; "
+            + advice
+        )
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -71,3 +71,19 @@ def test_a_fraction_outside_the_unit_interval_is_refused(fraction):
 def test_one_group_cannot_be_shared():
     with pytest.raises(HarnessError, match=r"cannot hold out 0\.5 of 1 groups"):
         draw([0, 0, 1, 1], np.zeros(4, int), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "words", "share"),
+    [
+        (0.1, 3, "of 3 groups: .* none of them; try a larger share, about 0.33, or more groups", 0.33),
+        (0.9, 4, "of 4 groups: .* all of them; try a smaller share, about 0.75, or more groups", 0.75),
+    ],
+)
+def test_too_few_groups_are_told_which_share_works(fraction, count, words, share):
+    groups = np.arange(6 * count) // 6
+    labels = np.arange(6 * count) % 2
+    with pytest.raises(HarnessError, match=words):
+        draw(labels, groups, fraction)
+    kept, out = draw(labels, groups, share)
+    assert min(len(kept), len(out)) == 6
