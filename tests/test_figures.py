@@ -17,6 +17,7 @@ from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
 from harness.grid import cells
 from harness.leaderboard.comparisons import Omnibus
+from harness.provenance import plugin_list
 from harness.records import common_settings
 from harness.scenario import load
 from harness.store import Store
@@ -442,6 +443,22 @@ def test_what_was_scored_before_a_setting_changed_is_not_drawn(tmp_path, monkeyp
     assert err.startswith(
         "note: left out: 1 cell scored before federation changed; run them: harness run s.yaml"
     )
+
+
+def test_numbers_of_other_code_than_installed_are_told(tmp_path, monkeypatch, capsys):
+    """All records of a store were of one earlier state of a rule, and were drawn without a word."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text("schema: 1\nname: s\ndataset: digits\nmodel: logistic\n")
+    (cell,) = cells(load("s.yaml"))
+    here = plugin_list([load("s.yaml").model])
+    earlier = [{**item, "source": "0" * 64} for item in here]
+    monkeypatch.setattr("harness.console.figures.draw_heatmap", lambda *_: 1)
+    for plugins, told in ((here, ""), (earlier, "note: other code of logistic in psr-harness: ")):
+        found = [{"id": cell.id, **settings_of("s.yaml"), "provenance": {"plugins": plugins}}]
+        monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_, found=found: found)
+        assert cli.main(["plot", "s.yaml", "--figure", "heatmap"]) == 0
+        said = capsys.readouterr().err
+        assert said.startswith(told) if told else not said
 
 
 def test_the_table_is_drawn_as_a_terminal_shows_it(tmp_path, monkeypatch, capsys):

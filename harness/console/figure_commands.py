@@ -77,7 +77,9 @@ def plot(
     from harness.errors import HarnessError
     from harness.grid import cells
     from harness.leaderboard.official import mixed_code
+    from harness.leaderboard.other_code import records_of_other_code
     from harness.records import other_settings
+    from harness.registry import registry
     from harness.scenario import load
 
     check_kind(kind, x=x, y=y, by=by)
@@ -102,7 +104,9 @@ def plot(
             f"note: left out: {cells_left} scored before {settings} changed; run them: {command}",
             file=sys.stderr,
         )
-    for note in mixed_code(found):
+    with registry().seeing(loaded.files):
+        notes = mixed_code(found) or records_of_other_code(found)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if kind == "pareto":
         told = draw_pareto(found, out, loaded.name, x, y).said

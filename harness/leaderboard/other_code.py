@@ -6,7 +6,7 @@ such a hash is never verified, and numbers are compared less strictly only in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
@@ -16,8 +16,18 @@ from harness.registry import registry
 
 def other_code(submission: Submission, where: str = "the file") -> list[str]:
     """Plugins whose version or source is not what is installed here, one sentence per package and its versions."""
+    return _other_plugins(submission.plugins, where)
+
+
+def records_of_other_code(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The same, of the plugins behind records of a store."""
+    every = {tuple(item.items()): item for record in records for item in record["provenance"]["plugins"]}
+    return _other_plugins(map(Plugin.model_validate, every.values()), "the store")
+
+
+def _other_plugins(plugins: Iterable[Plugin], where: str) -> list[str]:
     changed: dict[tuple[str, str, str | None], list[tuple[str, str, str | None]]] = {}
-    for plugin in submission.plugins:
+    for plugin in plugins:
         version, source = _installed(plugin) or (None, None)
         if (version, source) != (plugin.version, plugin.source):
             of_package = changed.setdefault((plugin.distribution, plugin.version, version), [])
