@@ -270,7 +270,7 @@ def _any_order(subject: Subject, earlier: int) -> None:
 
 @check(*BOTH)
 def several_rounds(subject: Subject) -> None:
-    """With its own state from the round before, another round works as the first did, and as well repeats."""
+    """With its own state from the round before, later rounds work as the first did, and repeat exactly."""
     from harness.testing.toy import toy, updates
 
     after(subject, result_well_formed)

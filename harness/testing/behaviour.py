@@ -129,7 +129,7 @@ def same_in_every_process(subject: Subject) -> None:
 
 
 def _that_hash(cls: type) -> list[ModuleType]:
-    """The modules of a plugin's package that call `hash`."""
+    """The loaded modules of a plugin's package whose source calls `hash`."""
     package = cls.__module__.partition(".")[0]
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == package]
     return [module for module in modules if _calls_hash(getattr(module, "__file__", None))]

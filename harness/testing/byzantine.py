@@ -124,7 +124,7 @@ def few_clients(subject: Subject) -> None:
 
 @check("byzantine")
 def several_rounds(subject: Subject) -> None:
-    """With its own state from the round before, another round works as the first did, and as well repeats."""
+    """With its own state from the round before, later rounds work as the first did, and repeat exactly."""
     from harness.testing.toy import toy, updates
 
     after(subject, crafted_well_formed)

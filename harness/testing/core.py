@@ -318,10 +318,12 @@ def after(subject: Subject, function: Callable[[Subject], None]) -> None:
 def repeated(subject: Subject, rounds: Callable[[], Iterator[Any]]) -> None:
     """Raises CheckFailed where rounds after the first draw from global generators, or differ when they are run again.
 
-    Raises CheckSkipped where the first one does, which other checks find.
+    Raises CheckSkipped where the first round already does: other checks find that.
     """
     found = []
-    for _ in range(2):  # what a later round imports may draw from them while it loads: not the second time
+    # Modules that a later round imports may draw from the global generators while they load, but only the first time:
+    # the second time decides.
+    for _ in range(2):
         with global_random_state() as state:
             made = rounds()
             first = snapshot(next(made))

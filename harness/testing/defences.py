@@ -98,7 +98,7 @@ def update_well_formed(subject: Subject) -> None:
 
 @check(*HOOKS)
 def several_rounds(subject: Subject) -> None:
-    """A later round gives a finite update as the first did, at the client and at the server, and as well repeats."""
+    """Later rounds give finite updates, at the client and at the server, and the same when run again."""
     from harness.testing.local import ROUNDS, PlainMean, begin
     from harness.testing.toy import toy, updates
 

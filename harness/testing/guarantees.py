@@ -89,14 +89,17 @@ def noise_as_declared(subject: Subject) -> None:
 
 
 class _Steep(ClientHooks):
-    """Stands before a defence: gradients are so large that they are clipped."""
+    """Stands before a defence and makes losses so steep that every gradient is clipped."""
 
     def loss(self, loss: Any, logits: Any) -> Any:
         return lambda params, batch, key: 1e4 * loss(params, batch, key)
 
 
 def _release(defence: Defence, claim: Guarantee, setting: Setting, coins: int, with_unit: bool) -> Any:
-    """What those that it protects from see of a round (d,), with and without a record, or a client's large update."""
+    """What an attacker sees of one round, (d,): the client's update, or the server's aggregate.
+
+    with_unit: with the record, or the client's large update, that is to be hidden. coins: of the noise.
+    """
     import torch
 
     from harness.contracts.defence import UpdateContext

@@ -193,7 +193,7 @@ def unusual_updates(subject: Subject) -> None:
 
 @check(FAMILY)
 def several_rounds(subject: Subject) -> None:
-    """With its own state from the round before, another round works as the first did, and as well repeats."""
+    """With its own state from the round before, later rounds work as the first did, and repeat exactly."""
     from harness.testing.toy import toy, updates
 
     after(subject, decoded_well_formed)

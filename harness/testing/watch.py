@@ -115,7 +115,7 @@ def global_random_state(seed: int = 0) -> Iterator[RandomState]:
 
 @contextmanager
 def other_hash(modules: Iterable[ModuleType], salt: int) -> Iterator[None]:
-    """What these modules get from `hash` for text is another number, as in another process; for numbers the same."""
+    """Inside, `hash` gives these modules other numbers for text, as in another process; for numbers it is unchanged."""
 
     def holds_text(value: Any) -> bool:
         return isinstance(value, str | bytes) or (
