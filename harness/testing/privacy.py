@@ -31,6 +31,7 @@ from harness.testing.core import (
     Setting,
     Subject,
     Trial,
+    after,
     check,
     require,
 )
@@ -240,6 +241,7 @@ def blind_to_sides(subject: Subject) -> None:
     """A record's score does not depend on whether it lies among the members or among the non-members."""
     from sklearn.metrics import roc_auc_score
 
+    after(subject, result_well_formed)
     result = subject.outcome().output["result"]
     if not isinstance(result, Membership):
         return
