@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.aggregator import (
@@ -277,21 +276,19 @@ def several_rounds(subject: Subject) -> None:
     rule, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
     world, f = toy(setting), tolerance(subject.plugin, ROWS)
 
-    def rounds() -> Iterator[dict[str, Any]]:
-        state: dict[str, Any] = {}
-        for number in range(3):
-            rows = updates(world, ROWS, seed=number)
-            context = _context(rule, rows, f, setting, world, round=number, state=state)
-            try:
-                output = apply(rule, rows, context)
-            except Exception as error:
-                raise CheckFailed(
-                    f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
-                ) from error
-            _proper(rule, output, rows, f"round {number + 1}")
-            yield output
+    def play(number: int, state: dict[str, Any]) -> dict[str, Any]:
+        rows = updates(world, ROWS, seed=number)
+        context = _context(rule, rows, f, setting, world, round=number, state=state)
+        try:
+            output = apply(rule, rows, context)
+        except Exception as error:
+            raise CheckFailed(
+                f"{rule.name} breaks in round {number + 1}, with its own state: {type(error).__name__}: {error}"
+            ) from error
+        _proper(rule, output, rows, f"round {number + 1}")
+        return output
 
-    repeated(subject, rounds)
+    repeated(subject, play)
 
 
 @check(*BOTH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.attack import ByzantineAttack, ByzantineContext
@@ -131,13 +130,11 @@ def several_rounds(subject: Subject) -> None:
     attack, setting = subject.plugin, Setting(scene=subject.outcome().setting.scene)
     world = toy(setting)
 
-    def rounds() -> Iterator[Any]:
-        state: dict[str, Any] = {}
-        for number in range(3):
-            honest, own = updates(world, HONEST, seed=number), updates(world, MALICIOUS, seed=5 + number)
-            context = _context(attack, honest, own, world, setting, round=number, state=state)
-            crafted = attack.craft(own if attack.knowledge == "own" else honest, context)
-            _proper(subject, crafted, MALICIOUS, honest.shape[1], f"round {number + 1}")
-            yield crafted
+    def play(number: int, state: dict[str, Any]) -> Any:
+        honest, own = updates(world, HONEST, seed=number), updates(world, MALICIOUS, seed=5 + number)
+        context = _context(attack, honest, own, world, setting, round=number, state=state)
+        crafted = attack.craft(own if attack.knowledge == "own" else honest, context)
+        _proper(subject, crafted, MALICIOUS, honest.shape[1], f"round {number + 1}")
+        return crafted
 
-    repeated(subject, rounds)
+    repeated(subject, play)

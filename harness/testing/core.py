@@ -315,21 +315,22 @@ def after(subject: Subject, function: Callable[[Subject], None]) -> None:
         raise CheckSkipped(f"see {getattr(function, '__name__', '')}") from None
 
 
-def repeated(subject: Subject, rounds: Callable[[], Iterator[Any]]) -> None:
+def repeated(subject: Subject, play: Callable[[int, dict[str, Any]], Any], rounds: int = 3) -> None:
     """Raises CheckFailed where rounds after the first draw from global generators, or differ when they are run again.
 
-    Raises CheckSkipped where the first round already does: other checks find that.
+    play(round from 0, the plugin's own state, which starts empty) -> what the plugin returns. Raises CheckSkipped where
+    the first round already does: other checks find that.
     """
     found = []
     # Modules that a later round imports may draw from the global generators while they load, but only the first time:
     # the second time decides.
     for _ in range(2):
-        with global_random_state() as state:
-            made = rounds()
-            first = snapshot(next(made))
-            early = state.moved()
-            found.append([first, *map(snapshot, made)])
-            moved = state.moved()
+        state: dict[str, Any] = {}
+        with global_random_state() as drawn:
+            first = snapshot(play(0, state))
+            early = drawn.moved()
+            found.append([first, *(snapshot(play(number, state)) for number in range(1, rounds))])
+            moved = drawn.moved()
     if early or not same(found[0][0], found[1][0]):
         raise CheckSkipped("see global_random_state_untouched and deterministic")
     require(

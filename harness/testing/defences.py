@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from harness.contracts.defence import ClientHooks, Defence, Sampling
@@ -106,22 +105,20 @@ def several_rounds(subject: Subject) -> None:
     world = toy(setting)
     images, labels = world.images[:12], world.labels[:12]
 
-    def rounds() -> Iterator[list[Any]]:
-        state: dict[str, Any] = {}
-        for number in range(ROUNDS):
-            training = begin((plugin,), world, setting, round=number)
-            found = [training.steps(images, labels)]
-            if isinstance(plugin, Defence) and overrides(plugin, Defence, "aggregator"):
-                rule = plugin.aggregator(PlainMean(), training.prepared[0])
-                rows = updates(world, 4, seed=number)
-                found.append(aggregated(rule, rows, world, setting, round=number, state=state))
-            require(
-                all(bool(one.isfinite().all()) for one in found),
-                f"{subject.name} gives an update that is not finite in round {number + 1}",
-            )
-            yield found
+    def play(number: int, state: dict[str, Any]) -> list[Any]:
+        training = begin((plugin,), world, setting, round=number)
+        found = [training.steps(images, labels)]
+        if isinstance(plugin, Defence) and overrides(plugin, Defence, "aggregator"):
+            rule = plugin.aggregator(PlainMean(), training.prepared[0])
+            rows = updates(world, 4, seed=number)
+            found.append(aggregated(rule, rows, world, setting, round=number, state=state))
+        require(
+            all(bool(one.isfinite().all()) for one in found),
+            f"{subject.name} gives an update that is not finite in round {number + 1}",
+        )
+        return found
 
-    repeated(subject, rounds)
+    repeated(subject, play, ROUNDS)
 
 
 @check(*HOOKS)
