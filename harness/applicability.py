@@ -147,31 +147,37 @@ def _check_view(cell: Cell) -> None:
 
 
 def _check_attackers(cell: Cell) -> None:
-    """Raises NotApplicable where a client that a rule trusts is absent or malicious, or attackers break a guarantee.
+    """Raises NotApplicable where a client that must be honest is absent or malicious, or attackers break a guarantee.
 
+    A rule trusts such clients, or an attack needs their updates.
     They break one that counts on a coin for every client, if the threat has them take part in every round.
     """
     settings, threat = cell.scenario.federation, cell.threat
-    for rule in cell.aggregators:
-        if absent := [client for client in rule.trusts if client >= settings.clients]:
+    honest = [
+        (f"{rule.name} trusts", rule.trusts, "trust another one, or the server's own update")
+        for rule in cell.aggregators
+        if rule.trusts
+    ]
+    if isinstance(cell.attack, ByzantineAttack) and cell.attack.needs_clients:
+        honest.append((f"{cell.attack.name} needs", cell.attack.needs_clients, "name another one"))
+    for who, clients, instead in honest:
+        if absent := [client for client in clients if client >= settings.clients]:
             raise NotApplicable(
-                f"{rule.name} trusts client {absent[0]}, but the clients run from 0 to {settings.clients - 1}"
+                f"{who} client {absent[0]}, but the clients run from 0 to {settings.clients - 1}"
             )
-        if rule.trusts and settings.participation < 1:
+        if settings.participation < 1:
             raise NotApplicable(
-                f"{rule.name} trusts client {rule.trusts[0]}, which does not take part in every round with "
+                f"{who} client {clients[0]}, which does not take part in every round with "
                 f"participation {settings.participation:g}"
             )
+        for seed in cell.scenario.seeds if threat.malicious else ():
+            malicious = malicious_clients(settings.clients, threat.malicious, seed)
+            if misplaced := sorted(set(clients) & set(malicious)):
+                raise NotApplicable(
+                    f"{who} client {misplaced[0]}, which is malicious under seed {seed}: {instead}"
+                )
     if not threat.malicious:
         return
-    for rule in cell.aggregators:
-        for seed in cell.scenario.seeds if rule.trusts else ():
-            malicious = malicious_clients(settings.clients, threat.malicious, seed)
-            if misplaced := sorted(set(rule.trusts) & set(malicious)):
-                raise NotApplicable(
-                    f"{rule.name} trusts client {misplaced[0]}, which is malicious under seed {seed}: "
-                    "trust another one, or the server's own update"
-                )
     if threat.participation == "always" and settings.sampling == "poisson":
         for defence in cell.defences:
             if defence.protects == "client":

@@ -219,6 +219,27 @@ threats: [{{name: none}}, {{name: b, malicious: 0.25, attacks: [sign-flip]}}]
     )
 
 
+def test_a_client_to_copy_that_attacks_or_is_away_is_told_before_any_training(tmp_path):
+    text = """
+federation: {{clients: 4, participation: {participation}}}
+seeds: [0, 1]
+threats: [{{name: b, malicious: 0.25, knowledge: updates, attacks: [{attacks}]}}]
+"""
+    copies = ", ".join(f"mimic: {{client: {i}}}" for i in range(5))
+    found = reasons_by("attack", text.format(attacks=f"mimic, {copies}", participation=1), tmp_path)
+    malicious = {client: seed for seed in (1, 0) for client in malicious_clients(4, 0.25, seed)}
+    assert 0 < len(malicious) < 4
+    expected = {f"mimic(client={i})": None for i in range(4)} | {
+        f"mimic(client={i})": f"mimic needs client {i}, which is malicious under seed {seed}: name another one"
+        for i, seed in malicious.items()
+    }
+    late = {"mimic(client=4)": "mimic needs client 4, but the clients run from 0 to 3"}
+    assert found == {"mimic": None} | expected | late
+    assert reasons_by("attack", text.format(attacks="mimic: {client: 1}", participation=0.5), tmp_path) == {
+        "mimic(client=1)": "mimic needs client 1, which does not take part in every round with participation 0.5"
+    }
+
+
 def test_clients_who_always_come_are_no_coin_s(tmp_path):
     """Poisson sampling's amplification would be claimed for clients that a threat puts into every round."""
     text = """

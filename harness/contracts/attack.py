@@ -253,6 +253,8 @@ class ByzantineAttack(Attack):
     family: ClassVar[str] = "byzantine"
     controls_training: ClassVar[bool | None] = True
     uses_own: ClassVar[bool] = True  # False: `context.own` is never read, so it need not be computed
+    # Numbers of the clients whose honest updates it needs in every round: refused where one is absent or malicious.
+    needs_clients: ClassVar[tuple[int, ...]] = ()
     # The least it needs: own, updates (the others') or omniscient (the rule too).
     knowledge: ClassVar[Literal["own", "updates", "omniscient"]] = "own"
 

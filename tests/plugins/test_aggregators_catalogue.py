@@ -483,6 +483,15 @@ def test_signguard_takes_the_larger_of_two_groups_of_equal_signs():
     assert seen[0]["kept"] == [0, 2, 3, 5, 7]
 
 
+def test_signguard_takes_the_larger_of_two_groups_whose_distances_round():
+    """scikit-learn's estimate of the bandwidth is 6.6e-9 here instead of 0, with which all nine rows are kept."""
+    x = torch.ones(9, 20)
+    x[5:, :9] = -1
+    seen: list = []
+    create("signguard", share=1.0)(x, reporter=seen.append)
+    assert seen[0]["kept"] == [0, 1, 2, 3, 4]
+
+
 def test_signguard_takes_all_rows_where_none_has_a_plausible_norm():
     x = torch.tensor([[0.01], [0.02], [10.0], [20.0]]).expand(4, 6)  # the median is 5.01, and nobody near it
     seen: list = []

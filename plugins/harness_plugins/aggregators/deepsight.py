@@ -28,8 +28,7 @@ class DeepSight(Aggregator):
     where fewer than `tau` of its models are suspicious. Accepted updates are clipped to the median norm of
     all, and averaged. Where no cluster is accepted the result is zero. f and the weights are not used.
 
-    The paper draws 20,000 images a set: n + 1 forward passes each, in every round. HDBSCAN asks for 3 samples
-    to a core point and `min_cluster_size` models to a cluster.
+    The paper draws 20,000 images a set: n + 1 forward passes each, in every round.
 
     updates (n, d) -> (d,). Needs n >= min_cluster_size and a context with the network, else PluginError.
     Costs O(n d + n^2) and 3 (n + 1) samples forward passes. Draws from the context's generator. Reports the
@@ -51,6 +50,11 @@ class DeepSight(Aggregator):
         1 / 3, gt=0, le=1, description="share of suspicious models that a cluster must stay below"
     )
     min_cluster_size: int = Field(5, ge=2, description="models to a cluster, at least")
+    min_samples: int = Field(
+        3,
+        ge=1,
+        description="models near a core point, itself among them as in scikit-learn; the hdbscan package leaves it out",
+    )
     batch_size: int = Field(1000, ge=1, description="random images in a forward pass")
 
     def check(self, n: int, f: int) -> tuple[int, int]:
@@ -137,7 +141,7 @@ class DeepSight(Aggregator):
 
         clusterer = HDBSCAN(
             min_cluster_size=self.min_cluster_size,
-            min_samples=min(3, len(values)),
+            min_samples=min(self.min_samples, len(values)),
             metric="precomputed" if precomputed else "euclidean",
             allow_single_cluster=single,
             copy=True,

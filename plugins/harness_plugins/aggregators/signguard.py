@@ -18,7 +18,8 @@ class SignGuard(Aggregator):
 
     A row passes the norm filter where lower <= ||x_i|| / median <= upper. It passes the sign filter where its
     shares of positive, zero and negative values, over a random `share` of the coordinates, lie in the largest
-    cluster found by mean shift (bandwidth: scikit-learn's estimate at quantile 0.5). Those that pass both are
+    cluster found by mean shift (bandwidth: scikit-learn's estimate at quantile 0.5, the mean distance from a row to
+    the floor(n/2)-th nearest, itself the first; equal rows are a cluster where it is 0). Those that pass both are
     clipped to the median norm and averaged. f and the weights are not used. Without any such row all rows
     that pass the norm filter count, and all rows where none does: the median of an even n is between two norms,
     which may both be far from it.
@@ -70,10 +71,13 @@ class SignGuard(Aggregator):
     @staticmethod
     def _largest_cluster(features: np.ndarray) -> np.ndarray:
         import numpy as np
-        from sklearn.cluster import MeanShift, estimate_bandwidth
+        from scipy.spatial.distance import cdist
+        from sklearn.cluster import MeanShift
 
-        bandwidth = estimate_bandwidth(features, quantile=0.5)
-        if bandwidth <= 0:  # half of the rows or more are equal: these are the cluster
+        # Not by scikit-learn's estimate_bandwidth, whose distances between equal rows may be rounding instead of 0.
+        nearest = np.sort(cdist(features, features), axis=1)
+        bandwidth = nearest[:, max(len(features) // 2, 1) - 1].mean()
+        if bandwidth == 0:  # every row is in a group of floor(n/2) equal ones, at least
             _, inverse, counts = np.unique(features, axis=0, return_inverse=True, return_counts=True)
             return np.asarray(inverse.reshape(-1) == counts.argmax())
         labels = MeanShift(bandwidth=bandwidth).fit(features).labels_

@@ -21,7 +21,8 @@ class Mimic(ByzantineAttack):
         z <- t/(t+1) z + 1/(t+1) s / |s|, s = sum_i (x_i - mu) <x_i - mu, z>, normalised
     (with s at length one, as in the authors' code, so that the scale of the updates does not matter), and copy the
     client with the largest <z, x_i> of the round; then they stay with the client whose sum of <z, x_i> over the
-    warm-up is largest. If that client is absent, the best one present is copied. `client` sets one from the start.
+    warm-up is largest. If that client is absent, the best one present is copied. `client` sets one from the start,
+    which must take part in every round and be honest under every seed.
 
     honest (h, d) -> (m, d). Raises PluginError where h = 0, or where `client` is no honest client of the
     round. Costs O(h d). Keeps mu and z (d,) between rounds. z starts from a random direction of the context's
@@ -41,6 +42,10 @@ class Mimic(ByzantineAttack):
 
     warmup: int = Field(10, ge=1, description="rounds in which the direction is learned")
     client: int | None = Field(None, ge=0, description="number of the client to copy; null: learned")
+
+    @property
+    def needs_clients(self) -> tuple[int, ...]:  # type: ignore[override]
+        return () if self.client is None else (self.client,)
 
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
         check_honest(self, honest, context)
