@@ -71,6 +71,35 @@ def test_pneumonia():
     assert f"stayed at {of(defence='dp-sgd', **mixed)} %" in TEXT
 
 
+def test_byzantine():
+    def spread(found):
+        return f"{100 * found.mean():.1f} ± {100 * found.std(ddof=1):.1f} %"
+
+    def kept(rule):
+        """Accuracy under the worst attack of each seed."""
+        attacked = [cell for cell in cells("byzantine-fashion") if cell["aggregator"] == rule]
+        attacked = [cell for cell in attacked if cell["threat"] == "byzantine"]
+        assert len(attacked) == 7
+        return np.min([values(cell, "accuracy") for cell in attacked], axis=0)
+
+    def backdoor(rule):
+        return spread(
+            values(chosen("byzantine-fashion", attack="model-replacement", rule=rule), "attack_success_rate")
+        )
+
+    mixed = "nnm + trimmed-mean"
+    assert f"{len({cell['aggregator'] for cell in cells('byzantine-fashion')})} rules, Fashion-MNIST" in TEXT
+    clean = spread(values(chosen("byzantine-fashion"), "accuracy"))
+    assert f"averaging reached {clean} without attackers and {100 * kept('mean').mean():.1f} % under" in TEXT
+    assert (
+        f"DnC kept {spread(kept('dnc'))}, CAF {spread(kept('caf'))} and `{mixed}` {spread(kept(mixed))};"
+        in TEXT
+    )
+    assert f"`trimmed-mean` alone kept {spread(kept('trimmed-mean'))}." in TEXT
+    assert f"`geometric-median` kept {spread(kept('geometric-median'))} accuracy" in TEXT
+    assert f"in {backdoor('geometric-median')} of cases, where `{mixed}` left it {backdoor(mixed)}." in TEXT
+
+
 def test_usynin():
     def of(**cell):
         return percent("usynin-2022", **cell)
