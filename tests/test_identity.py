@@ -260,7 +260,7 @@ def test_general_libraries_are_in_every_key(library, tmp_path, monkeypatch):
 
 def test_libraries_follow_from_what_plugins_require():
     create = registry().create
-    assert "torchattacks" in libraries_of(create("attack", "sparsefool"))
+    assert "torchattacks" in libraries_of(create("attack", "one-pixel"))
     assert "torch-pruning" in libraries_of(create("compressor", "structured-pruning"))
     assert set(libraries_of(create("aggregator", "signguard"))) == {"scikit-learn"}
     plain = {"epsilon": 8.0, "max_grad_norm": 1.0}

@@ -119,6 +119,45 @@ def test_an_overshoot_that_doubles_for_ever_stays_finite():
     assert adversarial.isfinite().all()
 
 
+def reference_sparsefool(model, x, y, lam, overshoot):
+    """The paper's two algorithms in float64 for one image (1, 1, 8, 8), coordinate by coordinate, with our DeepFool."""
+    reached, tried = x.clone(), x.clone()
+    for _ in range(10):
+        if model(tried).argmax(1) != y:
+            break
+        beyond = create("deepfool", overshoot=overshoot)(model, reached, y).requires_grad_()
+        logits = model(beyond)[0]
+        second = logits.index_fill(0, y, -torch.inf).argmax()
+        w = torch.autograd.grad(logits[second] - logits[y[0]], beyond)[0].flatten()
+        w = w / w.norm()
+        plane = (reached + lam * (beyond.detach() - reached)).flatten()
+        point = reached.flatten().clone()
+        for d in w.abs().argsort(descending=True):
+            if w @ (point - plane) > 0:
+                break
+            needed = (w @ (plane - point) + 0.001) / w[d].abs()
+            point[d] = (point[d] + needed * w[d].sign()).clamp(0, 1)
+        reached = point.view_as(x)
+        tried = (x + (1 + overshoot) * (reached - x)).clamp(0, 1)
+    return tried
+
+
+@pytest.mark.parametrize(("lam", "overshoot"), [(3.0, 0.02), (1.0, 0.02), (1.0, 0.2)])
+def test_sparsefool_is_the_paper_s_on_images_at_the_borders_of_the_box(lam, overshoot):
+    """torchattacks' own leaves images right here: it starts each step from x, and its DeepFool stops short."""
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, CLASSES)
+    model = nn.Sequential(*layers).double().eval()
+    x = (torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(3)) > 0.5).double()
+    y = model(x).argmax(1)
+    found = create("sparsefool", lam=lam, overshoot=overshoot)(model, x, y)
+    assert fooled(model, found, y) == 1
+    expected = [
+        reference_sparsefool(model, x[i : i + 1], y[i : i + 1], lam, overshoot) for i in range(len(x))
+    ]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-9)
+
+
 def test_torchattacks_deepfool_still_stops_short_which_is_why_it_is_refused():
     """Where that changes, `torchattack` may take it again."""
     import torchattacks

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api import EvasionAttack, EvasionContext, Field, Reference
-from harness_plugins.attacks.evasion._corrected import CorrectedAttack, finite_or_same
-from harness_plugins.attacks.evasion._torchattacks import TorchattacksAttack
+from harness_plugins.attacks.evasion._corrected import CorrectedAttack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -116,10 +115,15 @@ class DeepFool(EvasionAttack):
         return length.where(length.isfinite(), 0.0)[:, None, None, None] * w[rows, nearest]
 
 
-class SparseFool(TorchattacksAttack):
+class SparseFool(EvasionAttack):
     """SparseFool: few coordinates, by DeepFool's boundary and a sparse linear solver. Not bounded by a radius.
 
-    An image without a gradient stays as it is.
+    From x_i, which is x at first, `deepfool` finds x_B beyond the boundary, whose unit normal there is w. x_{i+1} is
+    x_i with as few coordinates moved as bring it by 0.001 across the plane through x_i + lam (x_B - x_i): those of the
+    greatest |w| first, each as far as needed or as [0, 1] allows (algorithms 1 and 2). What is tried is
+    clip(x + (1 + overshoot) (x_{i+1} - x)), as in the authors' code, until the label changes. torchattacks starts again
+    from x instead of x_i, takes w at the far plane, and its DeepFool stops short. An image without a gradient stays as
+    it is. x (b, c, h, w) in [0, 1]; each step costs a run of `deepfool`.
     """
 
     name = "sparsefool"
@@ -127,7 +131,6 @@ class SparseFool(TorchattacksAttack):
         title="SparseFool: a few pixels make a big difference", authors="Modas, Moosavi-Dezfooli, Frossard",
         venue="CVPR", year=2019, url="https://arxiv.org/abs/1811.02248",
     )  # fmt: skip
-    implementation: ClassVar[str] = "SparseFool"
     steps: int = Field(10, ge=1, description="steps at most")
     lam: float = Field(3.0, gt=0, description="how far beyond the boundary the sparse step aims")
     overshoot: float = Field(0.02, ge=0, description="how far beyond the boundary, as a share")
@@ -136,11 +139,49 @@ class SparseFool(TorchattacksAttack):
     def effort(self) -> int:
         return self.steps
 
-    def arguments(self, context: EvasionContext) -> dict[str, Any]:
-        return {"steps": self.steps, "lam": self.lam, "overshoot": self.overshoot}
+    def passes(self, num_classes: int) -> int:
+        return self.steps * DeepFool().passes(num_classes)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, context: EvasionContext) -> Tensor:
-        return finite_or_same(x, super().perturb(model, x, y, context))
+        import torch
+
+        found, reached = x.clone(), x.clone()
+        boundary = DeepFool(overshoot=self.overshoot)
+        left = torch.arange(len(x), device=x.device)
+        for _ in range(self.steps):
+            with torch.no_grad():
+                left = left[model(found[left]).argmax(1) == y[left]]
+            if not len(left):
+                break
+            at, labels = reached[left], y[left]
+            beyond = boundary.perturb(model, at, labels, context)
+            reached[left] = self._solved(at, self._normal(model, beyond, labels), beyond)
+            found[left] = (x[left] + (1 + self.overshoot) * (reached[left] - x[left])).clamp(0, 1)
+        return found
+
+    @staticmethod
+    def _normal(model: nn.Module, at: Tensor, y: Tensor) -> Tensor:
+        """(b, c, h, w): the unit gradient of z_k - z_y, k the likeliest other class; 0 where there is none."""
+        import torch
+
+        at = at.detach().requires_grad_()
+        logits = model(at)
+        others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        lead = others - logits.gather(1, y[:, None])[:, 0]
+        return torch.nn.functional.normalize(
+            torch.autograd.grad(lead.sum(), at)[0].flatten(1), dim=1
+        ).view_as(at)
+
+    def _solved(self, at: Tensor, normal: Tensor, beyond: Tensor) -> Tensor:
+        """Algorithm 1, with the coordinates in the order in which it takes them."""
+        w, start = normal.flatten(1), at.flatten(1)
+        needed = (w * self.lam * (beyond - at).flatten(1)).sum(1, keepdim=True).abs() + 0.001
+        room = (1 - start).where(w > 0, start)
+        slopes, order = w.abs().sort(dim=1, descending=True)
+        most = slopes * room.gather(1, order)
+        part = (needed - (most.cumsum(1) - most)).clamp(min=0).minimum(most)
+        move = (part / slopes).where(slopes > 0, 0.0)
+        return (start + move.new_zeros(move.shape).scatter(1, order, move) * w.sign()).clamp(0, 1).view_as(at)
 
 
 class OnePixel(CorrectedAttack):
