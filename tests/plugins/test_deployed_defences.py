@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import median_filter
 from scipy.stats import norm
 from torch import nn
 
@@ -161,6 +162,17 @@ def test_transforms_by_their_formulas():
     worse = create("jpeg-compression", quality=10).transform(x) - x
     better = create("jpeg-compression", quality=95).transform(x) - x
     assert worse.abs().mean() > better.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"), [((2, 1, 9, 6), 3), ((1, 3, 7, 8), 5), ((2, 2, 3, 2), 15)], ids=str
+)
+def test_the_median_mirrors_edges_as_the_authors_code_does(shape, window):
+    """Xu et al. (2018) filter by SciPy, whose `reflect` repeats the edge's own pixels; torch's does not."""
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = median_filter(x.numpy(), size=(1, 1, window, window), mode="reflect")
+    found = create("median-smoothing", window=window).transform(x)
+    assert torch.equal(found, torch.from_numpy(expected))
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------

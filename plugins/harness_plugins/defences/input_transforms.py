@@ -49,7 +49,10 @@ class BitDepth(InputTransform):
 
 
 class MedianSmoothing(InputTransform):
-    """Replaces each pixel by the median of the square around it, edges reflected."""
+    """Replaces each pixel by the median of the square around it.
+
+    Beyond an edge the image is mirrored, the edge's own pixels repeated, as in the authors' code.
+    """
 
     name = "median-smoothing"
     reference = XU
@@ -63,10 +66,13 @@ class MedianSmoothing(InputTransform):
         return value
 
     def transform(self, x: Tensor) -> Tensor:
-        from torch.nn import functional
+        import torch
 
-        half = self.window // 2
-        padded = functional.pad(x, (half, half, half, half), mode="reflect")
+        padded = x
+        for dim in (2, 3):
+            size, half = x.shape[dim], self.window // 2
+            places = torch.arange(-half, size + half, device=x.device) % (2 * size)
+            padded = padded.index_select(dim, torch.minimum(places, 2 * size - 1 - places))
         patches = padded.unfold(2, self.window, 1).unfold(3, self.window, 1)
         return patches.flatten(-2).median(-1).values
 
