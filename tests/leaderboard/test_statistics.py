@@ -284,6 +284,15 @@ def test_friedman_of_two_is_wilcoxons_test_without_ties():
     assert found[2:] == ("wilcoxon", 17, 0)
 
 
+@pytest.mark.parametrize("unit", [1 / 10, 1 / 3, 1e6 / 7])
+def test_wilcoxons_test_ties_what_rounding_tells_apart(unit):
+    wins = np.array([[3, 2], [2, 1], [9, 8], [1, 4], [7, 4], [8, 6], [0, 2], [6, 5]])
+    expected = stats.wilcoxon(*wins.T)
+    table = [[comparisons.compared_mean(value * unit) for value in block] for block in wins]
+    found = comparisons.friedman(table)
+    assert (found.p, found.statistic) == pytest.approx((expected.pvalue, expected.statistic))
+
+
 @pytest.mark.parametrize("k", [2, 3])
 def test_friedman_where_there_is_nothing_to_test(k):
     assert comparisons.friedman(np.repeat([[1.0], [2.0], [3.0]], k, axis=1))[:2] == (0, 1)
