@@ -32,7 +32,9 @@ class Split:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> Split:
-        """The records at these positions."""
+        """The records at these positions. Raises HarnessError where there are not as many images as labels."""
+        if len(self.images) != len(self.labels):  # positions in one would be other records in the other
+            raise HarnessError(f"{len(self.images)} images, but {len(self.labels)} labels")
         groups = None if self.groups is None else self.groups[index]
         return Split(self.images[index], self.labels[index], groups)
 
@@ -255,10 +257,13 @@ def hold_out(
     rounding to whole groups leaves too much or too little in one class, up to half an average group, the next class
     makes up for. A group that is more than twice as large as what its class still lacks is passed over while more than
     half of the class's share is lacking; after that it ends the draw of the class. Both results are sorted; neither is
-    empty. Raises HarnessError where fraction is not in (0, 1) or there are too few groups.
+    empty. Raises HarnessError where fraction is not in (0, 1), where there are too few groups, or not one for each
+    label.
     """
     import numpy as np
 
+    if groups is not None and len(groups) != len(labels):
+        raise HarnessError(f"{len(groups)} groups for {len(labels)} labels")
     if not 0 < fraction < 1:
         raise HarnessError(f"the fraction held out must lie in (0, 1), not {fraction}")
     units = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]

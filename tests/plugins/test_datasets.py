@@ -192,6 +192,21 @@ def test_npz_says_what_is_wrong(tmp_path, changes, message):
         npz(tmp_path, archive(**changes)).load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.zeros(39, dtype=np.int64)}, "40 images, but 39 labels"),
+        ({"train_labels": np.zeros(41, dtype=np.int64)}, "40 images, but 41 labels"),
+        ({"train_groups": np.arange(39), "test_groups": np.arange(50, 59)}, "39 groups for 40 labels"),
+    ],
+)
+def test_npz_holds_nothing_out_of_records_that_do_not_match(tmp_path, changes, message):
+    """39 labels for 40 images: one label is missing, and each after it is another image's."""
+    archived = archive(val_images=None, val_labels=None, **changes)
+    with pytest.raises(HarnessError, match=message):
+        npz(tmp_path, archived).load(tmp_path)
+
+
 def test_npz_unreadable_missing_and_class_names(tmp_path):
     with pytest.raises(HarnessError, match="is not there"):
         make("npz", path="nowhere.npz").load(tmp_path)
