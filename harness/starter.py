@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -86,7 +87,7 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.from_string(_template()).render(
         name=answers.name or re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-") or "scenario",
-        file=file.name,
+        file=shlex.quote(file.name),
         kind=kind,
         data=data,
         grey=grey,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,12 @@ def test_a_file_may_be_called_what_yaml_takes_for_something_else(stem, tmp_path)
     file = tmp_path / f"{stem}.yaml"
     write_scenario(Answers(threats=()), file)
     assert load(file).name == stem
+
+
+def test_the_commands_that_a_scenario_names_work_as_they_stand(tmp_path):
+    text = compose(Answers(threats=()), tmp_path / "Röntgen bilder.yaml")
+    (command,) = re.findall("harness plan (.*?)  ", text)
+    assert shlex.split(command) == ["Röntgen bilder.yaml"]
 
 
 @pytest.mark.parametrize("name", ["x # y", "'q'", "a: b", "{a}"])
