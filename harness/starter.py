@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -73,6 +74,12 @@ def check_target(file: Path, *, force: bool = False) -> None:
         raise HarnessError(f"{file}: a scenario's file ends in .yaml")
 
 
+def _slug(text: str) -> str:
+    """A name like the text, of a-z, 0-9 and hyphens: letters without their accents."""
+    plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+
+
 def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
     """The scenario's text. file: where it will be, for relative paths. grey: the images have no colour.
 
@@ -86,7 +93,7 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
     environment.filters["text"] = _text
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment.from_string(_template()).render(
-        name=answers.name or re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-") or "scenario",
+        name=answers.name or _slug(file.stem) or "scenario",
         file=shlex.quote(file.name),
         kind=kind,
         data=data,

@@ -91,6 +91,7 @@ def test_the_commands_that_a_scenario_names_work_as_they_stand(tmp_path):
     text = compose(Answers(threats=()), tmp_path / "Röntgen bilder.yaml")
     (command,) = re.findall("harness plan (.*?)  ", text)
     assert shlex.split(command) == ["Röntgen bilder.yaml"]
+    assert "name: rontgen-bilder\n" in text
 
 
 @pytest.mark.parametrize("name", ["x # y", "'q'", "a: b", "{a}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from test_compressors import CLASSES, SHAPE, compressor, context, images, residual, through_file
@@ -611,6 +612,15 @@ def test_what_pruning_has_removed_stays_removed(share, clusters, rounds):
             for m in (model, made.module)
         ]
         assert shares[0] == shares[1]
+
+
+def test_clusters_of_weights_are_a_fixed_point_of_lloyd_s_algorithm():
+    """scikit-learn's own tolerance stops before: an error 2 to 8 % larger on weights with heavy tails."""
+    weight = torch.from_numpy(np.random.default_rng(0).standard_t(3, 4000))
+    centroids, indices = kmeans(weight, 16)
+    assert torch.equal((weight[:, None] - centroids).abs().argmin(1), indices)
+    means = torch.stack([weight[indices == i].mean() for i in range(16)])
+    torch.testing.assert_close(centroids, means, rtol=1e-12, atol=1e-12)
 
 
 TRAINING_ON = [
