@@ -90,11 +90,7 @@ class ShadowAttack(PrivacyAttack):
     holdout: ClassVar[float] = 0.5
 
     shadows: int = Field(
-        16,
-        ge=2,
-        le=10_000,
-        multiple_of=2,
-        description="shadow models, an even number; each record is in half of them",
+        16, ge=2, multiple_of=2, description="shadow models, an even number; each record is in half of them"
     )
 
     def trainings(self, cell: Any) -> list[TrainingVariant]:
