@@ -147,10 +147,10 @@ def _check_view(cell: Cell) -> None:
 
 
 def _check_attackers(cell: Cell) -> None:
-    """Raises NotApplicable where a client that must be honest is absent or malicious, or attackers break a guarantee.
+    """Raises NotApplicable where a client that must be honest is absent or malicious, or attackers are not as assumed.
 
-    A rule trusts such clients, or an attack needs their updates.
-    They break one that counts on a coin for every client, if the threat has them take part in every round.
+    A rule trusts such clients, or an attack needs their updates. Attackers break a guarantee that counts on a coin for
+    every client, if the threat has them take part in every round; and if none is drawn, scores are those of no attack.
     """
     settings, threat = cell.scenario.federation, cell.threat
     honest = [
@@ -185,6 +185,31 @@ def _check_attackers(cell: Cell) -> None:
                     f"{defence.name} counts on a coin for every client (federation.sampling: poisson), and under "
                     f"the threat {threat.name!r} the malicious ones take part always"
                 )
+    if threat.participation == "always" or settings.participation == 1:
+        return
+    for seed in cell.scenario.seeds:
+        attackers = frozenset(malicious_clients(settings.clients, threat.malicious, seed))
+        drawn = (settings.clients, settings.participation, settings.rounds, seed, settings.sampling)
+        if not _any_drawn(attackers, threat.active(), *drawn):
+            raise NotApplicable(
+                f"nobody attacks: no malicious client is drawn in a round that the threat {threat.name!r} attacks, "
+                f"under seed {seed}; set `participation: always` or more rounds"
+            )
+
+
+@lru_cache(4096)
+def _any_drawn(
+    wanted: frozenset[int],
+    among: range,
+    clients: int,
+    participation: float,
+    rounds: int,
+    seed: int,
+    sampling: str,
+) -> bool:
+    """Whether a training draws one of the wanted clients in one of these rounds, which are counted from 0."""
+    drawn = participants(clients, participation, rounds, seed, "train", sampling=sampling)
+    return any(round in among and not wanted.isdisjoint(ids) for round, ids in enumerate(drawn))
 
 
 def _check_chain(cell: Cell) -> None:

@@ -11,7 +11,7 @@ from harness.console.pooling import pool
 from harness.contracts.base import Plugin
 from harness.engine import plan, run
 from harness.errors import HarnessError
-from harness.federation.counts import malicious_clients
+from harness.federation.counts import malicious_clients, participants
 from harness.grid import cells, select
 from harness.leaderboard.submit import of_store
 from harness.scenario import load_text
@@ -475,6 +475,33 @@ compressors: [none, magnitude-pruning: {fine_tune_rounds: 2}]
     assert set(reasons_by("compressor", text, tmp_path).values()) == {
         "nobody is trained: coins draw no client in any round, under seed 0"
     }
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_an_attack_by_nobody_is_not_applicable(tmp_path, sampling):
+    """Its scores would be those of a training without attackers."""
+    drawn = participants(8, 0.25, 3, 0, "train", sampling=sampling)
+    (attacker,) = malicious_clients(8, 0.125, 0)
+    there = [round for round, ids in enumerate(drawn, 1) if attacker in ids]
+    threats = "".join(
+        f"  - {{name: r{round}{who[0]}, malicious: 0.125, start_round: {round}, stop_round: {round}, "
+        f"participation: {who}, attacks: [{attack}]}}\n"
+        for round, attack in ((1, "sign-flip"), (2, "badnets"), (3, "sign-flip"))
+        for who in ("sampled", "always")
+    )
+    text = f"""
+federation: {{clients: 8, rounds: 3, participation: 0.25, sampling: {sampling}}}
+threats:
+{threats}seeds: [0]
+"""
+    found = reasons_by("threat", text, tmp_path)
+    assert 0 < len(there) < 3
+    for round in (1, 2, 3):
+        assert found[f"r{round}a"] is None
+        if round in there:
+            assert found[f"r{round}s"] is None
+        else:
+            assert found[f"r{round}s"].startswith("nobody attacks: no malicious client is drawn in a round")
 
 
 def test_who_is_trusted_takes_part(tmp_path):
