@@ -294,10 +294,10 @@ def _check_input(x: Tensor, y: Tensor) -> None:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """No parameter gradients within the block (attacks need the input's only); restores the model afterwards."""
-    from harness.layer_order import pooled_first
+    from harness.pooling import cheap_pooling
 
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    with modes_restored(model), pooled_first(model):
+    with modes_restored(model), cheap_pooling(model):
         try:
             for parameter, _, _ in before:
                 parameter.requires_grad_(False)

@@ -70,14 +70,14 @@ def predict(
     """
     import torch
 
-    from harness.layer_order import pooled_first
+    from harness.pooling import cheap_pooling
 
     if batch_size < 1:
         raise HarnessError(f"batch_size must be at least 1, not {batch_size}")
     if not len(images):
         raise HarnessError("there are no images to predict")
     logits = []
-    with modes_restored(model), pooled_first(model), torch.inference_mode():
+    with modes_restored(model), cheap_pooling(model), torch.inference_mode():
         model.eval()
         start = 0
         while start < len(images):

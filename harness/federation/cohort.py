@@ -17,7 +17,7 @@ from harness.federation.local import seeded_modules
 from harness.federation.optimizers import local_optimizer
 from harness.federation.threads import plain_values
 from harness.functional import masked_mean
-from harness.layer_order import pooled_first
+from harness.pooling import cheap_pooling
 from harness.random import derive, split, torch_generator
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Cohort:
     def train(self) -> None:
         """Takes all local steps; `weights` and `buffers` change."""
         self.trainer.set_modes()
-        with masked(self.trainer.dropouts, self.masks), pooled_first(self.module):
+        with masked(self.trainer.dropouts, self.masks), cheap_pooling(self.module):
             self._train()
 
     def _train(self) -> None:

@@ -34,7 +34,7 @@ from harness.federation.vector import (
     write,
 )
 from harness.functional import freeze_batch_norms
-from harness.layer_order import pooled_first
+from harness.pooling import cheap_pooling
 from harness.random import derive, make_key, reseed_plain, seeded, split, torch_generator
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class LocalTrainer:
         changed = composed_batch(hooks)
         drawing = self._drawing(self.seed, client.id, round)
         masks = Masks([self.mask_generator(client.id, round)]) if self.dropouts else None
-        with drawing, masked(self.dropouts, masks), pooled_first(self.module):
+        with drawing, masked(self.dropouts, masks), cheap_pooling(self.module):
             gradient = self._gradient(client, hooks, noise, at)
             indices = batches(client.size, s.batch_size, client.steps, client.sampling, order)
             for index, key in zip(indices, self._keys(client, hooks, round), strict=False):

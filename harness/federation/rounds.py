@@ -38,6 +38,7 @@ from harness.federation.vector import (
     write,
 )
 from harness.federation.wire import Wire
+from harness.pooling import cheap_pooling
 from harness.random import torch_generator
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class Federation:
                 name: weights[part].view_as(shapes[name]).to(shapes[name])
                 for name, part in self.layout.items()
             }
-            with modes_restored(self.module):
+            with modes_restored(self.module), cheap_pooling(self.module):
                 self.module.eval()
                 return torch.func.functional_call(self.module, {**values, **buffers}, (x.to(self.device),))
 

@@ -34,8 +34,8 @@ from harness.evaluation.metrics import compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
 from harness.federation.vector import mean_of, trainable
-from harness.layer_order import pooled_first
 from harness.pictures import Strip, paint
+from harness.pooling import cheap_pooling
 from harness.random import numpy_generator, torch_generator
 from harness.stages.compress import load_released
 from harness.stages.score import Scoring
@@ -76,7 +76,7 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
         torch_generator(spec.model.train.seed, "privacy attack", attack.name, device=scene.device),
         lambda done, total: progress(done, total, f"{done}/{total}"),
     )
-    with blamed(attack), pooled_first(scoring.released.module, *(update.module for update in observed)):
+    with blamed(attack), cheap_pooling(scoring.released.module, *(update.module for update in observed)):
         found = attack.run(view, context)
     description: dict[str, Any] = {
         "family": attack.family, "access": spec.threat.knowledge,
@@ -213,7 +213,7 @@ class _Scene:
         # One split instead of a slice for each parameter: its backward pass is a single concatenation.
         pieces = weights.split([p.numel() for p in shapes.values()])
         values = {n: piece.view_as(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
-        with pooled_first(module):
+        with cheap_pooling(module):
             return torch.func.functional_call(module, values, (images,))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Pooling before the ReLU in front of it: the same numbers to the last bit, and a module as before afterwards."""
+"""Cheaper max-pooling: the same numbers to the last bit, and a module as before afterwards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import harness
-from harness.layer_order import pooled_first
+from harness import pooling
+from harness.pooling import cheap_pooling
 
 POOLS = {
     "2x2": {"kernel_size": 2},
     "overlapping": {"kernel_size": 3, "stride": 1, "padding": 1},
     "dilated": {"kernel_size": 2, "dilation": 2, "ceil_mode": True},
 }
+
+
+@pytest.fixture(params=[0, pooling.LARGE], ids=["by slices", "by torch"])
+def kernel(request, monkeypatch):
+    """Images of tests are small: torch's kernel would pool them all."""
+    monkeypatch.setattr(pooling, "LARGE", request.param)
 
 
 def network(pool: nn.Module, inplace: bool = False) -> nn.Sequential:
@@ -44,6 +51,7 @@ def found(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [t.detach() for t in (logits, *first, *second)]
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("pool", POOLS)
@@ -53,12 +61,13 @@ def test_outputs_and_gradients_are_the_same_to_the_last_bit(pool, inplace, layou
     module(x)  # sizes the last layer
     module.to(memory_format=layout)
     as_ever = found(module, x)
-    with pooled_first(module):
+    with cheap_pooling(module):
         sooner = found(module, x)
     assert all(t.any() for t in as_ever)
     assert all(torch.equal(a, b) for a, b in zip(as_ever, sooner, strict=True))
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
     ("name", "options", "shape"),
     [
@@ -73,11 +82,13 @@ def test_of_the_networks_that_come_along_too(name, options, shape):
     module = harness.create("model", name, **options).build(shape, 4).eval()
     x = torch.rand(3, *shape)
     as_ever = found(module, x)
-    with pooled_first(module):
+    with cheap_pooling(module):
         assert all(torch.equal(a, b) for a, b in zip(as_ever, found(module, x), strict=True))
 
 
-def test_what_is_not_a_number_goes_through_alike():
+@pytest.mark.usefixtures("kernel")
+def test_what_is_not_a_number_or_not_finite_goes_through_alike():
+    """Of gradients, only which place of a window with a NaN has them differs."""
     module = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
     x = (
         torch.tensor([[torch.nan, 1], [-1, 2], [torch.inf, 3], [-torch.inf, -4]])
@@ -85,12 +96,30 @@ def test_what_is_not_a_number_goes_through_alike():
         .requires_grad_()
     )
     rows = []
-    for when in (nullcontext(), pooled_first(module)):
+    for when in (nullcontext(), cheap_pooling(module)):
         with when:
             y = module(x)
-            rows.append((y.detach(), torch.autograd.grad(y.sum(), x)[0]))
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+            rows.append((y.detach(), gradient[:, :, 2:], gradient[:, :, :2].sum()))
     for a, b in zip(*rows, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 9), (3, 1, 2, 2), (1, 2, 6, 5), (0, 2, 4, 4)])
+def test_slices_pool_as_torch_does(shape, dtype, monkeypatch):
+    """Odd sizes lose their last row or column; of equal values the first of a window has the gradient."""
+    monkeypatch.setattr(pooling, "LARGE", 0)
+    x = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    module, found = nn.MaxPool2d(2), []
+    for when in (nullcontext(), cheap_pooling(module)):
+        with when:
+            images = x.clone().requires_grad_()
+            y = module(images)
+            assert ("Halve" in type(y.grad_fn).__name__) == (type(module) is not nn.MaxPool2d)
+            weights = torch.arange(y.numel(), dtype=torch.float32).view_as(y).to(dtype)
+            found.append((y.detach(), torch.autograd.grad((y * weights).sum(), images)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def order(module: nn.Sequential, x: torch.Tensor) -> list[str]:
@@ -117,7 +146,7 @@ def test_the_pooling_is_called_first_in_its_copies_too_and_then_no_more():
     module(x)
     names = [name for name, _ in module.named_modules()]
     usual, sooner = ["ReLU", "MaxPool2d"] * 2, ["MaxPool2d", "ReLU"] * 2
-    with pooled_first(module):
+    with cheap_pooling(module):
         assert order(module, x) == sooner
         assert [name for name, _ in module.named_modules()] == names
         assert isinstance(module[2], nn.ReLU)  # who walks over the layers finds them where they are
@@ -129,7 +158,7 @@ def test_the_pooling_is_called_first_in_its_copies_too_and_then_no_more():
         shallow._modules = dict(copied._modules)
         assert torch.equal(shallow(x), copied(x))
         assert torch.equal(pickle.loads(pickle.dumps(module))(x), module(x))
-        with pooled_first(module):
+        with cheap_pooling(module):
             assert order(module, x) == sooner
         assert order(module, x) == sooner
     assert order(module, x) == usual
@@ -139,7 +168,7 @@ def test_an_error_meanwhile_leaves_the_module_as_it_was():
     module, x = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), torch.rand(2, 1, 12, 12)
 
     def fail():
-        with pooled_first(module):
+        with cheap_pooling(module):
             module(x[0, 0])
             raise AssertionError("pooling takes no single matrix")
 
@@ -152,12 +181,12 @@ def test_an_error_meanwhile_leaves_the_module_as_it_was():
 def test_layers_with_hooks_and_poolings_that_tell_their_indices_are_called_as_ever():
     module, x = network(nn.MaxPool2d(2)), torch.rand(2, 1, 12, 12)
     module(x)
-    with pooled_first(module):
+    with cheap_pooling(module):
         handle = module[2].register_forward_hook(lambda *_: None)
         assert order(module, x) == ["MaxPool2d", "ReLU", "ReLU", "MaxPool2d"]
         handle.remove()
     told = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, return_indices=True))
-    with pooled_first(told):
+    with cheap_pooling(told):
         assert order(told, x) == ["ReLU", "MaxPool2d"]
         assert len(told(x)) == 2  # values and indices
 
@@ -166,11 +195,12 @@ def test_layers_with_hooks_and_poolings_that_tell_their_indices_are_called_as_ev
             return super().forward(-x)
 
     own = Own(nn.ReLU(), nn.MaxPool2d(2))
-    with pooled_first(own):
+    with cheap_pooling(own):
         assert order(own, x) == ["ReLU", "MaxPool2d"]
         assert torch.equal(own(x), nn.functional.max_pool2d((-x).relu(), 2))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_gradients_per_record_are_the_same():
     module, x = network(nn.MaxPool2d(2)), torch.randint(-2, 3, (5, 1, 12, 12)).float()
     module(x)
@@ -180,6 +210,6 @@ def test_gradients_per_record_are_the_same():
         return functional_call(module, weights, (image[None],)).square().sum()
 
     as_ever = vmap(grad(loss), (None, 0))(weights, x)
-    with pooled_first(module):
+    with cheap_pooling(module):
         sooner = vmap(grad(loss), (None, 0))(weights, x)
     assert all(torch.equal(as_ever[name], sooner[name]) for name in weights)
