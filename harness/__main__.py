@@ -14,7 +14,9 @@ def main() -> int:
     """
     try:
         from harness.cli import main as command
+        from harness.console.streams import outlive_readers
 
+        outlive_readers()
         return command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

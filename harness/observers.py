@@ -1,6 +1,6 @@
 """Passes the events of a run to its display, to plugins' observer hooks and to trackers.
 
-An error in a hook or a tracker does not stop the run.
+An error in any of them does not stop the run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Observers:
     """Passes events to a display (or None), to every plugin that implements their hook, and to trackers.
 
-    A hook that raises is not called again in this run; a tracker whose `harness_run_started` raises is not called
-    again at all. `problems` says which and why.
+    A hook that raises is not called again in this run; a display that raises, or a tracker whose
+    `harness_run_started` does, is not called again at all. `problems` says which and why.
     """
 
     def __init__(self, display: Any, trackers: Sequence[Tracker] = ()) -> None:
@@ -76,7 +76,7 @@ class Observers:
 
     def _show(self, method: str, *arguments: Any) -> None:
         if self._display is not None:
-            getattr(self._display, method)(*arguments)
+            self._guarded("the display", lambda: getattr(self._display, method)(*arguments), {})
 
     def _hook(self, name: str, **arguments: Any) -> None:
         for implementation in getattr(registry().manager.hook, name).get_hookimpls():

@@ -17,6 +17,7 @@ import small
 
 from harness.cli import main
 from harness.console.signals import ended_like_ctrl_c
+from harness.console.streams import outlive_readers
 
 SCENARIO = """
 schema: 1
@@ -166,6 +167,34 @@ def test_sigterm_ends_what_a_plugin_forked_without_a_word():
             finally:
                 os._exit(0)
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+def test_a_run_outlives_the_reader_of_its_output_and_the_disk_of_its_log(tmp_path, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    (tmp_path / "small.yaml").write_text(small.SCENARIO)
+    reader, writer = os.pipe()
+    os.close(reader)
+    wanted = ["--store", str(tmp_path / "runs"), "--export", str(tmp_path / "scores.csv")]
+    with open(writer, "w") as output, open("/dev/full", "w") as errors:
+        for name, stream in (("stdout", output), ("stderr", errors)):
+            monkeypatch.setattr(sys, name, stream)
+            monkeypatch.setattr(sys, f"__{name}__", stream)
+        outlive_readers()
+        assert main(["run", str(tmp_path / "small.yaml"), "--device", "cpu", "--jobs", "0", *wanted]) == 0
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["--help"], ["validate", "--no-data", "small.yaml"]])
+def test_a_reader_that_leaves_is_no_error(command, tmp_path):
+    (tmp_path / "small.yaml").write_text(small.SCENARIO)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "harness", *command], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_a_full_disk_behind_the_output_is_said_in_one_line():

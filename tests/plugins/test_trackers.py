@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from typing import ClassVar
 
 import pytest
 
@@ -242,3 +243,23 @@ def test_a_tracker_that_could_not_begin_is_not_told_the_rest(here):
         "tracker unready.harness_run_started raised OSError: no server; it is not called again in this run"
     ]
     assert not (here / "a.jsonl").exists()
+
+
+def test_a_display_that_raises_is_reported_once_and_stops_nothing():
+    class Display:
+        """Lacks most methods that a display has."""
+
+        said: ClassVar = []
+
+        def stage_started(self, key, kind, label):
+            self.said.append(key)
+            raise ValueError("no such colour")
+
+    observers = Observers(Display())
+    observers.stage_started("first", "train", "none")
+    observers.stage_started("second", "train", "none")
+    observers.stage_finished("first", "train", "none", "done", 1.0, None)
+    assert Display.said == ["first"]
+    assert observers.problems == [
+        "the display raised ValueError: no such colour; it is not called again in this run"
+    ]
