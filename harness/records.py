@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts.metric import Metric
@@ -176,11 +176,14 @@ def scenario_hash(scenario: Scenario) -> str:
     return scenario.hash()
 
 
-def other_settings(records: Iterable[Mapping[str, Any]], scenario: Scenario) -> dict[str, list[str]]:
+def other_settings(records: Sequence[Mapping[str, Any]], scenario: Scenario) -> dict[str, list[str]]:
     """Record id -> the settings, such as `federation`, in which a record differs from the scenario.
 
-    records: of a scenario of the same name. Those without a difference are left out, and so are settings that decide
-    no score. A cell's id does not show these differences: it is made from the values of its axes.
+    records: all that a store holds of a scenario of the same name. Those without a difference are left out, and so are
+    settings that decide no score. A cell's id does not show these differences: it is made from the values of its axes.
+
+    By default the share that robust rules are told is the largest of any threat, which no record says. For records of
+    another content of the scenario it is taken from all records of that content.
     """
 
     def scoring(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,10 +191,17 @@ def other_settings(records: Iterable[Mapping[str, Any]], scenario: Scenario) -> 
         return kept | {"compute": {k: v for k, v in kept["compute"].items() if k != "stage_timeout"}}
 
     now = scoring(json.loads(json.dumps(common_settings(scenario))))
+    told = {scenario.hash(): scenario.tolerance}
+    for record in records:
+        mark, share = record["scenario"]["hash"], record["config"]["threat"]["malicious"]
+        told[mark] = max(told.get(mark, 0.0), share)
+    derived = scenario.federation.byzantine_tolerance is None
     found = {}
     for record in records:
         then = scoring(record["config"])
         found[record["id"]] = [name for name, value in now.items() if then.get(name) != value]
+        if derived and told[record["scenario"]["hash"]] != scenario.tolerance:
+            found[record["id"]].append("byzantine_tolerance")
     return {key: names for key, names in found.items() if names}
 
 

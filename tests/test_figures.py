@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from contextlib import contextmanager
 from itertools import combinations
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -18,8 +20,8 @@ from harness.evaluation.masking import FLAG
 from harness.grid import cells
 from harness.leaderboard.comparisons import Omnibus
 from harness.provenance import plugin_list
-from harness.records import common_settings
-from harness.scenario import load
+from harness.records import common_settings, other_settings
+from harness.scenario import load, load_text
 from harness.store import Store
 
 AXES = {"aggregator": "mean", "compressor": "none", "threat": "none", "attack": "none", "seed": 0}
@@ -35,7 +37,12 @@ def record(number, accuracy, robust=None, **cell):
 
 def settings_of(path):
     """What says that a record is of the scenario as its file is."""
-    return {"config": common_settings(load(path)), "provenance": {"plugins": []}}
+    scenario = load(path)
+    return {
+        "scenario": {"hash": scenario.hash()},
+        "config": common_settings(scenario) | {"threat": {"malicious": 0.0}},
+        "provenance": {"plugins": []},
+    }
 
 
 def trade_off():
@@ -443,6 +450,30 @@ def test_what_was_scored_before_a_setting_changed_is_not_drawn(tmp_path, monkeyp
     assert err.startswith(
         "note: left out: 1 cell scored before federation changed; run them: harness run s.yaml"
     )
+
+
+def test_a_threat_that_changes_what_rules_are_told_changes_the_setting():
+    """f went from 2 to 4 with the threat that was added, and the earlier numbers were drawn beside the new ones."""
+    text = "schema: 1\nname: s\ndataset: digits\nmodel: logistic\nfederation: {clients: 10%s}\naggregators: [krum]\n"
+    one = "{name: a, malicious: 0.2, attacks: [alie]}"
+    more = f"{one}, {{name: b, malicious: 0.4, attacks: [alie]}}"
+
+    def scenario(threats, told=""):
+        return load_text(text % told + f"threats: [{{name: none}}, {threats}]\n", Path("s.yaml"))
+
+    def stored(of):
+        for cell in cells(of):
+            threat = {"malicious": cell.threat.malicious}
+            config = common_settings(of) | {"threat": threat}
+            yield {"id": cell.id, "scenario": {"hash": of.hash()}, "config": json.loads(json.dumps(config))}
+
+    before = list(stored(scenario(one)))
+    assert other_settings(before, scenario(one)) == {}
+    changed = {record["id"]: ["byzantine_tolerance"] for record in before}
+    assert other_settings(before, scenario(more)) == changed
+    assert other_settings(before, scenario(one.replace("alie", "alie, ipm"))) == {}  # the same share
+    fixed = ", byzantine_tolerance: 0.3"
+    assert other_settings(list(stored(scenario(one, fixed))), scenario(more, fixed)) == {}
 
 
 def test_numbers_of_other_code_than_installed_are_told(tmp_path, monkeypatch, capsys):

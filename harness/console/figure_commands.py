@@ -87,9 +87,9 @@ def plot(
     x, y, by = x or "accuracy", y or "robust", by or "defence"
     loaded = load(scenario)
     order = {cell.id: place for place, cell in enumerate(cells(loaded))}
-    stored = [record for record in stored_records(store, loaded.name) if record["id"] in order]
-    other = other_settings(stored, loaded)
-    found = [record for record in stored if record["id"] not in other]
+    stored = stored_records(store, loaded.name)
+    other = {id: names for id, names in other_settings(stored, loaded).items() if id in order}
+    found = [record for record in stored if record["id"] in order and record["id"] not in other]
     found.sort(key=lambda record: order[record["id"]])
     command = shlex.join(["harness", "run", scenario, "--store", str(store)])
     settings = ", ".join(dict.fromkeys(name for names in other.values() for name in names))
