@@ -131,17 +131,10 @@ def run(
 
             warm_up(_heavy_modules(loaded))  # in parallel with planning, which imports libraries of its own
         device, limit = resources(executor, device, jobs)
-        # Opened last, so that a bad argument leaves no empty store behind; one that is new is discarded where the
-        # scenarios cannot be planned.
-        new = not folder.exists()
+        # Opened last, so that a bad argument leaves no empty store behind.
         opened = held.enter_context(Store(folder))
         held.enter_context(opened.lock())
-        try:
-            planned, metrics, skipped = plan_scenarios(loaded, device, opened, wanted, part)
-        except HarnessError:
-            if new:
-                opened.discard()
-            raise
+        planned, metrics, skipped = plan_scenarios(loaded, device, opened, wanted, part)
         if executor == "local":
             peak = _peak(planned, opened)
             devices = worker_devices(jobs, device, peak)

@@ -8,8 +8,8 @@ clients train as one program, contents that differ only by rounding are no confl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from harness.comparable import (
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
-from harness.store import DATABASE, StageRow, Store, is_store, take_away
+from harness.store import DATABASE, StageRow, Store, is_store
 from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
@@ -63,32 +63,12 @@ def merge(
     a source is no store, or a store is in use.
     """
     paths = [into, *_distinct(sources, into)]
-    with _nothing_left(into), ExitStack() as stack:
-        stores = [stack.enter_context(Store(path)) for path in paths]
-        for store in stores:
-            stack.enter_context(store.lock())
+    with ExitStack() as stack:
+        stores = []
+        for path in paths:
+            stores.append(stack.enter_context(Store(path)))
+            stack.enter_context(stores[-1].lock())
         return _Merge(stores, Merged(into, len(sources))).run(progress or (lambda done, total, text: None))
-
-
-@contextmanager
-def _nothing_left(into: Path) -> Iterator[None]:
-    """If the block raises, removes the store `into` again, provided that the block created it and it is empty."""
-    before = into.exists()
-    made = not is_store(into)
-    try:
-        yield
-    except BaseException:
-        if made and _empty(into):
-            take_away(into, folder=not before)
-        raise
-
-
-def _empty(path: Path) -> bool:
-    try:
-        with Store(path) as store:
-            return store.empty()
-    except StoreError:  # somebody else's, or unreadable: not to be removed
-        return False
 
 
 def _distinct(sources: Sequence[Path], into: Path) -> list[Path]:

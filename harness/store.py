@@ -55,10 +55,10 @@ def is_store(path: Path) -> bool:
 def take_away(path: Path, *, folder: bool = True) -> None:
     """Removes a store that holds no results. folder: its folder as well, unless other files are in it."""
     with contextlib.suppress(OSError):  # the lock last: until then nobody else writes here
-        for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm"):
+        for empty in (*(path / "artifacts").iterdir(), path / "artifacts"):
+            empty.rmdir()
+        for name in (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", "lock"):
             (path / name).unlink(missing_ok=True)
-        (path / "artifacts").rmdir()
-        (path / "lock").unlink(missing_ok=True)
         if folder:
             path.rmdir()
 
@@ -83,7 +83,7 @@ class Store(Artifacts):
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
         self.read_only = read_only
-        made, new = not is_store(Path(path)), not Path(path).exists()
+        self._made, self._new = not is_store(Path(path)), not Path(path).exists()
         if read_only:
             self.path = Path(path)
         else:
@@ -103,8 +103,8 @@ class Store(Artifacts):
                 self._db.execute(f"PRAGMA user_version={SCHEMA}")
         except (sqlite3.Error, OSError) as error:
             # Where there is a lock file, another process has begun to use it.
-            if made and not read_only and not (self.path / "lock").exists():
-                take_away(self.path, folder=new)
+            if self._made and not read_only and not (self.path / "lock").exists():
+                take_away(self.path, folder=self._new)
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> StoreError:
@@ -137,11 +137,6 @@ class Store(Artifacts):
         """Close the database connection."""
         self._db.close()
 
-    def discard(self) -> None:
-        """Remove a store that was just made and holds no results: anyone who found it would look for results in it."""
-        self.close()
-        take_away(self.path)
-
     def __enter__(self) -> Store:
         return self
 
@@ -152,7 +147,8 @@ class Store(Artifacts):
     def lock(self) -> Iterator[None]:
         """Held by the one run that may write. Raises StoreError that names the process holding it.
 
-        Half-written files that a killed run left are removed.
+        Half-written files that a killed run left are removed. So is the store itself if the block raises, provided that
+        this object has made it and it holds no results: anyone who found it would look for results in it.
         """
         path = self.path / "lock"
         try:
@@ -177,7 +173,13 @@ class Store(Artifacts):
             with contextlib.suppress(OSError):
                 for draft in drafts(self.path):
                     draft.unlink()
-            yield
+            try:
+                yield
+            except BaseException:
+                if self._made and self.in_place() and self.empty():
+                    self.close()
+                    take_away(self.path, folder=self._new)
+                raise
         finally:
             with contextlib.suppress(OSError):
                 file.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import sqlite3
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import small
@@ -88,6 +90,18 @@ def test_a_store_that_could_not_be_made_is_not_left_behind(there, made, tmp_path
     assert not there or not any(store.iterdir())
 
 
+def test_a_merge_that_finds_no_room_leaves_no_part_of_a_store(made, tmp_path, monkeypatch):
+    """Folders of files that were to come kept the lock, and so the folder, of a store without a database."""
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="cannot be written: No space left on device"):
+        merge([made[1]], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_store_that_is_moved_ends_the_run(tmp_path, monkeypatch):
     """Stages failed one by one, or were found in neither place."""
     file, store, begun = tmp_path / "small.yaml", tmp_path / "runs", []
@@ -107,7 +121,7 @@ def test_a_store_that_is_moved_ends_the_run(tmp_path, monkeypatch):
     assert (result.scored, result.cached["train"]) == (2, 1)
 
 
-def test_a_model_that_finds_no_room_ends_the_run_at_once(tmp_path, monkeypatch):
+def test_a_model_that_finds_no_room_ends_the_run_at_once_and_leaves_no_empty_store(tmp_path, monkeypatch):
     file, store = tmp_path / "wide.yaml", tmp_path / "runs"
     # A model of half a megabyte: the limit leaves room for the database alone.
     file.write_text(SCENARIO.replace("[8]", "[2000]"))
@@ -118,8 +132,7 @@ def test_a_model_that_finds_no_room_ends_the_run_at_once(tmp_path, monkeypatch):
     with files_end_at(300_000), pytest.raises(StoreError, match="cannot be written: File too large"):
         harness.run(file, device="cpu", jobs=0, store=store)
     assert begun == ["train"]
-    with Store.reading(store) as read:
-        assert read.records() == []
+    assert not store.exists()
     assert harness.run(file, device="cpu", jobs=0, store=store).scored == 2
 
 
