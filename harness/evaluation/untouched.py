@@ -46,13 +46,10 @@ class Untouched:
         return None if _hooks(model) == self._hooks else "left hooks in the model"
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
 def _names(model: nn.Module) -> list[tuple[str, object]]:
     return [(name, type(module)) for name, module in model.named_modules()] + [
-        (name, (tuple(tensor.shape), tensor.dtype, tensor.device)) for name, tensor in _tensors(model)
+        (name, (tuple(tensor.shape), tensor.dtype, tensor.device))
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
     ]
 
 
@@ -65,27 +62,36 @@ def _hooks(model: nn.Module) -> list[int]:
 
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensor itself, or what a library's own type keeps its values in, such as torchao's integers and scales.
+    """The tensor as a dense one, or what a library's own type keeps its values in, such as torchao's scales.
 
     Such a type has no bytes of its own, and need not support being joined.
     """
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    if not is_traceable_wrapper_subclass(tensor):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain(getattr(tensor, name))
+    else:
+        yield tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+
+
+def _packed(model: nn.Module) -> Iterator[Tensor]:
+    """The weights of quantised layers, which keep them as neither parameters nor buffers."""
+    import torch
+
+    for kept in model.state_dict().values():
+        for value in kept if isinstance(kept, tuple) else (kept,):
+            if isinstance(value, torch.Tensor) and value.is_quantized:
+                yield value
 
 
 def _values(model: nn.Module) -> Bytes:
-    """The bytes of all strided, unquantised tensors, joined by device and type; bytes, as NaN is unlike itself."""
+    """The bytes of all tensors, joined by device and type; bytes, as NaN is unlike itself."""
     import torch
 
     rows: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for _, whole in _tensors(model):
+    for whole in (*model.parameters(), *model.buffers(), *_packed(model)):
         for tensor in _plain(whole):
-            if tensor.layout is torch.strided and not tensor.is_quantized:
-                rows.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().reshape(-1))
+            rows.setdefault((tensor.device, tensor.dtype), []).append(tensor.detach().reshape(-1))
     # `cat` of one tensor is a copy too.
     return {key: torch.cat(row).view(torch.uint8) for key, row in rows.items()}

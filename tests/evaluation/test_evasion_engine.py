@@ -553,6 +553,22 @@ def test_an_attack_that_changes_the_model_fails_by_name_also_as_a_part(meddle, w
         act(attack, model, x, y if direct else labels, budget=EPS)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")  # the layers of static-int8 are these
+def test_an_attack_that_writes_into_packed_or_sparse_weights_is_found():
+    """int8 layers keep theirs as neither parameters nor buffers."""
+    layer = torch.ao.nn.quantized.dynamic.Linear(16, 3)
+    layer.register_buffer("spread", torch.eye(3).to_sparse())
+    zeros = torch.quantize_per_tensor(torch.zeros(3, 16), 0.1, 0, torch.qint8)
+    model, (x, y) = nn.Sequential(nn.Flatten(), layer).eval(), data()
+    attack_batch(scripted(), model, x, y, budget=EPS)
+    for meddle in (
+        lambda *given: layer.set_weight_bias(zeros, None),
+        lambda *given: layer.spread._values().mul_(2),
+    ):
+        with pytest.raises(PluginError, match="scripted changed parameters or buffers"):
+            attack_batch(scripted(spy=meddle), model, x, y, budget=EPS)
+
+
 def test_what_an_attack_puts_back_is_its_own_business():
     def spy(model, x, *rest):
         model.train()
