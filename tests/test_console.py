@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
+from pathlib import Path
 from statistics import stdev
 
 import pytest
+from pydantic import BaseModel
 from rich.console import Console
 
 from harness.api import Aggregator, EvasionAttack, Field, Metric, Score
@@ -726,6 +729,30 @@ def test_examples_validate():
     assert example(Choosy) == "choosy: {eps: 1.0}"
     assert facts_of(Choosy)["norm"] == "l2"
     assert example(Counter) == "counter"
+
+
+class Part(BaseModel):
+    size: int = 3
+
+
+class Nested(Aggregator):
+    """Has defaults that are no plain values."""
+
+    name = "nested"
+    part: Part = Field(Part(), description="a model")
+    kept: Path = Field(Path("a/b"), description="a place")
+    many: tuple[Part, ...] = Field((Part(size=1),), description="models")
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+def test_defaults_that_are_models_or_paths_are_shown_as_a_scenario_writes_them():
+    """`harness show` ended in a traceback."""
+    assert example(Nested) == "nested: {part: {size: 3}}"
+    shown = {one["name"]: one["default"] for one in describe(Entry(Nested, "pack", "1"))["parameters"]}
+    assert shown == {"part": {"size": 3}, "kept": "a/b", "many": [{"size": 1}]}
+    assert json.loads(json.dumps(shown)) == shown
 
 
 def facts_of(plugin):

@@ -7,6 +7,8 @@ import types
 import typing
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from harness.contracts.base import Plugin
 from harness.registry import Entry
 
@@ -117,7 +119,7 @@ def _value(value: Any) -> Any:
         return {value.name: parameters} if parameters else value.name
     if isinstance(value, list | tuple):
         return [_value(item) for item in value]
-    return value
+    return to_jsonable_python(value, fallback=str)
 
 
 def type_name(annotation: Any) -> str:

@@ -382,14 +382,15 @@ def test_a_flag_of_attacked_models_alone_is_not_told_of_the_released_one(visit, 
 
 
 def test_flags_without_room_are_counted(visit, site):
-    page = visit("board=byzantine-fashion+v1")
-    row = next(row for row in site.board("byzantine-fashion v1").rows if len(row.flags) == 2)
+    page = visit("board=byzantine-fashion+v2")
+    row = next(row for row in site.board("byzantine-fashion v2").rows if len(row.flags) == 3)
     expect(page.locator(ROWS).first).to_be_visible()
     texts = (
         "([id, room]) => [...stateNode(byId.get(id), room).children].map(one => one.firstChild.textContent)"
     )
-    assert page.evaluate(texts, [row.id, 1]) == ["verified", "+1", "constant if attacked"]
-    assert page.evaluate(texts, [row.id, 2]) == ["verified", "constant if attacked", "dropped if attacked"]
+    flags = ["constant if attacked", "NaN if attacked", "dropped if attacked"]
+    assert page.evaluate(texts, [row.id, 1]) == ["verified", "+2", flags[0]]
+    assert page.evaluate(texts, [row.id, 3]) == ["verified", *flags]
 
 
 def test_rows_of_different_methods_do_not_look_alike(visit, site):
@@ -523,12 +524,15 @@ def test_a_latex_table_says_what_its_numbers_are_of(visit, site, tmp_path):
     assert "\\caption{Board chest v1. Attack columns show only byzantine / alie. Means over seeds" in text
     assert site.row("chest v1", "dp-sgd(epsilon=1)", "mean", "none").claim.delta == 1e-5
     assert " {\\scriptsize $\\delta$ 1.00e-5} &" in text
-    page = visit("board=byzantine-fashion+v1&tab=aggregation")
-    with page.expect_download() as saved:
-        page.get_by_role("button", name="LaTeX", exact=True).click()
-    saved.value.save_as(tmp_path / "marks.tex")
-    caption = (tmp_path / "marks.tex").read_text(encoding="utf-8").splitlines()[-2]
-    assert "a single seed has no interval" in caption
+    captions = {}
+    for board, tab in (("byzantine-fashion+v2", "aggregation"), ("quickstart+v1", "overview")):
+        page = visit(f"board={board}&tab={tab}")
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="LaTeX", exact=True).click()
+        saved.value.save_as(tmp_path / "marks.tex")
+        captions[tab] = (tmp_path / "marks.tex").read_text(encoding="utf-8").splitlines()[-2]
+    caption = captions["aggregation"]
+    assert ["a single seed has no interval" in each for each in captions.values()] == [False, True]
     assert "\\dag{} lacks attacks or seeds that this board asks for" in caption
     assert "\\ddag" not in caption
 
