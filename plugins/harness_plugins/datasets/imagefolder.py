@@ -134,17 +134,17 @@ def _like_splits(folders: list[str]) -> bool:
 def _files(folder: Path) -> list[str]:
     """Paths of the images below a folder's class folders, relative, with /, sorted."""
     found = []
-    for name in (p.name for p in folder.iterdir() if p.is_dir()):
+    for name in _classes(folder):
         met: set[str] = set()
-        for place, _, names in os.walk(folder / name, onerror=_closed, followlinks=True):
+        for place, folders, names in os.walk(folder / name, onerror=_closed, followlinks=True):
+            folders[:] = [each for each in folders if not each.startswith(HIDDEN)]  # what is left is walked
             if (real := os.path.realpath(place)) in met:
                 raise HarnessError(
                     f"dataset imagefolder: {folder / name} leads to {real} twice, once by the link {place}"
                 )
             met.add(real)
             for file in (Path(place, each) for each in names):
-                relative = file.relative_to(folder)
-                if any(part.startswith(HIDDEN) for part in relative.parts) or not file.is_file():
+                if file.name.startswith(HIDDEN) or not file.is_file():
                     continue
                 if file.suffix.lower() in UNREAD:
                     raise HarnessError(
@@ -152,7 +152,7 @@ def _files(folder: Path) -> list[str]:
                         f"them away ({', '.join(SUFFIXES)} are read)"
                     )
                 if file.suffix.lower() in SUFFIXES:
-                    found.append(relative.as_posix())
+                    found.append(file.relative_to(folder).as_posix())
     return sorted(found)
 
 

@@ -34,7 +34,9 @@ class MedMnist(Dataset):
 
     extras: ClassVar[dict[str, str]] = {"medmnist": "psr-harness[medmnist]"}
 
-    flag: str = Field(description="the dataset's name in MedMNIST, such as pneumoniamnist")
+    flag: str = Field(
+        description="the dataset's name in MedMNIST, such as pneumoniamnist", examples=["pneumoniamnist"]
+    )
     size: Literal[28, 64, 128, 224] = Field(28, description="height and width in pixels")
     path: str | None = Field(None, description="the folder that holds the file; default: the usual places")
     download: bool = Field(False, description="download the file where it is not found")
