@@ -393,6 +393,21 @@ def test_flags_without_room_are_counted(visit, site):
     assert page.evaluate(texts, [row.id, 3]) == ["verified", *flags]
 
 
+def test_a_row_is_called_first_by_what_differs_on_its_board(visit, site):
+    """Thirty rows called `none` in bold tell nobody which rule they are of."""
+    page = visit("board=byzantine-fashion+v2")
+    name = page.locator(f"{ROWS} [tabulator-field=name] button").filter(has_text="signguard")
+    expect(name.locator("b")).to_have_text("signguard")
+    expect(name.locator("small")).to_have_text("none / none")
+    expect(head(page, "Configuration")).to_contain_text("aggregator, defence / compressor")
+    page = visit("board=pneumonia-small+v1")
+    expect(head(page, "Configuration")).to_contain_text("defence, aggregator / compressor")
+    defences = {"none", "dp-sgd", "adversarial-training", "adversarial-training + dp-sgd"}
+    names = page.locator(f"{ROWS} [tabulator-field=name] b").all_inner_texts()
+    assert names
+    assert set(names) <= defences
+
+
 def test_rows_of_different_methods_do_not_look_alike(visit, site):
     """A name that is cut off within its first method's parameters says nothing of the second."""
     page = visit("board=pneumonia-small+v1")

@@ -15,8 +15,8 @@ function printedTable() {
     return column ? valueNode(row, column) : key === "state" ? stateNode(row) : row[key];
   };
   const rows = table.getRows("active").map((one) => one.getData());
-  const name = (row) => [h("b", {}, row.defence), h("small", {}, `${row.aggregator} / ${row.compressor}`), ...nameMarks(row)];
-  return grid(filtersInWords(), [["Configuration", h("small", {}, "defence, aggregator / compressor")], ...heads],
+  const name = (row) => [...nameParts(row), ...nameMarks(row)];
+  return grid(filtersInWords(), [["Configuration", h("small", {}, namedAxesInWords())], ...heads],
     rows.map((row) => [name(row), ...keys.map((key) => cell(row, key))]));
 }
 

@@ -129,11 +129,25 @@ function nameMarks(row) {
   return marks;
 }
 
+// In the order of a row's name: first the axis by which the rows of the chosen board differ.
+function namedAxes() {
+  const own = ROWS.filter((row) => row.board === state.board);
+  const first = AXES.find((axis) => new Set(own.map((row) => row[axis])).size > 1) || AXES[0];
+  return [first, ...AXES.filter((axis) => axis !== first)];
+}
+
+function namedAxesInWords() { const [first, second, third] = namedAxes(); return `${first}, ${second} / ${third}`; }
+
+// labels: the row's own or its short ones.
+function nameParts(labels) {
+  const [first, second, third] = namedAxes().map((axis) => labels[axis]);
+  return [h("b", {}, first), h("small", {}, `${second} / ${third}`)];
+}
+
 function nameNode(cell) {
   const row = cell.getData();
   const button = h("button", {type: "button", class: "open", title: row.name, "data-row": row.id,
-    onclick: (event) => { event.stopPropagation(); openCard(row.id); }}, h("b", {}, row.short.defence),
-    h("small", {}, `${row.short.aggregator} / ${row.short.compressor}`));
+    onclick: (event) => { event.stopPropagation(); openCard(row.id); }}, ...nameParts(row.short));
   return h("span", {class: "name"}, button, ...nameMarks(row));
 }
 
@@ -167,7 +181,7 @@ function definitions() {
     {title: "Compare", field: "id", width: 44, formatter: pickNode, hozAlign: "center", ...fixed,
       titleFormatter: () => h("span", {class: "unseen"}, "Compare")},
     {title: "Configuration", field: "name", width: wide ? Math.max(212, Math.min(276, window.innerWidth - 1068)) : 172, formatter: nameNode, sorter, frozen: wide,
-      headerSortTristate: true, titleFormatter: header("Configuration", "defence, aggregator / compressor", "", "")},
+      headerSortTristate: true, titleFormatter: header("Configuration", namedAxesInWords(), "", "")},
   ];
   for (const key of visibleColumns()) {
     const column = byKey.get(key);
