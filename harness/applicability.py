@@ -58,6 +58,7 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
     check_stack(cell.defences, module)
     _check_view(cell)
     _check_chain(cell)
+    _check_honest_clients(cell)
     _check_attackers(cell)
     for rule in cell.aggregators:
         if rule.data_access == "public":
@@ -146,12 +147,8 @@ def _check_view(cell: Cell) -> None:
         )
 
 
-def _check_attackers(cell: Cell) -> None:
-    """Raises NotApplicable where a client that must be honest is absent or malicious, or attackers are not as assumed.
-
-    A rule trusts such clients, or an attack needs their updates. Attackers break a guarantee that counts on a coin for
-    every client, if the threat has them take part in every round; and if none is drawn, scores are those of no attack.
-    """
+def _check_honest_clients(cell: Cell) -> None:
+    """Raises NotApplicable where a client whom a rule trusts, or an attack needs, is absent or malicious."""
     settings, threat = cell.scenario.federation, cell.threat
     honest = [
         (f"{rule.name} trusts", rule.trusts, "trust another one, or the server's own update")
@@ -176,6 +173,14 @@ def _check_attackers(cell: Cell) -> None:
                 raise NotApplicable(
                     f"{who} client {misplaced[0]}, which is malicious under seed {seed}: {instead}"
                 )
+
+
+def _check_attackers(cell: Cell) -> None:
+    """Raises NotApplicable where attackers break a guarantee, or where none is drawn: scores are then of no attack.
+
+    They break one that counts on a coin for every client, if the threat has them take part in every round.
+    """
+    settings, threat = cell.scenario.federation, cell.threat
     if not threat.malicious:
         return
     if threat.participation == "always" and settings.sampling == "poisson":
@@ -188,9 +193,15 @@ def _check_attackers(cell: Cell) -> None:
     if threat.participation == "always" or settings.participation == 1:
         return
     for seed in cell.scenario.seeds:
-        attackers = frozenset(malicious_clients(settings.clients, threat.malicious, seed))
-        drawn = (settings.clients, settings.participation, settings.rounds, seed, settings.sampling)
-        if not _any_drawn(attackers, threat.active(), *drawn):
+        if not _attacker_drawn(
+            settings.clients,
+            settings.participation,
+            settings.rounds,
+            seed,
+            settings.sampling,
+            threat.malicious,
+            threat.active(),
+        ):
             raise NotApplicable(
                 f"nobody attacks: no malicious client is drawn in a round that the threat {threat.name!r} attacks, "
                 f"under seed {seed}; set `participation: always` or more rounds"
@@ -198,18 +209,13 @@ def _check_attackers(cell: Cell) -> None:
 
 
 @lru_cache(4096)
-def _any_drawn(
-    wanted: frozenset[int],
-    among: range,
-    clients: int,
-    participation: float,
-    rounds: int,
-    seed: int,
-    sampling: str,
+def _attacker_drawn(
+    clients: int, participation: float, rounds: int, seed: int, sampling: str, share: float, active: range
 ) -> bool:
-    """Whether a training draws one of the wanted clients in one of these rounds, which are counted from 0."""
+    """Whether a training draws a malicious client in a round of `active`, from 0. share: of malicious clients."""
+    attackers = set(malicious_clients(clients, share, seed))
     drawn = participants(clients, participation, rounds, seed, "train", sampling=sampling)
-    return any(round in among and not wanted.isdisjoint(ids) for round, ids in enumerate(drawn))
+    return any(round in active and not attackers.isdisjoint(ids) for round, ids in enumerate(drawn))
 
 
 def _check_chain(cell: Cell) -> None:

@@ -61,6 +61,8 @@ const method = (label) => label.replace(/\([^()]*(\([^()]*(\([^()]*\)[^()]*)*\)[
 const room = {defence: 24, aggregator: 16, compressor: 16};
 for (const board of DATA.boards) {
   const own = ROWS.filter((row) => row.board === board.label);
+  const differing = AXES.find((axis) => new Set(own.map((row) => row[axis])).size > 1) || AXES[0];
+  board.named = [differing, ...AXES.filter((axis) => axis !== differing)];  // the order of the axes in a row's name
   for (const axis of AXES) {
     const labels = new Map();
     for (const label of new Set(own.map((row) => row[axis]))) labels.set(method(label), [...(labels.get(method(label)) || []), label]);

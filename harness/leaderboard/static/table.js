@@ -129,12 +129,8 @@ function nameMarks(row) {
   return marks;
 }
 
-// In the order of a row's name: first the axis by which the rows of the chosen board differ.
-function namedAxes() {
-  const own = ROWS.filter((row) => row.board === state.board);
-  const first = AXES.find((axis) => new Set(own.map((row) => row[axis])).size > 1) || AXES[0];
-  return [first, ...AXES.filter((axis) => axis !== first)];
-}
+// In the order of a row's name: where a board is chosen, first the axis by which its rows differ.
+function namedAxes() { return DATA.boards.find((board) => board.label === state.board)?.named || AXES; }
 
 function namedAxesInWords() { const [first, second, third] = namedAxes(); return `${first}, ${second} / ${third}`; }
 
