@@ -190,32 +190,52 @@ def _check_attackers(cell: Cell) -> None:
                     f"{defence.name} counts on a coin for every client (federation.sampling: poisson), and under "
                     f"the threat {threat.name!r} the malicious ones take part always"
                 )
-    if threat.participation == "always" or settings.participation == 1:
-        return
     for seed in cell.scenario.seeds:
-        if not _attacker_drawn(
+        attacked = _rounds_attacked(
             settings.clients,
             settings.participation,
             settings.rounds,
             seed,
             settings.sampling,
             threat.malicious,
+            threat.participation == "always",
             threat.active(),
-        ):
+        )
+        if not attacked:
             raise NotApplicable(
                 f"nobody attacks: no malicious client is drawn in a round that the threat {threat.name!r} attacks, "
                 f"under seed {seed}; set `participation: always` or more rounds"
             )
+        if isinstance(cell.attack, ByzantineAttack):
+            for n, m in attacked:
+                cell.attack.check_round(n, m, sees_others=m < n and threat.knowledge != "own")
 
 
 @lru_cache(4096)
-def _attacker_drawn(
-    clients: int, participation: float, rounds: int, seed: int, sampling: str, share: float, active: range
-) -> bool:
-    """Whether a training draws a malicious client in a round of `active`, from 0. share: of malicious clients."""
-    attackers = set(malicious_clients(clients, share, seed))
-    drawn = participants(clients, participation, rounds, seed, "train", sampling=sampling)
-    return any(round in active and not attackers.isdisjoint(ids) for round, ids in enumerate(drawn))
+def _rounds_attacked(
+    clients: int,
+    participation: float,
+    rounds: int,
+    seed: int,
+    sampling: str,
+    share: float,
+    always: bool,
+    active: range,
+) -> tuple[tuple[int, int], ...]:
+    """The sizes of the rounds that are attacked: (clients, malicious ones), where there are any of these.
+
+    active: the rounds, from 0, in which the threat attacks. share: of malicious clients; always: they take part in
+    every round.
+    """
+    attackers = malicious_clients(clients, share, seed)
+    present = attackers if always else ()
+    drawn = participants(clients, participation, rounds, seed, "train", present, sampling)
+    found = {
+        (len(ids), len(set(attackers).intersection(ids)))
+        for round, ids in enumerate(drawn)
+        if round in active
+    }
+    return tuple(sorted((n, m) for n, m in found if m))
 
 
 def _check_chain(cell: Cell) -> None:

@@ -504,6 +504,30 @@ threats:
             assert found[f"r{round}s"].startswith("nobody attacks: no malicious client is drawn in a round")
 
 
+@pytest.mark.parametrize("participation", ["sampled", "always"])
+def test_rounds_in_which_an_attack_can_craft_nothing_are_found_before_a_run(tmp_path, participation):
+    """A round's share of attackers is its own: alone, or most of a round, where they are half of the clients."""
+    drawn = participants(
+        6, 0.5, 4, 0, "train", malicious_clients(6, 0.5, 0) if participation == "always" else ()
+    )
+    many = [len(set(ids) & set(malicious_clients(6, 0.5, 0))) for ids in drawn]
+    text = f"""
+federation: {{clients: 6, rounds: 4, participation: 0.5}}
+threats:
+  - {{name: one, malicious: 0.17, participation: {participation}, knowledge: own, attacks: [fang]}}
+  - {{name: krum, malicious: 0.17, participation: {participation}, knowledge: own, attacks: [fang: {{target: krum}}]}}
+  - {{name: half, malicious: 0.5, participation: {participation}, attacks: [alie]}}
+  - {{name: given, malicious: 0.5, participation: {participation}, attacks: [alie: {{z: 1}}]}}
+  - {{name: none-left, malicious: 0.5, participation: always, attacks: [fang]}}
+seeds: [0]
+"""
+    assert max(many) >= 2
+    found = reasons_by("threat", text, tmp_path)
+    assert "knowledge: own it needs two of them at least in a round" in found.pop("one")
+    assert "the paper's z does not exist" in found.pop("half")
+    assert set(found.values()) == {None}
+
+
 def test_who_is_trusted_takes_part(tmp_path):
     text = "federation: {clients: 4}\naggregators: [monna: {trusted: 3}, monna: {trusted: 4}]\n"
     assert list(reasons_by("aggregator", text, tmp_path).values()) == [

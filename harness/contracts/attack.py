@@ -258,6 +258,13 @@ class ByzantineAttack(Attack):
     # The least it needs: own, updates (the others') or omniscient (the rule too).
     knowledge: ClassVar[Literal["own", "updates", "omniscient"]] = "own"
 
+    def check_round(self, n: int, m: int, sees_others: bool) -> None:
+        """Raises PluginError where it can craft nothing for m malicious clients in a round of n.
+
+        sees_others: whether it is shown the others' updates, as in `context.sees_others`. Asked before a run, for every
+        round that the threat attacks.
+        """
+
     @abstractmethod
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
         """honest (h, d): the updates known to the attackers, never mutated. Returns (m, d)."""

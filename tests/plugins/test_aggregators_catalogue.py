@@ -474,6 +474,13 @@ def test_signguard_s_bounds_belong_to_the_plausible_norms():
         assert seen[-1]["kept"] == kept
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_signguard_finds_no_clusters_of_so_few(n):
+    """Of three rows each would be its own neighbour, and an arbitrary one would be kept."""
+    with pytest.raises(PluginError, match=f"signguard needs n >= 4 updates to find clusters: n = {n}"):
+        create("signguard")(normal(n, 20))
+
+
 def test_signguard_takes_the_larger_of_two_groups_of_equal_signs():
     """Half of the rows are then at no distance from each: the bandwidth is zero."""
     x = torch.ones(9, 20)

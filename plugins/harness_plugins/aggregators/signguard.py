@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.api import AggregationContext, Aggregator, Field, Reference
+from harness.api import AggregationContext, Aggregator, Field, PluginError, Reference
 from harness_plugins.aggregators._tolerance import tolerated
 from harness_plugins.columns import clip_factors, mean_of, squared_norms
 
@@ -22,9 +22,11 @@ class SignGuard(Aggregator):
     the floor(n/2)-th nearest, itself the first; equal rows are a cluster where it is 0). Those that pass both are
     clipped to the median norm and averaged. f and the weights are not used. Without any such row all rows
     that pass the norm filter count, and all rows where none does: the median of an even n is between two norms,
-    which may both be far from it.
+    which may both be far from it. The authors' code also divides each share by its largest, starts mean shift from
+    bins and leaves rows far from every cluster out; their paper does not.
 
-    updates (n, d) -> (d,). Costs O(n d + n^2). Draws from the context's generator. Reports the rows kept.
+    updates (n, d) -> (d,). Raises PluginError for n < 4: the bandwidth of 2 or 3 rows is 0, so that no two of them are
+    alike. Costs O(n d + n^2). Draws from the context's generator. Reports the rows kept.
     """
 
     name: ClassVar[str] = "signguard"
@@ -42,6 +44,11 @@ class SignGuard(Aggregator):
         3.0, ge=1, allow_inf_nan=False, description="largest norm, as a multiple of the median one (R)"
     )
     share: float = Field(0.1, gt=0, le=1, description="coordinates whose signs are looked at, of all")
+
+    def check(self, n: int, f: int) -> tuple[int, int]:
+        if n < 4:
+            raise PluginError(f"{self.name} needs n >= 4 updates to find clusters: n = {n}")
+        return n, f
 
     def aggregate(self, updates: Tensor, context: AggregationContext) -> Tensor:
         import torch
@@ -76,7 +83,7 @@ class SignGuard(Aggregator):
 
         # Not by scikit-learn's estimate_bandwidth, whose distances between equal rows may be rounding instead of 0.
         nearest = np.sort(cdist(features, features), axis=1)
-        bandwidth = nearest[:, max(len(features) // 2, 1) - 1].mean()
+        bandwidth = nearest[:, len(features) // 2 - 1].mean()
         if bandwidth == 0:  # every row is in a group of floor(n/2) equal ones, at least
             _, inverse, counts = np.unique(features, axis=0, return_inverse=True, return_counts=True)
             return np.asarray(inverse.reshape(-1) == counts.argmax())

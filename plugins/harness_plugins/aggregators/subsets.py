@@ -173,11 +173,11 @@ class CovarianceFilter(NeedsMajority):
     """Covariance-bound-agnostic filter (CAF): down-weighs rows along the direction of most variance.
 
     Starting from weights c = 1: v is the top eigenvector of the covariance about the weighted mean mu, with
-    eigenvalue lambda; c_i <- c_i (1 - t_i / max t) with t_i = <x_i - mu, v>^2, the max over c_i > 0; while
-    sum c > n - 2f. The mean with the least lambda seen is the result; with f = 0 it is the plain mean. A factor
-    below 1e-9 counts as zero, so that equal rows go together. Eigenvectors are exact, through the n x n Gram
-    matrix in float64: ByzFL takes one step of power iteration from a random vector, and returns nothing where
-    all rows are equal. Weights are ignored.
+    eigenvalue lambda; c_i <- c_i (1 - t_i / max t) with t_i = <x_i - mu, v>^2, the max over c_i > 0 (ByzFL: over
+    all rows); while sum c > n - 2f. The mean with the least lambda seen is the result; with f = 0 it is the plain
+    mean. A factor below 1e-9 counts as zero, so that equal rows go together. Eigenvectors are exact, through the
+    n x n Gram matrix in float64: ByzFL takes one step of power iteration from a random vector, and returns nothing
+    where all rows are equal. Weights are ignored.
 
     updates (n, d) -> (d,). Needs n > 2f, else PluginError. Costs O(n^2 d + f n^3). Reports the weights.
     """

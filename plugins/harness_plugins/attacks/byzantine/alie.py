@@ -43,6 +43,10 @@ class ALittleIsEnough(ByzantineAttack):
         description="standard deviations from the mean; null: the paper's quantile",
     )
 
+    def check_round(self, n: int, m: int, sees_others: bool) -> None:
+        if self.z is None:
+            self.quantile(n, m)
+
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
         check_honest(self, honest, context)
         if context.m == 0:

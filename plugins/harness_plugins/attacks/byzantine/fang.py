@@ -55,6 +55,13 @@ class Fang(ByzantineAttack):
         2.0, gt=1, allow_inf_nan=False, description="trimmed-mean: how far beyond the honest values (b)"
     )
 
+    def check_round(self, n: int, m: int, sees_others: bool) -> None:
+        if m < 2 and self.target == "trimmed-mean" and not sees_others:
+            raise PluginError(
+                "fang estimates the other clients' deviations from the malicious clients' own updates: with "
+                "knowledge: own it needs two of them at least in a round, not 1, or target: krum"
+            )
+
     def craft(self, honest: Tensor, context: ByzantineContext) -> Tensor:
         check_honest(self, honest, context)
         if context.m == 0:
@@ -65,11 +72,7 @@ class Fang(ByzantineAttack):
             return self._against_krum(honest, direction, context)
         if context.sees_others:
             return self._beyond_extremes(honest, direction, context)
-        if len(honest) < 2:
-            raise PluginError(
-                "fang estimates the other clients' deviations from the malicious clients' own updates: with "
-                "knowledge: own it needs two of them at least in a round, not 1, or target: krum"
-            )
+        self.check_round(len(honest) + context.m, len(honest), sees_others=False)
         away = 3 + _shares(honest, context)
         return mean - direction.where(direction != 0, -1) * away * deviation
 
