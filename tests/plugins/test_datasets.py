@@ -753,6 +753,60 @@ def test_parquet_single_file_is_split_by_group(tmp_path):
     assert same(splits, dataset.load())
 
 
+@pytest.mark.parametrize("kind", ["integer", "text", "category", "float"])
+def test_parquet_takes_patients_from_a_column(tmp_path, kind):
+    pa = pytest.importorskip("pyarrow")
+    patients = np.arange(60) // 3
+    values = {
+        "integer": patients,
+        "text": [f"p{i:02}" for i in patients],
+        "category": pa.array([f"p{i:02}" for i in patients]).dictionary_encode(),
+        "float": patients.astype(float),
+    }
+    images = write_parquet(tmp_path / "all.parquet", 60, patient=values[kind])
+    splits = make("parquet", path=str(tmp_path / "all.parquet"), group_column="patient").load()
+    who = {image.tobytes(): patient for image, patient in zip(images, patients, strict=True)}
+    seen = [set(part.groups) for part in parts(splits)]
+    assert all(seen)
+    assert sum(map(len, seen)) == 20
+    for part in parts(splits):
+        assert [who[image.tobytes()] for image in part.images] == list(part.groups)
+
+
+def test_parquet_of_shards_whose_patients_overlap_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    write_parquet(tmp_path / "train-0.parquet", 6, seed=0, who=list("aabbcc"))
+    write_parquet(tmp_path / "train-1.parquet", 6, seed=1, who=list("ddeeff"))
+    write_parquet(tmp_path / "test.parquet", 4, seed=2, who=list("ghgh"))
+    dataset = make("parquet", path=str(tmp_path), group_column="who")
+    assert list(dataset.load().test.groups) == [6, 7, 6, 7]
+    write_parquet(tmp_path / "test.parquet", 4, seed=2, who=list("ghge"))
+    with pytest.raises(HarnessError, match=r"train and test share 1 groups \(e.g. e\)"):
+        dataset.load()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("whom", list("aabb"), r"has no column 'whom'; it has img, label, who"),
+        ("who", ["a", None, "b", "b"], r"who of .*all.parquet names nobody in row 1"),
+        ("who", ["a", "a", "", "b"], r"who of .*all.parquet names nobody in row 2"),
+        ("who", [True, False, True, True], r"train groups: must be integers or text, not bool"),
+        ("who", [0.5, 1, 1, 2], r"train groups: .*0.5"),
+    ],
+)
+def test_parquet_says_who_has_no_patient(tmp_path, column, values, told):
+    pytest.importorskip("pyarrow")
+    write_parquet(tmp_path / "all.parquet", 4, who=values)
+    with pytest.raises(HarnessError, match=told):
+        make("parquet", path=str(tmp_path / "all.parquet"), group_column=column).load()
+
+
+def test_parquet_takes_patients_from_one_place():
+    with pytest.raises(HarnessError, match="groups and group_column both say who a record belongs to"):
+        make("parquet", path="x", groups="a", group_column="b")
+
+
 def test_parquet_classes_in_another_order_are_read_by_name(tmp_path):
     first, other = ("cat", "dog", "owl"), ("owl", "cat", "dog")
     write_parquet(tmp_path / "train-0.parquet", 9, seed=0, names=first)

@@ -6,7 +6,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
 from harness_plugins.datasets._images import group_reader, grouped, pixels, stack
@@ -29,13 +31,13 @@ class Parquet(Dataset):
     where size is given; images of different sizes are else an error.
 
     Splits: those that have files. Missing test and val are held out of train: test_fraction, then
-    val_fraction, of its records, whole groups only, stratified by class, seeded by split_seed. `groups` is
-    a regular expression searched in each image's path: its first capture group, else the whole match, names
-    the patient or site.
+    val_fraction, of its records, whole groups only, stratified by class, seeded by split_seed. The patient or
+    site is named by the value in `group_column`, an integer or text, or by `groups`, a regular expression searched
+    in each image's path: its first capture group, else the whole match.
 
     Needs pyarrow (`pip install 'psr-harness[hf]'`). Raises HarnessError where files, columns or image bytes
-    are missing or unreadable, where two names mean one split, and where files name different classes. The
-    fingerprint hashes the files' bytes.
+    are missing or unreadable, where two names mean one split, where files name different classes, and where a record
+    has no group. The fingerprint hashes the files' bytes.
     """
 
     name = "parquet"
@@ -59,11 +61,20 @@ class Parquet(Dataset):
     groups: str | None = Field(
         None, description="regular expression for the patient or site in an image's path"
     )
+    group_column: str | None = Field(
+        None, description="the column that holds the patient or site, instead of groups"
+    )
     val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
     test_fraction: float = Field(
         0.2, gt=0, lt=1, description="share of train held out where there is no test"
     )
     split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
+
+    @model_validator(mode="after")
+    def _one_source_of_groups(self) -> Self:
+        if self.groups is not None and self.group_column is not None:
+            raise ValueError("groups and group_column both say who a record belongs to; set one of them")
+        return self
 
     def load(self, root: Path | None = None) -> Splits:
         import numpy as np
@@ -92,6 +103,8 @@ class Parquet(Dataset):
             parts[split] = Split(stack(self.name, decoded, len(records)), np.concatenate(labels))
             if read_groups is not None:
                 groups[split] = read_groups(paths)
+            elif self.group_column is not None:
+                groups[split] = _groups(files, tables, self.group_column)
         where = f"dataset parquet: {self.path}"
         parts = grouped(where, parts, groups)
         given = names.known if self.class_names is None else self.class_names
@@ -203,18 +216,37 @@ def _get(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
+def _groups(files: list[Path], tables: list[pa.Table], column: str) -> np.ndarray:
+    """What the column says, record by record. Raises HarnessError where it is missing or says nothing."""
+    import numpy as np
+
+    found: list[Any] = []
+    for file, table in zip(files, tables, strict=True):
+        values = table.column(_known(column, table, file)).to_pylist()
+        if empty := [row for row, value in enumerate(values) if value is None or value == ""]:
+            raise HarnessError(f"dataset parquet: {column} of {file} names nobody in row {empty[0]}")
+        found += values
+    return np.array(found)
+
+
 def _one(what: str, kind: str, asked: str | None, found: list[str], table: pa.Table, file: Path) -> str:
     """The column asked for, else the only one found."""
-    columns = ", ".join(table.column_names)
     if asked is not None:
-        if asked not in table.column_names:
-            raise HarnessError(f"dataset parquet: {file} has no column {asked!r}; it has {columns}")
-        return asked
+        return _known(asked, table, file)
     if len(found) != 1:
+        columns = ", ".join(table.column_names)
         raise HarnessError(
             f"dataset parquet: {file} has {len(found)} {kind} columns; set {what}_column to one of {columns}"
         )
     return found[0]
+
+
+def _known(column: str, table: pa.Table, file: Path) -> str:
+    """The column, which the file has. Raises HarnessError where it has not."""
+    if column not in table.column_names:
+        columns = ", ".join(table.column_names)
+        raise HarnessError(f"dataset parquet: {file} has no column {column!r}; it has {columns}")
+    return column
 
 
 def _features(table: pa.Table) -> dict[str, Any]:
