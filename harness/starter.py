@@ -169,7 +169,8 @@ def _kind(path: Path) -> str:
         suffix = path.suffix.lower().lstrip(".")
         if suffix not in ("npz", "parquet"):
             raise HarnessError(
-                f"{path}: a file of data is .npz or .parquet; a folder holds a folder for each class"
+                f"{path}: a file of data is .npz or .parquet, and a folder holds a folder for each class; for other "
+                "data, write a scenario for digits and change its dataset (`harness list dataset`)"
             )
         return suffix
     return "parquet" if any(path.rglob("*.parquet")) else "folder"

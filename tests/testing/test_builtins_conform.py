@@ -53,6 +53,7 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 FILES: dict[str, dict[str, Any]] = {
     "npz": {"path": str(FOLDER / "data.npz")},
     "imagefolder": {"path": str(FOLDER / "images")},
+    "imagecsv": {"path": str(FOLDER / "images.csv"), "split_column": "split"},
     "parquet": {"path": str(FOLDER / "tables")},
     "torchvision": {"dataset": "mnist", "path": str(FOLDER / "mnist")},
     "medmnist": {"flag": "pneumoniamnist"},
@@ -71,15 +72,18 @@ def _write_files() -> None:
         FOLDER / "data.npz", **arrays, **{f"{name}_labels": labels[part] for name, part in splits.items()}
     )
     rows: dict[str, list[Any]] = {"image": [], "label": []}
+    listed = ["file_name,label,split"]
     for number, image in enumerate(images):
         name = next(n for n, part in splits.items() if part.start <= number < part.stop)
         folder = FOLDER / "images" / name / f"class{labels[number]}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number}.png")
+        listed.append(f"images/{name}/{folder.name}/{number}.png,{labels[number]},{name}")
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
         rows["image"].append({"bytes": buffer.getvalue(), "path": f"{number}.png"})
         rows["label"].append(int(labels[number]))
+    (FOLDER / "images.csv").write_text("\n".join(listed))
     (FOLDER / "tables").mkdir()
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
