@@ -162,6 +162,7 @@ def test_bits_are_packed_and_come_back(width, d):
         ("qsgd", {"levels": 1, "bucket": 512}, 1024, 256 + 8),
         ("terngrad", {}, 1024, 256 + 4),
         ("signsgd", {}, 1024, 128 + 4),
+        ("signsgd", {"scaled": False}, 1024, 128),
         ("half-update", {}, 1024, 2048),
         ("random-k", {"ratio": 0.25}, 1024, 256 * 8),
         ("random-k", {"ratio": 0.25, "shared": True}, 1024, 256 * 4),

@@ -130,9 +130,9 @@ class SignSGD(UpdateCompressor):
     """One bit a coordinate: its sign, scaled by the mean magnitude.
 
     With error feedback (EF-signSGD, Karimireddy et al. 2019, algorithm 1) p = u + e is sent as mean|p|
-    sign(p) and e keeps the rest, between the client's rounds. Without it, and with `scale` 1 (`scaled:
-    false`), it is signSGD, for majority-vote at the server. The sign of zero is sent as plus. d bits and 4
-    bytes. Cost: O(d).
+    sign(p) and e keeps the rest, between the client's rounds. Without it, and without the magnitude (`scaled:
+    false`), it is signSGD, for majority-vote at the server. The sign of zero is sent as plus. d bits, and 4
+    bytes for the magnitude. Cost: O(d).
     """
 
     name: ClassVar[str] = "signsgd"
@@ -154,8 +154,10 @@ class SignSGD(UpdateCompressor):
         carried = with_residual(update, state, self.error_feedback)
         if (raw := raw_update(carried)) is not None:
             return raw
-        scale = carried.abs().mean().float() if self.scaled else carried.new_ones(()).float()
-        payload = Payload({"signs": pack(carried >= 0, 1), "scale": scale[None]}, {"d": len(update)})
+        tensors = {"signs": pack(carried >= 0, 1)}
+        if self.scaled:
+            tensors["scale"] = carried.abs().mean().float()[None]
+        payload = Payload(tensors, {"d": len(update)})
         keep_residual(carried, self.decode(payload, context), state, self.error_feedback)
         return payload
 
@@ -163,7 +165,7 @@ class SignSGD(UpdateCompressor):
         if "raw" in payload.tensors:
             return payload.tensors["raw"]
         signs = unpack(payload.tensors["signs"], 1, int(payload.facts["d"])).float()
-        return (2 * signs - 1) * payload.tensors["scale"]
+        return (2 * signs - 1) * payload.tensors["scale"] if self.scaled else 2 * signs - 1
 
 
 class HalfUpdate(UpdateCompressor):
