@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.entry_points import BUILTIN
@@ -38,24 +38,23 @@ COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_
 def impossible(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     """What no run can have written, in sentences."""
     yield from _units(submission, known)
-    for cell in submission.cells:
-        for number, seed in cell.seeds.items():
-            name = cell_name(cell.axes, number)
-            yield from (f"{name}: {text}" for text in _impossible(submission, cell, seed, known))
+    yield from _gathered(
+        (cell_name(cell.axes, number), text)
+        for cell in submission.cells
+        for number, seed in cell.seeds.items()
+        for text in _impossible(submission, cell, seed, known)
+    )
 
 
 def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     """What no run of one state of this engine, on one device and data set, can have written, in sentences."""
     wanted = asked(submission, MAIN.values(), known)
-    for cell in submission.cells:
-        for number, seed in cell.seeds.items():
-            name = cell_name(cell.axes, number)
-            if seed.error is not None and seed.values:
-                yield f"{name}: it has an error and scores beside it"
-            for flag in dict.fromkeys(seed.flags):
-                if flag not in FLAGS:
-                    yield f"{name}: it has the flag {flag!r}, which this engine gives to no cell"
-            yield from (f"{name}: {text}" for text in _main_score(cell, seed, wanted))
+    yield from _gathered(
+        (cell_name(cell.axes, number), text)
+        for cell in submission.cells
+        for number, seed in cell.seeds.items()
+        for text in (*_beside_scores(seed), *_main_score(cell, seed, wanted))
+    )
     yield from _clean_scores(submission, known)
 
 
@@ -70,6 +69,13 @@ def same_release(submission: Submission) -> Iterator[list[Cell]]:
 
 def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
     """Accuracies that cannot come from the test records behind them, in sentences. found: from `planned_cells`."""
+    yield from _gathered(_unlike_records(submission, found))
+
+
+def _unlike_records(
+    submission: Submission, found: Sequence[tuple[Cell, Planned]]
+) -> Iterator[tuple[str, str]]:
+    """(cell in words, what is wrong)."""
     ours: dict[int, set[str]] = {}
     for cell, real in found:
         if cell.status != "scored":
@@ -81,12 +87,21 @@ def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Plann
         random = any(defence.stochastic for defence in real.defences)
         for number, seed in cell.seeds.items():
             name = cell_name(cell.axes, number)
-            yield from (f"{name}: {text}" for text in _shares(cell, seed, counted))
+            yield from ((name, text) for text in _shares(cell, seed, counted))
             if {"accuracy", BALANCED} <= ours[id(scenario)]:
-                yield from (f"{name}: {text}" for text in _balanced(seed))
+                yield from ((name, text) for text in _balanced(seed))
             if "accuracy" in counted and "attacked_clean_accuracy" in counted:
                 whole = submission.scenario.test_records
-                yield from (f"{name}: {text}" for text in _part(cell, seed, whole, random))
+                yield from ((name, text) for text in _part(cell, seed, whole, random))
+
+
+def _gathered(found: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """`CELL: what is wrong`, once for all cells of which the same is."""
+    cells: dict[str, list[str]] = {}
+    for name, text in found:
+        cells.setdefault(text, []).append(name)
+    for text, (first, *others) in cells.items():
+        yield f"{first}: {text}" + (f" (so it is in {len(others)} more)" if others else "")
 
 
 # of one file --------------------------------------------------------------------------------------
@@ -169,6 +184,22 @@ def _impossible(submission: Submission, cell: Cell, seed: Seed, known: dict[str,
         yield f"its curve is {wrong[1]:g} in round {wrong[0]}, which is not from 0 to 1"
     yield from _robust(cell, seed)
     yield from _constant(seed)
+    yield from _sizes(seed)
+
+
+def _beside_scores(seed: Seed) -> Iterator[str]:
+    if seed.error is not None and seed.values:
+        yield "it has an error and scores beside it"
+    for flag in dict.fromkeys(seed.flags):
+        if flag not in FLAGS:
+            yield f"it has the flag {flag!r}, which this engine gives to no cell"
+
+
+def _sizes(seed: Seed) -> Iterator[str]:
+    """What gzip cannot compress it stores, with 5 bytes a block of at most 64 kB and 18 for the whole."""
+    whole, packed = seed.values.get("serialized_bytes", math.nan), seed.values.get("gzip_bytes", math.nan)
+    if packed > 1.01 * whole + 64:
+        yield f"gzip_bytes is {packed:g}, more than gzip makes of {whole:g} bytes (serialized_bytes)"
 
 
 def _robust(cell: Cell, seed: Seed) -> Iterator[str]:

@@ -581,7 +581,8 @@ def test_no_number_is_taken_for_one_over_the_classes(balanced, data, tmp_path):
     for cell in (clean(data), fgsm(data)):
         cell["seeds"]["0"]["flags"] = ["constant-predictions"]
         scores(cell)["balanced_accuracy"] = balanced
-    assert sum("is flagged constant-predictions" in text for text in checked(tmp_path, data).problems) == 2
+    (problem,) = [p for p in checked(tmp_path, data).problems if "is flagged constant-predictions" in p]
+    assert problem.endswith("(so it is in 1 more)")
 
 
 def test_a_subset_that_is_attacked_may_be_easier(data, tmp_path):
@@ -671,3 +672,23 @@ def test_a_perfect_accuracy_beside_a_lesser_balanced_one_is_refused(data, tmp_pa
             scores(cell)["accuracy"] = 1.0
     problems = checked(tmp_path, data).problems
     assert any(f"{CLEAN}, seed 0: accuracy is 1 and balanced_accuracy 0." in problem for problem in problems)
+
+
+def test_one_fault_of_many_cells_is_said_once(data, tmp_path):
+    edited = [
+        seed for cell in data["cells"] for seed in cell["seeds"].values() if "accuracy" in seed["scores"]
+    ]
+    for seed in edited:
+        seed["scores"]["accuracy"] = 1.5
+    (problem,) = [p for p in checked(tmp_path, data).problems if "which is not from" in p]
+    assert problem.endswith(
+        f": accuracy is 1.5, which is not from 0 to 1 (so it is in {len(edited) - 1} more)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("whole", "packed", "sound"), [(51_057, 51_057, True), (0, 20, True), (10, 51_057, False)]
+)
+def test_gzip_stores_what_it_cannot_compress(whole, packed, sound):
+    seed = Seed(id="a" * 12, scores={"serialized_bytes": whole, "gzip_bytes": packed})
+    assert (list(check_scores._sizes(seed)) == []) == sound
