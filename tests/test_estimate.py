@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from harness import create, estimate
@@ -162,3 +164,11 @@ def test_what_cannot_be_measured_stops_no_plan(change, monkeypatch):
         [load_text(SCENARIO.replace("ATTACKS", "fgsm").replace(*change))], "cpu", None, []
     )[0]
     assert all(value > 0 for value in estimate.estimate(found, list(found.stages.values()), {}).values())
+
+
+def test_time_in_which_other_programs_have_the_processor_is_not_counted(monkeypatch):
+    wall = itertools.count(step=1000.0)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(wall))
+    (facts,) = planned().facts.values()
+    step, forward = MEASURE(create("model", "mlp", hidden=[3, 5]), None, facts, 16, 1, "cpu")
+    assert 0 < forward < step < 100
