@@ -20,6 +20,7 @@ from harness.registry import registry
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
 from harness.starter_images import Shared, is_grey, shared
+from harness.starter_tables import columns
 from harness.yaml_loader import parse
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
         data=data,
         grey=grey,
         shared=patients(answers),
+        table=columns(_path(answers.data)) if kind == "csv" else None,
+        written=lambda path: _written(path, file),
         model=answers.model,
         clients=answers.clients,
         rounds=answers.rounds,
@@ -167,10 +170,10 @@ def _path(given: str) -> Path:
 def _kind(path: Path) -> str:
     if path.is_file():
         suffix = path.suffix.lower().lstrip(".")
-        if suffix not in ("npz", "parquet"):
+        if suffix not in ("npz", "parquet", "csv"):
             raise HarnessError(
-                f"{path}: a file of data is .npz or .parquet, and a folder holds a folder for each class; for other "
-                "data, write a scenario for digits and change its dataset (`harness list dataset`)"
+                f"{path}: a file of data is .npz, .parquet or a .csv that lists images; a folder holds a folder for "
+                "each class"
             )
         return suffix
     return "parquet" if any(path.rglob("*.parquet")) else "folder"

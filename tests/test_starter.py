@@ -58,6 +58,71 @@ def test_the_data_is_found_by_what_it_is(tmp_path, monkeypatch):
     assert load(elsewhere).model.name == "mlp"
 
 
+def listed(folder, header, place="", suffix=".png", delimiter=","):
+    """table.csv with two images of every patient, of two classes; the images are in `place`."""
+    rng = np.random.default_rng(0)
+    (folder / place).mkdir(exist_ok=True)
+    rows = [header]
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(
+            folder / place / f"{number}.png"
+        )
+        split = "test" if number >= 30 else "train"
+        rows.append((f"{number}{suffix}", "ab"[number % 2], f"p{number // 2}", split)[: len(header)])
+    (folder / "table.csv").write_text("\n".join(delimiter.join(row) for row in rows))
+    return folder / "table.csv"
+
+
+@pytest.mark.parametrize(
+    ("header", "how", "found"),
+    [
+        (("file_name", "label"), {}, {"label_column": "label"}),
+        (
+            ("Image Index", "Finding Labels", "Patient ID", "Split"),
+            {"place": "xrays", "suffix": "", "delimiter": ";"},
+            {
+                "image_column": "Image Index",
+                "label_column": "Finding Labels",
+                "group_column": "Patient ID",
+                "split_column": "Split",
+                "suffix": ".png",
+                "folder": "xrays",
+            },
+        ),
+        (
+            ("label", "dx", "subject"),
+            {},
+            {"image_column": "label", "label_column": "dx", "group_column": "subject"},
+        ),
+    ],
+)
+def test_the_columns_of_a_table_are_found(header, how, found, tmp_path):
+    file = tmp_path / "mine.yaml"
+    write_scenario(Answers(data=str(listed(tmp_path, header, **how))), file)
+    spec = load(file).dataset.spec()["imagecsv"]
+    assert spec == spec | {"path": "table.csv", "size": 28} | found
+    assert ("Several images per patient?" in file.read_text()) == ("group_column" not in found)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (("file_name", "kind"), "which column is the class.*it has file_name, kind"),
+        (("file_name", "class", "target"), "which column is the class"),
+    ],
+)
+def test_a_table_that_is_unclear_is_not_guessed_at(header, words, tmp_path):
+    with pytest.raises(HarnessError, match=words):
+        write_scenario(Answers(data=str(listed(tmp_path, header))), tmp_path / "x.yaml")
+    (tmp_path / "table.csv").write_text(f"file_name,label\n{'far' * 200},a\n")
+    with pytest.raises(HarnessError, match=r"no column names an image .* it has file_name, label"):
+        write_scenario(Answers(data=str(tmp_path / "table.csv")), tmp_path / "x.yaml")
+    (tmp_path / "table.csv").write_text("")
+    with pytest.raises(HarnessError, match="needs a row of names"):
+        write_scenario(Answers(data=str(tmp_path / "table.csv")), tmp_path / "x.yaml")
+    assert not (tmp_path / "x.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("answers", "words"),
     [

@@ -17,7 +17,7 @@ Whole = Optional[int]  # noqa: UP045
 Number = Optional[float]  # noqa: UP045
 
 QUESTIONS = {
-    "data": "Data: a data set's name, an .npz or .parquet file, or a folder of images",
+    "data": "Data: a data set's name, an .npz, .parquet or .csv file, or a folder of images",
     "model": "Model",
     "clients": "Clients",
     "rounds": "Rounds",
@@ -35,7 +35,7 @@ def init(
     data: Annotated[
         Text,
         typer.Option(
-            metavar="NAME|PATH", help="A data set, an .npz or .parquet file, or a folder of images."
+            metavar="NAME|PATH", help="A data set, an .npz, .parquet or .csv file, or a folder of images."
         ),
     ] = None,
     model: Annotated[

@@ -137,14 +137,14 @@ def test_the_fingerprint_is_of_what_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "parameters", "told"),
     [
-        ({0: HEADER[1:]}, {}, r"no column 'file_name'; it has label, patient, split"),
-        ({0: ("file_name", "Label", "patient", "split")}, {}, r"no column 'label'; .*did you mean 'Label'"),
+        ({0: HEADER[1:]}, {}, r"no column 'file_name'; valid: label, patient, split"),
+        ({0: ("file_name", "Label", "patient", "split")}, {}, r"no column 'label'; did you mean 'Label'"),
         (
             {0: ("file_name", "label", "label", "split")},
             {},
             r"two columns of one name among file_name, label, label",
         ),
-        ({}, {"group_column": "patients"}, r"no column 'patients'; .*did you mean 'patient'"),
+        ({}, {"group_column": "patients"}, r"no column 'patients'; did you mean 'patient'"),
         ({2: ("i1.png", "yes", "i0")}, {}, r"all.csv line 3 has 3 cells, not 4 as the first"),
         ({2: ("i1.png", " ", "i0", "train")}, {}, r"all.csv line 3 says nothing in label"),
         ({2: ("i1.png", "yes", "", "train")}, {"group_column": "patient"}, r"line 3 says nothing in patient"),
@@ -159,6 +159,7 @@ def test_the_fingerprint_is_of_what_is_read(tmp_path):
             r"line 3 names ./i0.png, which .*all.csv line 2 names too",
         ),
         ({2: ("gone.png", "yes", "i0", "train")}, {}, r"line 3: there is no image gone.png in "),
+        ({2: ("a" * 600, "yes", "i0", "train")}, {}, r"line 3: there is no image aaa"),
         ({2: ("all.csv", "yes", "i0", "train")}, {}, r"all.csv line 3 is not a readable image"),
         (
             {20: ("i19.png", "maybe", "x", "test")},

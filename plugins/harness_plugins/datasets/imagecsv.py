@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -166,9 +167,9 @@ class ImageCSV(Dataset):
 
     def _image(self, folder: Path, image: str, where: str) -> Path:
         file = folder / image
-        if file.is_file():
+        if os.path.isfile(file):  # false for a text too long for a name
             return file
-        ending = next((end for end in ENDINGS if (folder / (image + end)).is_file()), None)
+        ending = next((end for end in ENDINGS if os.path.isfile(folder / (image + end))), None)
         hint = "" if ending is None else f"; {image}{ending} is: set suffix: {self.suffix}{ending}"
         raise HarnessError(f"{where}: there is no image {image} in {folder}{hint}")
 
@@ -201,9 +202,7 @@ def _cells(file: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]
             raise HarnessError(f"{where} has two columns of one name among {', '.join(header)}")
         for column in columns:
             if column not in header:
-                raise HarnessError(
-                    f"{where} has no column {column!r}; it has {', '.join(header)} ({did_you_mean(column, header)})"
-                )
+                raise HarnessError(f"{where} has no column {column!r}; {did_you_mean(column, header)}")
         for line, row in rows:
             if len(row) != len(header):
                 raise HarnessError(
