@@ -1,4 +1,4 @@
-"""Decoding image files to uint8 arrays."""
+"""What data sets of image files share: decoding to uint8 arrays, groups by name, and hold-outs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from harness.api import HarnessError, Split
-from harness_plugins.datasets._splits import group_codes
+from harness.api import Dataset, Field, HarnessError, Split, Splits
+from harness_plugins.datasets._splits import complete, group_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,32 @@ ORIENTATION = 274  # EXIF's tag
 
 # What PIL raises on a damaged file, by its format and by which of its bytes are wrong.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError)
+
+
+class ImageFiles(Dataset):
+    """A data set of image files: how they are decoded, and which records are held out for splits that have none."""
+
+    path: str = Field(description="where the data lies; subclasses say in which form")
+    size: int | None = Field(
+        None, ge=1, description="resize to size x size pixels; default: leave as they are"
+    )
+    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="filter used to resize"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
+    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="share of train held out where there is no test"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
+
+    def pixels(self, source: Path | BinaryIO, where: str) -> np.ndarray:
+        """One image as the parameters ask for it. Raises HarnessError, beginning with `where`."""
+        return pixels(source, where, self.channels, self.size, self.resample)
+
+    def completed(self, parts: dict[str, Split], class_names: Sequence[str]) -> Splits:
+        """The splits, with those that are missing held out of train."""
+        return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
 
 
 def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None, resample: str) -> np.ndarray:

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
-from harness.api import Dataset, Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
-from harness_plugins.datasets._images import grouped, pixels, stack
-from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash
+from harness.api import Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
+from harness_plugins.datasets._images import ImageFiles, grouped, stack
+from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, content_hash
 
 DELIMITERS = (",", ";", "\t")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")  # tried where a name is of no file, to say so
@@ -31,7 +30,7 @@ class Row:
     group: str
 
 
-class ImageCSV(Dataset):
+class ImageCSV(ImageFiles):
     """Images named in a CSV file, one row a record, with a column for the class.
 
     path is the CSV file, or a folder with one file a split: train.csv, and maybe val.csv and test.csv (also training,
@@ -67,18 +66,6 @@ class ImageCSV(Dataset):
     class_names: tuple[str, ...] | None = Field(
         None, strict=False, description="the classes, as in the column, in their order; default: sorted"
     )
-    size: int | None = Field(
-        None, ge=1, description="resize to size x size pixels; default: leave as they are"
-    )
-    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
-        "bilinear", description="filter used to resize"
-    )
-    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of train held out where there is no test"
-    )
-    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
 
     def load(self, root: Path | None = None) -> Splits:
         import numpy as np
@@ -88,16 +75,13 @@ class ImageCSV(Dataset):
         numbers = {label: number for number, label in enumerate(classes)}
         parts, groups = {}, {}
         for split, records in rows.items():
-            decoded = (
-                (row.image, pixels(row.file, row.where, self.channels, self.size, self.resample))
-                for row in records
-            )
+            decoded = ((row.image, self.pixels(row.file, row.where)) for row in records)
             images = stack(self.name, decoded, len(records))
             labels = np.array([numbers[row.label] for row in records], dtype=np.int64)
             parts[split] = Split(images, labels)
             groups[split] = np.array([row.group for row in records])
         parts = grouped(f"dataset imagecsv: {self.path}", parts, groups if self.group_column else {})
-        return complete(self.name, parts, classes, self.val_fraction, self.test_fraction, self.split_seed)
+        return self.completed(parts, classes)
 
     def fingerprint(self, root: Path | None = None) -> str:
         content = chain.from_iterable(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
-from harness.api import Dataset, Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
-from harness_plugins.datasets._images import group_reader, grouped, pixels, stack
-from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, complete, content_hash
+from harness.api import Field, HarnessError, Split, Splits, did_you_mean, find_file, hash_file
+from harness_plugins.datasets._images import ImageFiles, group_reader, grouped, stack
+from harness_plugins.datasets._splits import SPLIT_NAMES, by_split, content_hash
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 # Images too, which have to be converted: to leave them out would make the data others than the folder has.
@@ -17,7 +16,7 @@ UNREAD = (".dcm", ".dicom", ".nii", ".heic", ".heif", ".jp2", ".jxl", ".avif", "
 HIDDEN = (".", "__MACOSX", "@eaDir")  # also what archives of macOS and network drives keep beside images
 
 
-class ImageFolder(Dataset):
+class ImageFolder(ImageFiles):
     """Image files in a folder per class: path/{train,val,test}/CLASS/FILE, or a single tree path/CLASS/FILE.
 
     Classes are the training folders in alphabetical order; val and test may lack some, not add any. Files
@@ -41,19 +40,7 @@ class ImageFolder(Dataset):
     name = "imagefolder"
 
     path: str = Field(description="the folder; relative paths as in the scenario, $VARIABLES allowed")
-    size: int | None = Field(
-        None, ge=1, description="resize to size x size pixels; default: leave as they are"
-    )
-    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
-        "bilinear", description="filter used to resize"
-    )
-    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
     groups: str | None = Field(None, description="regular expression for the patient or site in a path")
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of train held out where there is no test"
-    )
-    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
 
     def load(self, root: Path | None = None) -> Splits:
         folders = self._folders(root)
@@ -66,7 +53,7 @@ class ImageFolder(Dataset):
         if read_groups is not None:
             named = {split: read_groups(paths) for split, paths in files.items()}
             parts = grouped(f"dataset imagefolder: {self.path}", parts, named)
-        return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
+        return self.completed(parts, class_names)
 
     def fingerprint(self, root: Path | None = None) -> str:
         content = []
@@ -111,10 +98,7 @@ class ImageFolder(Dataset):
             )
         if not files:
             raise HarnessError(f"dataset imagefolder: no images below {folder} ({', '.join(SUFFIXES)})")
-        decoded = (
-            (path, pixels(folder / path, str(folder / path), self.channels, self.size, self.resample))
-            for path in files
-        )
+        decoded = ((path, self.pixels(folder / path, str(folder / path))) for path in files)
         images = stack(self.name, decoded, len(files))
         labels = np.array([class_names.index(path.partition("/")[0]) for path in files], dtype=np.int64)
         return Split(images, labels)

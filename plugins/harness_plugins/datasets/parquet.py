@@ -6,20 +6,20 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file, hash_file
-from harness_plugins.datasets._images import group_reader, grouped, pixels, stack
-from harness_plugins.datasets._splits import by_split, complete, content_hash, name_classes
+from harness.api import Field, HarnessError, Split, Splits, find_file, hash_file
+from harness_plugins.datasets._images import ImageFiles, group_reader, grouped, stack
+from harness_plugins.datasets._splits import by_split, content_hash, name_classes
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 
-class Parquet(Dataset):
+class Parquet(ImageFiles):
     """Parquet files as Hugging Face datasets writes them: an image column struct{bytes, path} and labels.
 
     path is a folder with train*.parquet (or training*), and maybe val* (valid*, validation*, dev*) and test*
@@ -51,24 +51,12 @@ class Parquet(Dataset):
     class_names: tuple[str, ...] | None = Field(
         None, strict=False, description="names of classes 0, 1, ...; default: those in the file"
     )
-    size: int | None = Field(
-        None, ge=1, description="resize to size x size pixels; default: leave as they are"
-    )
-    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
-        "bilinear", description="filter used to resize"
-    )
-    channels: Literal[1, 3] = Field(3, description="1: greyscale (luma), 3: RGB")
     groups: str | None = Field(
         None, description="regular expression for the patient or site in an image's path"
     )
     group_column: str | None = Field(
         None, description="the column that holds the patient or site, instead of groups"
     )
-    val_fraction: float = Field(0.1, gt=0, lt=1, description="share of train held out where there is no val")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of train held out where there is no test"
-    )
-    split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
 
     @model_validator(mode="after")
     def _one_source_of_groups(self) -> Self:
@@ -109,7 +97,7 @@ class Parquet(Dataset):
         parts = grouped(where, parts, groups)
         given = names.known if self.class_names is None else self.class_names
         classes = name_classes(where, given, (part.labels for part in parts.values()))
-        return complete(self.name, parts, classes, self.val_fraction, self.test_fraction, self.split_seed)
+        return self.completed(parts, classes)
 
     def fingerprint(self, root: Path | None = None) -> str:
         content = [
@@ -158,7 +146,7 @@ class Parquet(Dataset):
         content = _get(record, "bytes")
         if not content:
             raise HarnessError(f"{where}: no image bytes; files that only name paths are not supported")
-        return pixels(io.BytesIO(content), where, self.channels, self.size, self.resample)
+        return self.pixels(io.BytesIO(content), where)
 
 
 class _Names:
