@@ -75,7 +75,10 @@ def pneumonia(source: Path) -> dict[str, bytes]:
 
 
 def pneumonia_224(source: Path) -> dict[str, bytes]:
-    """File -> content: the images as they are, in the schema of Hugging Face datasets. source: as of `pneumonia`."""
+    """File -> content: the images as they are, in the schema of Hugging Face datasets, and the patients.
+
+    source: as of `pneumonia`.
+    """
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -86,8 +89,9 @@ def pneumonia_224(source: Path) -> dict[str, bytes]:
     for part in PNEUMONIA_COUNTS:
         paths = _images_of(source, part)
         images = [{"bytes": p.read_bytes(), "path": f"{p.parent.name}/{p.name}"} for p in paths]
+        columns = {"label": [label(p) for p in paths], "patient": [_group(p, part) for p in paths]}
         buffer = io.BytesIO()
-        parquet.write_table(pa.table({"image": images, "label": [label(p) for p in paths]}), buffer)
+        parquet.write_table(pa.table({"image": images, **columns}), buffer)
         files[f"pneumonia-224/{part}.parquet"] = buffer.getvalue()
     return files
 

@@ -96,6 +96,7 @@ def test_parquet_holds_the_source_s_bytes(script, tmp_path, monkeypatch):
         path = tmp_path / "source" / "test" / row["image"]["path"]
         assert row["image"]["bytes"] == path.read_bytes()
         assert row["label"] == script.label(path)
+    assert sorted(row["patient"] for row in rows) == [1_000_001, 1_000_009, 1_100_001, 1_100_002]
 
 
 @pytest.mark.parametrize("source", ["empty", "incomplete"])
