@@ -225,7 +225,8 @@ def _round_problems(index: int, threat: Any, federation: Any) -> Found:
         value = getattr(threat, field, None)
         if value is not None and rounds is not None and value > rounds:
             yield ("threats", index, field), f"{field} is {value}, but there are only {rounds} rounds"
-    if getattr(threat, "participation", "sampled") == "always" and clients:
+    # With coins, attackers who always take part come on top of those drawn.
+    if getattr(threat, "participation", "sampled") == "always" and clients and federation.sampling == "fixed":
         count = clients_per_round(clients, federation.participation)
         malicious = malicious_count(clients, threat.malicious)
         if malicious > count:

@@ -377,6 +377,11 @@ def test_more_attackers_than_places_is_an_error():
         load_text(base + "threats: [{name: b, malicious: 0.5, participation: always, attacks: [ones]}]")
 
 
+def test_where_coins_draw_the_round_attackers_come_on_top():
+    base = BASE.replace("rounds: 4", "rounds: 4, participation: 0.2, sampling: poisson")
+    load_text(base + "threats: [{name: b, malicious: 0.5, participation: always, attacks: [ones]}]")
+
+
 class Blowup(Aggregator):
     """Sends the weights beyond what a network can compute with."""
 
