@@ -21,3 +21,11 @@ class HalfOfEach(FedAvg):
         arrays, metrics = super().aggregate_train(server_round, replies)
         moved = {n: b + self.share * (arrays[n].numpy() - b) for n, b in self.before.items()}
         return ArrayRecord({n: Array(value) for n, value in moved.items()}), metrics
+
+
+class SlowerClients(FedAvg):
+    """Sets the clients' learning rate, as the example in Flower's documentation does."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        config["lr"] = 0.1 / server_round
+        return super().configure_train(server_round, arrays, config, grid)

@@ -112,6 +112,10 @@ class TestStrategiesAsRules:
             ({"strategy": "QFedAvg", "options": {"client_learning_rate": 0.1}}, "training loss"),
             ({"strategy": "FedXgbBagging"}, "trees, not weights"),
             ({"strategy": "DifferentialPrivacyServerSideFixedClipping"}, "wraps another strategy"),
+            (
+                {"strategy": "FedProx", "options": {"proximal_mu": 0.1}},
+                "FedAvg and federation.local.proximal",
+            ),
             ({"strategy": "no_such_module:Rule"}, "no_such_module cannot be imported"),
             ({"strategy": "collections:Counter"}, "no strategy 'collections:Counter'"),
         ],
@@ -119,6 +123,11 @@ class TestStrategiesAsRules:
     def test_what_cannot_be_run_is_refused_with_a_reason(self, parameters, message):
         with pytest.raises(PluginError, match=message.replace("(", r"\(")):
             create("aggregator", "flower", **parameters)
+
+    def test_what_clients_are_told_and_do_not_do_is_an_error(self):
+        rule = create("aggregator", "flower", strategy="strangers:SlowerClients")
+        with pytest.raises(PluginError, match="SlowerClients tells clients lr, but they have trained"):
+            call(rule, rows())
 
     def test_a_skipped_round_is_an_error(self):
         rule = create("aggregator", "flower", strategy="Bulyan", options={"num_malicious_nodes": 3})

@@ -23,7 +23,9 @@ FEWEST = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 REFUSED = {
     "train_loss_key": "weighs clients by their training loss, which a rule is not told",
     "strategy": "wraps another strategy; the harness has such noise as defences, dp-fedavg for instance",
+    "proximal_mu": "asks clients to train otherwise, which a rule cannot; take FedAvg and federation.local.proximal",
 }
+TOLD = {"server-round"}  # what every strategy of Flower tells clients, which need not heed it
 EXAMPLES = "num-examples"
 
 
@@ -37,8 +39,8 @@ class FlowerStrategy(Aggregator):
     With the server optimiser fedavg, lr 1, the new global model is the strategy's own.
 
     updates (n, d) -> (d,). Needs `context.global_weights`, else the origin. Raises PluginError where the
-    strategy skips the round, leaves clients out of its messages, or raises. Costs O(s), with s the
-    strategy's own work on n models of d numbers.
+    strategy skips the round, leaves clients out of its messages, tells them how to train (a rule is asked when they
+    have trained), or raises. Costs O(s), with s the strategy's own work on n models of d numbers.
     """
 
     name: ClassVar[str] = "flower"
@@ -114,6 +116,14 @@ class FlowerStrategy(Aggregator):
         by_row = {message.metadata.dst_node_id - 1: message for message in asked}
         if sorted(by_row) != list(range(len(models))):
             raise PluginError(f"{self.strategy} asked {len(by_row)} of {len(models)} clients to train")
+        told = {
+            key for each in asked for record in each.content.config_records.values() for key in record
+        } - TOLD
+        if told:
+            raise PluginError(
+                f"{self.strategy} tells clients {', '.join(sorted(told))}, but they have trained as the scenario says; "
+                "set it there, under federation.local"
+            )
         weights = context.weights.double().tolist()
         replies = []
         for row, weight in enumerate(weights):
