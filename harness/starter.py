@@ -52,12 +52,15 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits:
     """
     check_target(file, force=force)
     text = compose(answers, file)
-    scenario = load_text(text, file)
-    splits = check_data(scenario, text) if splits is None else splits
-    if "channels" in type(scenario.dataset).model_fields and is_grey(splits):
-        text = compose(answers, file, grey=True)
+    try:
         scenario = load_text(text, file)
-    check_fit(scenario, splits, text)
+        splits = check_data(scenario, text) if splits is None else splits
+        if "channels" in type(scenario.dataset).model_fields and is_grey(splits):
+            text = compose(answers, file, grey=True)
+            scenario = load_text(text, file)
+        check_fit(scenario, splits, text)
+    except HarnessError as error:
+        raise HarnessError(without_places(str(error), file)) from error
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as draft:
@@ -65,6 +68,12 @@ def write_scenario(answers: Answers, file: Path, *, force: bool = False, splits:
     except OSError as error:
         raise HarnessError(f"{file}: {error.strerror or error}") from None
     return text
+
+
+def without_places(message: str, file: Path) -> str:
+    """The reasons without their places in the file, which is not written yet, so that nobody has seen it."""
+    lines = [line for line in message.splitlines() if not line.startswith("    ")]
+    return "; ".join(re.sub(rf"^{re.escape(str(file))}:\d+:\d+: ", "", line) for line in lines)
 
 
 def check_target(file: Path, *, force: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 from harness.scenario import check_data, load_text
 from harness.scenario_data import check_fit
-from harness.starter import Answers, compose, parse_threats
+from harness.starter import Answers, compose, parse_threats, without_places
 
 if TYPE_CHECKING:
     from harness.contracts.data import Splits
@@ -42,7 +41,7 @@ class Draft:
             if splits is not None:
                 check_fit(scenario, splits, "")
         except HarnessError as error:
-            raise HarnessError(_without_places(str(error), self.file)) from error
+            raise HarnessError(without_places(str(error), self.file)) from error
         self.answers, self.splits = answers, splits
 
 
@@ -76,9 +75,3 @@ def _epsilon(text: str) -> float:
     if not 0 <= number < math.inf:
         raise HarnessError(f"epsilon must be a number of at least 0, such as 8, not {text!r}")
     return number
-
-
-def _without_places(message: str, file: Path) -> str:
-    """The reasons without their places in the file, which is not written yet, so that nobody has seen it."""
-    lines = [line for line in message.splitlines() if not line.startswith("    ")]
-    return "; ".join(re.sub(rf"^{re.escape(str(file))}:\d+:\d+: ", "", line) for line in lines)

@@ -140,8 +140,9 @@ def test_a_bad_answer_is_said_and_nothing_is_written(answers, words, tmp_path):
 
 def test_data_that_cannot_be_read_writes_nothing(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"not an archive")
-    with pytest.raises(HarnessError, match="not a readable"):
+    with pytest.raises(HarnessError, match="not a readable") as caught:
         write_scenario(Answers(data=str(tmp_path / "bad.npz")), tmp_path / "x.yaml")
+    assert "x.yaml" not in str(caught.value)  # places in a file that is not there help nobody
     assert [p.name for p in tmp_path.iterdir()] == ["bad.npz"]
 
 
