@@ -13,6 +13,8 @@ from harness.contracts.privacy import PrivacyAttack
 from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.extras import to_install
+from harness.federation.counts import own_seed
+from harness.grid import cells
 from harness.identity import engine_version
 from harness.nesting import plugins_in, with_nested
 from harness.privacy.accounting import ACCOUNTANTS, APPROXIMATE, MAX_NOISE, accountant_extras, epsilon
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from harness.contracts.base import Plugin
     from harness.contracts.data import Split, Splits
+    from harness.contracts.privacy import TrainingVariant
     from harness.scenario_models import Scenario
 
 STACKS = ("defences", "aggregators", "compressors")
@@ -283,21 +286,42 @@ def _models(scenario: Scenario) -> Iterator[tuple[Location, Model]]:
 def _undrawable(scenario: Scenario, records: Records) -> Found:
     """The first seed for which no partition can be drawn, as its trainings would draw it, so that none could begin.
 
-    On large data not every seed is tried: seeds mostly fail or succeed alike, and a run reports it in any case.
+    The same for each privacy attack and the shadow models that it trains, which have fewer records. On large data not
+    every draw is tried: they mostly fail or succeed alike, and a run reports it in any case.
     """
     end = time.monotonic() + DRAWING
-    for seed in scenario.seeds:
-        try:
-            deal(records, scenario.federation, scenario.holdout, seed)
-        except HarnessError as error:
-            # The error counts what the holdout leaves, and the user may not have asked for one: privacy threats do.
-            left = f"; holdout: {scenario.holdout:g} removed that share before" if scenario.holdout else ""
-            yield ("federation", "partition"), f"no partition can be drawn with seed {seed}: {error}{left}"
-            return
-        except Exception:
-            return  # a plugin's bug: a run keeps its traceback in the records of the cells
-        if time.monotonic() > end:
-            return
+    for place, whose, variant in ((("federation", "partition"), "", None), *_shadows(scenario)):
+        for seed in scenario.seeds:
+            try:
+                deal(records, scenario.federation, scenario.holdout, seed, variant, own_seed(seed, variant))
+            except HarnessError as error:
+                # The error counts what the holdout leaves, and the user may not have asked for one: privacy threats do.
+                left = f"; holdout: {scenario.holdout:g} removed that share before"
+                taken = left if scenario.holdout and variant is None else ""
+                yield place, f"no partition can be drawn with seed {seed}{whose}: {error}{taken}"
+                return
+            except Exception:
+                return  # a plugin's bug: a run keeps its traceback in the records of the cells
+            if time.monotonic() > end:
+                return
+
+
+def _shadows(scenario: Scenario) -> Iterator[tuple[Location, str, TrainingVariant]]:
+    """The trainings on other records that privacy attacks ask for: (location of the attack, in words, training)."""
+    known: set[TrainingVariant] = set()
+    for threat in scenario.threats:
+        for i, attack in enumerate(threat.attacks):
+            if not isinstance(attack, PrivacyAttack):
+                continue
+            try:
+                variants = attack.trainings(next(cell for cell in cells(scenario) if cell.attack is attack))
+            except Exception:
+                continue  # a plugin's bug: planning fails its cells
+            for variant in variants:
+                if variant.keep is not None and variant not in known:
+                    known.add(variant)
+                    whose = f" for {variant.name}, which {attack.name} trains on {variant.keep:.0%} of the records"
+                    yield ("threats", threat.name, i), whose, variant
 
 
 def _deltas(scenario: Scenario, records: int) -> Found:

@@ -46,6 +46,10 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             ["7:14: no partition can be drawn with seed 0: by-group needs a dataset with groups"],
         ),
         (
+            "holdout: 0.1\nfederation: {clients: 800}\nthreats: [{name: m, attacks: [loss-threshold, lira]}]\n",
+            ["7:47: no partition can be drawn with seed 0 for shadow-0, which lira trains on 50% of"],
+        ),
+        (
             "defences: [none, dp-sgd: {epsilon: 8, delta: 0.01}]\n",
             ["5:46: dp-sgd: delta 0.01 must be below 1 / "],
         ),
