@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 
 class LowRank(ModelCompressor):
-    """Convolution and linear layers whose weight W is replaced by the best W' of rank r, then fine-tuned.
+    """Convolution and linear layers whose weight W is replaced by the nearest W' of rank r, then fine-tuned.
 
     W, flattened to (outputs, inputs · kernel), has the truncated singular value decomposition U S V; the
     layer becomes one with the r rows of S^1/2 V as its kernels and, after it, a linear layer or 1x1
-    convolution with U S^1/2 and the bias: halves of equal size, which train alike (the output-channel scheme
-    of Zhang et al. 2015, section 2.1, without its non-linear correction, and of Denton et al. 2014 for linear
-    layers). r is the least that keeps `energy` of the sum of squared singular values. A layer where that
-    would not save weights, or that is grouped or transposed, stays as it is. Layers that share a weight share its
-    factors; one shared with a layer of another kind, as an embedding, stays. Weights that are zero then, as a layer's
-    that was pruned before and not factorised, stay zero in training; the factors of a pruned layer are dense.
+    convolution with U S^1/2 and the bias: halves of equal size, which train alike. r is the least that keeps
+    `energy` of the sum of squared singular values. These are the layers of Zhang et al., without their fit of U to the
+    responses to images and to the ReLU after them: U fits the weights alone, which takes no data, as Denton et al.
+    2014 do for linear layers. A layer where that would not save weights, or that is grouped or transposed, stays as
+    it is. Layers that share a weight share its factors; one shared with a layer of another kind, as an embedding,
+    stays. Weights that are zero then, as a layer's that was pruned before and not factorised, stay zero in training;
+    the factors of a pruned layer are dense.
 
     facts: layers_factorised, and ranks, name -> r. Raises PluginError where nothing would be saved or a
     weight is not finite. Cost: one decomposition a layer, then the fine-tuning.
