@@ -214,7 +214,7 @@ def test_columns_are_chosen_and_tabs_have_their_own(visit):
     for title in ("Robust, worst", "Robust, mean", "Attacked, worst", "Attacked, mean", "Backdoor, mean"):
         expect(head(page, title)).to_have_count(1)
     expect(page.locator("#scatter")).to_be_hidden()
-    choose(page, "board", "inversion v1")
+    choose(page, "board", "inversion v2")
     expect(page.locator("#board")).to_contain_text("measures nothing of this kind")
     page.locator("#board").get_by_role("button", name="digits v1").click()
     expect(page.locator("[data-filter=board]")).to_have_value("digits v1")
