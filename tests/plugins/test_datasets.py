@@ -995,10 +995,16 @@ def test_torchvision_cifar(tmp_path, monkeypatch, present):
     splits = make(
         "torchvision", dataset="cifar10", path=str(tmp_path), download=True, val_fraction=0.25
     ).load()
-    assert calls == [(tmp_path, True, not present), (tmp_path, False, not present)]
+    assert calls == [(tmp_path, True, True), (tmp_path, False, True)]  # torchvision renews a damaged folder
     np.testing.assert_array_equal(splits.test.images, pixels[:10].transpose(0, 3, 1, 2))
     assert [len(p) for p in parts(splits)] == [30, 10, 10]
     assert splits.class_names[3] == "c3"
+
+
+def test_torchvision_names_the_option_that_renews_damaged_files(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    with pytest.raises(HarnessError, match=r"not found or corrupted. You can use download: true to"):
+        make("torchvision", dataset="cifar10", path=str(tmp_path)).load()
 
 
 # medmnist ---------------------------------------------------------------------------------------
@@ -1052,6 +1058,20 @@ def test_medmnist_official_splits(tmp_path, monkeypatch):
         np.testing.assert_array_equal(splits.train.labels, arrays["train_labels"][:, 0])
 
 
+@pytest.mark.parametrize("present", [True, False])
+def test_medmnist_downloads_only_what_is_not_beside_the_scenario(tmp_path, monkeypatch, present):
+    (tmp_path / "scenarios" / "med").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    fake_medmnist(monkeypatch, tmp_path)
+    if present:
+        (tmp_path / "scenarios" / "med" / "pneumoniamnist.npz").touch()
+    dataset = make("medmnist", flag="pneumoniamnist", path="med", download=True)
+    place = re.escape(str(tmp_path / "scenarios" / "med")) if present else "med"
+    with pytest.raises(HarnessError, match=f"pneumoniamnist in {place}: "):
+        dataset.load(tmp_path / "scenarios")
+    assert (tmp_path / "med").is_dir() is not present
+
+
 def test_medmnist_refusals(tmp_path, monkeypatch):
     fake_medmnist(monkeypatch, tmp_path)
     with pytest.raises(PluginError, match="multi-label"):
@@ -1059,7 +1079,10 @@ def test_medmnist_refusals(tmp_path, monkeypatch):
     for flag in ("organmnist3d", "nothing"):
         with pytest.raises(PluginError, match="no 2D dataset"):
             make("medmnist", flag=flag).load()
-    with pytest.raises(HarnessError, match=r"Dataset not found. You can"):
+    with pytest.raises(HarnessError, match=r"is not there \(tried .*pneumoniamnist_64.npz\)"):
+        make("medmnist", flag="pneumoniamnist", size=64, path=str(tmp_path)).load()
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=np.zeros((2, 28, 28), np.uint8))
+    with pytest.raises(HarnessError, match=r"medmnist, pneumoniamnist in .*train_labels is not a file"):
         make("medmnist", flag="pneumoniamnist", path=str(tmp_path)).load()
     (tmp_path / "pneumoniamnist.npz").write_bytes(b"PK no archive")
     with pytest.raises(HarnessError, match=r"medmnist, pneumoniamnist in .*"):

@@ -51,7 +51,7 @@ class MedMnist(Dataset):
                 part = getattr(package, info["python_class"])(
                     split=split, root=str(folder), size=self.size, download=self.download
                 )
-            except UNREADABLE as error:
+            except (*UNREADABLE, KeyError) as error:  # KeyError: the archive lacks an array
                 message = " ".join(str(error).split())
                 raise HarnessError(f"dataset medmnist, {self.flag} in {folder}: {message}") from None
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = part.imgs, part.labels
@@ -69,20 +69,29 @@ class MedMnist(Dataset):
         return info
 
     def _folder(self, package: Any, root: Path | None) -> Path:
-        if self.path is not None and self.download:
-            target = Path(os.path.expanduser(os.path.expandvars(self.path)))
-            target.mkdir(parents=True, exist_ok=True)
-            return target
-        if self.path is not None:
-            return find_file(self.path, root)
+        """Where the file is, or where it is to be downloaded."""
         file = self.flag + ("" if self.size == 28 else f"_{self.size}") + ".npz"
-        data = os.environ.get("HARNESS_DATA")
-        places = [Path(p) for p in (root, data, package.info.DEFAULT_ROOT) if p]
+        places = self._places(package, root)
         holder = next((place for place in places if (place / file).is_file()), None)
-        if holder is None and not (self.download and package.info.DEFAULT_ROOT):
+        if holder is not None:
+            return holder
+        target = self.path or package.info.DEFAULT_ROOT
+        if not (self.download and target):
             tried = ", ".join(str(place / file) for place in places)
             raise HarnessError(f"{self.flag} is not there (tried {tried}); set path, or download: true")
-        return holder or Path(package.info.DEFAULT_ROOT)
+        folder = Path(os.path.expanduser(os.path.expandvars(target)))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _places(self, package: Any, root: Path | None) -> list[Path]:
+        if self.path is None:
+            return [Path(p) for p in (root, os.environ.get("HARNESS_DATA"), package.info.DEFAULT_ROOT) if p]
+        try:
+            return [find_file(self.path, root)]
+        except HarnessError:
+            if not self.download:
+                raise
+            return []
 
 
 def _package() -> Any:

@@ -83,8 +83,8 @@ class Torchvision(Dataset):
         found = next((base for base in bases if (base / folder).is_dir()), None)
         if found is None and not self.download:
             raise self._missing([base / folder for base in bases])
-        place, fetch = (self._target(), True) if found is None else (found, False)
-        train, test = (self._torchvision(place, train=part, download=fetch) for part in (True, False))
+        place = found or self._target()
+        train, test = (self._torchvision(place, train=part, download=self.download) for part in (True, False))
         pairs = (_channels_first(train), _channels_first(test))
         return pairs, tuple(train.classes)
 
@@ -115,7 +115,8 @@ class Torchvision(Dataset):
         try:
             return getattr(datasets, CLASSES[self.dataset])(place, train=train, download=download)
         except (RuntimeError, OSError) as error:
-            raise HarnessError(f"dataset torchvision, {self.dataset} in {place}: {error}") from None
+            message = " ".join(str(error).split()).replace("download=True", "download: true")
+            raise HarnessError(f"dataset torchvision, {self.dataset} in {place}: {message}") from None
 
     def _missing(self, folders: list[Path]) -> HarnessError:
         tried = ", ".join(map(str, dict.fromkeys(folders)))
