@@ -142,7 +142,7 @@ def test_the_fingerprint_is_of_what_is_read(tmp_path):
         (
             {0: ("file_name", "label", "label", "split")},
             {},
-            r"two columns of one name among file_name, label, label",
+            r"has 2 columns 'label'; rename all but one",
         ),
         ({}, {"group_column": "patients"}, r"no column 'patients'; did you mean 'patient'"),
         ({2: ("i1.png", "yes", "i0")}, {}, r"all.csv line 3 has 3 cells, not 4 as the first"),
@@ -179,6 +179,14 @@ def test_bad_files_are_refused(tmp_path, change, parameters, told):
         csv.writer(file).writerows(table.values())
     with pytest.raises(HarnessError, match=told):
         make(path=str(tmp_path / "all.csv"), **parameters).load()
+
+
+def test_columns_without_a_name_are_let_be(tmp_path):
+    rows = [("", "", *row) for row in listed(20)]
+    write(tmp_path, [row[2:] for row in rows])
+    with open(tmp_path / "all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("", "", *HEADER), *rows])
+    assert len(make(path=str(tmp_path / "all.csv")).load().train) == 14
 
 
 def test_files_that_are_no_text_are_refused(tmp_path):

@@ -182,9 +182,11 @@ def _cells(file: Path, columns: list[str]) -> Iterator[tuple[int, dict[str, str]
     where = f"dataset imagecsv: {file}"
     try:
         header, rows = _parsed(file.read_text(encoding="utf-8-sig"), columns[0])
-        if len(set(header)) < len(header):
-            raise HarnessError(f"{where} has two columns of one name among {', '.join(header)}")
         for column in columns:
+            if header.count(column) > 1:
+                raise HarnessError(
+                    f"{where} has {header.count(column)} columns {column!r}; rename all but one"
+                )
             if column not in header:
                 raise HarnessError(f"{where} has no column {column!r}; {did_you_mean(column, header)}")
         for line, row in rows:
