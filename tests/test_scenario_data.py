@@ -271,7 +271,7 @@ def test_a_scenario_without_a_file_is_refused_too():
 
 
 def test_init_writes_no_scenario_that_cannot_work(tmp_path):
-    with pytest.raises(ScenarioError, match=r"x\.yaml:\d+:\d+: 5000 clients cannot share"):
+    with pytest.raises(HarnessError, match=r"^5000 clients cannot share"):
         write_scenario(Answers(clients=5000), tmp_path / "x.yaml")
     assert not (tmp_path / "x.yaml").exists()
 
