@@ -597,6 +597,7 @@ def test_what_a_class_of_the_library_cannot_take_is_not_applicable(name, classes
         ({"attack": "VNIFGSM", "settings": {"stesp": 3}}, "no parameter 'stesp'; did you mean 'steps'"),
         ({}, "needs the parameter 'attack'"),
         ({"attack": "DeepFool", "ball": "none"}, "leaves samples right that can be fooled; take deepfool"),
+        ({"attack": "UPGD", "settings": {"loss": "margin"}}, "all logits are below 0; take loss ce or dlr"),
         ({"attack": "MultiAttack"}, "MultiAttack needs 'attacks', which is no number or text"),
         ({"attack": "CW"}, "CW has no radius with these settings: set `ball: none`"),
         ({"attack": "PGDL2"}, "PGDL2 has its radius in l2 with these settings: set `ball: l2`"),

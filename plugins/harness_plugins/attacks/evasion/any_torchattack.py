@@ -50,8 +50,8 @@ class AnyTorchattack(CorrectedAttack):
     the same attacks take it, in float64. Where it takes a seed, that is the run's own unless given: the library's is
     always 0. Where it takes n_classes, that is the data's number of classes unless given, 10 at most as in the library,
     which takes it for 10 and fails with fewer. CW, APGDT, Square and OnePixel are put right as in cw, apgd, square and
-    one-pixel, and TPGD as in trades; DeepFool is refused, as `deepfool` finds what it misses. A sample whose result is
-    not finite stays as it was.
+    one-pixel, and TPGD as in trades; DeepFool is refused, as `deepfool` finds what it misses, and so is UPGD's margin
+    loss, which does not move where all logits are negative. A sample whose result is not finite stays as it was.
     The engine holds the result to `ball` and eps, as of any attack; `ball` is the norm of the class's own eps, and none
     for a class that takes no eps. Classes that need what no setting gives, as MultiAttack other attacks, are refused.
     Raises NotApplicable for images and numbers of classes that the class cannot take.
@@ -83,6 +83,11 @@ class AnyTorchattack(CorrectedAttack):
         if self.attack in SHORT:
             raise ValueError(
                 f"torchattacks' {self.attack} leaves samples right that can be fooled; take {SHORT[self.attack]}"
+            )
+        if self.attack == "UPGD" and self.settings.get("loss") == "margin":
+            # It takes z_y for 0 among the other classes, as CW's f does: no gradient below, as of log-probabilities.
+            raise ValueError(
+                "torchattacks' UPGD stays still where all logits are below 0; take loss ce or dlr"
             )
         names = self._signature()
         unknown = sorted(set(self.settings) - set(names))
