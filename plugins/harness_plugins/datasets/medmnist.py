@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from harness.api import Dataset, Field, HarnessError, PluginError, Reference, Splits, find_file
+from harness.api import Dataset, Field, HarnessError, PluginError, Reference, Splits
+from harness_plugins.datasets._downloads import given, made
 from harness_plugins.datasets._splits import complete
 from harness_plugins.datasets.npz import SPLITS, UNREADABLE, read_arrays
 
@@ -79,19 +80,12 @@ class MedMnist(Dataset):
         if not (self.download and target):
             tried = ", ".join(str(place / file) for place in places)
             raise HarnessError(f"{self.flag} is not there (tried {tried}); set path, or download: true")
-        folder = Path(os.path.expanduser(os.path.expandvars(target)))
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return made(target)
 
     def _places(self, package: Any, root: Path | None) -> list[Path]:
-        if self.path is None:
-            return [Path(p) for p in (root, os.environ.get("HARNESS_DATA"), package.info.DEFAULT_ROOT) if p]
-        try:
-            return [find_file(self.path, root)]
-        except HarnessError:
-            if not self.download:
-                raise
-            return []
+        if self.path is not None:
+            return given(self.path, root, self.download)
+        return [Path(p) for p in (root, os.environ.get("HARNESS_DATA"), package.info.DEFAULT_ROOT) if p]
 
 
 def _package() -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.api import Dataset, Field, HarnessError, Split, Splits, find_file
+from harness.api import Dataset, Field, HarnessError, Split, Splits
+from harness_plugins.datasets._downloads import given, made
 from harness_plugins.datasets._idx import is_idx_folder, read_folder
 from harness_plugins.datasets._splits import complete
 
@@ -90,11 +91,7 @@ class Torchvision(Dataset):
 
     def _bases(self, root: Path | None) -> Iterator[Path]:
         if self.path is not None:
-            try:
-                yield find_file(self.path, root)
-            except HarnessError:
-                if not self.download:
-                    raise
+            yield from given(self.path, root, self.download)
             return
         data = os.environ.get("HARNESS_DATA")
         yield from [root] if root is not None else []
@@ -103,11 +100,7 @@ class Torchvision(Dataset):
 
     def _target(self) -> Path:
         """Where downloads go; made if need be."""
-        target = (
-            Path(os.path.expanduser(os.path.expandvars(self.path))) if self.path is not None else _cache()
-        )
-        target.mkdir(parents=True, exist_ok=True)
-        return target
+        return made(_cache() if self.path is None else self.path)
 
     def _torchvision(self, place: Path, train: bool, download: bool) -> Any:
         from torchvision import datasets
