@@ -44,34 +44,31 @@ class ImageFiles(Dataset):
     split_seed: int = Field(0, ge=0, description="seed of those hold-outs")
 
     def pixels(self, source: Path | BinaryIO, where: str) -> np.ndarray:
-        """One image as the parameters ask for it. Raises HarnessError, beginning with `where`."""
-        return pixels(source, where, self.channels, self.size, self.resample)
+        """One image as (channels, h, w) uint8, upright by its EXIF orientation, resized if a size is given.
+
+        Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
+        Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped or cut).
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(source) as image:
+                if _deep(image):
+                    raise HarnessError(
+                        f"{where}: {image.mode} pixels have more than 8 bits a channel; convert the image to 8 bits"
+                    )
+                array = _array(image, self.channels, self.size, Image.Resampling[self.resample.upper()])
+        except UnidentifiedImageError:  # whose text is the source as Python prints it
+            raise HarnessError(
+                f"{where} is not a readable image: its format is none that Pillow knows"
+            ) from None
+        except (*DAMAGED, Image.DecompressionBombError) as error:
+            raise HarnessError(f"{where} is not a readable image: {error}") from None
+        return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
 
     def completed(self, parts: dict[str, Split], class_names: Sequence[str]) -> Splits:
         """The splits, with those that are missing held out of train."""
         return complete(self.name, parts, class_names, self.val_fraction, self.test_fraction, self.split_seed)
-
-
-def pixels(source: Path | BinaryIO, where: str, channels: int, size: int | None, resample: str) -> np.ndarray:
-    """One image as (channels, h, w) uint8, upright by its EXIF orientation, resized to (size, size) if size is given.
-
-    Resizing does not keep the aspect ratio. One channel is luma (ITU-R 601: 0.299 R + 0.587 G + 0.114 B).
-    Raises HarnessError on unreadable files, and on more than 8 bits a channel (they would be clipped or cut).
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(source) as image:
-            if _deep(image):
-                raise HarnessError(
-                    f"{where}: {image.mode} pixels have more than 8 bits a channel; convert the image to 8 bits"
-                )
-            array = _array(image, channels, size, Image.Resampling[resample.upper()])
-    except UnidentifiedImageError:  # whose text is the source as Python prints it
-        raise HarnessError(f"{where} is not a readable image: its format is none that Pillow knows") from None
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise HarnessError(f"{where} is not a readable image: {error}") from None
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
 def _deep(image: Image) -> bool:
