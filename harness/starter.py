@@ -98,6 +98,7 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
     from jinja2 import Environment, StrictUndefined
 
     kind, data = _checked(answers, file)
+    table = columns(_path(answers.data)) if kind == "csv" else None
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["wrapped"] = lambda text: f"{{{text}}}"
     environment.filters["text"] = _text
@@ -109,8 +110,8 @@ def compose(answers: Answers, file: Path, *, grey: bool = False) -> str:
         data=data,
         grey=grey,
         shared=patients(answers),
-        table=columns(_path(answers.data)) if kind == "csv" else None,
-        written=lambda path: _written(path, file),
+        table=table,
+        folder=_written(table.folder, file) if table is not None and table.folder is not None else "",
         model=answers.model,
         clients=answers.clients,
         rounds=answers.rounds,

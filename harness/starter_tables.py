@@ -19,13 +19,16 @@ SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table of images. folder: of the images; suffix: what the names of their files leave out."""
+    """The columns of a table of images.
+
+    folder: of the images, where they do not lie beside the table; suffix: what the names of their files leave out.
+    """
 
     image: str
     label: str
     group: str | None
     split: str | None
-    folder: Path
+    folder: Path | None
     suffix: str
 
 
@@ -56,7 +59,7 @@ def columns(file: Path) -> Columns:
         label=label,
         group=_first(each for each in header if any(word in each.casefold() for word in PATIENTS)),
         split=_first(each for each in header if each.casefold() in SPLITS),
-        folder=folder,
+        folder=None if folder == file.parent else folder,
         suffix=suffix,
     )
 

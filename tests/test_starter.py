@@ -101,6 +101,7 @@ def test_the_columns_of_a_table_are_found(header, how, found, tmp_path):
     write_scenario(Answers(data=str(listed(tmp_path, header, **how))), file)
     spec = load(file).dataset.spec()["imagecsv"]
     assert spec == spec | {"path": "table.csv", "size": 28} | found
+    assert ("folder:" in file.read_text()) == ("folder" in found)
     assert ("Several images per patient?" in file.read_text()) == ("group_column" not in found)
 
 
