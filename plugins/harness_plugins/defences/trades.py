@@ -82,7 +82,8 @@ class TRADES(PairLoss):
     """loss(x, y) + beta KL(p(x) || p(x')), x' maximising that divergence in the ball around x.
 
     x' starts at x + 0.001 N(0, 1) (here uniform of the same deviation) and takes `steps` sign steps; equation
-    5 with 1/lambda = beta. The first term is the loss so far, so label smoothing may stand before it.
+    5 with 1/lambda = beta. The first term is the loss so far, so label smoothing may stand before it. Batch
+    normalisation has the batch's statistics while x' is made, where the authors' code takes the running ones.
     """
 
     name = "trades"

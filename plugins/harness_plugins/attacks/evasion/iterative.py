@@ -58,9 +58,10 @@ class BIM(Iterative):
 
 
 class MIFGSM(Iterative):
-    """Momentum iterative FGSM: sign steps along accumulated, L1-normalised gradients; alpha eps / steps.
+    """Momentum iterative FGSM: sign steps along accumulated, normalised gradients; alpha eps / steps.
 
-    g <- decay g + grad / ||grad||_1; x <- clip(x + alpha sign(g)). Made to transfer. One gradient a step.
+    g <- decay g + grad / mean |grad|; x <- clip(x + alpha sign(g)). The paper divides by the L1 norm, which gives the
+    same signs. Made to transfer. One gradient a step.
     """
 
     name = "mi-fgsm"
@@ -77,7 +78,11 @@ class MIFGSM(Iterative):
 
 
 class NIFGSM(MIFGSM):
-    """Nesterov iterative FGSM: as mi-fgsm, with the gradient taken one step ahead; alpha eps / steps."""
+    """Nesterov iterative FGSM: as mi-fgsm, with the gradient taken one step ahead; alpha eps / steps.
+
+    That is at x + decay alpha g. With g of gradients divided by their mean size, as here and in the authors' code, this
+    step may be many times alpha; divided by their L1 norm, as the paper writes, it would be all but none.
+    """
 
     name = "ni-fgsm"
     reference = Reference(
