@@ -158,6 +158,7 @@ def _measured(
     import torch
 
     from harness.contracts.model import Normalization
+    from harness.pooling import cheap_pooling
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         device = "cpu"  # the GPUs are in other machines
@@ -188,9 +189,11 @@ def _measured(
                 loss = torch.nn.functional.cross_entropy(module(x), y)
                 torch.autograd.grad(loss, list(module.parameters()))
 
-            step = quickest(local_step)
-            with torch.no_grad():
-                forward = quickest(lambda: module(x)) / batch
+            with cheap_pooling(module):  # as in every stage
+                step = quickest(local_step)
+                module.eval()
+                with torch.inference_mode():
+                    forward = quickest(lambda: module(x)) / batch
     finally:
         torch.set_num_threads(before)
     if device.startswith("cuda"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from harness import create, estimate
 from harness.scenario import load_text
@@ -172,3 +173,23 @@ def test_time_in_which_other_programs_have_the_processor_is_not_counted(monkeypa
     (facts,) = planned().facts.values()
     step, forward = MEASURE(create("model", "mlp", hidden=[3, 5]), None, facts, 16, 1, "cpu")
     assert 0 < forward < step < 100
+
+
+def test_a_network_is_measured_the_way_that_stages_run_it():
+    from torch import nn
+
+    seen = set()
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            # As in `cheap_pooling`, whose layers have other classes while it is on.
+            seen.add((self.training, torch.is_grad_enabled(), type(self[0]) is nn.MaxPool2d))
+            return super().forward(x)
+
+    class Model:
+        def build(self, shape, classes, normalization):
+            return Watched(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, classes))
+
+    (facts,) = planned().facts.values()
+    assert MEASURE(Model(), None, facts, 16, 1, "cpu") != estimate.NOMINAL
+    assert seen == {(True, True, False), (False, False, False)}
