@@ -162,7 +162,7 @@ def test_bits_are_packed_and_come_back(width, d):
         ("qsgd", {"levels": 1, "bucket": 512}, 1024, 256 + 8),
         ("terngrad", {}, 1024, 256 + 4),
         ("signsgd", {}, 1024, 128 + 4),
-        ("signsgd", {"scaled": False}, 1024, 128),
+        ("signsgd", {"scaled": False, "error_feedback": False}, 1024, 128),
         ("half-update", {}, 1024, 2048),
         ("random-k", {"ratio": 0.25}, 1024, 256 * 8),
         ("random-k", {"ratio": 0.25, "shared": True}, 1024, 256 * 4),
@@ -219,6 +219,20 @@ def test_sign_sgd_by_its_formula():
     u = torch.tensor([1.0, -3.0, 0.0, 2.0])
     assert sent(create("signsgd"), u).tolist() == [1.5, -1.5, 1.5, 1.5]
     assert sent(create("signsgd", scaled=False, error_feedback=False), u).tolist() == [1, -1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e37])
+def test_sign_sgd_takes_updates_whose_sum_float32_does_not_hold(size):
+    u = size * torch.tensor([1.0, -3.0] * 50)
+    assert sent(create("signsgd"), u).double().tolist() == pytest.approx([2 * size, -2 * size] * 50)
+
+
+def test_signs_alone_take_no_error_feedback():
+    with pytest.raises(PluginError, match="error_feedback: false"):
+        create("signsgd", scaled=False)
+    # What would be kept is of size 1: the next signs would be the opposite ones, whatever the update.
+    u = torch.tensor([0.01, -0.03])
+    assert (sent(create("signsgd", scaled=False, error_feedback=False), u) - u).abs().min() > 0.9
 
 
 def test_half_precision_refuses_what_does_not_fit():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from harness.api import Field, Payload, PluginError, Reference, UpdateCompressionContext, UpdateCompressor
 from harness_plugins.compressors._updates import (
@@ -80,7 +82,9 @@ class TernGrad(UpdateCompressor):
 
     b_i = 1 with probability |u_i| / max |u|; layer by layer, as the paper does. `clip` first limits a layer's values to
     that many standard deviations (section 4.2), as in the paper's experiments; without it the result is unbiased.
-    Values of a layer that are all equal, as the one of a PReLU, have no deviation and are not limited. Two bits a
+    Values of a layer that are all equal, as the one of a PReLU, have no deviation and are not limited. Each client has
+    its own scales: the paper's workers share the largest one of a layer, so that what they send adds up to integers.
+    Where values are limited but none reaches the limit, the authors' code scales by the limit all the same. Two bits a
     coordinate and 4 bytes a layer. No state. Cost: O(d).
     """
 
@@ -130,9 +134,10 @@ class SignSGD(UpdateCompressor):
     """One bit a coordinate: its sign, scaled by the mean magnitude.
 
     With error feedback (EF-signSGD, Karimireddy et al. 2019, algorithm 1) p = u + e is sent as mean|p|
-    sign(p) and e keeps the rest, between the client's rounds. Without it, and without the magnitude (`scaled:
-    false`), it is signSGD, for majority-vote at the server. The sign of zero is sent as plus. d bits, and 4
-    bytes for the magnitude. Cost: O(d).
+    sign(p) and e keeps the rest, between the client's rounds; the mean is over the whole update, where the authors'
+    experiments take one for each layer. Without it, and without the magnitude (`scaled: false`), it is signSGD, for
+    majority-vote at the server. Signs alone leave no room for error feedback: what they leave out is of their own size,
+    whatever the update's. The sign of zero is sent as plus. d bits, and 4 bytes for the magnitude. Cost: O(d).
     """
 
     name: ClassVar[str] = "signsgd"
@@ -143,20 +148,34 @@ class SignSGD(UpdateCompressor):
     )  # fmt: skip
 
     error_feedback: bool = Field(True, description="add what was not sent to the client's next update")
-    scaled: bool = Field(True, description="send the mean magnitude too; false: signs alone")
+    scaled: bool = Field(
+        True, description="send the mean magnitude too; false: signs alone, which needs error_feedback: false"
+    )
+
+    @model_validator(mode="after")
+    def _signs_alone_keep_nothing(self) -> Self:
+        if self.error_feedback and not self.scaled:
+            raise ValueError(
+                "signs alone (scaled: false) are of size 1, and what error feedback kept of them would outweigh "
+                "every update: set error_feedback: false"
+            )
+        return self
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
         return self.error_feedback
 
     def encode(self, update: Tensor, state: dict[str, Any], context: UpdateCompressionContext) -> Payload:
+        import torch
+
         check_update(self, update)
         carried = with_residual(update, state, self.error_feedback)
         if (raw := raw_update(carried)) is not None:
             return raw
         tensors = {"signs": pack(carried >= 0, 1)}
         if self.scaled:
-            tensors["scale"] = carried.abs().mean().float()[None]
+            # In float64, as the sum of what float32 holds need not fit it.
+            tensors["scale"] = carried.abs().mean(dtype=torch.float64).float()[None]
         payload = Payload(tensors, {"d": len(update)})
         keep_residual(carried, self.decode(payload, context), state, self.error_feedback)
         return payload
