@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 class PowerSGD(UpdateCompressor):
     """Each layer's update M (n, m) is sent as P Q^T of rank r; P is agreed between the clients of a round.
 
-    With Q from the last round (at first Gaussian): every client sends M Q; the server returns the orthonormalised
-    mean P; every client sends M^T P, and its decoded update is P (M^T P)^T (algorithm 1). The mean of these is
-    the paper's, as all steps after P are linear. What a client's own decoding leaves out it adds to its next
-    update (algorithm 2). Layers of one dimension, and those where rank r would not save bytes, are sent as they
-    are. M is a layer's weight flattened to (outputs, everything else).
+    With Q from the last round (at first Gaussian): every client sends M Q; the server returns the orthonormalised mean
+    P; every client sends M^T P, and its decoded update is P (M^T P)^T (algorithm 1). The mean of these is the paper's,
+    as all steps after P are linear. What a client's own decoding leaves out it adds to its next update (algorithm 2);
+    in the authors' code, what the mean of all decodings leaves out of its own update, which is the same on average over
+    the clients of a round. Layers of one dimension, and those where rank r would not save bytes, are sent as they are.
+    M is a layer's weight flattened to (outputs, everything else).
 
     The decoded updates of a round share P, so one client's message alone says little, and robust rules see all
     updates in one subspace of rank r a layer. Without the other clients (`encode`) the mean is the client's own.

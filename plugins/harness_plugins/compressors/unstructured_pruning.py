@@ -98,13 +98,13 @@ class Pruning(InSteps):
 class MagnitudePruning(Pruning):
     """Zeroes the floor(ratio · N) convolution and linear weights of smallest magnitude.
 
-    N counts the `weight` tensors of all convolution and linear layers (each shared one once); biases and
-    normalisation layers are left alone. As it is, one shot and one threshold for the whole network without
-    retraining, the global magnitude pruning of Blalock et al. 2020 (arXiv 2003.03033); `scope: layer`, `steps`
-    and `fine_tune_rounds` give the layer-wise iterative pruning and retraining of Han et al. 2015: after step t
-    of `steps` the share 1 - (1 - ratio)^(t / steps) is zero, and stays so while the others train. Of weights
-    that tie at the threshold, those of earlier layers and lower positions go first, so the count is exact.
-    Weights that are zero already count among the smallest.
+    N counts the `weight` tensors of all convolution and linear layers (each shared one once); biases and normalisation
+    layers are left alone. As it is, one shot and one threshold for the whole network without retraining, the global
+    magnitude pruning of Blalock et al. 2020 (arXiv 2003.03033); `scope: layer`, `steps` and `fine_tune_rounds` give the
+    layer-wise iterative pruning and retraining of Han et al. 2015: after step t of `steps` the share 1 - (1 - ratio)^(t
+    / steps) is zero, and stays so while the others train. (Their thresholds are multiples of a layer's standard
+    deviation, which zero another share of each.) Of weights that tie at the threshold, those of earlier layers and
+    lower positions go first, so the count is exact. Weights that are zero already count among the smallest.
 
     The file keeps its size as plain tensors: what is gained shows in `gzip_bytes` and `nonzero_share`.
     facts: weights (N), zeros (those that are zero afterwards), sparsity (zeros/N).

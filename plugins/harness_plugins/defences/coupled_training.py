@@ -54,11 +54,13 @@ class FreeAdversarialTraining(Defence):
     goes over from step to step and from batch to batch, by position (algorithm 1). The number of steps stays
     what the federation says, so an epoch looks at one batch in `replays`, as the paper's N / m epochs do.
 
-    x in [0, 1]; x + delta is clipped to it. delta starts at zero in each local training. Takes the stack's
-    loss and a gradient of its own: not applicable behind a defence that changes the gradient. A record's loss
-    depends on those that stood in its place before, so no guarantee for single records holds. Cost: that of undefended
-    training, and a further pass for batches with a record of which the model is sure (a loss below 1e-6): float32 has
-    no gradient by the pixels for it where the weights' one is as good as 0.
+    x in [0, 1]; x + delta is clipped to it. Where it was clipped, the gradient is that at the clipped pixel, so that
+    delta moves there too; the authors' code has none there, and delta stays until another image takes the place. delta
+    starts at zero in each local training. Takes the stack's loss and a gradient of its own: not applicable behind a
+    defence that changes the gradient. A record's loss depends on those that stood in its place before, so no guarantee
+    for single records holds. Cost: that of undefended training, and a further pass for batches with a record of which
+    the model is sure (a loss below 1e-6): float32 has no gradient by the pixels for it where the weights' one is as
+    good as 0.
     """
 
     name = "free-adversarial-training"

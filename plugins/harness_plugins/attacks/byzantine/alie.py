@@ -18,7 +18,8 @@ class ALittleIsEnough(ByzantineAttack):
     std has ddof = 1 and is zero for a single honest update. Where z is not given it is the largest shift
     that leaves a majority of the n clients, the malicious ones included, at least as far from the mean
     (Algorithm 3 of the paper): s = floor(n/2 + 1) - m honest supporters are needed, and
-    z = Phi^-1((n - m - s) / (n - m)). For few attackers it is near zero, or negative where n is even.
+    z = Phi^-1((n - m - s) / (n - m)). For few attackers it is near zero, or negative where n is even. The authors' code
+    subtracts z std, with ddof = 0, of what the malicious clients would send themselves, at z = 1.5.
 
     honest (h, d) -> (m, d). n is the clients in the round, or h + m where the context doesn't say.
     Raises PluginError where h = 0, or where z is not given and the quantile does not exist: the malicious

@@ -23,7 +23,8 @@ class FreeRider(ByzantineAttack):
       (Fraboni, Vidal, Lorenzi, "Free-rider Attacks on Model Aggregation in Federated Learning", AISTATS 2021,
       arXiv 2006.11901). Without noise, the same paper's plain free-rider, it is the attack `zero`.
 
-    In the first round no move is known: it counts as zero. The noise differs between malicious clients.
+    In the first round no move is known: it counts as zero. The noise differs between malicious clients. Fraboni et al.
+    take the mean magnitude of the model's first move for sigma, which here is a number.
 
     honest (h, d) -> (m, d); only its shape is used. Raises PluginError where h = 0. Costs O(m d).
     """

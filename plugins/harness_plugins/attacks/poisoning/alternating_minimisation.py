@@ -21,7 +21,11 @@ class AlternatingMinimisation(WithBackdoor):
     where delta is what the client has moved so far and previous is how the global weights moved in the last
     round (zero in the first), the attacker's estimate of what honest clients send. The distance is part of
     what is differentiated: its gradient is rho (delta - previous) / ||delta - previous||. The client's
-    records stay clean (section 3.3 and 4).
+    records stay clean (section 3.3 and 4). The authors' code begins with the stealth steps, takes half the squared
+    distance for the distance, and none of it in the first round.
+
+    The paper boosts the step. With SGD without momentum that is a boosted gradient; momentum carries the boost into the
+    stealth steps, and optimisers that scale gradients themselves, as Adam does, undo most of it.
 
     The attackers control their training: they run no client-side defence. Raises PluginError for a backdoor without
     a trigger. Costs one gradient a step, as honest training.

@@ -33,6 +33,10 @@ class DistributedBackdoor(PoisoningAttack):
     target label, drawn among those of other classes (all of these where they are fewer). All channels are
     stamped. The attackers control their training: they run no client-side defence.
 
+    Sizes are the authors' for CIFAR-10 by default: bars of 6 x 1 pixels, 3 apart, in 32 x 32. They poison as many
+    records of every batch, those of the target class among them, and let an attacker who is alone train on all four
+    bars. Their single-shot attack, whose update is scaled, is model-replacement with this backdoor.
+
     images (n, c, h, w) uint8 or float in [0, 1]. Raises PluginError where the bars do not fit the image or
     the target class does not exist. Costs O(n c h w).
     """

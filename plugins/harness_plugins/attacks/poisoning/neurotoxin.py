@@ -19,7 +19,8 @@ class Neurotoxin(WithBackdoor):
     The round(top d) coordinates of the last global update that are largest in magnitude are masked: the
     malicious clients' gradients are zero there, in every local step (Algorithm 1). Without momentum or weight
     decay their updates are then zero there too. In the first round there is no last update, and nothing is
-    masked.
+    masked. The authors' code takes the gradient of clean records at the global weights for the last update, and the
+    share in each layer unless told to take it over all of them.
 
     The attackers control their training: they run no client-side defence. Costs O(d log d) a client and round beside
     the backdoor's own.

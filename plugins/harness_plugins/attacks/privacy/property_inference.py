@@ -29,11 +29,13 @@ class PropertyInference(PrivacyAttack):
     observes. attribute `bright` is a mean pixel above `threshold`, such as an exposure typical of one site's scanner;
     `class` is membership of one class, where the forest learns the label distribution.
 
-    property_auc: area under the ROC curve over the observed updates; property_accuracy: share told right, at
-    the forest's majority. Of `targets` observed updates half have the attribute; their clients are drawn by the
-    seed. Under secure aggregation all clients of the round have it or none has. The adversary does not adapt to
-    defences. Source: Melis et al. (2019), section 4.4, passive property inference, random forest on
-    the updates. Raises PluginError where the server's records do not have both sides.
+    property_auc: area under the ROC curve over the observed updates; property_accuracy: share told right, at the
+    forest's majority. Of `targets` observed updates half have the attribute; their clients are drawn by the seed. Under
+    secure aggregation all clients of the round have it or none has. The adversary does not adapt to defences. The
+    forest sees the updates as they are, and one of each client; the authors' code takes magnitudes without biases, the
+    largest of each kernel or row of a large layer, normalised, from many rounds. Source: Melis et al. (2019), section
+    4.4, passive property inference, random forest on the updates. Raises PluginError where the server's records do not
+    have both sides.
     """
 
     name = "property-inference"
