@@ -12,6 +12,7 @@ import harness
 from harness.api import NotApplicable, PluginError, StackContext, record_keys, split, uniform
 from harness.federation.apply import Apply
 from harness.functional import cross_entropy, mean_gradient
+from harness.scenario import load_text
 
 COUPLED = ("free-adversarial-training", "adversarial-weight-perturbation", "clean-logit-pairing")
 
@@ -113,6 +114,26 @@ def test_free_training_carries_its_perturbation_over_smaller_batches():
     gradient = create("free-adversarial-training", replays=1).gradient(make_local(module, base(module)))
     for n in (6, 4, 6, 9):
         assert flat(gradient(parameters_of(module), records(n), KEY)).isfinite().all()
+
+
+def test_free_training_needs_a_second_local_step(tmp_path):
+    """The first one is on clean images, so that with one a round it would be undefended training by another name."""
+    text = """
+schema: 1
+name: free
+dataset: digits
+model: {mlp: {hidden: [4]}}
+federation: {clients: 3, rounds: 1, local: {steps: STEPS, batch_size: 8, optimizer: {sgd: {lr: 0.1}}}}
+defences: [none, free-adversarial-training]
+"""
+    spent = {}
+    for steps in (1, 2):
+        scenario = load_text(text.replace("STEPS", str(steps)), tmp_path / "t.yaml")
+        result = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs")
+        spent[steps] = [record["error"] for record in result.records]
+    assert spent[2] == [None, None]
+    assert spent[1][0] is None
+    assert "with one step a round no client gets to adversarial ones" in str(spent[1][1])
 
 
 def test_weight_perturbation_follows_the_paper():

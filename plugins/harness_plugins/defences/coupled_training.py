@@ -13,6 +13,8 @@ from harness.api import (
     EvasionAttack,
     Field,
     NotApplicable,
+    PluginError,
+    PrepareContext,
     Reference,
     StackContext,
     detached,
@@ -60,7 +62,7 @@ class FreeAdversarialTraining(Defence):
     defence that changes the gradient. A record's loss depends on those that stood in its place before, so no guarantee
     for single records holds. Cost: that of undefended training, and a further pass for batches with a record of which
     the model is sure (a loss below 1e-6): float32 has no gradient by the pixels for it where the weights' one is as
-    good as 0.
+    good as 0. Raises PluginError where no client takes more than one local step a round: the first sees clean images.
     """
 
     name = "free-adversarial-training"
@@ -77,6 +79,16 @@ class FreeAdversarialTraining(Defence):
 
     def check(self, context: StackContext) -> None:
         _check_alone(context, self.name)
+
+    def prepare(self, context: PrepareContext) -> dict[str, Any]:
+        # Steps of each client over all rounds that it takes part in.
+        taking_part = [sum(client in ids for ids in context.schedule) for client in range(len(context.steps))]
+        if all(steps <= rounds for steps, rounds in zip(context.steps, taking_part, strict=True)):
+            raise PluginError(
+                f"{self.name}: a local training starts at clean images, and with one step a round no client gets to "
+                "adversarial ones: give clients more local steps or epochs, or a smaller batch_size"
+            )
+        return {}
 
     def gradient(self, local: Local) -> GradientFn:
         import torch
