@@ -70,7 +70,7 @@ class Front(NamedTuple):
 
 
 def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Front:
-    """One point per configuration; those that no other beats in both quantities are joined: the Pareto front.
+    """One point per configuration; those that no other beats in one quantity without losing in the other are joined.
 
     Values that are not fair, such as those of suspected gradient masking, are left out and counted. An epsilon for
     records is not compared with one for clients: each unit has its own front. Raises HarnessError.

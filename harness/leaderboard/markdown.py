@@ -12,6 +12,7 @@ from harness.evaluation.masking import FLAG as MASKED
 from harness.leaderboard.board import Board, Row, Value
 from harness.leaderboard.columns import SIGNS, Column
 from harness.leaderboard.comparisons import by_unit, pareto_front
+from harness.leaderboard.conditions import conditions
 from harness.leaderboard.escaping import link, markdown
 
 ROWS = 60  # most rows shown of a board; the files have all
@@ -32,11 +33,12 @@ def readme(found: Sequence[Board], files: Sequence[str]) -> str:
         f"{_files(files)}.",
         "",
         "For each seed, the worst attack counts (or the mean over attacks, where the column says so). Numbers are then",
-        "means over seeds with 95 % intervals (Student's t), clipped to the score's range. One seed gives no interval;",
-        "with two it means little.",
-        "**Bold** is the best of a board among comparable values: those of official submissions if there are any, and",
-        "without †, ‡, ‖ or !. Arrows show which direction is better. Times and memory depend on the machine too; they",
-        "are in the files only.",
+        "means over seeds with 95 % intervals (Student's t), clipped to the score's range. Intervals cover what a seed",
+        "decides, not the choice of the test records, which all seeds share. One seed gives no interval; with two it",
+        "means little.",
+        "**Bold** is the best mean of a board, also where intervals overlap, among comparable values: those of",
+        "official submissions if there are any, and without †, ‡, ‖ or !. Arrows show which direction is better.",
+        "Times and memory depend on the machine too; they are in the files only.",
         "",
         *(f"- {sign} {meaning}" for sign, meaning in SIGNS.items()),
         "",
@@ -60,7 +62,7 @@ def _board(board: Board) -> Iterator[str]:
     if facts.description:
         yield markdown(facts.description)
         yield ""
-    yield f"Data: {markdown(facts.dataset)}. Model: {markdown(facts.model)}. Seeds: {len(facts.seeds)}."
+    yield markdown(conditions(board))
     yield ""
     if board.notes:
         yield f"> {markdown('; '.join(board.notes))}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.leaderboard.board import Board, every_column
 from harness.leaderboard.columns import ARROWS, BY_KEY, SIGNS, TABS
+from harness.leaderboard.conditions import conditions
 from harness.leaderboard.escaping import link
 from harness.leaderboard.page_rows import SIGN_BITS, Tables, compact, number
 from harness.leaderboard.statistics import too_few
@@ -53,14 +54,11 @@ def data(found: Sequence[Board]) -> dict[str, Any]:
 
 
 def _board(board: Board) -> dict[str, Any]:
-    facts = board.reference[0].scenario
     return {
-        "name": board.name,
-        "version": board.version,
         "label": board.label,
         "superseded": board.superseded,
-        "dataset": facts.dataset,
-        "description": facts.description,
+        "description": board.reference[0].scenario.description,
+        "conditions": conditions(board),
         "notes": board.notes,
         "columns": [column.key for column in board.columns],
     }

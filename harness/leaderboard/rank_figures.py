@@ -154,8 +154,9 @@ def diagram(one: Ranking) -> dict[str, Any]:
 def _scope(one: Ranking) -> str:
     if one.board is None:
         return (
-            "A block is a data set. A method's value is its mean over those configurations on the data set's boards "
-            "that all ranked methods share. A name stands for the method with each scenario's parameters."
+            "A block is a data set, told by its contents: the same images at two sizes are two. A method's value is "
+            "its mean over those configurations on the data set's boards that all ranked methods share. A name stands "
+            "for the method with each scenario's parameters."
         )
     return (
         f"A block is an attack on training, on {one.board} alone. These attacks share data and seeds, so they are not "

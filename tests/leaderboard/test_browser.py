@@ -17,6 +17,7 @@ from harness.leaderboard.board import Board, boards
 from harness.leaderboard.build import build, load
 from harness.leaderboard.citations import bibtex, command, used
 from harness.leaderboard.columns import BY_KEY
+from harness.leaderboard.conditions import conditions
 from harness.leaderboard.ranks import rankings
 from harness.leaderboard.statistics import paired_difference
 
@@ -183,6 +184,19 @@ def test_filters_leave_the_rows_that_fit(visit, site):
     choose(page, "board", "")
     expect(count).to_have_text(f"{total} of {total}")
     expect(page.locator("#board")).to_contain_text("not comparable")
+
+
+def test_a_board_says_under_which_conditions_it_was_measured(visit, site):
+    expect(visit("#board=quickstart+v1").locator("#board")).to_contain_text(
+        conditions(site.board("quickstart v1"))
+    )
+
+
+def test_only_a_number_that_is_equal_at_all_seeds_has_no_spread(visit):
+    shown = "([low, high]) => span(byKey.get('latency'), {low, high})"
+    page = visit()
+    assert page.evaluate(shown, [0.0961, 0.1004]) == "0.10 – 0.10"
+    assert page.evaluate(shown, [0.1004, 0.1004]) == "± 0"
 
 
 @pytest.mark.parametrize("view", [("byzantine",), ("evasion@4/255", "pgd(steps=20)")], ids=len)

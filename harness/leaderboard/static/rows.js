@@ -10,7 +10,7 @@ const TABS = Object.keys(DATA.tabs);
 const MAX_POINTS = 3000;
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8a8a8a"];
 const QUESTIONS = {
-  overview: "What does protection cost? Pick two quantities; the front joins the rows that no other row beats in both.",
+  overview: "What does protection cost? Pick two quantities; the front joins the rows that no other row beats in one of them without losing in the other.",
   robustness: "How much accuracy is left under attack, at inference and in training?",
   privacy: "What is guaranteed, and what do attacks find out?",
   compression: "How small and fast does the model get, and what does that cost?",
@@ -165,7 +165,7 @@ function below(row, column, value) {
 
 function span(column, value) {
   const [low, high] = [show(column, value.low), show(column, value.high)];
-  return low === high ? "± 0" : `${low} – ${high}`;
+  return value.low === value.high ? "± 0" : `${low} – ${high}`;
 }
 
 const claimOf = (row) => (row.source.g === null ? null : DATA.tables.guarantee[row.source.g]);

@@ -1,5 +1,5 @@
 "use strict";
-// The trade-off of two quantities, and the rows that no other one beats in both.
+// The trade-off of two quantities, and the rows that no other one dominates.
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -15,7 +15,7 @@ function axisColumns() {
   return [columns, byKey.get(x), byKey.get(y)];
 }
 
-// Positions that no other one beats in both: sorted by x, best first, each must improve on y.
+// Rows that no other one dominates: sorted by x, best first, each must improve on y.
 function front(rows, x, y) {
   const cost = (row, column) => (column.better === "higher" ? -1 : 1) * counted(column, row[column.key]);
   const order = [...rows].sort((a, b) => cost(a, x) - cost(b, x) || cost(a, y) - cost(b, y));

@@ -273,6 +273,7 @@ function drawSurroundings() {
   $("panel").setAttribute("aria-labelledby", `tab-${state.tab}`);
   const board = DATA.boards.find((one) => one.label === state.board);
   $("board").replaceChildren(...(board ? [board.description ? h("p", {}, board.description) : "",
+    h("p", {class: "muted"}, board.conditions),
     ...board.notes.map((note) => h("p", {class: "notice"}, `${board.label}: ${note}`))]
     : [h("p", {class: "notice"}, "Several boards are shown together: their numbers are not comparable.")]));
   if (board && state.tab !== "ranks" && present().filter((column) => column.tabs.includes(state.tab)).length < 2) {
