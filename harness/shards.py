@@ -6,7 +6,6 @@ the scenarios themselves: neither what a store holds, nor how fast a machine is.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -68,8 +67,13 @@ def divide(plan: Plan, count: int) -> list[list[CellPlan]]:
         groups[cell.stages.get("train", cell.cell.id)].append(cell)  # cells that are not run stand alone
     stages = {key: set().union(*(needs[id(c)] for c in cells)) for key, cells in groups.items()}
 
-    def cost(keys: Iterable[str]) -> float:
-        return math.fsum(costs[key] for key in keys)  # exact, so that the order of a set does not matter
+    # As whole numbers of one unit, so that sums are exact, and the order of a set does not matter.
+    ratios = {key: cost.as_integer_ratio() for key, cost in costs.items()}
+    unit = max((below for _, below in ratios.values()), default=1)  # a power of two, which the others divide
+    units = {key: above * (unit // below) for key, (above, below) in ratios.items()}
+
+    def cost(keys: Iterable[str]) -> int:
+        return sum(units[key] for key in keys)
 
     def union(item: Iterable[object]) -> set[str]:
         return set().union(*(stages[key] for key in item))
@@ -79,11 +83,14 @@ def divide(plan: Plan, count: int) -> list[list[CellPlan]]:
     for linked in _linked(plan, stages):
         items += [linked] if cost(union(linked)) <= share else [[key] for key in linked]
     held: list[set[str]] = [set() for _ in range(count)]
+    loads = [0] * count  # the costs of `held`, kept up to date: adding them up anew would take quadratic time
     parts: list[list[CellPlan]] = [[] for _ in range(count)]
     for item in sorted(items, key=lambda item: -cost(union(item))):  # stable: equal ones in the plan's order
         wanted = union(item)
-        best = min(range(count), key=lambda i: (cost(held[i] | wanted), len(parts[i]), i))
+        then = [load + cost(wanted - own) for load, own in zip(loads, held, strict=True)]
+        best = min(range(count), key=lambda i: (then[i], len(parts[i]), i))
         held[best] |= wanted
+        loads[best] = then[best]
         parts[best] += [cell for key in item for cell in groups[key]]
     position = {id(cell): number for number, cell in enumerate(plan.cells)}
     return [sorted(part, key=lambda cell: position[id(cell)]) for part in parts]
@@ -105,18 +112,22 @@ def _linked(plan: Plan, stages: dict[object, set[str]]) -> list[list[object]]:
     """The groups, joined where they have a training in common, in the plan's order. stages: group -> all it needs."""
     owner: dict[str, int] = {}
     sets: list[list[object]] = []
+    owned: list[list[str]] = []  # the trainings of each set
     for key, own in stages.items():
         trainings = [k for k in own if plan.stages[k].kind == "train"]
         met = sorted({owner[k] for k in trainings if k in owner})
         target = met[0] if met else len(sets)
         if not met:
             sets.append([])
+            owned.append([])
+        new = [k for k in trainings if k not in owner]
         for other in met[1:]:
             sets[target] += sets[other]
-            sets[other] = []
+            new += owned[other]
+            sets[other], owned[other] = [], []
         sets[target].append(key)
-        owner.update((k, target) for k in trainings)
-        owner.update((k, target) for k, number in owner.items() if number in met)
+        owned[target] += new
+        owner.update(dict.fromkeys(new, target))
     return [linked for linked in sets if linked]
 
 

@@ -143,3 +143,20 @@ def test_plan_shows_the_shard():
     listed = [c for s in found["scenarios"] for c in s["cells"]]
     assert found["shard"] == {"index": 2, "count": 3, "cells": len(listed), "of": 2 * 4 * 2 * 4 * 2}
     assert 0 < len(listed) < 128
+
+
+def test_costs_are_not_added_up_anew_for_every_group_of_cells(monkeypatch):
+    from harness import shards
+
+    class Counted(dict):
+        read = 0
+
+        def __getitem__(self, key):
+            Counted.read += 1
+            return super().__getitem__(key)
+
+    costs = shards._costs
+    monkeypatch.setattr(shards, "_costs", lambda plan: Counted(costs(plan)))
+    plan = planned(text().replace("[0, 1]", str([*range(12)])))
+    divide(plan, 4)
+    assert Counted.read <= 4 * len(plan.stages)  # anew, it was 282 times as many here
