@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -147,3 +149,27 @@ def test_workers_that_end_as_soon_as_they_start_are_an_error_that_says_so(tmp_pa
         executor.submit("a stage")
     assert len(started) == 2
     assert executor._workers == []
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(3, "exited with 3"), (-15, "was ended by SIGTERM"), (-40, "was ended by signal 40")]
+)
+def test_how_a_worker_ended_is_said_of_every_signal(tmp_path, code, said):
+    class Ended:
+        exitcode = code
+
+        def join(self) -> None:
+            pass
+
+    ours, theirs = multiprocessing.Pipe()
+    executor = LocalExecutor(tmp_path, ["cpu"])
+    worker = _Worker(Ended(), ours, "cpu")
+    worker.stage = SimpleNamespace(key="abc")
+    executor._workers.append(worker)
+    theirs.close()
+    (event,) = executor.events(timeout=5.0)
+    assert (event.kind, event.key, event.payload["message"]) == (
+        "failed",
+        "abc",
+        f"the worker process {said}",
+    )

@@ -178,14 +178,18 @@ class LocalExecutor:
             return []
         code = worker.process.exitcode
         how = (
-            f"was ended by {signal.Signals(-code).name}"
-            if code is not None and code < 0
-            else f"exited with {code}"
+            f"was ended by {_signal_name(-code)}" if code is not None and code < 0 else f"exited with {code}"
         )
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
         message = worker.reason or f"the worker process {how}{hint}"
         kind = "TimeoutError" if worker.reason else "WorkerLost"
         return [Event("failed", worker.stage.key, {"type": kind, "message": message, "traceback": ""})]
+
+
+def _signal_name(number: int) -> str:
+    """A signal's name; most real-time signals have none."""
+    known = {int(one): one.name for one in signal.Signals}
+    return known.get(number, f"signal {number}")
 
 
 class _Worker:
