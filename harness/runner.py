@@ -241,7 +241,7 @@ class Runner:
         if self.fail_fast:
             self.tally.stopped = True
             for key in list(self._running):
-                self.executor.cancel(key, "stopped: another stage failed and --fail-fast was given")
+                self.executor.cancel(key, "Stopped", "another stage failed, and --fail-fast was given")
 
     def _enforce_time_limits(self) -> None:
         now = time.monotonic()
@@ -252,7 +252,9 @@ class Runner:
             limit = None if limit is None else limit * (1 + len(stage.beside))
             grace = LOADING if key in self._loading else 0.0
             if limit is not None and now - started > limit + grace:
-                self.executor.cancel(key, f"took longer than the limit of {limit:g} s per stage")
+                self.executor.cancel(
+                    key, "TimeoutError", f"took longer than the limit of {limit:g} s per stage"
+                )
 
     # records ------------------------------------------------------------------------------------
 

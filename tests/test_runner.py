@@ -607,8 +607,8 @@ class Backwards:
         told, self.told = self.told, []
         yield from told
 
-    def cancel(self, key, reason):
-        self.inner.cancel(key, reason)
+    def cancel(self, key, kind, reason):
+        self.inner.cancel(key, kind, reason)
 
     def close(self):
         self.inner.close()

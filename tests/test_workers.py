@@ -151,25 +151,40 @@ def test_workers_that_end_as_soon_as_they_start_are_an_error_that_says_so(tmp_pa
     assert executor._workers == []
 
 
+class _Ended:
+    """A worker process that has ended."""
+
+    def __init__(self, exitcode: int) -> None:
+        self.exitcode = exitcode
+
+    def nothing(self) -> None:
+        pass
+
+    kill = join = nothing
+
+
+def ended(tmp_path, code: int, **cancelled: str) -> dict:
+    """What is told of a stage whose worker ended with this code, after it was cancelled where a reason is given."""
+    ours, theirs = multiprocessing.Pipe()
+    executor = LocalExecutor(tmp_path, ["cpu"])
+    worker = _Worker(_Ended(code), ours, "cpu")
+    worker.stage = SimpleNamespace(key="abc")
+    executor._workers.append(worker)
+    if cancelled:
+        executor.cancel("abc", **cancelled)
+    theirs.close()
+    (event,) = executor.events(timeout=5.0)
+    assert (event.kind, event.key) == ("failed", "abc")
+    return event.payload
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [(3, "exited with 3"), (-15, "was ended by SIGTERM"), (-40, "was ended by signal 40")]
 )
 def test_how_a_worker_ended_is_said_of_every_signal(tmp_path, code, said):
-    class Ended:
-        exitcode = code
+    assert ended(tmp_path, code)["message"] == f"the worker process {said}"
 
-        def join(self) -> None:
-            pass
 
-    ours, theirs = multiprocessing.Pipe()
-    executor = LocalExecutor(tmp_path, ["cpu"])
-    worker = _Worker(Ended(), ours, "cpu")
-    worker.stage = SimpleNamespace(key="abc")
-    executor._workers.append(worker)
-    theirs.close()
-    (event,) = executor.events(timeout=5.0)
-    assert (event.kind, event.key, event.payload["message"]) == (
-        "failed",
-        "abc",
-        f"the worker process {said}",
-    )
+def test_a_stage_that_is_cancelled_fails_with_the_reason_and_not_as_one_that_took_too_long(tmp_path):
+    told = ended(tmp_path, -9, kind="Stopped", reason="another stage failed")
+    assert (told["type"], told["message"]) == ("Stopped", "another stage failed")

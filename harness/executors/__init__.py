@@ -43,8 +43,8 @@ class Executor(Protocol):
     def events(self, timeout: float) -> list[Event]:
         """What happened since the last call; waits at most `timeout` seconds for the first event."""
 
-    def cancel(self, key: str, reason: str) -> None:
-        """End a running stage; it is reported as failed with this reason."""
+    def cancel(self, key: str, kind: str, reason: str) -> None:
+        """End a running stage; it is reported as failed, with this type and message of an error."""
 
     def close(self) -> None:
         """End everything that still runs, at once."""

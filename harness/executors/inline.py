@@ -44,7 +44,7 @@ class InlineExecutor:
         found, self._events = self._events, []
         return found
 
-    def cancel(self, key: str, reason: str) -> None:
+    def cancel(self, key: str, kind: str, reason: str) -> None:
         raise NotImplementedError("a stage in this process cannot be ended; use jobs >= 1")
 
     def close(self) -> None:

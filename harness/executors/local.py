@@ -120,10 +120,10 @@ class LocalExecutor:
             self._wanted |= more
         return found
 
-    def cancel(self, key: str, reason: str) -> None:
+    def cancel(self, key: str, kind: str, reason: str) -> None:
         for worker in self._workers:
             if worker.stage is not None and worker.stage.key == key:
-                worker.reason = reason
+                worker.cancelled = kind, reason
                 worker.process.kill()
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class LocalExecutor:
             worker.process.kill()
             self._lost(worker)
             return error
-        worker.stage, worker.reason = stage, None
+        worker.stage, worker.cancelled = stage, None
         return None
 
     def _lost(self, worker: _Worker) -> list[Event]:
@@ -181,8 +181,7 @@ class LocalExecutor:
             f"was ended by {_signal_name(-code)}" if code is not None and code < 0 else f"exited with {code}"
         )
         hint = " (often: out of memory)" if code == -signal.SIGKILL else ""
-        message = worker.reason or f"the worker process {how}{hint}"
-        kind = "TimeoutError" if worker.reason else "WorkerLost"
+        kind, message = worker.cancelled or ("WorkerLost", f"the worker process {how}{hint}")
         return [Event("failed", worker.stage.key, {"type": kind, "message": message, "traceback": ""})]
 
 
@@ -198,7 +197,7 @@ class _Worker:
         self.pipe = pipe
         self.device = device
         self.stage: Stage | None = None
-        self.reason: str | None = None
+        self.cancelled: tuple[str, str] | None = None  # type and message of the error
 
 
 @contextlib.contextmanager

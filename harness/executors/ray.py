@@ -41,7 +41,7 @@ class _Task:
     node: str | None = None
     reference: Any = None
     began: bool = False
-    reason: str | None = None  # why it was cancelled
+    cancelled: tuple[str, str] | None = None  # type and message of the error
     losses: list[str] = field(default_factory=list)
 
 
@@ -132,13 +132,13 @@ class RayExecutor:
         self._events.clear()
         return found
 
-    def cancel(self, key: str, reason: str) -> None:
+    def cancel(self, key: str, kind: str, reason: str) -> None:
         task = self._tasks.get(key)
         if task is None:
             return
-        task.reason = reason
+        task.cancelled = kind, reason
         if task.reference is None:
-            self._fail(task, "TimeoutError", reason)
+            self._fail(task, kind, reason)
         else:
             self._ray.cancel(task.reference, force=True)
 
@@ -218,8 +218,8 @@ class RayExecutor:
 
     def _lost(self, task: _Task, error: Exception) -> None:
         """Handles the loss of a node or worker process, which may be due to `cancel`."""
-        if task.reason is not None:
-            self._fail(task, "TimeoutError", task.reason)
+        if task.cancelled is not None:
+            self._fail(task, *task.cancelled)
             return
         task.losses.append(f"{type(error).__name__} on {self._nodes.name(task.node)}")
         self._nodes.look(now=True)
