@@ -83,12 +83,16 @@ class LooksIntoTheModel(Looks):
 
 
 class Blurts(PrivacyAttack):
-    """Returns a score that it does not declare."""
+    """Returns a score that it does not declare, or what is no value of the one that it declares."""
 
     name = "test-blurts"
     scores = {"test_declared": Score("none", "share", "something")}
+    says: str = "undeclared"
 
     def run(self, view, context):
+        values = {"text": "0.5", "none": None, "infinite": float("inf")}
+        if self.says in values:
+            return {"test_declared": values[self.says]}
         return {"test_declared": 0.25, "test_undeclared": 1.0}
 
 
@@ -711,6 +715,20 @@ def test_an_undeclared_score_fails_its_cell_and_names_it(tmp_path):
     assert bad["scores"] == {}
     assert good["scores"]["test_seen"] == 0.0
     assert good["units"]["test_seen"]["unit"] == "share"
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        ("text", "is '0.5', not a number"),
+        ("none", "is None, not a number"),
+        ("infinite", "is a share and inf"),
+    ],
+)
+def test_what_is_no_value_of_a_score_fails_its_cell_as_a_metric_s_does(tmp_path, says, said):
+    (record,) = run(f"threats: [{{name: a, attacks: [test-blurts: {{says: {says}}}]}}]", tmp_path).records
+    assert (record["status"], record["error"]["type"]) == ("failed", "PluginError")
+    assert f"attack test-blurts: the score 'test_declared' {said}" in record["error"]["message"]
 
 
 def test_an_attack_s_own_truth_is_not_believed(tmp_path):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.contracts.metric import Metric, MetricContext, shared_scores
+from harness.contracts.privacy import PrivacyAttack
 from harness.errors import PluginError, blamed
 from harness.evaluation.read_only import read_only, tensor_versions
 
@@ -26,7 +27,7 @@ def compute_metrics(metrics: tuple[Metric, ...], context: MetricContext, *, atta
         if about_attack is attack and context.has(metric.needs):
             with _untouched(metric, context) as shown, _own(metric):
                 found = metric.score(shown)
-            scores |= {name: _number(metric, name, value) for name, value in _named(metric, found)}
+            scores |= {name: checked_number(metric, name, value) for name, value in _named(metric, found)}
     return scores
 
 
@@ -48,7 +49,7 @@ def confidence_intervals(metrics: tuple[Metric, ...], context: MetricContext) ->
                     raise PluginError(
                         f"metric {metric.name}: the interval of {name!r} is {ends!r:.80}, not (low, high)"
                     ) from None
-                intervals[name] = [_number(metric, name, end) for end in (low, high)]
+                intervals[name] = [checked_number(metric, name, end) for end in (low, high)]
     return intervals
 
 
@@ -65,21 +66,22 @@ def _named(metric: Metric, found: Any) -> list[tuple[str, Any]]:
     return list(found.items())
 
 
-def _number(metric: Metric, name: str, value: Any) -> float:
-    """A score's value. Raises PluginError for what is no number, and for a share that is infinite.
+def checked_number(plugin: Metric | PrivacyAttack, name: str, value: Any) -> float:
+    """The value of a score that a plugin declares. Raises PluginError for what is no number, and for an infinite share.
 
     NaN stands for what is undefined, as for a model that has diverged, and a quantity without a largest value may be
     infinite; both are kept.
     """
     try:
-        number = None if isinstance(value, str | bytes) else float(value)  # float() would parse a string
+        found = None if isinstance(value, str | bytes) else float(value)  # float() would parse a string
     except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None:
-        raise PluginError(f"metric {metric.name}: the score {name!r} is {value!r:.80}, not a number")
-    if math.isinf(number) and metric.scores[name].unit == "share":
-        raise PluginError(f"metric {metric.name}: the score {name!r} is a share and {number}")
-    return number
+        found = None
+    who = f"{plugin.kind} {plugin.name}: the score {name!r}"
+    if found is None:
+        raise PluginError(f"{who} is {value!r:.80}, not a number")
+    if math.isinf(found) and plugin.scores[name].unit == "share":
+        raise PluginError(f"{who} is a share and {found}")
+    return found
 
 
 def _check_names(metrics: tuple[Metric, ...]) -> None:

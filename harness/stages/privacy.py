@@ -30,7 +30,7 @@ from harness.errors import PluginError, blamed
 from harness.evaluation.diverged import check_answers
 from harness.evaluation.matching import match_images
 from harness.evaluation.membership import check_truth, draw_members
-from harness.evaluation.metrics import compute_metrics, confidence_intervals
+from harness.evaluation.metrics import checked_number, compute_metrics, confidence_intervals
 from harness.evaluation.predict import own_pixels, predict, to_pixels
 from harness.federation.observe import observe
 from harness.federation.vector import mean_of, trainable
@@ -90,7 +90,10 @@ def privacy(scoring: Scoring, spec: AttackSpec, attack: PrivacyAttack, progress:
             raise PluginError(
                 f"{attack.name} returned {min(unknown)!r}, which it does not declare in `scores`"
             )
-        return {"scores": {name: float(value) for name, value in found.items()}, "attack": description}
+        return {
+            "scores": {name: checked_number(attack, name, value) for name, value in found.items()},
+            "attack": description,
+        }
     pictures: list[str] = []
     flags: list[str] = []
     if isinstance(found, Membership):
