@@ -103,6 +103,12 @@ def test_usynin():
     epsilon = {round(seed["scores"]["epsilon"], 2) for seed in private["seeds"].values()}
     assert f"at epsilon {max(epsilon)} ({of(defence='dp-sgd')} to {of(defence='dp-sgd', **int8)} %)" in TEXT
     size = "serialized_bytes"
+    spread = max(
+        values(chosen("usynin-2022", defence=defence, **cell), "accuracy").std(ddof=1)
+        for defence in ("none", "dp-sgd", "adversarial-training")
+        for cell in ({}, int8)
+    )
+    assert f"with a standard deviation of up to {100 * spread:.0f} points" in TEXT
     share = values(chosen("usynin-2022", **int8), size) / values(chosen("usynin-2022"), size)
     assert f"{100 * share.mean():.0f} % of the bytes" in TEXT
     assert f"private model {of(defence='dp-sgd', **linf)} %" in TEXT
