@@ -346,7 +346,7 @@ def _pooled(
         subset = False
         for cell in own_cells:
             attack = (cell.threat, cell.attack)
-            if not counts_under(column.family, own[attack]):
+            if not column.counts(own[attack], cell.eps):
                 continue
             points: dict[int, Point] = {
                 number: (number,) if clean else (*attack, number) for number in map(int, cell.seeds)

@@ -87,6 +87,10 @@ class Column:
         """What a value counts as in comparisons between rows: see `chance`. It is shown unchanged."""
         return value if self.chance is None else max(value, self.chance)
 
+    def counts(self, attack: str, eps: float | None) -> bool:
+        """Whether a cell under an attack of family `attack` counts, see `counts_under`; a mean leaves radius 0 out."""
+        return counts_under(self.family, attack) and not (self.pooling == "mean" and eps == 0)
+
     @property
     def pool(self) -> Callable[[Sequence[float]], float]:
         """The function that pools one seed's scores under all attacks into one."""
@@ -126,7 +130,7 @@ COLUMNS = (
            ("overview", "robustness", "compression"),
            "accuracy under the worst attack at inference", 100),
     Column("robust_mean", "Robust, mean", "%", "robust_accuracy", "evasion", "higher", ("robustness",),
-           "accuracy under attacks at inference, averaged over attacks and radii", 100, pooling="mean"),
+           "accuracy under attacks at inference, averaged over attacks and radii above 0", 100, pooling="mean"),
     Column("certified", "Certified", "%", "certified_accuracy", "clean", "higher", ("robustness",),
            "test images classified correctly with a certified radius above zero", 100),
     Column("byzantine", "Attacked, worst", "%", "accuracy", "byzantine", "higher",

@@ -118,6 +118,16 @@ def test_worst_attack_of_each_seed_then_mean_and_interval_over_seeds():
     assert not any(value.incomplete for value in row.values.values())
 
 
+def test_a_mean_over_radii_leaves_out_the_one_at_which_nothing_is_attacked():
+    submission = small()
+    still = cell(
+        (*BASE, "curve", "pgd"), "evasion", {"robust_accuracy": [0.8, 0.9, 0.7]}, "lab", eps=0.0, norm="linf"
+    )
+    submission["cells"].append(still)
+    (row,) = board_of(submission).rows
+    assert row.values["robust_mean"].mean == pytest.approx((0.35 + 0.45 + 0.4) / 3)
+
+
 def test_scores_that_only_some_boards_have_get_columns_there():
     base = ("none", "mean", "none")
     clean = {"accuracy": [0.8] * 3, "balanced_accuracy": [0.7] * 3, "auroc": [0.9] * 3}
