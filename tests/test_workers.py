@@ -103,6 +103,27 @@ def test_workers_that_cannot_start_are_an_error_that_says_so(tmp_path):
         executor._start("cpu")
 
 
+def test_a_temporary_folder_with_too_long_a_path_is_said_in_one_line(tmp_path):
+    (tmp_path / "small.yaml").write_text(small.SCENARIO)
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    command = [sys.executable, "-m", "harness", "run", "small.yaml", "--device", "cpu", "--jobs", "1"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"error: worker processes cannot start: the path of the temporary folder {folder}"
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_idle_worker_that_has_ended_is_replaced(tmp_path, monkeypatch):
     submit, killed = LocalExecutor.submit, []
 

@@ -14,6 +14,7 @@ import pickle
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import types
 from collections import Counter
@@ -37,12 +38,16 @@ if TYPE_CHECKING:
 def warm_up(modules: Sequence[str]) -> None:
     """Starts, in the background, the server that workers are forked from; it imports the libraries they need.
 
-    modules: heavy modules beyond those that every stage imports. A server that already runs stays as it is.
+    modules: heavy modules beyond those that every stage imports. A server that already runs stays as it is. Raises
+    HarnessError where it cannot start.
     """
     os.environ[PRELOAD] = ",".join(modules)
     multiprocessing.set_forkserver_preload(["harness.executors.preload"])
     with _same_imports():
-        _ensure_server()
+        try:
+            _ensure_server()
+        except (EOFError, OSError) as error:
+            raise _cannot_start(error) from error
 
 
 def _ensure_server() -> None:
@@ -57,6 +62,15 @@ def _ensure_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _cannot_start(error: EOFError | OSError) -> HarnessError:
+    """Why there are no worker processes, and what can be done about it."""
+    reason = str(error) or "the process that starts them has ended"
+    # The system allows a socket's path about 100 characters; Python's error has no number.
+    if "path too long" in reason:
+        reason = f"the path of the temporary folder {tempfile.gettempdir()} is too long; set TMPDIR to a shorter one"
+    return HarnessError(f"worker processes cannot start: {reason}; --jobs 0 runs everything in this process")
 
 
 class LocalExecutor:
@@ -149,10 +163,7 @@ class LocalExecutor:
                 _ensure_server()
                 process.start()
         except (EOFError, OSError) as error:  # the server that starts them has ended, or the system refuses
-            reason = str(error) or "the process that starts them has ended"
-            raise HarnessError(
-                f"worker processes cannot start: {reason}; --jobs 0 runs everything in this process"
-            ) from error
+            raise _cannot_start(error) from error
         finally:
             theirs.close()
         worker = _Worker(process, ours, device)
