@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from harness import dataset_cache
+from harness.cache_folder import cache_folder
+from harness.console.catalogue import keep_listing, kept_listing
 from harness.dataset_cache import load_splits
 from harness.errors import HarnessError
 from harness.federation.data import load
+from harness.leaderboard.publishable import unportable
 from harness.registry import registry
 from harness.scenario import load_text
 from harness.scenario_plan import data_facts
@@ -123,6 +126,21 @@ def test_a_cache_that_cannot_be_written_is_gone_without(dataset, tmp_path, monke
     monkeypatch.setattr(dataset_cache, "SMALLEST", 0)
     found = load_splits(dataset, tmp_path, dataset.fingerprint(tmp_path))
     assert found.fingerprint() == dataset.load().fingerprint()
+
+
+def test_a_user_without_a_home_does_without_a_cache(dataset, tmp_path, monkeypatch):
+    for name in ("HARNESS_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**30 + 7)  # a number that the system has no user for
+    monkeypatch.setattr(dataset_cache, "SMALLEST", 0)
+    monkeypatch.chdir(tmp_path)
+    there = set(tmp_path.iterdir())
+    found = load_splits(dataset, tmp_path, dataset.fingerprint(tmp_path))
+    assert found.fingerprint() == dataset.load().fingerprint()
+    assert kept_listing(cache_folder() / "listing.json") is None
+    keep_listing(cache_folder() / "listing.json", [])
+    assert unportable("name: mine\n") is None
+    assert set(tmp_path.iterdir()) == there
 
 
 def test_other_content_parameters_or_decoders_have_entries_of_their_own(

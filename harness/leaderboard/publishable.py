@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.leaderboard.submission import unseen
@@ -23,7 +23,7 @@ def unportable(text: str) -> str | None:
     In a portable text, paths are relative or begin with ${HARNESS_DATA}, no other variable is used, and this machine's
     home is not named.
     """
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # stays as it is where no home is known
     if len(home) > 1 and re.search(rf"(?<![\w.}}/-]){re.escape(home)}(?![\w-])", text):
         return f"its text names this machine's home, {home}; write paths relative to the scenario or $HARNESS_DATA"
     for value in _texts(parse_yaml(text).data):
