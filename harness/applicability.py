@@ -15,7 +15,7 @@ from harness.contracts.compressor import Surroundings
 from harness.contracts.defence import Defence, hiding
 from harness.contracts.model import Model, Normalization
 from harness.contracts.privacy import PrivacyAttack
-from harness.errors import NotApplicable, PluginError
+from harness.errors import NotApplicable, PluginError, blamed
 from harness.federation.chain import check_chain
 from harness.federation.counts import (
     clients_per_round,
@@ -67,7 +67,8 @@ def _check_training(cell: Cell, module: nn.Module | None) -> None:
         f = tolerated(n, cell.scenario.tolerance)
         for rule in cell.aggregators:
             try:
-                n, f = rule.check(n, f)
+                with blamed(rule):
+                    n, f = rule.check(n, f)
             except PluginError as error:
                 if getattr(rule, "f", None) is None and re.search(r"\bf\b", str(error)):
                     raise PluginError(f"{error}; {_tolerance_of(cell.scenario)}") from error
@@ -286,7 +287,8 @@ def _check_compression(cell: Cell, facts: DataFacts, module: nn.Module | None) -
             facts.input_shape, facts.num_classes, partial(_outline_in, cell.scenario, facts)
         )
         for compressor in cell.model_compressors:
-            compressor.check(module, surroundings)
+            with blamed(compressor):
+                compressor.check(module, surroundings)
 
 
 def _check_students(compressor: ModelCompressor, cell: Cell, facts: DataFacts) -> None:
@@ -331,7 +333,8 @@ def _check_attack(cell: Cell, facts: DataFacts) -> None:
     attack, threat = cell.attack, cell.threat
     if attack is None:
         return
-    attack.check(facts.num_classes, facts.input_shape)
+    with blamed(attack):
+        attack.check(facts.num_classes, facts.input_shape)
     target = attack.backdoor_target if isinstance(attack, PoisoningAttack) else None
     if target is not None and not 0 <= target < facts.num_classes:
         raise NotApplicable(

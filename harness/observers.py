@@ -92,7 +92,7 @@ class Observers:
             return
         try:
             function(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._silenced.add(label)
             self.problems.append(
                 f"{label} raised {type(error).__name__}: {error}; it is not called again in this run"

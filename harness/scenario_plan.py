@@ -82,7 +82,7 @@ def plan_scenarios(
             raise
         except HarnessError as error:
             skipped.append((where, str(error)))
-        except Exception as error:  # a plugin's own: the other scenarios can still be planned
+        except (Exception, SystemExit) as error:  # a plugin's own: the other scenarios can still be planned
             who = " ".join(getattr(error, "raised_by", ("the data set or the model",)))
             said = str(error).partition("\n")[0]  # PyTorch adds the stack of its own code
             skipped.append((where, f"{who} raised {type(error).__name__}: {said}"))
@@ -135,7 +135,7 @@ def _verdict(cell: Cell, facts: DataFacts, module: nn.Module) -> CellPlan:
     """Whether a cell makes sense; a check that crashes fails its cell, like any other part of a plugin."""
     try:
         return CellPlan(cell, reason=reason_not_applicable(cell, facts, module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return CellPlan(cell, error={"stage": "plan: applicability", **describe_error(error)})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.contracts.defence import StackContext
-from harness.errors import NotApplicable
+from harness.errors import NotApplicable, blamed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,8 @@ def check_stack(
 ) -> None:
     """Raises NotApplicable where a stack makes no sense. module: the network. before: hooks that run before it."""
     for position, defence in enumerate(defences):
-        defence.check(StackContext(tuple(defences), position, module))
+        with blamed(defence):
+            defence.check(StackContext(tuple(defences), position, module))
     check_nothing_dropped(defences, [(hook_name(hook), brought(hook)) for hook in before])
 
 

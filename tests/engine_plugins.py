@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
 from typing import Any
 
@@ -199,6 +200,24 @@ class CrashesInCheck(Defence):
 
     def check(self, context):
         raise ZeroDivisionError("check divided by zero")
+
+
+class ExitsInCheck(Defence):
+    """Ends the program, as a script would."""
+
+    name = "exits-in-check"
+
+    def check(self, context):
+        sys.exit(0)
+
+
+class ExitsInLoad(Dataset):
+    """Ends the program where its files are missing."""
+
+    name = "exits-in-load"
+
+    def load(self, root=None):
+        sys.exit("download it first")
 
 
 class Undeclared(Metric):
@@ -467,6 +486,8 @@ PLUGINS = (
     NoBuild,
     NeverFits,
     CrashesInCheck,
+    ExitsInCheck,
+    ExitsInLoad,
     Undeclared,
 )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import typer
 
 from harness import __version__, cli
@@ -431,6 +432,45 @@ def private(monkeypatch):
 
     yield add
     group.plugin_commands.cache_clear()
+
+
+EXITS = """
+from harness.api import Dataset, hookimpl
+
+class Exits(Dataset):
+    \"\"\"Ends the program, as a script would.\"\"\"
+
+    name = "exits"
+
+    def load(self, root=None):
+        exit()
+
+@hookimpl
+def harness_register(register):
+    register(Exits)
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "picture"])
+def test_a_plugin_that_ends_the_program_is_an_error(command, tmp_path, monkeypatch, capsys):
+    """Its status, often 0, would say that all was well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exits.py").write_text(EXITS)
+    (tmp_path / "small.yaml").write_text(
+        small.SCENARIO.replace("digits", "exits")
+        + "plugins: [exits.py]\nthreats: [{name: b, malicious: 0.5, attacks: [badnets]}]\n"
+    )
+    assert harness(command, "small.yaml") == 2
+    out, said = capsys.readouterr()
+    assert out == ""
+    assert "dataset exits" in said
+    if command != "run":
+        assert f"sys.exit(), at {tmp_path / 'exits.py'}:10; a plugin says what is wrong" in said
+
+
+def test_a_command_of_a_plugin_may_end_the_program(private):
+    private("pack-a", lambda cli: cli.command("mine")(lambda: sys.exit(3)))
+    assert harness("mine") == 3
 
 
 def test_list_shows_origin_and_what_is_disabled(private, capsys):

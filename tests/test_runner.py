@@ -222,6 +222,7 @@ def test_an_error_of_any_kind_says_whose_it_is(text, kind, message, tmp_path):
     [
         ("model: no-module", "model no-module: build returned NoneType, not a network"),
         ("dataset: pair", "the dataset pair cannot be used: load returned tuple, not Splits"),
+        ("dataset: exits-in-load", "dataset exits-in-load raised SystemExit: download it first"),
     ],
 )
 def test_what_cannot_even_be_planned_names_its_plugin(text, message, tmp_path):
@@ -290,10 +291,17 @@ def test_a_defence_that_fits_nothing_is_not_run(tmp_path):
     assert result.records[1]["reason"] == "never-fits fits nothing"
 
 
-def test_a_check_that_crashes_fails_its_cell(tmp_path):
-    good, bad = run("defences: [none, crashes-in-check]", tmp_path).records
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("crashes-in-check", "defence crashes-in-check: check divided by zero"),
+        ("exits-in-check", "defence exits-in-check: 0"),
+    ],
+)
+def test_a_check_that_crashes_fails_its_cell(name, message, tmp_path):
+    good, bad = run(f"defences: [none, {name}]", tmp_path).records
     assert (good["status"], bad["status"]) == ("scored", "failed")
-    assert "check divided by zero" in bad["error"]["message"]
+    assert bad["error"]["message"] == message
 
 
 def test_a_model_that_cannot_be_built_is_bad_input(tmp_path):
@@ -355,7 +363,8 @@ def test_records_hold_what_is_needed_to_trust_them(tmp_path):
     json.dumps(record["provenance"])
 
 
-def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_observers_see_everything_and_cannot_break_a_run(error, tmp_path):
     from harness.api import Tracker
 
     seen, rounds = [], []
@@ -373,7 +382,7 @@ def test_observers_see_everything_and_cannot_break_a_run(tmp_path):
 
         def harness_cell_finished(self, cell, record):
             seen.append((cell["aggregator"], record["status"]))
-            raise RuntimeError("watcher fell over")
+            raise error("watcher fell over")
 
         def harness_run_finished(self, run):
             seen.append(("finished", run["scored"]))

@@ -6,6 +6,7 @@ Contexts and commands are Any: newer releases of Typer carry their own copy of C
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from harness.errors import PluginError, did_you_mean
+from harness.errors import HarnessError, PluginError, did_you_mean
 
 
 class NearMisses(TyperGroup):
@@ -44,13 +45,30 @@ class HarnessGroup(NearMisses):
     def invoke(self, ctx: Any) -> Any:
         """Prints `interrupted` on Ctrl-C, where Typer would silently exit with 130.
 
-        A command that has more to say about it does not let KeyboardInterrupt get here.
+        A command that has more to say about it does not let KeyboardInterrupt get here. Raises HarnessError where a
+        plugin called sys.exit: its status, often 0, would be taken for the command's.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None
+        except SystemExit as error:
+            if ctx.invoked_subcommand not in self.commands:
+                raise  # a plugin's own command may end the program
+            raise HarnessError(_ended_by(error)) from error
+
+
+def _ended_by(error: SystemExit) -> str:
+    """Who called sys.exit, and where."""
+    who = " ".join(getattr(error, "raised_by", ("a plugin or a library",)))
+    # The functions `exit` and `quit` are Python code of its own, without a file.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    last = frames[-1]
+    return (
+        f"{who} ended the program with sys.exit({'' if error.code is None else repr(error.code)}), at "
+        f"{last.filename}:{last.lineno}; a plugin says what is wrong by raising PluginError"
+    )
 
 
 def flowing(text: str | None) -> str | None:
