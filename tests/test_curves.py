@@ -49,6 +49,16 @@ def test_a_curve_has_a_point_for_each_radius_and_seed(stored):
     assert {point[1] for point in series["none"][:2]} == accuracy  # a radius of zero is the clean accuracy
 
 
+def test_records_without_robust_accuracy_have_no_curve(stored):
+    """As of a scenario whose `metrics` leave it out."""
+    _, records = stored
+    without = [
+        r | {"scores": {k: v for k, v in r["scores"].items() if k != "robust_accuracy"}} for r in records
+    ]
+    assert curves(without) == {}
+    assert set(curves([*without[::2], *records[1::2]])) <= set(curves(records))
+
+
 @pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
 def test_the_command_draws_a_figure(stored, ending, capsys):
     folder, _ = stored

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from harness import cli
+from harness.console import figures
 from harness.console.drawing import figure, series_style
 from harness.console.figures import SHARED, Front, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
@@ -311,6 +312,38 @@ def test_ranks_compare_no_means_over_different_seeds(lost, tmp_path):
     assert "better  1.00" in out.read_text()
     assert "worse  2.00" in out.read_text()
     assert "not ranked: some method in 1 block" in out.read_text()
+
+
+def test_ranks_name_what_they_leave_out_within_the_figure(tmp_path, monkeypatch):
+    """Long names of a scenario and of defences that are flagged everywhere: no line reaches beyond the edges."""
+    drawn = []
+
+    @contextmanager
+    def kept(*arguments):
+        with figure(*arguments) as one:
+            yield one
+        drawn.append(one)
+
+    monkeypatch.setattr(figures, "figure", kept)
+    names = ["a", "b", "c", *(f"adversarial-training(attack=pgd(eps=0.{i},steps=2))" for i in range(5))]
+    found = []
+    for place, name in enumerate(names):
+        for block in range(8):
+            one = record(
+                len(found), 0.9, 0.1 * place, defence=name, compressor=f"c{block}", threat="e", attack="p"
+            )
+            one["config"]["threat"]["phase"] = "inference"
+            one["flags"] = [FLAG] * (place > 2)
+            found.append(one)
+    draw_ranks(found, tmp_path / "ranks.svg", "a-long-name-of-a-scenario-of-ours", "defence", "robust")
+    (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    for text in (axes.title, axes.xaxis.label):
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= drawn[0].bbox.x1
+        assert box.y0 >= 0
+        assert box.y1 <= drawn[0].bbox.y1
 
 
 def test_ranks_of_equal_means_are_tied(tmp_path):

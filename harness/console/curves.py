@@ -30,7 +30,13 @@ def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]
     are the same if their names and parameters are, radius aside. A series' name also has the aggregator if there are
     several, and the settings, radius aside, that tell threats with the same attack apart.
     """
-    chosen = [r for r in records if r["status"] == "scored" and (r["attack"] or {}).get("eps") is not None]
+    chosen = [
+        r
+        for r in records
+        if r["status"] == "scored"
+        and (r["attack"] or {}).get("eps") is not None
+        and r["scores"].get("robust_accuracy") is not None  # the scenario's `metrics` may leave it out
+    ]
     rules = {r["cell"]["aggregator"] for r in chosen}
     attacks = _attacks(chosen)
     threats = _threats(chosen, attacks)
@@ -96,8 +102,9 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     check_format(out)
     if not panels:
         raise HarnessError(
-            "no attack was scored at two or more radii: sweep one, for example "
-            "`budget: {norm: linf, eps: {sweep: [0, 2/255, 4/255, 8/255]}}`, and run the scenario"
+            "no attack has robust-accuracy at two or more radii: sweep one, for example "
+            "`budget: {norm: linf, eps: {sweep: [0, 2/255, 4/255, 8/255]}}`, name robust-accuracy in `metrics` if the "
+            "scenario lists its own, and run it"
         )
     attacks = list(dict.fromkeys(attack for attack, _ in panels))
     columns = list(dict.fromkeys(compressor for _, compressor in panels))

@@ -60,9 +60,10 @@ def plot(
     """Draw a scenario's results, ready for a paper.
 
     curves: accuracy under attack against the radius, for attacks run at two or more radii; bands span the seeds;
-    a hollow marker means that gradient masking is suspected or a seed is missing. pareto: two quantities of every
-    configuration, with the Pareto front. heatmap: accuracy of uncompressed models, by aggregator and attack on
-    training. ranks: a critical-difference diagram. table: the table of `harness run`, 80 columns wide, as SVG.
+    a hollow marker means that gradient masking is suspected, that the model predicts one class for every test image,
+    or that a seed is missing. pareto: two quantities of every configuration, with the Pareto front. heatmap: accuracy
+    of uncompressed models, by aggregator and attack on training. ranks: a critical-difference diagram. table: the table
+    of `harness run`, 80 columns wide, as SVG.
 
     Cells that were scored before a setting of the file changed, such as its rounds, are left out, and told.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 KINDS = ("curves", "pareto", "heatmap", "ranks", "table")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
 OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # option -> the figures that take it
+LINE = 86  # characters of a line above or beneath the figure of ranks
 Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
 
@@ -312,7 +314,12 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     if len(kept) < 2:
         raise HarnessError(f"ranks need two or more blocks in which every {by} has {key}, not {len(kept)}")
     one = Ranking(by, chosen.column, title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
-    with figure(out, 5.2, 1.2 + 0.2 * len(methods)) as drawn:
+    above = [f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}", SHARED]
+    beneath = [f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)"]
+    if told := _not_ranked([m for m in scored if m not in methods], dropped):
+        beneath.append(f"without a value to compare, and so not ranked: {told}")
+    above, beneath = ([line for text in texts for line in _wrapped(text)] for texts in (above, beneath))
+    with figure(out, 5.2, 1.2 + 0.2 * len(methods) + 0.14 * (len(above) + len(beneath) - 3)) as drawn:
         axes = drawn.subplots()
         order = np.argsort(one.ranks, kind="stable")
         for height, position in enumerate(order):
@@ -330,14 +337,13 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
         axes.set_xlim(0.9, len(methods) + 0.9)
         axes.set_ylim(len(methods) - 0.4 + 0.35 * len(one.groups), -0.6)
         axes.set_yticks([])
-        said = f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)"
-        if told := _not_ranked([m for m in scored if m not in methods], dropped):
-            said += f"\nwithout a value to compare, and so not ranked: {told}"
-        axes.set_xlabel(said)
-        axes.set_title(
-            f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}\n{SHARED}", fontsize=7
-        )
+        axes.set_xlabel("\n".join(beneath))
+        axes.set_title("\n".join(above), fontsize=7)
     return one.test._replace(dropped=dropped)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, LINE, break_on_hyphens=False)
 
 
 def _not_ranked(methods: Sequence[str], blocks: int) -> str:
