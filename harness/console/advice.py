@@ -17,7 +17,7 @@ from harness.leaderboard.recommend import Advice, Exclusion, Suggestion
 def render_advice(advice: Advice, top: int, console: Console) -> None:
     """One board: the rows that fit, how sure their order is, and what each limit excludes."""
     console.print(Text(advice.board.label, style="bold"))
-    total = len(advice.board.rows) - advice.left_out
+    total = len(advice.board.rows) - advice.left_out - advice.unscored
     if not total:
         pass  # what is left out, and why, is all there is to say
     elif not advice.suggestions:
@@ -39,6 +39,9 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
         rows = count_of(advice.left_out, "configuration")
         whose = "whose model predicts" if advice.left_out == 1 else "whose models predict"
         console.print(f"left out: {rows}, {whose} one class for every test image in at least one seed")
+    if advice.unscored:
+        rows = count_of(advice.unscored, "configuration")
+        console.print(f"left out: {rows} without any score: failed, or not applicable")
     for exclusion in advice.exclusions if total else ():
         console.print(Text(_said(exclusion, total)))
     for note in advice.notes:
@@ -53,6 +56,7 @@ def as_values(advice: Advice, top: int) -> dict[str, Any]:
         "objectives": [column.key for column in advice.objectives],
         "configurations": len(advice.board.rows),
         "left_out_as_constant": advice.left_out,
+        "left_out_as_unscored": advice.unscored,
         "fitting": len(advice.suggestions),
         "suggestions": [_suggestion(s, advice) for s in advice.suggestions[:top]],
         "limits": [

@@ -117,12 +117,14 @@ class Advice:
     """What to choose on one board: rows that fit, the best ones first, and how many rows each limit excludes.
 
     left_out: how many rows are not considered, because their released model predicts one class for every test image.
+    unscored: how many are not considered, because none of their cells has a score: failed or not applicable.
     """
 
     board: Board
     objectives: list[Column]
     limits: list[Limit]
     left_out: int = 0
+    unscored: int = 0
     suggestions: list[Suggestion] = field(default_factory=list)
     exclusions: list[Exclusion] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -204,8 +206,9 @@ def _advise(
     keys = wanted or [*OBJECTIVES, *(limit.column.key for limit in limits)]
     objectives = [columns[key] for key in dict.fromkeys(keys) if key in there]
     advice = Advice(board, objectives, list(limits))
-    candidates = [row for row in board.rows if not row.constant]
-    advice.left_out = len(board.rows) - len(candidates)
+    scored = [row for row in board.rows if any(cell.status == "scored" for cell in row.cells)]
+    candidates = [row for row in scored if not row.constant]
+    advice.unscored, advice.left_out = len(board.rows) - len(scored), len(scored) - len(candidates)
     rows = [row for row in candidates if any(row.submission is one for one in board.sound)]
     fitting = [row for row in rows if all(_meets(row, limit) for limit in limits)]
     advice.exclusions = sorted(

@@ -307,6 +307,29 @@ def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
     assert "excludes 1 of 2; " in said
 
 
+def unscored(data, *names):
+    """Configurations none of whose cells is applicable, or whose training failed."""
+    for one in data["cells"]:
+        if one["defence"] in names:
+            one |= {"status": "not-applicable", "reason": "nnm needs every update", "seeds": {}}
+    return data
+
+
+def test_a_configuration_without_any_score_does_not_fit(tmp_path, capsys):
+    advice, names = advise(data=unscored(board(), "good"))
+    assert (names, advice.unscored, advice.left_out) == (["fast", "private", "weak"], 1, 0)
+    put(tmp_path, unscored(board(), "good", "fast", "weak", "private"))
+    (file,) = (tmp_path / "records").iterdir()
+    assert main(["recommend", str(file), "--json"]) == 1
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["fitting"], found["left_out_as_unscored"], found["suggestions"]) == (0, 4, [])
+    assert main(["recommend", str(file)]) == 1
+    said = capsys.readouterr()
+    assert "left out: 4 configurations without any score: failed, or not applicable" in said.out
+    assert " fit" not in said.out
+    assert said.err == "nothing fits\n"
+
+
 def test_where_all_rows_are_left_out_nothing_is_said_of_the_others(tmp_path, capsys):
     put(tmp_path, stuck(board(), "good", "fast", "weak", "private"))
     (file,) = (tmp_path / "records").iterdir()
