@@ -26,7 +26,7 @@ def test_rows_are_the_images_the_triggered_ones_and_the_difference():
     assert plain.shape == (5, 1, 8, 8)
     np.testing.assert_allclose(difference.numpy(), ((triggered - plain) / 2 + 0.5).numpy())
     assert (triggered[..., -2:, -2:] == 1).all()
-    assert badnets.caption.startswith("badnets(target=3), class 3")
+    assert badnets.caption.startswith("badnets(target=3), target class 3")
     assert len(dba.rows) == 3
     assert len(edge.rows) == 1
 

@@ -44,7 +44,7 @@ def strips(scenario: Scenario, count: int) -> list[Strip]:
         except NotApplicable as error:
             raise HarnessError(f"{attack.label()}: {error}") from None
         own = attack.success_records(data.input_shape, scenario.root)
-        caption = f"{attack.label()}, class {data.class_names[attack.backdoor_target or 0]}"
+        caption = f"{attack.label()}, target class {data.class_names[attack.backdoor_target or 0]}"
         if own is not None:
             result.append(Strip(f"{caption}: its own test images", (to_pixels(own.images)[:count],)))
             continue
