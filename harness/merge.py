@@ -33,6 +33,9 @@ from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
 Origins = dict[str, list[int]]  # digest of a content -> the stores that have it
+NAMED = (
+    4  # cells of one scenario that are in conflict for one reason: up to so many are named, more are counted
+)
 
 
 @dataclass
@@ -310,7 +313,14 @@ class _Merge:
     def _name_conflicts(
         self, cells: dict[Key, str], bad_stages: set[str], stages: dict[str, Origins]
     ) -> None:
-        self.report.conflicts += [f"{self._named(key)}: {reason}" for key, reason in cells.items()]
+        by_reason: dict[tuple[str, str], list[Key]] = defaultdict(list)
+        for key, reason in cells.items():
+            by_reason[key[0], reason].append(key)
+        for (scenario, reason), keys in by_reason.items():
+            if len(keys) > NAMED:  # as where a whole scenario was run again after an edit
+                self.report.conflicts.append(f"{scenario}: {len(keys)} cells: {reason}")
+            else:
+                self.report.conflicts += [f"{self._named(key)}: {reason}" for key in keys]
         rows = {key: row for known in self.rows for key, row in known.items() if key in bad_stages}
         labels = {key: f"{row.kind} {row.label}" for key, row in rows.items()}
         for key in sorted(bad_stages, key=lambda k: labels[k]):

@@ -169,6 +169,13 @@ def test_cells_of_other_versions_of_a_scenario_are_not_mixed(stores, tmp_path):
     assert len(records(tmp_path / "all")) == 4
 
 
+def test_many_cells_in_conflict_for_one_reason_are_one_line(stores, tmp_path):
+    stores(a="all")
+    run(tmp_path / "b", SMALL + "metrics: [accuracy, robust-accuracy]")
+    (conflict,) = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "into").conflicts
+    assert ": 8 cells: made from other stages (another content of the scenario) in " in conflict
+
+
 def test_shards_of_other_libraries_are_noted(stores, tmp_path):
     stores(a="mean", b="median")
     altered(tmp_path / "b", "median", lambda r: r["provenance"]["libraries"].update(torch="1.0"))

@@ -27,8 +27,9 @@ def render_advice(advice: Advice, top: int, console: Console) -> None:
         shown = advice.suggestions[:top]
         render_rows(advice, shown, console)
         front = sum(suggestion.front for suggestion in advice.suggestions)
+        fits = "fits" if len(advice.suggestions) == 1 else "fit"
         console.print(
-            f"{len(advice.suggestions)} of {count_of(total, 'configuration')} fit, {front} on the Pareto front (*)"
+            f"{len(advice.suggestions)} of {count_of(total, 'configuration')} {fits}, {front} on the Pareto front (*)"
             + (f"; {len(shown)} shown" if len(shown) < len(advice.suggestions) else ""),
         )
         signs = {sign for s in shown for column in columns_of(advice) for sign in _signs(s.row, column)}

@@ -58,6 +58,10 @@ def submit(
     from harness.scenario import load
     from harness.store import Store, is_store
 
+    if out.suffix == ".json" and not out.is_dir():
+        raise HarnessError(
+            f"--out takes a folder, not the file {out}: a submission's file is named after its board and --name"
+        )
     loaded = load(scenario)
     if not is_store(store):
         command = shlex.join(["harness", "run", scenario, "--store", str(store)])

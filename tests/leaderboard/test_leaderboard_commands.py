@@ -178,6 +178,11 @@ def test_submit_refuses_what_it_cannot_use(call, ran, tmp_path):
     status, _, err = call("submit", ran.store, *common, "../x", "--out", tmp_path)
     assert status == 2
     assert "name: '../x' cannot be a name: use letters a to z, digits, '-', '_' and '.'" in err
+    file = tmp_path / "mine.json"
+    status, _, err = call("submit", ran.store, *common, "x", "--out", file)
+    assert status == 2
+    assert f"error: --out takes a folder, not the file {file}" in err
+    assert not file.exists()
     changed = tmp_path / "changed.yaml"
     changed.write_text(ran.text.replace("rounds: 2", "rounds: 1"))
     status, _, err = call("submit", ran.store, "--scenario", changed, "--name", "x", "--unofficial")

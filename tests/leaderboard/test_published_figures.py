@@ -186,7 +186,9 @@ def test_the_curves_have_the_accuracies_of_the_records():
     shape = len(scenario["compressors"]), len(scenario["defences"]), 6  # panels, lines, radii
     text = (BOARDS / "evasion-compression.svg").read_text(encoding="utf-8")
     # Marks of ticks have no fill; those of the legend come last.
-    marks = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: #\w+; stroke', text)[: np.prod(shape)]
+    marks = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)" style="fill: #\w+; stroke', text)[
+        : np.prod(shape)
+    ]
     drawn = np.array(marks, dtype=float).reshape(*shape, 2)
     swept = [c for c in cells("evasion-compression") if c["attack"] == "pgd(steps=50)"]
     axes = [

@@ -302,7 +302,7 @@ def test_rows_that_are_left_out_are_counted(tmp_path, capsys):
     assert (found["configurations"], found["left_out_as_constant"]) == (4, 2)
     assert main(["recommend", str(file), "--min-accuracy", "0.8"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 of 2 configurations fit" in said
+    assert "1 of 2 configurations fits" in said
     assert "left out: 2 configurations, whose models predict one class for every test image" in said
     assert "excludes 1 of 2; " in said
 
