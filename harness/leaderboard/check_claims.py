@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.contracts.compressor import ModelCompressor
 from harness.entry_points import BUILTIN
-from harness.leaderboard.check_scores import same_release
+from harness.leaderboard.check_scores import gathered, same_release
 from harness.leaderboard.known_scores import Known, asked
 from harness.leaderboard.publishable import cell_name
 from harness.leaderboard.submission import Cell, Claim, Seed, Submission
@@ -27,22 +27,26 @@ LARGEST = 100.0
 
 def impossible(submission: Submission) -> Iterator[str]:
     """Claims that no run can have written, in sentences."""
-    for cell in submission.cells:
-        if cell.guarantee is None:
-            continue
-        yield from (f"{cell_name(cell.axes)}: {text}" for text in _impossible(cell, cell.guarantee))
-        yield from _spent(cell, cell.guarantee)
+    yield from gathered(
+        found
+        for cell in submission.cells
+        if cell.guarantee is not None
+        for found in (*_named(cell, _impossible(cell, cell.guarantee)), *_spent(cell, cell.guarantee))
+    )
 
 
 def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     """Claims that no run of one state of this engine, on one device and data set, can have written, in sentences."""
     measured = bool(asked(submission, ("epsilon",), known))
-    for cell in submission.cells:
-        if cell.status == "scored":
-            said = _unclaimed(cell) if cell.guarantee is None else _unfounded(cell, cell.guarantee, measured)
-            yield from (f"{cell_name(cell.axes)}: {text}" for text in said)
-    for cells in same_release(submission):
-        yield from _differing(cells)
+    yield from gathered(
+        found
+        for cell in submission.cells
+        if cell.status == "scored"
+        for found in _named(
+            cell, _unclaimed(cell) if cell.guarantee is None else _unfounded(cell, cell.guarantee, measured)
+        )
+    )
+    yield from gathered(found for cells in same_release(submission) for found in _differing(cells))
 
 
 def unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
@@ -51,17 +55,23 @@ def unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
     Noise, rates and steps are not in a file, so epsilon is compared with its target. Parameters are compared for
     built-in defences only: another's `epsilon` need not mean what a whole training spends.
     """
+    yield from gathered(_unlike_the_scenario(found))
+
+
+def _unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[tuple[str, str]]:
     for cell, real in found:
         claim = cell.guarantee
         if cell.status != "scored" or claim is None or not claim.by:
             continue
-        name = cell_name(cell.axes)
         own = [defence for defence in real.defences if defence.name == claim.by]
         if not own:
-            yield f"{name}: its guarantee is by {claim.by}, which is none of its defences"
+            yield from _named(cell, [f"its guarantee is by {claim.by}, which is none of its defences"])
         elif len(own) == 1 and registry().entry_of(own[0]).distribution == BUILTIN:
-            yield from (f"{name}: {text}" for text in _terms(claim, own[0]))
-            yield from (f"{name}: {text}" for text in _target(cell, claim, own[0], real))
+            yield from _named(cell, (*_terms(claim, own[0]), *_target(cell, claim, own[0], real)))
+
+
+def _named(cell: Cell, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return ((cell_name(cell.axes), text) for text in texts)
 
 
 def _terms(claim: Claim, defence: Defence) -> Iterator[str]:
@@ -107,7 +117,7 @@ def _impossible(cell: Cell, claim: Claim) -> Iterator[str]:
         yield f"it says that its guarantee holds, and its lineage that {breaking.part} breaks it"
 
 
-def _spent(cell: Cell, claim: Claim) -> Iterator[str]:
+def _spent(cell: Cell, claim: Claim) -> Iterator[tuple[str, str]]:
     """Where the worst epsilon over seeds is not the guarantee's, as it must be."""
     spent = max((seed.values.get("epsilon", 0.0) for seed in cell.seeds.values()), default=0.0)
     guaranteed = math.inf if claim.epsilon is None or not claim.holds else claim.epsilon
@@ -115,10 +125,8 @@ def _spent(cell: Cell, claim: Claim) -> Iterator[str]:
         return
     for number, seed in cell.seeds.items():
         if "epsilon" in seed.values:
-            yield (
-                f"{cell_name(cell.axes, number)}: the worst epsilon of its seeds is {spent:g}, "
-                f"the guarantee's {guaranteed:g}"
-            )
+            said = f"the worst epsilon of its seeds is {spent:g}, the guarantee's {guaranteed:g}"
+            yield cell_name(cell.axes, number), said
 
 
 def _unclaimed(cell: Cell) -> Iterator[str]:
@@ -144,7 +152,7 @@ def _unfounded(cell: Cell, claim: Claim, measured: bool) -> Iterator[str]:
         yield f"the largest delta of its seeds is {max(deltas):g}, the guarantee's {claim.delta:g}"
 
 
-def _differing(cells: Sequence[Cell]) -> Iterator[str]:
+def _differing(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     """Claims that differ between cells of one released model: attacks on it do not change what is guaranteed."""
     first: dict[tuple[str, ...], Cell] = {}
     for cell in cells:
@@ -152,9 +160,12 @@ def _differing(cells: Sequence[Cell]) -> Iterator[str]:
         numbers = tuple(sorted(number for number, seed in cell.seeds.items() if seed.error is None))
         other = first.setdefault(numbers, cell)
         if cell.guarantee != other.guarantee:
-            yield (
-                f"{cell_name(cell.axes)}: it claims {_said(cell.guarantee)}, and {cell_name(other.axes)}, of the same "
-                f"training, {_said(other.guarantee)}"
+            yield from _named(
+                cell,
+                [
+                    f"it claims {_said(cell.guarantee)}, and {cell_name(other.axes)}, of the same training, "
+                    f"{_said(other.guarantee)}"
+                ],
             )
 
 

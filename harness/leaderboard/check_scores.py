@@ -38,7 +38,7 @@ COUNTED = {"accuracy": "tested", "robust_accuracy": "attacked", "attacked_clean_
 def impossible(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     """What no run can have written, in sentences."""
     yield from _units(submission, known)
-    yield from _gathered(
+    yield from gathered(
         (cell_name(cell.axes, number), text)
         for cell in submission.cells
         for number, seed in cell.seeds.items()
@@ -49,7 +49,7 @@ def impossible(submission: Submission, known: dict[str, Known]) -> Iterator[str]
 def inconsistent(submission: Submission, known: dict[str, Known]) -> Iterator[str]:
     """What no run of one state of this engine, on one device and data set, can have written, in sentences."""
     wanted = asked(submission, MAIN.values(), known)
-    yield from _gathered(
+    yield from gathered(
         (cell_name(cell.axes, number), text)
         for cell in submission.cells
         for number, seed in cell.seeds.items()
@@ -69,7 +69,7 @@ def same_release(submission: Submission) -> Iterator[list[Cell]]:
 
 def unlike_its_records(submission: Submission, found: Sequence[tuple[Cell, Planned]]) -> Iterator[str]:
     """Accuracies that cannot come from the test records behind them, in sentences. found: from `planned_cells`."""
-    yield from _gathered(_unlike_records(submission, found))
+    yield from gathered(_unlike_records(submission, found))
 
 
 def _unlike_records(
@@ -95,7 +95,7 @@ def _unlike_records(
                 yield from ((name, text) for text in _part(cell, seed, whole, random))
 
 
-def _gathered(found: Iterable[tuple[str, str]]) -> Iterator[str]:
+def gathered(found: Iterable[tuple[str, str]]) -> Iterator[str]:
     """`CELL: what is wrong`, once for all cells of which the same is."""
     cells: dict[str, list[str]] = {}
     for name, text in found:
