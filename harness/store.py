@@ -46,6 +46,10 @@ CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 _PART = """CASE WHEN json_valid(CAST(result AS TEXT)) AND intact(CAST(result AS BLOB))
     THEN CASE json_type(result) WHEN 'object' THEN json_array(json_extract(result, ?)) END END"""
 
+# Whether a record's text names another cell than its row does.
+_MISNAMED = """CASE WHEN json_valid(CAST(record AS TEXT)) THEN
+    json_extract(record, '$.id') IS NOT id OR json_extract(record, '$.scenario.name') IS NOT scenario END"""
+
 
 def is_store(path: Path) -> bool:
     """Whether a folder holds a store; whether the store can be opened is found out by opening it."""
@@ -147,8 +151,9 @@ class Store(Artifacts):
     def lock(self) -> Iterator[None]:
         """Held by the one run that may write. Raises StoreError that names the process holding it.
 
-        Half-written files that a killed run left are removed. So is the store itself if the block raises, provided that
-        this object has made it and it holds no results: anyone who found it would look for results in it.
+        Half-written files that a killed run left are removed, and damaged indexes are made again. The store itself is
+        removed if the block raises, provided that this object has made it and it holds no results: anyone who found it
+        would look for results in it.
         """
         path = self.path / "lock"
         try:
@@ -173,6 +178,7 @@ class Store(Artifacts):
             with contextlib.suppress(OSError):
                 for draft in drafts(self.path):
                     draft.unlink()
+            self._mend()
             try:
                 yield
             except BaseException:
@@ -183,6 +189,21 @@ class Store(Artifacts):
         finally:
             with contextlib.suppress(OSError):
                 file.close()
+
+    def _mend(self) -> None:
+        """Makes indexes that lack rows again: the row of a cell would not be found, and a second be written beside it.
+
+        A record under another name than its own is removed. Raises StoreError where the tables are damaged as well.
+        """
+        if self._made or self._execute("PRAGMA integrity_check(1)")[0][0] == "ok":
+            return
+        try:
+            self._db.execute("REINDEX")
+            self._db.execute(f"DELETE FROM records WHERE {_MISNAMED}")
+        except sqlite3.Error as error:
+            raise (damaged if _is_damage(error) or _is_double(error) else cannot_write)(
+                self.path, error
+            ) from error
 
     def in_place(self) -> bool:
         """Whether a store that is locked is still where it was opened: a new one made in its place has no lock file."""
@@ -414,6 +435,11 @@ class Store(Artifacts):
 def _is_damage(error: Exception) -> bool:
     """Whether an error says that the database file is damaged, or is no database."""
     return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def _is_double(error: Exception) -> bool:
+    """Whether an error says that two rows have one key, as they can only where the index was damaged before."""
+    return isinstance(error, sqlite3.IntegrityError)
 
 
 def _may_write(database: Path) -> bool:

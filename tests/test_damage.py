@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import sqlite3
 import stat
@@ -335,6 +336,33 @@ def test_a_damaged_database_says_what_can_be_done(made, capsys):
         assert problem.count("put back a copy") == 1
     database.write_bytes(whole)
     assert harness.run(file, device="cpu", jobs=0, store=store).scored == 2
+
+
+@pytest.mark.parametrize("table", ["records", "stages"])
+@pytest.mark.parametrize("where", ["index", "row"])
+def test_an_altered_name_of_a_row_makes_no_second_row_and_stops_no_run(table, where, made):
+    """Where an index lacked a cell, every later run would write one more record of it, and boards count it twice."""
+    file, store = made
+    before = Store.reading(store).records()
+    column, after = {"records": ("id", b"scored"), "stages": ("key", b"clean")}[table]
+    with sqlite3.connect(store / "store.sqlite") as database:
+        kind = "" if table == "records" else " WHERE kind='clean'"
+        name = database.execute(f"SELECT {column} FROM {table}{kind}").fetchone()[0].encode()
+    database.close()
+    data = (store / "store.sqlite").read_bytes()
+    # A row is the name and then the next column; in an index its number follows. In JSON the name is in quotes.
+    places = [found.start() for found in re.finditer(b'(?<!")' + name, data)]
+    (place,) = (p for p in places if data[p + len(name) :].startswith(after) == (where == "row"))
+    (store / "store.sqlite").write_bytes(data[:place] + b"!" + data[place + 1 :])
+    if (table, where) == ("stages", "index"):
+        change(store, "UPDATE records SET record='{' WHERE rowid=1")  # so that the stages are read
+    for _ in range(2):
+        assert harness.run(file, device="cpu", jobs=0, store=store).scored == 2
+        found = Store.reading(store).records()
+        assert sorted(r["id"] for r in found) == sorted(r["id"] for r in before)
+    with sqlite3.connect(store / "store.sqlite") as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    database.close()
 
 
 # stores that are only read ------------------------------------------------------------------------
