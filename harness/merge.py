@@ -314,13 +314,13 @@ class _Merge:
         self, cells: dict[Key, str], bad_stages: set[str], stages: dict[str, Origins]
     ) -> None:
         by_reason: dict[tuple[str, str], list[Key]] = defaultdict(list)
-        for key, reason in cells.items():
-            by_reason[key[0], reason].append(key)
-        for (scenario, reason), keys in by_reason.items():
-            if len(keys) > NAMED:  # as where a whole scenario was run again after an edit
-                self.report.conflicts.append(f"{scenario}: {len(keys)} cells: {reason}")
+        for cell, reason in cells.items():
+            by_reason[cell[0], reason].append(cell)
+        for (scenario, reason), together in by_reason.items():
+            if len(together) > NAMED:  # as where a whole scenario was run again after an edit
+                self.report.conflicts.append(f"{scenario}: {len(together)} cells: {reason}")
             else:
-                self.report.conflicts += [f"{self._named(key)}: {reason}" for key in keys]
+                self.report.conflicts += [f"{self._named(cell)}: {reason}" for cell in together]
         rows = {key: row for known in self.rows for key, row in known.items() if key in bad_stages}
         labels = {key: f"{row.kind} {row.label}" for key, row in rows.items()}
         for key in sorted(bad_stages, key=lambda k: labels[k]):
