@@ -209,7 +209,8 @@ def _check_attackers(cell: Cell) -> None:
             )
         if isinstance(cell.attack, ByzantineAttack):
             for n, m in attacked:
-                cell.attack.check_round(n, m, sees_others=m < n and threat.knowledge != "own")
+                with blamed(cell.attack):
+                    cell.attack.check_round(n, m, sees_others=m < n and threat.knowledge != "own")
 
 
 @lru_cache(4096)

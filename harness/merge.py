@@ -33,9 +33,8 @@ from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id
 Origins = dict[str, list[int]]  # digest of a content -> the stores that have it
-NAMED = (
-    4  # cells of one scenario that are in conflict for one reason: up to so many are named, more are counted
-)
+# Cells of one scenario that are in conflict for one reason: up to so many are named, more are counted.
+NAMED = 4
 
 
 @dataclass

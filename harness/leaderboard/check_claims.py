@@ -65,7 +65,7 @@ def _unlike_the_scenario(found: Sequence[tuple[Cell, Planned]]) -> Iterator[tupl
             continue
         own = [defence for defence in real.defences if defence.name == claim.by]
         if not own:
-            yield from _named(cell, [f"its guarantee is by {claim.by}, which is none of its defences"])
+            yield cell_name(cell.axes), f"its guarantee is by {claim.by}, which is none of its defences"
         elif len(own) == 1 and registry().entry_of(own[0]).distribution == BUILTIN:
             yield from _named(cell, (*_terms(claim, own[0]), *_target(cell, claim, own[0], real)))
 
@@ -160,12 +160,10 @@ def _differing(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
         numbers = tuple(sorted(number for number, seed in cell.seeds.items() if seed.error is None))
         other = first.setdefault(numbers, cell)
         if cell.guarantee != other.guarantee:
-            yield from _named(
-                cell,
-                [
-                    f"it claims {_said(cell.guarantee)}, and {cell_name(other.axes)}, of the same training, "
-                    f"{_said(other.guarantee)}"
-                ],
+            yield (
+                cell_name(cell.axes),
+                f"it claims {_said(cell.guarantee)}, and {cell_name(other.axes)}, of the same training, "
+                f"{_said(other.guarantee)}",
             )
 
 

@@ -53,9 +53,8 @@ def _span(low: float, high: float) -> str:
 def _shares(cells: Iterable[Cell]) -> list[str]:
     threats = map(_threat, cells)
     shares = sorted({s for t in threats if isinstance(s := t.get("malicious"), float) and 0 < s <= 1})
-    return [f"{' or '.join(f'{100 * share:g}' for share in shares)} % of the clients malicious"] * bool(
-        shares
-    )
+    said = " or ".join(f"{100 * share:g}" for share in shares)
+    return [f"{said} % of the clients malicious"] if shares else []
 
 
 def _knowledge(cells: Iterable[Cell]) -> list[str]:
