@@ -13,8 +13,9 @@ from typing import Any
 
 from harness._version import __version__
 from harness.artifacts import REPLACE, damaged
+from harness.database import DATABASE, is_store
 from harness.errors import StoreError
-from harness.store import DATABASE, Store, is_store
+from harness.store import Store
 
 DISTRIBUTION = "psr-harness"
 

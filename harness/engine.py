@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.database import is_store
 from harness.devices import check_name, gpu_count, resolve_device
 from harness.errors import HarnessError, StoreError
 from harness.executors.choice import connection, job_count, ray_executor, resources, worker_devices
@@ -22,7 +23,7 @@ from harness.runner import Runner
 from harness.scenario import Scenario, load_many
 from harness.scenario_plan import distinct_names, metrics_of, plan_scenarios
 from harness.shards import Shard
-from harness.store import Store, is_store
+from harness.store import Store
 
 if TYPE_CHECKING:
     import pandas

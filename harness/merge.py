@@ -25,10 +25,11 @@ from harness.comparable import (
     depends_on_rounding,
     measured_scores,
 )
+from harness.database import DATABASE, is_store
 from harness.errors import HarnessError, StoreError
 from harness.evaluation.masking import FLAG, suspect_masking
 from harness.identity import digest
-from harness.store import DATABASE, StageRow, Store, is_store
+from harness.store import StageRow, Store
 from harness.strict_json import dumps
 
 Key = tuple[str, str]  # scenario, cell id

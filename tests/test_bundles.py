@@ -199,7 +199,7 @@ def test_a_run_scores_the_same_and_says_what_trained_together(tmp_path, jobs):
     assert together.executed["train"] == 6
     close(scores(alone), dict(zip(scores(alone), scores(together).values(), strict=True)))
     with Store(tmp_path / "together") as store:
-        rows = store._db.execute("SELECT result FROM stages WHERE kind='train'").fetchall()
+        rows = store._db.execute("SELECT result FROM stages WHERE kind='train'")
         assert len(rows) == 6
     said = [record["training"]["execution"].get("trainings") for record in together.records]
     assert sorted(said, key=str) == [2, 2, 2, 2, None, None]  # three seeds of each defence, two at a time

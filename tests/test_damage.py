@@ -63,7 +63,7 @@ def test_a_full_disk_ends_a_run_with_an_error_that_names_the_store(made, capsys,
 
     def full(self, *arguments, **named):
         original(self, *arguments, **named)
-        pages = self._db.execute("PRAGMA page_count").fetchone()[0]
+        pages = self._db.execute("PRAGMA page_count")[0][0]
         self._db.execute(f"PRAGMA max_page_count={pages}")
 
     monkeypatch.setattr(Store, "__init__", full)
@@ -385,9 +385,9 @@ def test_a_store_opened_to_read_is_not_written(made, tmp_path):
 
 def test_reading_commands_take_a_store_that_cannot_be_written(made, monkeypatch, capsys):
     file, store = made
-    monkeypatch.setattr("harness.store._may_write", lambda database: False)
+    monkeypatch.setattr("harness.store.may_write", lambda database: False)
     cell = Store(store, read_only=True).records()[0]["id"]
-    monkeypatch.setattr("harness.store._open", lambda path: pytest.fail("opened to write"))
+    monkeypatch.setattr("harness.database._open", lambda path: pytest.fail("opened to write"))
     assert cli.main(["plan", str(file), "--store", str(store), "--device", "cpu"]) == 0
     assert cli.main(["explain", cell, "--store", str(store)]) == 0
 
@@ -411,7 +411,7 @@ def test_a_folder_without_write_access_is_read(made):
 def test_a_store_that_cannot_be_opened_to_write_names_what_is_closed(closed, tmp_path, monkeypatch):
     (tmp_path / "store.sqlite").mkdir()  # so that the database cannot be opened
     place = tmp_path / closed
-    monkeypatch.setattr("harness.store.os.access", lambda path, mode: path != place)
+    monkeypatch.setattr("harness.database.os.access", lambda path, mode: path != place)
     with pytest.raises(
         StoreError, match=rf"^the store {tmp_path} cannot be written: no write access to {place} \("
     ):

@@ -468,7 +468,7 @@ def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not counted.seconds_by_signature():
         time.sleep(0.02)
-    before = counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall()
+    before = counted._db.execute("SELECT key, finished FROM stages WHERE status='done'")
     process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     assert before
@@ -478,7 +478,7 @@ def test_an_interrupted_run_goes_on_where_it_was(how, tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("scored") == 3
-    after = dict(counted._db.execute("SELECT key, finished FROM stages WHERE status='done'").fetchall())
+    after = dict(counted._db.execute("SELECT key, finished FROM stages WHERE status='done'"))
     for key, finished in before:
         assert after[key] == finished  # not done a second time
 

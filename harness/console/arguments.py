@@ -53,8 +53,8 @@ def parse_jobs(text: str) -> int | Literal["auto"]:
 
 def stored_records(store: Path, scenario: str | None = None) -> list[dict[str, Any]]:
     """The whole records of an existing store; damaged ones are left out and named on stderr. Raises HarnessError."""
+    from harness.database import is_store
     from harness.store import Store as Records
-    from harness.store import is_store
 
     if not is_store(store):
         what = " is no store" if store.exists() else ": there is no such folder"

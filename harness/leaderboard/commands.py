@@ -50,13 +50,14 @@ def submit(
     Example: harness leaderboard submit runs --scenario scenarios/privacy.yaml --name baselines
     """
     from harness.console.output import count_of
+    from harness.database import is_store
     from harness.leaderboard.other_code import other_code
     from harness.leaderboard.publishable import cell_name
     from harness.leaderboard.submission import file_name, write
     from harness.leaderboard.submit import collect
     from harness.registry import registry
     from harness.scenario import load
-    from harness.store import Store, is_store
+    from harness.store import Store
 
     if out.suffix == ".json" and not out.is_dir():
         raise HarnessError(

@@ -139,7 +139,7 @@ def submissions_of(path: Path) -> list[Submission]:
                 "into, e.g. harness recommend runs"
             )
         return [read(path)]
-    from harness.store import is_store
+    from harness.database import is_store
 
     if not is_store(path):
         raise HarnessError(f"{path} is neither a submission nor a store")

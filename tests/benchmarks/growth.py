@@ -101,7 +101,7 @@ def cells(count: int, place: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     assert result.scored == count, result
     with Store(place / "store") as store:
-        stages = store._db.execute("SELECT SUM(seconds) FROM stages WHERE status='done'").fetchone()[0]
+        stages = store._db.execute("SELECT SUM(seconds) FROM stages WHERE status='done'")[0][0]
     return {
         "seconds": seconds,
         "engine_ms": 1000 * (seconds - stages) / count,
