@@ -80,8 +80,8 @@ def depends_on_rounding(record: Mapping[str, Any]) -> bool:
     execution = (record.get("training") or {}).get("execution") or {}
     clients = (record["config"].get("compute") or {}).get("clients", "sequential")
     on_gpu = str(record["provenance"]["device"]).startswith("cuda")
-    asked = clients == "vectorised" or (clients == "auto" and on_gpu)
-    return asked or execution.get("clients") == "vectorised"
+    asked = on_gpu if clients == "auto" else clients != "sequential"
+    return asked or execution.get("clients", "sequential") != "sequential"
 
 
 def alike(

@@ -225,9 +225,10 @@ class Compute(Part):
     threads: int = Field(1, ge=1, le=1024, description="CPU threads of a stage")
     precision: Literal["float32", "bf16"] = Field("float32", description="arithmetic of local training")
     tf32: bool = Field(False, description="allow TensorFloat-32 matrix products on a GPU")
-    clients: Literal["auto", "sequential", "vectorised"] = Field(
+    clients: Literal["auto", "sequential", "vectorised", "semi-vectorised"] = Field(
         "auto",
-        description="how clients train: as one program, or one after another; auto: on a GPU the faster of both",
+        description="how clients train: one after another, as one program, or as one but for their convolutions; auto: "
+        "on a GPU the fastest of these, by a few timed steps, on a CPU one after another",
     )
     chunk: int | None = Field(
         None, ge=1, description="most clients trained as one program; default: as many as fit the memory"
@@ -254,4 +255,4 @@ class Compute(Part):
         speed of one after another on one thread, and 0.50 under dp-sgd, which gives up ghost clipping for it
         (tests/benchmarks/vectorised.py).
         """
-        return self.clients == "vectorised" or (self.clients == "auto" and device.startswith("cuda"))
+        return device.startswith("cuda") if self.clients == "auto" else self.clients != "sequential"

@@ -246,8 +246,8 @@ class Training:
         compute, local = self.spec.compute, self.spec.federation.local
         arguments = (module, local, seed, noise_seed, compute.precision, self.device)
         if compute.vectorised(self.device):
-            automatic = compute.clients == "auto"
-            return VectorisedTrainer(*arguments, chunk=compute.chunk, calibrates=automatic)
+            how = {"apart": compute.clients == "semi-vectorised", "calibrates": compute.clients == "auto"}
+            return VectorisedTrainer(*arguments, chunk=compute.chunk, **how)
         if self.at_a_time > 1:
             return ThreadedTrainer(*arguments, at_a_time=self.at_a_time)
         return LocalTrainer(*arguments)

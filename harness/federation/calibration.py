@@ -1,13 +1,15 @@
-"""Whether clients train faster as one program or one after another, found by training a few steps both ways."""
+"""Whether clients train faster as one program or one after another, found by training a few steps each way."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from harness.federation.cohort import Cohort
 from harness.federation.local import LocalTrainer, Task
@@ -15,18 +17,30 @@ from harness.federation.local import LocalTrainer, Task
 if TYPE_CHECKING:
     from harness.federation.vectorised import VectorisedTrainer
 
+logger = logging.getLogger(__name__)
+
 STEPS = 3  # local steps of each client that are timed, after as many to warm up
 
 
 class Pace(NamedTuple):
-    """Seconds that all these clients together took for the timed steps, either way."""
+    """Seconds that all these clients together took for the timed steps, by each way.
 
-    together: float
-    one_by_one: float
+    semi_vectorised: None where that is not another way or not possible: there is no convolution, or vmap refuses.
+    """
+
+    vectorised: float
+    semi_vectorised: float | None
+    sequential: float
+
+    @property
+    def best(self) -> str:
+        """The name of the fastest way, as the scenario's `compute.clients` has it."""
+        known = {name: seconds for name, seconds in self._asdict().items() if seconds is not None}
+        return min(known, key=known.__getitem__).replace("_", "-")
 
 
 def measure(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
-    """Times a few steps of these clients both ways and discards the results; the modules' buffers stay as they were.
+    """Times a few steps of these clients each way and discards the results; the modules' buffers stay as they were.
 
     Raises whatever training them as one program raises.
     """
@@ -38,11 +52,24 @@ def measure(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
     def one_by_one() -> None:
         LocalTrainer.train_all(trainer, short)
 
-    def together() -> None:
-        Cohort(trainer, short).train()
+    def together(apart: bool) -> None:
+        Cohort(trainer, short, apart=apart).train()
+
+    def semi_vectorised() -> float | None:
+        if not any(isinstance(layer, nn.Conv2d) for layer in trainer.module.modules()):
+            return None
+        try:
+            return _seconds(lambda: together(apart=True), trainer.device)
+        except Exception as error:  # there are other ways to train these clients
+            logger.info("convolutions client by client: %s: %s", type(error).__name__, error)
+            return None
 
     try:
-        return Pace(_seconds(together, trainer.device), _seconds(one_by_one, trainer.device))
+        return Pace(
+            _seconds(lambda: together(apart=False), trainer.device),
+            semi_vectorised(),
+            _seconds(one_by_one, trainer.device),
+        )
     finally:
         with torch.no_grad():
             for module, values in held.items():

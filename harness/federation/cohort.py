@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from harness.evaluation.predict import modes_restored, to_pixels
 from harness.federation.apply import Apply
 from harness.federation.batches import stacked_batches
 from harness.federation.compose import composed_batch, composed_gradient, composed_loss
+from harness.federation.convolutions import ConvolutionsApart
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.local import seeded_modules
 from harness.federation.optimizers import local_optimizer
@@ -38,10 +40,13 @@ class _Step(NamedTuple):
 
 
 class Cohort:
-    """Clients that train together, those with the most steps first."""
+    """Clients that train together, those with the most steps first.
 
-    def __init__(self, trainer: LocalTrainer, tasks: list[Task]) -> None:
-        self.trainer, self.tasks = trainer, tasks
+    apart: whether each of them has its own convolutions in the program, see harness.federation.convolutions.
+    """
+
+    def __init__(self, trainer: LocalTrainer, tasks: list[Task], *, apart: bool = False) -> None:
+        self.trainer, self.tasks, self.apart = trainer, tasks, apart
         self.clients = [task.client for task in tasks]
         self.at = at = tasks[0].at  # all tasks share the round and its place in the training
         self.module = trainer.module
@@ -82,7 +87,8 @@ class Cohort:
     def train(self) -> None:
         """Takes all local steps; `weights` and `buffers` change."""
         self.trainer.set_modes()
-        with masked(self.trainer.dropouts, self.masks), cheap_pooling(self.module):
+        way = ConvolutionsApart() if self.apart else nullcontext()
+        with masked(self.trainer.dropouts, self.masks), cheap_pooling(self.module), way:
             self._train()
 
     def _train(self) -> None:

@@ -40,14 +40,19 @@ class VectorisedTrainer(LocalTrainer):
     Clients train one after another where the network draws other random numbers in training, where a `gradient` does
     not declare `vectorises`, and where vmap refuses. `facts` says what was done, for the record.
 
-    chunk: None for as many as fit the memory, by an estimate; running out of memory halves it for good. calibrates:
-    whether a few steps are first timed both ways, as one program is not faster where one client fills the device.
+    chunk: None for as many as fit the memory, by an estimate; running out of memory halves it for good. apart: whether
+    each client has its own convolutions in the program (harness.federation.convolutions). calibrates: whether a few
+    steps are first timed each way, as one program is not faster where one client fills the device.
     """
 
-    def __init__(self, *args: Any, chunk: int | None = None, calibrates: bool = False) -> None:
+    def __init__(
+        self, *args: Any, chunk: int | None = None, apart: bool = False, calibrates: bool = False
+    ) -> None:
         super().__init__(*args)
         self.chunk = chunk
+        self.apart = apart
         self.calibrates = calibrates
+        self._apart: set[tuple[int, ...]] = set()  # hooks whose clients were faster so
         self._calibrated: set[tuple[int, ...]] = set()
         self._refused: dict[tuple[int, ...], str] = {}  # hooks, by identity -> why they train alone
         self._nature: str | None = None
@@ -82,9 +87,11 @@ class VectorisedTrainer(LocalTrainer):
             if len(part) == 1:
                 yield part, super().train_all(own)
                 continue
-            found, trouble = self._attempt(own)
+            apart = self.apart or mark in self._apart
+            found, trouble = self._attempt(own, apart)
             if found is not None:
-                self.facts |= {"clients": "vectorised", "chunk": max(self.facts["chunk"], len(part))}
+                way = "semi-vectorised" if apart else "vectorised"
+                self.facts |= {"clients": way, "chunk": max(self.facts["chunk"], len(part))}
                 yield part, found
                 continue
             group = part + group
@@ -95,21 +102,23 @@ class VectorisedTrainer(LocalTrainer):
                 self._refuse(mark, f"{type(trouble).__name__}: {first_line}")
 
     def _calibrate(self, mark: tuple[int, ...], tasks: list[Task]) -> bool:
-        """Whether these clients are faster one after another, by the clock; then they train so from now on."""
+        """Takes the fastest way from now on, by the clock; whether that is one client after another."""
         try:
             pace = measure(self, tasks)
         except Exception:  # comes up again when they train, and is reported then
             return False
         self.facts.setdefault("calibration", []).append({"clients": len(tasks), **pace._asdict()})
-        if pace.together <= pace.one_by_one:
+        if pace.best == "semi-vectorised":
+            self._apart.add(mark)
+        if pace.best != "sequential":
             return False
         self._refuse(mark, "one after another they are faster")
         return True
 
-    def _attempt(self, tasks: list[Task]) -> tuple[list[Trained] | None, Exception | None]:
+    def _attempt(self, tasks: list[Task], apart: bool) -> tuple[list[Trained] | None, Exception | None]:
         """What they trained, or the exception, without its frames, which would keep tensors alive."""
         try:
-            return self._together(tasks), None
+            return self._together(tasks, apart), None
         except Exception as error:  # an error in hooks comes up again when a client trains alone
             return None, error.with_traceback(None)
 
@@ -214,10 +223,10 @@ class VectorisedTrainer(LocalTrainer):
 
     # the program -----------------------------------------------------------------------------------
 
-    def _together(self, tasks: list[Task]) -> list[Trained]:
+    def _together(self, tasks: list[Task], apart: bool) -> list[Trained]:
         # Clients with the most steps first, as Cohort needs them.
         order = sorted(range(len(tasks)), key=lambda i: -tasks[i].client.steps)
-        cohort = Cohort(self, [tasks[i] for i in order])
+        cohort = Cohort(self, [tasks[i] for i in order], apart=apart)
         before = generator_states()
         cohort.train()
         # A number drawn here is one for all clients; one after another, each client draws its own.

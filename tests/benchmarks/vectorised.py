@@ -4,9 +4,11 @@
     python tests/benchmarks/vectorised.py --device cuda --clients 10 50 200
     python tests/benchmarks/vectorised.py --device cuda --model resnet9 --shape 3 64 64 --defence dp-sgd
 
-A round of local training, batches gathered from uint8 images, plain SGD. Both ways take turns; a ratio is the median of
-the turns' ratios, above 1 where one program is faster. The difference of their updates, as a share of the update, is
-printed too, the clients' median and the largest: where a ReLU's input is zero up to rounding, either way may go on.
+A round of local training, batches gathered from uint8 images, plain SGD: one client after another, as one program, and
+as one but for the convolutions, which run client by client. The ways take turns; a ratio is the median of the turns'
+ratios, above 1 where a program is faster than one client after another. The difference of the updates of the first two,
+as a share of the update, is printed too, the clients' median and the largest: where a ReLU's input is zero up to
+rounding, either way may go on.
 """
 
 from __future__ import annotations
@@ -69,11 +71,10 @@ def main() -> None:
                     clients.append(Client(i, x.to(device), y.to(device), steps, how, hooks, own))
                 members.append(clients)
 
-            def tasks(kind: Any, members: Any = members) -> list[Any]:
-                more = {"chunk": args.chunk} if kind is VectorisedTrainer else {}
+            def tasks(kind: Any, members: Any = members, **how: Any) -> list[Any]:
                 found = []
                 for seed, clients in enumerate(members):
-                    trainer = kind(module, settings, seed, f"benchmark {seed}", "float32", device, **more)
+                    trainer = kind(module, settings, seed, f"benchmark {seed}", "float32", device, **how)
                     found += trainer.tasks(clients, Start(0, flatten(module)), [{}] * len(clients))
                 return found
 
@@ -82,18 +83,22 @@ def main() -> None:
                 synchronise(device)
                 return found
 
-            alone, together = tasks(LocalTrainer), tasks(VectorisedTrainer)
-            apart = sorted(
+            alone, together = tasks(LocalTrainer), tasks(VectorisedTrainer, chunk=args.chunk)
+            apart = tasks(VectorisedTrainer, chunk=args.chunk, apart=True)
+            differences = sorted(
                 float((a - b).norm() / a.norm())
                 for (a, _), (b, _) in zip(train(alone), train(together), strict=True)
             )
-            seconds = [[clock(partial(train, way))[0] for way in (alone, together)] for _ in range(turns)]
-            one, joint = (statistics.median(column) for column in zip(*seconds, strict=True))
+            train(apart)
+            ways = (alone, together, apart)
+            seconds = [[clock(partial(train, way))[0] for way in ways] for _ in range(turns)]
+            one, joint, semi = (statistics.median(column) for column in zip(*seconds, strict=True))
             rows.append({
                 "clients": n, "trainings": args.trainings, "defence": defence, "alone, ms a round": 1000 * one,
-                "together, ms a round": 1000 * joint, "ratio": statistics.median(a / b for a, b in seconds),
-                "chunk": together[0].trainer.facts["chunk"], "difference": statistics.median(apart),
-                "largest": apart[-1],
+                "together, ms a round": 1000 * joint, "ratio": statistics.median(a / b for a, b, _ in seconds),
+                "semi, ms a round": 1000 * semi, "semi ratio": statistics.median(a / c for a, _, c in seconds),
+                "chunk": together[0].trainer.facts["chunk"], "difference": statistics.median(differences),
+                "largest": differences[-1],
             })  # fmt: skip
     table(rows)
     print("targets on a GPU: 8 for 50 clients of small-cnn, 2 for resnet9 on 64x64 with dp-sgd")

@@ -66,14 +66,14 @@ def members(stage, limit=None):
     return found
 
 
-def both(stage, module, clients, chunk=None, batch_norm="train"):
+def both(stage, module, clients, chunk=None, batch_norm="train", apart=False):
     """Updates and buffers from both trainers, on the same round; the vectorised one's facts."""
     weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
     moved = torch.randn(weights.shape, generator=torch_generator("moved"), dtype=weights.dtype).to(weights)
     at = Start(1, weights, moved=moved, multiplier=0.5, rounds=4, clients=5, malicious=2)
     arguments = (module, stage.spec.federation.local, 3, "stage", stage.spec.compute.precision, stage.device)
     found = []
-    for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk)):
+    for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, chunk=chunk, apart=apart)):
         module.eval()  # modes are the trainer's to set
         trainer.batch_norm = batch_norm
         found.append(trainer.train_all(trainer.tasks(clients, at, [buffers] * len(clients))))
@@ -82,10 +82,11 @@ def both(stage, module, clients, chunk=None, batch_norm="train"):
     return *found, trainer.facts
 
 
-def same(stage, module=None, clients=None, tolerance=1e-9, chunk=None):
+def same(stage, module=None, clients=None, tolerance=1e-9, chunk=None, apart=False):
     """Trains both ways and compares; the facts of the vectorised trainer."""
     module = stage.initial_module().double() if module is None else module
-    one, together, facts = both(stage, module, members(stage) if clients is None else clients, chunk)
+    clients = members(stage) if clients is None else clients
+    one, together, facts = both(stage, module, clients, chunk, apart=apart)
     for (a, buffers), (b, others) in zip(one, together, strict=True):
         assert a.isfinite().all()
         assert float(a.norm()) > 0
@@ -146,6 +147,13 @@ def test_every_stack_trains_as_one_program(tmp_path, defences):
     assert facts == {"clients": "vectorised", "chunk": 5, "alone": []}
 
 
+@pytest.mark.parametrize("defences", STACKS)
+def test_every_stack_trains_with_convolutions_client_by_client(tmp_path, defences):
+    facts = same(training(tmp_path, defences), apart=True)
+    assert facts["clients"] == "semi-vectorised"
+    assert facts["alone"] == []
+
+
 EQUAL = ["adversarial-weight-perturbation: {attack: {pgd: {eps: 0.1, steps: 2}}}", "clean-logit-pairing"]
 
 
@@ -196,8 +204,10 @@ def test_optimisers_steps_and_the_proximal_term(tmp_path, optimizer, steps, prox
 
 
 @pytest.mark.parametrize("model", ["logistic", "{mlp: {hidden: [8]}}", "{resnet9: {width: 2}}"])
-def test_other_networks(tmp_path, model):
-    assert same(training(tmp_path, model=model))["clients"] == "vectorised"
+@pytest.mark.parametrize("apart", [False, True])
+def test_other_networks(tmp_path, model, apart):
+    facts = same(training(tmp_path, model=model), apart=apart)
+    assert facts["clients"] == ("semi-vectorised" if apart else "vectorised")
 
 
 def test_batch_normalisation_keeps_each_client_s_statistics(tmp_path):
@@ -260,7 +270,7 @@ def test_whole_trainings_agree_as_far_as_rounding_lets_them(tmp_path, defences, 
     stage = training(tmp_path, defences, model, local, threats=f"aggregators: [{rule}]\n")
     federation = stage.spec.federation.model_copy(update={"participation": 0.8, "buffers": "local"})
     found = []
-    for way in ("sequential", "vectorised"):
+    for way in ("sequential", "vectorised", "semi-vectorised"):
         compute = Compute.model_validate({"clients": way})
         stage.spec = replace(stage.spec, federation=federation, compute=compute)
         ready = stage.set_up(stage.initial_module())
@@ -274,8 +284,9 @@ def test_whole_trainings_agree_as_far_as_rounding_lets_them(tmp_path, defences, 
         buffers = [b.flatten() for b in module.buffers() if b.is_floating_point()]
         found.append(torch.cat([flatten(module) - start, *buffers]))
         assert trainer.facts["clients"] == way
-    one, together = found
-    assert float((one - together).norm() / one.norm()) < 1e-10
+    one, *others = found
+    for together in others:
+        assert float((one - together).norm() / one.norm()) < 1e-10
 
 
 def test_batch_normalisation_under_a_gradient_hook_trains_alone(tmp_path):
@@ -453,18 +464,18 @@ def test_the_estimate_of_memory_keeps_none(tmp_path):
     assert held() == before
 
 
-@pytest.mark.parametrize("faster", ["together", "one_by_one"])
-def test_a_few_steps_both_ways_decide_how_clients_train(tmp_path, monkeypatch, faster):
+@pytest.mark.parametrize("faster", ["vectorised", "semi-vectorised", "sequential"])
+def test_a_few_steps_each_way_decide_how_clients_train(tmp_path, monkeypatch, faster):
     stage = training(tmp_path, model="{resnet9: {width: 2, norm: batch}}", partition="iid")
     clients, module = members(stage, limit=150), stage.initial_module().double()
     weights, buffers = flatten(module), float_buffers(module, buffer_names(module))
     counter, steps = module.conv1[1].num_batches_tracked, []
-    plain = calibration._seconds
+    plain, ways = calibration._seconds, ["vectorised", "semi-vectorised", "sequential"]
 
     def timed(run, device):
         taken = plain(run, device)
         steps.append(taken)
-        return 1.0 if (len(steps) == 1) == (faster == "together") else 2.0
+        return 1.0 if len(steps) == 1 + ways.index(faster) else 2.0
 
     monkeypatch.setattr(calibration, "_seconds", timed)
     arguments = (module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
@@ -481,13 +492,39 @@ def test_a_few_steps_both_ways_decide_how_clients_train(tmp_path, monkeypatch, f
     for (a, own), (b, others) in zip(found[:half], found[half:], strict=True):
         assert float((a - b).norm() / a.norm()) < 1e-9
         assert all(torch.allclose(others[name], value, rtol=1e-9) for name, value in own.items())
-    assert len(steps) == 2  # once for these clients, not once a round
+    assert len(steps) == 3  # once for these clients, not once a round
     assert min(steps) > 0
     facts = trainer.facts
-    together, one_by_one = (1.0, 2.0) if faster == "together" else (2.0, 1.0)
-    assert facts["calibration"] == [{"clients": 5, "together": together, "one_by_one": one_by_one}]
-    assert facts["clients"] == ("vectorised" if faster == "together" else "sequential")
-    assert facts["alone"] == ([] if faster == "together" else ["one after another they are faster"])
+    paces = {way.replace("-", "_"): 1.0 if way == faster else 2.0 for way in ways}
+    assert facts["calibration"] == [{"clients": 5, **paces}]
+    assert facts["clients"] == faster
+    assert facts["alone"] == (["one after another they are faster"] if faster == "sequential" else [])
+
+
+@pytest.mark.parametrize(
+    ("model", "tried"), [("{mlp: {hidden: [8]}}", False), ("{resnet9: {width: 2}}", True)]
+)
+def test_convolutions_are_tried_client_by_client_where_they_can_be(tmp_path, monkeypatch, model, tried):
+    """A network has some, and a failure of this way alone is no reason not to train as one program."""
+    stage = training(tmp_path, model=model)
+    trials = []
+
+    class Refusing:
+        def __enter__(self):
+            trials.append(self)
+            raise RuntimeError("no rule for vmap")
+
+        def __exit__(self, *_):
+            """Never reached."""
+
+    monkeypatch.setattr(cohort, "ConvolutionsApart", Refusing)
+    module, clients = stage.initial_module().double(), members(stage, limit=60)
+    arguments = (module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
+    trainer = VectorisedTrainer(*arguments, calibrates=True)
+    trainer.train_all(trainer.tasks(clients, Start(0, flatten(module), rounds=2, clients=5), [{}] * 5))
+    assert len(trials) == tried
+    assert all(pace["semi_vectorised"] is None for pace in trainer.facts["calibration"])
+    assert trainer.facts["clients"] in ("vectorised", "sequential")
 
 
 def test_float32_and_bf16(tmp_path):
@@ -495,9 +532,11 @@ def test_float32_and_bf16(tmp_path):
     clients = members(stage)
     for client in clients:
         client.images = client.images.float()
-    assert same(stage, stage.initial_module(), clients, tolerance=1e-5)["chunk"] == 5
+    for apart in (False, True):
+        assert same(stage, stage.initial_module(), clients, tolerance=1e-5, apart=apart)["chunk"] == 5
     object.__setattr__(stage.spec.compute, "precision", "bf16")
-    assert same(stage, stage.initial_module(), clients, tolerance=0.05)["chunk"] == 5
+    for apart in (False, True):
+        assert same(stage, stage.initial_module(), clients, tolerance=0.05, apart=apart)["chunk"] == 5
 
 
 @pytest.mark.parametrize("how", ["shuffle", "poisson"])
