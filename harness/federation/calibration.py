@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,11 +39,35 @@ class Pace(NamedTuple):
         return min(known, key=known.__getitem__).replace("_", "-")
 
 
-def measure(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
-    """Times a few steps of these clients each way and discards the results; the modules' buffers stay as they were.
+_PACES: dict[Hashable, Pace] = {}  # what this process has measured
+
+
+def pace_of(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
+    """How fast these clients train by each way; measured once a process for trainings that have the same to compute.
 
     Raises whatever training them as one program raises.
     """
+    kind = _kind(trainer, tasks)
+    if kind not in _PACES:
+        _PACES[kind] = _measured(trainer, tasks)
+    return _PACES[kind]
+
+
+def _kind(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Hashable:
+    """What the pace depends on, but for the values of weights and records, and what else the device has to do."""
+    client = tasks[0].client
+    return (
+        (trainer.device, trainer.precision, torch.backends.cudnn.allow_tf32, torch.get_num_threads()),
+        tuple((type(layer), layer.extra_repr()) for layer in trainer.module.modules()),
+        tuple((name, p.shape, p.stride(), p.dtype) for name, p in trainer.module.named_parameters()),
+        str(trainer.settings),
+        (repr(client.hooks), client.images.shape[1:], client.images.dtype, client.sampling.method),
+        tuple((min(t.client.steps, STEPS), min(t.client.size, trainer.settings.batch_size)) for t in tasks),
+    )
+
+
+def _measured(trainer: VectorisedTrainer, tasks: Sequence[Task]) -> Pace:
+    """Times a few steps of these clients each way and discards the results; the modules' buffers stay as they were."""
     short = [replace(t, client=replace(t.client, steps=min(t.client.steps, STEPS))) for t in tasks]
     short.sort(key=lambda task: -task.client.steps)
     modules = {task.trainer: task.trainer.module for task in tasks}

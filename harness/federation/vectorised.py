@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.evaluation.predict import modes_restored, own_pixels, to_pixels
-from harness.federation.calibration import measure
+from harness.federation.calibration import pace_of
 from harness.federation.cohort import Cohort
 from harness.federation.dropout import Masks, dropouts, masked
 from harness.federation.local import Client, LocalTrainer, Task, Trained, seeded_modules
@@ -104,7 +104,7 @@ class VectorisedTrainer(LocalTrainer):
     def _calibrate(self, mark: tuple[int, ...], tasks: list[Task]) -> bool:
         """Takes the fastest way from now on, by the clock; whether that is one client after another."""
         try:
-            pace = measure(self, tasks)
+            pace = pace_of(self, tasks)
         except Exception:  # comes up again when they train, and is reported then
             return False
         self.facts.setdefault("calibration", []).append({"clients": len(tasks), **pace._asdict()})

@@ -478,6 +478,7 @@ def test_a_few_steps_each_way_decide_how_clients_train(tmp_path, monkeypatch, fa
         return 1.0 if len(steps) == 1 + ways.index(faster) else 2.0
 
     monkeypatch.setattr(calibration, "_seconds", timed)
+    monkeypatch.setattr(calibration, "_PACES", {})
     arguments = (module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
     found = []
     for trainer in (LocalTrainer(*arguments), VectorisedTrainer(*arguments, calibrates=True)):
@@ -502,6 +503,37 @@ def test_a_few_steps_each_way_decide_how_clients_train(tmp_path, monkeypatch, fa
 
 
 @pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ({}, False),
+        ({"defences": "dp-sgd: {noise_multiplier: 2.0}"}, True),
+        ({"model": "{small-cnn: {width: 3, hidden: 8}}"}, True),
+        ({"local": LOCAL.replace("100", "50")}, True),
+        ({"threats": "seeds: [1]\n"}, False),
+    ],
+)
+def test_a_process_times_trainings_of_a_kind_once(tmp_path, monkeypatch, changed, again):
+    timed = []
+
+    def seconds(run, device):
+        timed.append(run)
+        return float(len(timed))  # the first way is the fastest
+
+    monkeypatch.setattr(calibration, "_seconds", seconds)
+    monkeypatch.setattr(calibration, "_PACES", {})
+    usual = {"defences": "dp-sgd: {noise_multiplier: 1.0}", "partition": "iid"}
+    for number, settings in enumerate((usual, usual | changed)):
+        stage = training(tmp_path, **settings)
+        clients = members(stage, limit=60)
+        local, module = stage.spec.federation.local, stage.initial_module().double()
+        trainer = VectorisedTrainer(module, local, number, "stage", "float32", "cpu", calibrates=True)
+        trainer.train_all(trainer.tasks(clients, Start(0, flatten(module), rounds=2, clients=5), [{}] * 5))
+        assert trainer.facts["clients"] == "vectorised"
+        assert len(timed) == (6 if number and again else 3)
+        assert trainer.facts["calibration"][0]["vectorised"] == (4.0 if number and again else 1.0)
+
+
+@pytest.mark.parametrize(
     ("model", "tried"), [("{mlp: {hidden: [8]}}", False), ("{resnet9: {width: 2}}", True)]
 )
 def test_convolutions_are_tried_client_by_client_where_they_can_be(tmp_path, monkeypatch, model, tried):
@@ -518,6 +550,7 @@ def test_convolutions_are_tried_client_by_client_where_they_can_be(tmp_path, mon
             """Never reached."""
 
     monkeypatch.setattr(cohort, "ConvolutionsApart", Refusing)
+    monkeypatch.setattr(calibration, "_PACES", {})
     module, clients = stage.initial_module().double(), members(stage, limit=60)
     arguments = (module, stage.spec.federation.local, 3, "stage", "float32", "cpu")
     trainer = VectorisedTrainer(*arguments, calibrates=True)
