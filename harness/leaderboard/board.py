@@ -313,14 +313,17 @@ def _pool(board: Board) -> None:
 
 
 def _views(families: dict[int, dict[Attack, str]]) -> dict[View, set[str]]:
-    """The views of a board, which are each threat with several attacks and each attack -> families of these attacks."""
+    """The views of a board, which are each threat and each attack -> families of these attacks.
+
+    A threat with one attack has a view of its own too: where several boards are shown together, another may have more
+    attacks under a threat of this name.
+    """
     attacks = {
         attack: family for own in families.values() for attack, family in own.items() if family != "clean"
     }
     found: dict[View, set[str]] = {}
     for (threat, attack), family in attacks.items():
-        if sum(other == threat for other, _ in attacks) > 1:
-            found.setdefault((threat,), set()).add(family)
+        found.setdefault((threat,), set()).add(family)
         found[threat, attack] = {family}
     return found
 

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import synthetic
@@ -214,6 +215,19 @@ def test_columns_of_attacks_show_the_chosen_threat_or_attack_alone(visit, site, 
     expect(page.locator(f"{ROWS}:has([tabulator-field={key}] .best) button.open").first).to_have_attribute(
         "data-row", best[0]
     )
+
+
+def test_a_threat_that_has_one_attack_on_some_boards_has_numbers_on_all(visit, site):
+    page = visit("#board=&attack=" + quote('["backdoor"]') + "&columns=backdoor,backdoor_mean")
+    names = {
+        row.id: {cell.attack for cell in row.cells if cell.threat == "backdoor"}
+        for board in site.boards
+        for row in board.rows
+    }
+    shown = page.evaluate("shown.map((row) => [row.id, row.backdoor, row.backdoor_mean])")
+    assert {row for row, attacks in names.items() if attacks} == {row for row, *_ in shown}
+    assert any(len(names[row]) == 1 for row, *_ in shown)
+    assert all(number is not None for _, *numbers in shown for number in numbers)
 
 
 def test_columns_are_chosen_and_tabs_have_their_own(visit):
