@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from contextlib import contextmanager
 from itertools import combinations
@@ -10,9 +11,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.text import Text
 
 from harness import cli
 from harness.console import figures
+from harness.console.curves import draw_curves
 from harness.console.drawing import figure, series_style
 from harness.console.figures import SHARED, Front, draw_heatmap, draw_pareto, draw_ranks
 from harness.errors import HarnessError
@@ -233,6 +236,74 @@ def test_panels_of_a_sweep_are_told_apart_and_compressed_models_are_left_out_alo
     assert "uncompressed" not in text
     draw_heatmap([*found, record(99, 0.5, compressor="static-int8")], out, "t")
     assert ">t, uncompressed models<" in out.read_text()
+
+
+@pytest.mark.parametrize("kind", ["pareto", "heatmap", "ranks", "curves"])
+def test_long_names_are_told_apart_and_stay_within_the_figure(kind, tmp_path, monkeypatch):
+    """Methods that differ only in the middle of their names, in a scenario with a long name of its own."""
+    seen: list[str] = []
+
+    def looked_at(out, width, height):
+        @contextmanager
+        def go():
+            with figure(out, width, height) as drawn:
+                yield drawn
+                drawn.draw_without_rendering()
+                whole = drawn.bbox.padded(1)
+                for text in drawn.findobj(Text):
+                    if re.search("[a-z]", text.get_text()):  # not the numbers of axes: some are out of sight
+                        x0, y0, x1, y1 = text.get_window_extent().extents
+                        assert whole.contains(x0, y0), text.get_text()
+                        assert whole.contains(x1, y1), text.get_text()
+                        seen.append("".join(text.get_text().split()))
+
+        return go()
+
+    for module in ("figures", "curves"):
+        monkeypatch.setattr(f"harness.console.{module}.figure", looked_at)
+    defences = [f"adversarial-training(attack=pgd(eps={eps},steps=2),curriculum=0.5)" for eps in (0.1, 0.2)]
+    rules = [f"geometric-median(iterations=5,nu={nu},tolerance=1e-06)" for nu in (0.1, 0.2, 0.3)]
+    found = []
+    for i, defence in enumerate(defences):
+        for j, rule in enumerate(rules):
+            attacks = [("none", "none", "none"), ("t", "alie", "training"), ("u", "alie", "training")]
+            for threat, attack, phase in [*attacks, ("e", "fgsm", "inference")]:
+                cell = {
+                    "defence": defence,
+                    "aggregator": rule,
+                    "threat": threat,
+                    "attack": attack,
+                    "phase": phase,
+                }
+                found.append(
+                    record(
+                        len(found), 0.9 - i / 10 - j / 100, 0.5 + j / 100 if threat == "e" else None, **cell
+                    )
+                )
+    title, out = "-".join(["a-scenario-with-a-long-name"] * 3), tmp_path / "x.svg"
+    if kind == "pareto":
+        draw_pareto(found, out, title, "accuracy", "robust")
+        names = defences
+    elif kind == "heatmap":
+        draw_heatmap(found, out, title)
+        names = [*defences, *rules]
+    elif kind == "ranks":
+        draw_ranks(found, out, title, "aggregator", "byzantine")
+        names = rules
+    else:
+        points = [(0.0, 0.5, False), (0.1, 0.4, False)]
+        draw_curves({("fgsm in linf", "none"): dict.fromkeys(defences, points)}, out, title)
+        names = defences
+    for name in (title, *names):
+        assert any(text.startswith(name) for text in seen), name
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    found = [record(i, 0.9, a / 10, defence=f"{a}$\\frac$") for i, a in enumerate((1, 2))]
+    for one in found:
+        one["cell"] |= {"threat": "e", "attack": "pgd"}
+    draw_pareto(found, tmp_path / "x.svg", "a$_$b", "accuracy", "robust")
+    assert all(text in (tmp_path / "x.svg").read_text() for text in ("1$\\frac$", "a$_$b"))
 
 
 def test_series_look_apart():

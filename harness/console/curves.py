@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.console.drawing import check_format, figure, series_style
+from harness.console.drawing import check_format, figure, heading, legend_within, series_style
 from harness.console.output import told_apart
 from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
@@ -19,8 +17,6 @@ from harness.evaluation.masking import without_radius
 # Radius, robust accuracy in [0, 1], whether a flag says that this accuracy means little.
 Point = tuple[float, float, bool]
 Panel = dict[str, list[Point]]  # defences -> points
-CHARACTER = 0.06  # inches that a character of the legend takes at most
-HANDLE = 8  # characters that the line before a legend's text takes
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]:
@@ -111,11 +107,9 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     titles, legend = told_apart(columns), told_apart(names)
     width = 0.8 + 2.1 * len(columns)
-    labels = [textwrap.fill(legend[name], int(width / CHARACTER) - HANDLE) for name in names]
-    wide = HANDLE + max(len(line) for label in labels for line in label.splitlines())
-    across = max(1, min(3, len(names), int(width / CHARACTER / wide)))
-    deep = math.ceil(len(names) / across) * max(label.count("\n") + 1 for label in labels)
-    with figure(out, width, 1.0 + 2.2 * len(attacks) + 0.14 * deep) as drawn:
+    below, above = legend_within([legend[name] for name in names], width, 3), heading(title, width)
+    height = 1.0 + 2.2 * len(attacks) + below.height + 0.15 * above.count("\n")
+    with figure(out, width, height) as drawn:
         grid = drawn.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
         for (attack, compressor), panel in panels.items():
             axes = grid[attacks.index(attack)][columns.index(compressor)]
@@ -131,8 +125,8 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
             axes.grid(alpha=0.25, linewidth=0.5)
         lines = {line.get_label(): line for axes in grid.flat for line in axes.get_legend_handles_labels()[0]}
         handles = [lines[legend[name]] for name in names]
-        drawn.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
-        drawn.suptitle(title, fontsize=9)
+        drawn.legend(handles, below.labels, loc="outside lower center", ncols=below.columns, frameon=False)
+        drawn.suptitle(above, fontsize=9)
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str) -> None:

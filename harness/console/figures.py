@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.console.contributed import shown_quantities
-from harness.console.drawing import COLOURS, figure, series_style
-from harness.console.output import count_of, shorten, told_apart
+from harness.console.drawing import CHARACTER, COLOURS, figure, heading, legend_within, series_style
+from harness.console.output import count_of, in_lines, kept_apart, told_apart
 from harness.console.pooling import AXES, Quantity, Value, family, pool
 from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 KINDS = ("curves", "pareto", "heatmap", "ranks", "table")
 SHARED = "blocks share data and seeds: p describes this scenario and is no evidence beyond it"
 OPTIONS = {"x": ("pareto",), "y": ("pareto", "ranks"), "by": ("ranks",)}  # option -> the figures that take it
+WIDTH = 5.2  # inches of a figure without panels
 LINE = 86  # characters of a line above or beneath the figure of ranks
 Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
@@ -96,7 +97,11 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
     clients = [any(row.values[q.key].clients for q in (across, up)) for row in rows]
     varying = [i for i in range(len(AXES)) if len({row.axes[i] for row in rows}) > 1]
     series = list(dict.fromkeys(row.axes[varying[0]] if varying else "" for row in rows))
-    with figure(out, 5.2, 3.8) as drawn:
+    above = heading(f"{title}: filled on the Pareto front", WIDTH)
+    named = kept_apart(series, 40)
+    units = [f"epsilon for a {unit}" for unit in ("record", "client") if any(clients)]
+    below = legend_within([*named.values(), *units], WIDTH, 2)
+    with figure(out, WIDTH, 3.5 + below.height + 0.15 * above.count("\n")) as drawn:
         axes = drawn.subplots()
         for number, name in enumerate(series):
             own = [i for i, row in enumerate(rows) if (row.axes[varying[0]] if varying else "") == name]
@@ -108,7 +113,7 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
                     axes.scatter(
                         [points[i][0] for i in there], [points[i][1] for i in there], s=24, marker=marker, zorder=2,
                         facecolors=colour if filled else "white", edgecolors=colour,
-                        label=None if told else shorten(name, 40),
+                        label=None if told else below.labels[number],
                     )  # fmt: skip
                     told = True
         for unit, style in (("record", "-"), ("client", "--")):
@@ -122,13 +127,14 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
         axes.set_xlabel(_axis(across))
         axes.set_ylabel(_axis(up))
         axes.grid(alpha=0.25, linewidth=0.5)
-        drawn.legend(loc="outside lower center", ncols=2, frameon=False)
-        drawn.suptitle(f"{title}: filled on the Pareto front", fontsize=9)
+        drawn.legend(loc="outside lower center", ncols=below.columns, frameon=False)
+        drawn.suptitle(above, fontsize=9)
         rest = [" / ".join(row.axes[j] for j in varying[1:]) for row in rows]
+        beside = kept_apart(rest, 30)
         labels: dict[Point, list[str]] = {}
         for i, text in enumerate(rest):
             if front[i] and text:
-                labels.setdefault((points[i][0], points[i][1]), []).append(shorten(text, 30))
+                labels.setdefault((points[i][0], points[i][1]), []).append(beside[text])
         texts = {p: own[0] + f" and {len(own) - 1} more" * (len(own) > 1) for p, own in labels.items()}
         _label(drawn, texts, [(px, py) for px, py in points if math.isfinite(px) and math.isfinite(py)])
     return Front(int(front.sum()), left_out)
@@ -238,13 +244,18 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
     every = {seed for own in found for seed in own}
     lacking = any(own.keys() != every for own in found)
     threats = Counter(attack for _, attack in attacks)
-    labels = [
-        shorten(attack, 24) + f"\n{shorten(threat, 24)}" * (threats[attack] > 1) for threat, attack in attacks
-    ]
-    rules = list(dict.fromkeys(r for panel in cells.values() for r, _ in panel))
-    height = 1.3 + 0.28 * len(rules) * len(cells)
-    titles = told_apart(list(cells))
-    with figure(out, 3.2 + 0.55 * len(attacks), height) as drawn:
+    under, where = (kept_apart(names, 24) for names in zip(*attacks, strict=True))
+    labels = [where[attack] + f"\n{under[threat]}" * (threats[attack] > 1) for threat, attack in attacks]
+    rules = kept_apart(dict.fromkeys(r for panel in cells.values() for r, _ in panel), 34)
+    width = 3.2 + 0.55 * len(attacks)
+    across = int((width - 2.9) / CHARACTER)  # characters above a panel between long names and the colour bar
+    titles = {name: in_lines(told, across) for name, told in told_apart(list(cells)).items()}
+    title += ", uncompressed models" * compressed + "; †: lacks seeds" * lacking
+    above = heading(title, width)
+    lines = max(rule.count("\n") + 1 for rule in rules.values())
+    height = 1.3 + 0.14 * (lines + 1) * len(rules) * len(cells)
+    height += 0.14 * (above.count("\n") + sum(told.count("\n") for told in titles.values()))
+    with figure(out, width, height) as drawn:
         grid = drawn.subplots(len(cells), 1, squeeze=False, sharex=True)
         for axes, (defence, panel) in zip(grid[:, 0], cells.items(), strict=True):
             by_seed = [[panel.get((rule, attack), {}) for attack in attacks] for rule in rules]
@@ -256,13 +267,12 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
                     lacks = by_seed[i][j].keys() != every
                     text = "–" if math.isnan(value) else f"{value:.0f}" + "†" * lacks
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
-            axes.set_yticks(range(len(rules)), [shorten(rule, 34) for rule in rules])
+            axes.set_yticks(range(len(rules)), list(rules.values()))
             axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
             if len(cells) > 1:
-                axes.set_title(shorten(titles[defence], 60), fontsize=8)
+                axes.set_title(titles[defence], fontsize=8)
         drawn.colorbar(image, ax=grid[:, 0].tolist(), label="accuracy (%)", shrink=0.8)
-        title += ", uncompressed models" * compressed + "; †: lacks seeds" * lacking
-        drawn.suptitle(title, fontsize=9)
+        drawn.suptitle(above, fontsize=9)
     return len(cells)
 
 
@@ -316,19 +326,22 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
     one = Ranking(by, chosen.column, title, tuple(methods), tuple(map(str, range(len(kept)))), kept)
     above = [f"{title}: {one.test.test.capitalize()} p = {one.test.p:.2g}; {_claim(one)}", SHARED]
     beneath = [f"average rank by {chosen.header} over {len(kept)} blocks (1 is best)"]
-    if told := _not_ranked([m for m in scored if m not in methods], dropped):
+    names = kept_apart(scored, 40)
+    if told := _not_ranked([names[m] for m in scored if m not in methods], dropped):
         beneath.append(f"without a value to compare, and so not ranked: {told}")
     above, beneath = ([line for text in texts for line in _wrapped(text)] for texts in (above, beneath))
-    with figure(out, 5.2, 1.2 + 0.2 * len(methods) + 0.14 * (len(above) + len(beneath) - 3)) as drawn:
+    step = max(0.2, 0.12 * max(names[method].count("\n") + 1 for method in methods))
+    with figure(out, WIDTH, 1.2 + step * len(methods) + 0.14 * (len(above) + len(beneath) - 3)) as drawn:
         axes = drawn.subplots()
+        axes.spines[["left", "right", "top"]].set_visible(False)  # names may reach beyond them
         order = np.argsort(one.ranks, kind="stable")
         for height, position in enumerate(order):
             rank = float(one.ranks[position])
             axes.plot([1, rank], [height, height], color="#cccccc", linewidth=0.6, zorder=1)
             axes.plot(rank, height, marker="o", color=COLOURS[0], markersize=4)
             axes.annotate(
-                f"{shorten(methods[position], 40)}  {rank:.2f}", (rank, height),
-                textcoords="offset points", xytext=(6, -2), fontsize=7,
+                f"{names[methods[position]]}  {rank:.2f}", (rank, height),
+                textcoords="offset points", xytext=(6, 0), fontsize=7, va="center",
             )  # fmt: skip
         for number, group in enumerate(one.groups):
             ends = [float(one.ranks[i]) for i in group]
@@ -337,8 +350,8 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
         axes.set_xlim(0.9, len(methods) + 0.9)
         axes.set_ylim(len(methods) - 0.4 + 0.35 * len(one.groups), -0.6)
         axes.set_yticks([])
-        axes.set_xlabel("\n".join(beneath))
-        axes.set_title("\n".join(above), fontsize=7)
+        drawn.supxlabel("\n".join(beneath), fontsize=8)  # in the middle of the figure, which names make wider
+        drawn.suptitle("\n".join(above), fontsize=7)
     return one.test._replace(dropped=dropped)
 
 
@@ -348,7 +361,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _not_ranked(methods: Sequence[str], blocks: int) -> str:
     """What is not ranked, as in `crfl anywhere, some method in 2 blocks`; empty where everything is."""
-    told = [f"{shorten(method, 40)} anywhere" for method in methods]
+    told = [f"{method} anywhere" for method in methods]
     return ", ".join(told + [f"some method in {count_of(blocks, 'block')}"] * bool(blocks))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -117,6 +119,20 @@ def told_apart(labels: Sequence[str]) -> dict[str, str]:
     bare = {label: without_parameters(label) for label in labels}
     counts = Counter(bare.values())
     return {label: short if counts[short] == 1 else label for label, short in bare.items()}
+
+
+def kept_apart(labels: Iterable[str], width: int) -> dict[str, str]:
+    """Label -> the label `shorten`ed, or all of it in lines of that width if another would look the same."""
+    short = {label: shorten(label, width) for label in labels}
+    counts = Counter(short.values())
+    return {label: form if counts[form] == 1 else in_lines(label, width) for label, form in short.items()}
+
+
+def in_lines(label: str, width: int) -> str:
+    """The label in lines of at most `width` characters that end between words or parameters, where they can."""
+    between = re.compile(r"(?<=[,( ])|(?<=[^\W\d_]{2}-)")
+    lines = [line for own in label.split("\n") for line in packed(between.split(own), width)]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, width, break_on_hyphens=False))
 
 
 def short_labels(labels: Sequence[str], width: int) -> dict[str, str]:
