@@ -290,7 +290,10 @@ class Defence(ClientHooks, Plugin):
         return float("inf")
 
     def guarantee(self, history: list[dict[str, Any]]) -> Guarantee | None:
-        """What several trainings guarantee together; None: nothing. history: what `prepare` returned for each."""
+        """What several trainings guarantee together; None: nothing. history: what `prepare` returned for each.
+
+        An empty history guarantees nothing.
+        """
         return None
 
 

@@ -31,7 +31,7 @@ CONSTANTS = {
     "MERGED": "The client id of a row that several clients share.",
     "Params": "dict name -> tensor: trainable parameters.",
     "Register": "register(cls): what harness_register is given.",
-    "accounting": "Module: Renyi accounting of Gaussian mechanisms; noise for an epsilon, and epsilon of a noise.",
+    "accounting": "Module: the epsilon that Gaussian mechanisms spend, and the noise for an epsilon; see above.",
     "hookimpl": "Decorator: marks a function or method as the implementation of the hook of its name.",
 }
 
@@ -89,6 +89,12 @@ def names() -> Iterator[str]:
     yield from ("", "### Functions", "", "| function | does |", "|---|---|")
     for name, function in functions.items():
         yield f"| `{name}({signature(function)})` | {cell(sentence(documentation(function, name)))} |"
+    module = api.accounting
+    yield from ("", "### Functions of accounting", "", documentation(module, "accounting"))
+    yield from ("", "| function | does |", "|---|---|")
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__ and not name.startswith("_"):
+            yield f"| `accounting.{name}({signature(function)})` | {cell(documentation(function, name))} |"
     yield from ("", "### Other names", "", "| name | is |", "|---|---|")
     rest = sorted(values.keys() - classes.keys() - functions.keys() - CONSTANTS.keys())
     if rest:

@@ -267,9 +267,8 @@ def empty_batch(subject: Subject) -> None:
         gradients = training.gradient(training.params, training.batch((x, y), key), key)
     except Exception as error:
         raise CheckFailed(
-            f"{subject.name} breaks on an empty batch: {type(error).__name__}: {error}. Poisson sampling "
-            "draws them: return "
-            "the batch as it is, or a zero gradient"
+            f"{subject.name} breaks on an empty batch: {type(error).__name__}: {str(error).rstrip('.')}. "
+            "Poisson sampling draws them: return the batch as it is, or a zero gradient"
         ) from error
     require(
         all(bool(g.isfinite().all()) for g in gradients.values()),

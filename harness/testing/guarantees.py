@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.contracts.defence import ClientHooks, Defence, Guarantee
 from harness.privacy.promised import promised
-from harness.testing.core import Setting, Subject, after, check, require
+from harness.testing.core import CheckFailed, Setting, Subject, after, check, require
 
 
 @check("defence")
@@ -17,10 +17,14 @@ def guarantee_valid(subject: Subject) -> None:
     from harness.testing.local import CLIENTS, PER_CLIENT, federation
 
     defence, prepared = subject.plugin, subject.outcome().output["prepared"]
-    require(
-        defence.guarantee([]) is None,
-        f"{subject.name} guarantees something without a training: `guarantee([])` is None",
-    )
+    try:
+        nothing = defence.guarantee([]) is None
+    except Exception as error:
+        raise CheckFailed(
+            f"{subject.name} breaks where there is no training yet: `guarantee([])` raises {type(error).__name__}: "
+            f"{error}; it returns None"
+        ) from error
+    require(nothing, f"{subject.name} guarantees something without a training: `guarantee([])` is None")
     first = promised(defence, [prepared])
     if first is None:
         require(

@@ -1154,6 +1154,15 @@ class Shrinking(sound.Private):
         return None if found is None else found.model_copy(update={"epsilon": 1.5 / len(history)})
 
 
+@fault("guarantee_valid", "`guarantee([])` raises IndexError: list index out of range; it returns None")
+class Unstarted(sound.Private):
+    """Takes it for granted that something was trained."""
+
+    def guarantee(self, history):
+        delta = history[0]["delta"]
+        return Guarantee(unit="record", epsilon=1.5 * len(history), delta=delta, accountant="sum")
+
+
 @fault("guarantee_valid", "spends 5.2 at delta")
 class Halving(sound.Private):
     """Claims half of what its noise spends."""
