@@ -23,8 +23,14 @@ def check_class(plugin: Any) -> None:
     if not (isinstance(plugin, type) and issubclass(plugin, Plugin)):
         raise PluginError(f"register() takes plugin classes, not {plugin!r}")
     _check_parameters(plugin)
-    if plugin.kind not in KINDS or not plugin.name:
-        raise PluginError(f"{plugin.__qualname__} needs a kind and a name")
+    if plugin.kind not in KINDS:
+        raise PluginError(
+            f"{plugin.__qualname__} needs a kind: subclass Aggregator, Defence or another of harness.api"
+        )
+    if not plugin.name:
+        raise PluginError(
+            f'{plugin.__qualname__} needs a name: `name = "..."` in the class, what scenarios call it'
+        )
     if not isinstance(plugin.aliases, tuple):
         raise PluginError(f"{plugin.__qualname__}: aliases must be a tuple of names, not {plugin.aliases!r}")
     for name in spellings(plugin):

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pytest
 
@@ -105,7 +105,7 @@ BROKEN = {
     "missing method": (module().replace("def aggregate", "def agregate"), "does not implement aggregate"),
     "not a class": (module().replace("register(Mine)", "register(Mine())"), "takes plugin classes"),
     "not a plugin": (module().replace("register(Mine)", "register(dict)"), "takes plugin classes"),
-    "no name": (module(name=""), "needs a kind and a name"),
+    "no name": (module(name=""), "Mine needs a name: `name = \"...\"` in the class"),
     "slash in the name": (module(name="a/b"), "without '/' and spaces"),
     "space in the name": (module(name="a b"), "without '/' and spaces"),
     "aliases as text": (module().replace("aliases = ()", "aliases = 'abc'"), "tuple of names"),
@@ -630,6 +630,24 @@ def test_a_default_that_the_class_itself_excludes_is_the_fault_of_the_class():
     with pytest.raises(PluginError, match=r"^aggregator low: f must be at least 0, not -2$"):
         _Low.create({"f": -2})
     assert _Low.create({"f": 0}).f == 0
+
+
+class _Chosen(Aggregator):
+    """A mean whose parameter is a function."""
+
+    name = "chosen"
+    by: Any = Field(len, description="how to choose")
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+def test_a_parameter_that_no_scenario_can_hold_is_named():
+    with pytest.raises(
+        PluginError, match=r"^aggregator chosen: the parameter 'by' is <built-in function len>, which"
+    ):
+        _Chosen.create()
+    assert _Chosen.create({"by": 2}).by == 2
 
 
 def test_a_plugin_that_sets_an_attribute_of_its_own_is_told_where_the_value_belongs():

@@ -54,7 +54,7 @@ QUANTITIES = tuple(
         ("mia", "MIA AUC", "MIA AUC: best membership inference; 0.50 is chance, and less counts as chance"),
         ("inversion", "inversion dB", "inversion: mean PSNR of what the strongest attack gets back of records"),
         ("inversion_gain", "gain dB",
-         "gain: that PSNR less the mean validation image's as a guess; 0 or less: nothing was found"),
+         "gain: the PSNR of the inversion less that of the mean validation image; 0 or less: nothing was found"),
         ("epsilon", "epsilon", ""),
         ("audited", "audited ≥", "audited: epsilon that an audit proved to be spent at least"),
         ("size", "size kB", ""),

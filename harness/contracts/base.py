@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, ValidationError
-from pydantic_core import core_schema
+from pydantic_core import PydanticSerializationError, core_schema
 
 from harness.errors import PluginError
 from harness.numerals import short
@@ -99,9 +99,11 @@ class Plugin(BaseModel, metaclass=_Made):
     def create(cls, parameters: dict[str, Any] | None = None) -> Self:
         """A validated instance. Raises PluginError that lists every bad parameter."""
         try:
-            return cls(**(parameters or {}))
+            made = cls(**(parameters or {}))
         except ValidationError as error:
             raise default_error(cls, error, parameters or {}) or parameter_error(cls, error) from None
+        _check_plain(made)
+        return made
 
     if not TYPE_CHECKING:  # to a type checker, a __setattr__ means that every attribute may be set
 
@@ -202,6 +204,19 @@ def default_error(
         f"{plugin.kind} {plugin.name}: its own default is not allowed: {'; '.join(sentences(details))}. Correct it in "
         f"the class {plugin.__name__}"
     )
+
+
+def _check_plain(plugin: Plugin) -> None:
+    """Raises PluginError where a parameter's value, such as a function, cannot be written into a scenario."""
+    for name in type(plugin).model_fields:
+        try:
+            plugin.model_dump(mode="json", include={name})
+        except PydanticSerializationError:
+            raise PluginError(
+                f"{plugin.kind} {plugin.name}: the parameter {name!r} is {getattr(plugin, name)!r:.60}, which cannot "
+                "be written into a scenario: make it a number, a text, a list or another plugin, and what is no "
+                f"parameter a method of the class {type(plugin).__name__}"
+            ) from None
 
 
 class Shown:
