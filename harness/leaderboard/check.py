@@ -97,7 +97,22 @@ def open_scenario(submission: Submission) -> Scenario:
     except HarnessError as error:
         first, *rest = str(error).splitlines()
         more = f" (and {len(rest)} more lines)" if rest else ""
-        raise HarnessError(f"its scenario cannot be used here: {line(first)}{more}") from None
+        lacking = _lacking(submission)
+        needs = f"it needs {', '.join(lacking)}, which `harness list` does not show here; " if lacking else ""
+        raise HarnessError(f"its scenario cannot be used here: {needs}{line(first)}{more}") from None
+
+
+def _lacking(submission: Submission) -> list[str]:
+    """The packages, with their versions, of plugins that the submission names and that cannot be found here."""
+    from harness.registry import registry
+
+    found = set()
+    for plugin in submission.plugins:
+        try:
+            registry().find(plugin.kind, f"{plugin.distribution}/{plugin.name}")
+        except HarnessError:
+            found.add(line(f"{plugin.distribution} {plugin.version}"))
+    return sorted(found)
 
 
 def contradictions(submission: Submission, scenario: Scenario) -> list[str]:
@@ -164,7 +179,7 @@ def _against_its_scenario(path: Path, submission: Submission, found: Checked) ->
     except HarnessError as error:
         foreign = {plugin.distribution for plugin in submission.plugins} - {BUILTIN}
         if foreign:
-            found.notes.append(f"{path}: not compared with its scenario, for lack of a plugin? {error}")
+            found.notes.append(f"{path}: not compared with its scenario: {error}")
         else:
             found.problems.append(f"{path}: {error}")
         return

@@ -263,11 +263,13 @@ def test_methods_of_packages_that_are_not_here_are_a_note(call, tmp_path):
     status, _, err = call("check", path)
     assert status == 2  # all it names is built in, and yet its scenario cannot be read
     assert "its scenario cannot be used here: " in err
-    data["plugins"].append({**data["plugins"][0], "name": "my-defence", "distribution": "my-package"})
+    own = {**data["plugins"][0], "name": "my-defence", "distribution": "my-package", "version": "2.1"}
+    data["plugins"].append(own)
     save(tmp_path, parse(data, "x"))
     status, _, err = call("check", path)
     assert status == 0
     assert f"note: {path}: not compared with its scenario" in err
+    assert "it needs my-package 2.1, which `harness list` does not show here; " in err
     assert "unknown defence 'my-defence'" in err
 
 
