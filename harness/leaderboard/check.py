@@ -15,6 +15,7 @@ from harness.leaderboard.check_cells import applicable, labels, misdescribed, pl
 from harness.leaderboard.check_code import listed_twice, unnamed_libraries, unnamed_methods
 from harness.leaderboard.known_scores import Known, known_scores
 from harness.leaderboard.official import missing_cells, unclean
+from harness.leaderboard.other_code import lacking_packages
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, unportable
 from harness.leaderboard.submission import Submission, file_name, read
 
@@ -85,34 +86,26 @@ def check(paths: Sequence[Path]) -> Checked:
 def open_scenario(submission: Submission) -> Scenario:
     """The scenario that a submission holds, without its trackers, which write files.
 
-    Raises HarnessError if its text is not portable, is no scenario, or needs plugins that are not installed.
+    Raises HarnessError if its text is not portable, is no scenario, or needs packages, or versions of them, that are
+    not installed: with other defaults of a plugin, the same text is another scenario.
     """
     from harness.scenario import load_text
 
     problem = unportable(submission.scenario.text)
     if problem is not None:
         raise HarnessError(problem)
+    cannot = "its scenario cannot be used here: "
+    lacking = lacking_packages(submission, besides=BUILTIN)
+    needs = f"it needs {', '.join(lacking)}" if lacking else ""
     try:
-        return load_text(submission.scenario.text).model_copy(update={"trackers": ()})
+        scenario = load_text(submission.scenario.text)
     except HarnessError as error:
         first, *rest = str(error).splitlines()
         more = f" (and {len(rest)} more lines)" if rest else ""
-        lacking = _lacking(submission)
-        needs = f"it needs {', '.join(lacking)}, which `harness list` does not show here; " if lacking else ""
-        raise HarnessError(f"its scenario cannot be used here: {needs}{line(first)}{more}") from None
-
-
-def _lacking(submission: Submission) -> list[str]:
-    """The packages, with their versions, of plugins that the submission names and that cannot be found here."""
-    from harness.registry import registry
-
-    found = set()
-    for plugin in submission.plugins:
-        try:
-            registry().find(plugin.kind, f"{plugin.distribution}/{plugin.name}")
-        except HarnessError:
-            found.add(line(f"{plugin.distribution} {plugin.version}"))
-    return sorted(found)
+        raise HarnessError(f"{cannot}{needs}{'; ' if needs else ''}{line(first)}{more}") from None
+    if needs and scenario.hash() != submission.scenario.hash:
+        raise HarnessError(f"{cannot}{needs}, with which the same text is another scenario")
+    return scenario.model_copy(update={"trackers": ()})
 
 
 def contradictions(submission: Submission, scenario: Scenario) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.leaderboard.publishable import line
 from harness.leaderboard.submission import Plugin, Submission
 from harness.registry import registry
 
@@ -37,6 +38,23 @@ def _other_plugins(plugins: Iterable[Plugin], where: str) -> list[str]:
         for (package, there, here), plugins in changed.items()
         for names, theirs, ours in [zip(*plugins, strict=True)]
     ]
+
+
+def lacking_packages(submission: Submission, besides: str) -> list[str]:
+    """What the submission needs of packages other than `besides` and this installation lacks, in words, sorted."""
+    found = set()
+    for plugin in submission.plugins:
+        installed = _installed(plugin)
+        if plugin.distribution == besides or installed == (plugin.version, plugin.source):
+            continue
+        name, version = line(plugin.distribution), line(plugin.version)
+        if installed is None:
+            found.add(f"{name} {version}, which `harness list` does not show here")
+        elif installed[0] == plugin.version:
+            found.add(f"{name} {version} with other code than what is installed")
+        else:
+            found.add(f"{name} {version}, and {installed[0]} is installed")
+    return sorted(found)
 
 
 def unlisted(submission: Submission, record: Mapping[str, Any]) -> Iterator[str]:

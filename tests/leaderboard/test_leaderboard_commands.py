@@ -542,3 +542,22 @@ def test_every_command_has_an_example(call):
     assert {c.callback.__name__ for c in leaderboard.registered_commands} == {
         "submit", "check", "verify", "compare", "build"
     }  # fmt: skip
+
+
+def test_a_package_of_another_version_is_no_fault_of_the_file(call, tmp_path):
+    """Its defaults may be others, and the cells of the same text with them."""
+    from harness.leaderboard.submission import parse
+
+    data = handmade.plain("mine")
+    own = {**data["plugins"][0], "name": "my-defence", "distribution": "my-package", "version": "2.1"}
+    data["scenario"]["hash"] = "ab" * 32
+    path = save(tmp_path, parse(data, "x"))
+    status, _, err = call("check", path)
+    assert status == 2
+    assert "its scenario has the hash" in err
+    data["plugins"].append(own)
+    save(tmp_path, parse(data, "x"))
+    for status, words in ((0, ("check", path)), (2, ("verify", path))):
+        found, _, err = call(*words)
+        assert found == status
+        assert "it needs my-package 2.1, which `harness list` does not show here, with which the same" in err

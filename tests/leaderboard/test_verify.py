@@ -9,6 +9,7 @@ from harness.api import Tracker
 from harness.errors import HarnessError
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG
+from harness.leaderboard.other_code import lacking_packages
 from harness.leaderboard.submission import Submission, Unit, parse, read, write
 from harness.leaderboard.submit import collect
 from harness.leaderboard.verify import ELSEWHERE, EXACT, NOTE, Tolerance, compare, draw, verify
@@ -321,6 +322,23 @@ def test_a_made_up_source_does_not_make_a_file_pass_for_verified(made, again):
         data["plugins"].insert(0, {**true, "source": "ab" * 32})
 
     assert again(changed(made, twice)).verdict == "other-code"
+
+
+def test_packages_that_a_file_needs_are_named_with_what_is_here_instead(made):
+    from harness import __version__
+
+    def newer(data):
+        next(plugin for plugin in data["plugins"] if plugin["name"] == "dp-sgd")["version"] = "9.9"
+
+    def lacking(change, besides="nobody"):
+        return lacking_packages(changed(made, change), besides)
+
+    assert lacking(lambda data: None) == []
+    assert lacking(newer) == [f"psr-harness 9.9, and {__version__} is installed"]
+    assert lacking(lambda data: _other_source(data, "dp-sgd", "mean")) == [
+        f"psr-harness {__version__} with other code than what is installed"
+    ]
+    assert lacking(newer, besides="psr-harness") == []
 
 
 def test_methods_that_a_file_does_not_list_are_a_difference(made, again):
