@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.entry_points import BUILTIN
 from harness.leaderboard.board import Board, every_column
 from harness.leaderboard.columns import ARROWS, BY_KEY, SIGNS, TABS
 from harness.leaderboard.conditions import conditions
@@ -96,6 +97,9 @@ def _submission(submission: Submission, competes: bool) -> dict[str, Any]:
         "text": scenario.text,
         "file": f"{scenario.name}-v{scenario.version}.yaml",
         "environment": _environment(submission.environment),
+        "packages": sorted(
+            {f"{p.distribution} {p.version}" for p in submission.plugins if p.distribution != BUILTIN}
+        ),
         "verification": None
         if check is None
         else {

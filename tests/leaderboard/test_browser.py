@@ -821,6 +821,23 @@ def marked(value, path=()):
     return f"{value[:9]}{MARKUP}" if free and path[-1] != "source" else value
 
 
+def test_a_row_says_which_packages_it_needs_and_is_found_by_them(page, site, tmp_path):
+    plain, other = (synthetic.realistic(name, rows=2) for name in ("plain", "other"))
+    other["plugins"][0] |= {"distribution": "their-package", "version": "2.1"}
+    synthetic.put(tmp_path, plain)
+    synthetic.put(tmp_path, other)
+    build(tmp_path)
+    file = site.page.with_name("hostile.html")
+    shutil.copy(tmp_path / "index.html", file)
+    page.goto(file.as_uri())
+    ready(page)
+    every = page.locator(f"{ROWS} button.open").count()
+    page.locator("[data-filter=q]").fill("their-package")
+    expect(page.locator(f"{ROWS} button.open")).to_have_count(every // 2)
+    page.locator(f"{ROWS} button.open").first.click()
+    expect(page.locator("#card")).to_contain_text("v1.yaml, which needs their-package 2.1, then:")
+
+
 def test_markup_in_every_text_is_shown_and_never_run(page, site, tmp_path):
     one = synthetic.realistic("lab", rows=2)
     one |= {"official": False, "unofficial_because": ["why"], "note": "note", "url": "javascript:pwned=1"}

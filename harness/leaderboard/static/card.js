@@ -61,7 +61,8 @@ function openCard(id) {
   if (chain) children.push(grid("From the data to the release", ["stage", "part", "reads", "effect", "why"],
     DATA.tables.lineage[chain.l].map((step) => list(step).map((text, place) => (place === 3 ? h("span", {class: `effect ${text === "breaks" ? "bad" : ""}`}, text) : text)))));
   children.push(
-    h("h3", {}, "Repeat it"), h("p", {}, `Save the scenario below as ${one.file}, then:`),
+    h("h3", {}, "Repeat it"), h("p", {},
+      `Save the scenario below as ${one.file}${one.packages.length ? `, which needs ${one.packages.join(", ")}` : ""}, then:`),
     snippet("Command", `harness run ${one.file} ${
       row.source.r.map((part, place) => (part ? TEXT[part] : `--select '${AXES[place]}=${TEXT[row.source.a[place]]}'`)).join(" ")}`),
     h("details", {}, h("summary", {}, `Scenario ${one.file}`), snippet("Scenario", one.text, one.file)),

@@ -51,7 +51,7 @@ const ROWS = DATA.rows.map((row, place) => {
     board: board.label, dataset: one.dataset, submission: one.name, official: one.official,
     state: `${verdict}, ${one.official ? "official" : "unofficial"}`, values: [], name: labels.join(" / "),
     attacks: new Set(row.c.flatMap((cell) => [JSON.stringify([cell.threat]), JSON.stringify([cell.threat, cell.attack])])),
-    words: [...labels, board.label, one.dataset, one.name, one.authors, ...row.c.map((c) => `${c.threat} ${c.attack}`),
+    words: [...labels, board.label, one.dataset, one.name, one.authors, ...one.packages, ...row.c.map((c) => `${c.threat} ${c.attack}`),
       ...row.f.map((flag) => TEXT[flag])].join("\n").toLowerCase(),
   };
 });
