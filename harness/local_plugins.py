@@ -104,14 +104,16 @@ class LocalFile:
 
 def read(path: str | Path, folder: Path | None = None) -> LocalFile:
     """The file at a path; relative ones start from `folder`. Raises PluginError unless it is a readable .py file."""
-    place = ((folder or Path()) / Path(path).expanduser()).absolute()
-    if place.is_dir():
-        raise PluginError(
-            f"{path} is a folder; a local plugin is one Python file, a package is installed with pip"
-        )
-    if place.suffix != ".py":
-        raise PluginError(f"{path} is not a Python file: its name must end with .py")
+    if not str(path):
+        raise PluginError("the path is empty; name a Python file, such as my_rule.py")
     try:
+        place = ((folder or Path()) / Path(path).expanduser()).absolute()
+        if place.is_dir():
+            raise PluginError(
+                f"{path} is a folder; a local plugin is one Python file, a package is installed with pip"
+            )
+        if place.suffix != ".py":
+            raise PluginError(f"{path} is not a Python file: its name must end with .py")
         file = LocalFile(place.resolve(), place.read_bytes())
         return _READ.setdefault(file, file)
     except FileNotFoundError:
@@ -121,6 +123,10 @@ def read(path: str | Path, folder: Path | None = None) -> LocalFile:
         raise PluginError(f"{path}: no such file in {place.parent}; {near}") from None
     except OSError as error:
         raise PluginError(f"{path}: cannot be read: {error.strerror}") from None
+    except PluginError:
+        raise
+    except (ValueError, RuntimeError) as error:  # a null byte, half a surrogate pair, an unknown ~user
+        raise PluginError(f"{str(path)!a} cannot be the path of a file: {error}") from None
 
 
 def expect(files: Iterable[LocalFile]) -> None:

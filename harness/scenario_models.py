@@ -139,9 +139,11 @@ class Scenario(Part):
         seeds: tuple[int, ...] | None = values.get("seeds")
         if seeds == ():
             yield ("seeds",), "seeds needs at least one number, e.g. [0, 1, 2]"
+        known: set[int] = set()
         for i, seed in enumerate(seeds or ()):
-            if seed in (seeds or ())[:i]:
+            if seed in known:
                 yield ("seeds", i), f"the seed {seed} is repeated"
+            known.add(seed)
         yield from cls._threat_problems(values, given)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from harness import registry
+from harness.contracts.attack import radius_problem
 from harness.contracts.base import Plugin
 from harness.errors import HarnessError, PluginError, did_you_mean, nearest
 from harness.local_plugins import LocalFile
@@ -193,14 +195,26 @@ class Reader(Reporter):
         radius = budget.get("eps") if isinstance(budget, dict) else None
         if not (isinstance(budget, dict) and isinstance(radius, dict) and "sweep" in radius):
             return [raw]
-        if not self.sweeps(radius, (*path, "budget", "eps")):
-            return []
-        found = []
-        for value, _ in variants(radius, ()):
-            size = f"{value:.4g}" if isinstance(value, (int, float)) else value
-            name = {"name": f"{raw['name']}-eps{size}"} if "name" in raw else {}
-            found.append({**raw, **name, "budget": {**budget, "eps": value}})
-        return found
+        place, before = (*path, "budget", "eps"), len(self.problems)
+        found: dict[str, dict[str, Any]] = {}
+        for value, choices in variants(radius, place) if self.sweeps(radius, place) else ():
+            here = origin(place, choices)
+            shown = self.shown(here, value)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+                self.report(here, f"eps must be a finite number such as 0.5 or 8/255, not {shown}")
+                continue
+            size = f"{value:.4g}"
+            if value < 0:
+                self.report(here, f"eps must be at least 0, not {shown}")
+            elif problem := radius_problem(budget.get("norm"), value):
+                self.report(here, problem)
+            elif size in found:
+                self.report(here, f"the radius {shown} is repeated, to four digits; list each only once")
+            name = {"name": f"{raw['name']}-eps{size}"} if isinstance(raw.get("name"), str) else {}
+            found[size] = {**raw, **name, "budget": {**budget, "eps": value}}
+        if len(self.problems) > before:  # what else is wrong with the threat is reported too
+            return [{**raw, "budget": {**budget, "eps": 0}}]
+        return list(found.values())
 
     def sweeps(self, node: Any, path: Location) -> bool:
         """Whether every sweep below is well-formed and they expand to at most MAX_SWEEP values."""

@@ -42,7 +42,12 @@ class Reporter:
 
     def shown(self, path: Location, raw: Any, phrase: str = "") -> str:
         mark = self.document.values.get(path)
-        return shown(raw, mark.text if mark else str(raw), phrase)
+        text = mark.text if mark else str(raw)
+        if isinstance(raw, str) and text[:1] not in ("'", '"') and text != raw:
+            # It goes on below its first line, or begins there, after `|` or `>`: then it is text, as in quotes.
+            line = " ".join(raw.split())
+            text = f"the text {line}" if text[:1] in ("|", ">") else line
+        return shown(raw, text, phrase)
 
     def trace(self, path: Location, steps: Location, choices: Choices) -> Location:
         """The place of `steps` below an axis item, by the items taken of its sweeps; steps not in there are skipped."""

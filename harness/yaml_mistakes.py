@@ -50,6 +50,12 @@ def _hint(reason: str, mark: yaml.Mark, lines: Sequence[str]) -> str | None:
         return "use spaces, not tabs"
     if "cannot start any token" in reason:
         return "put text that starts like this in quotes"
+    if closing := re.fullmatch(r"expected <block end>, but found '([\]}])'", reason):
+        return f"this {closing[1]} closes nothing"
+    if reason.startswith("expected '<document start>'"):
+        return "a file holds one document; remove what follows the `...`"
+    if reason == "expected the node content, but found ','":
+        return "a value is missing before this comma"
     if reason.startswith("expected <block end>"):
         return "keys of one mapping, and dashes of one list, must be indented equally"
     if reason == "mapping values are not allowed here":

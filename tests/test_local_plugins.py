@@ -231,6 +231,22 @@ def test_what_is_wrong_is_one_message_at_the_place_that_names_the_file(case, wri
     assert str(caught.value).count("s.yaml:3:11:") == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("''", r"s.yaml:3:11: the path is empty; name a Python file, such as my_rule.py\n"),
+        (r'"a\0b.py"', r"s.yaml:3:11: 'a\\x00b.py' cannot be the path of a file: "),
+        (r'"\ud83d.py"', r"s.yaml:3:11: '\\ud83d.py' cannot be the path of a file: "),
+        ("x" * 300 + ".py", r"s.yaml:3:11: x+.py: cannot be read: File name too long\n"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_a_mistake_at_its_place(path, message, write):
+    file = write.scenario("s.yaml")
+    file.write_text(file.read_text().replace("rule.py", path, 1))
+    with pytest.raises(ScenarioError, match=message):
+        load(file)
+
+
 def test_other_places_that_are_no_file(write, tmp_path):
     (tmp_path / "package").mkdir()
     (tmp_path / "notes.txt").write_text("x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -320,6 +321,25 @@ def test_a_wrong_path_is_shown_at_its_place(command, line, column, shown, near, 
     assert first.endswith(f"; did you mean {near}?")
     assert source == f"    {line}"
     assert carets == "    " + " " * (column - 1) + "^" * len(shown)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (".", "is a folder, and a file is needed|is not a readable .npz file: Is a directory"),
+        ("x" * 300, "File name too long"),
+        ("$", r"a \$ must be followed by the name of an environment variable"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_a_path_that_no_file_can_have_is_shown_at_its_place(command, path, message, places, capsys):
+    file = places / "x.yaml"
+    file.write_text(f"{HEAD}dataset: {{npz: {{path: {path}}}}}\n")
+    store = [] if command == "validate" else ["--store", str(places / "runs"), "--device", "cpu"]
+    assert main([command, str(file), *store]) == 2
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{file}:4:")
+    assert re.search(f"(?:{message})$", first)
 
 
 @pytest.mark.parametrize(("line", "column", "shown", "near"), WRONG)

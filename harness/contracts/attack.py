@@ -90,9 +90,8 @@ def radius_problem(norm: str | None, eps: float | None) -> str | None:
         return f"an l2 radius of {eps:g} reaches every image: those of n values are sqrt(n) apart at most"
     if norm != "linf" or eps is None or eps <= 1:
         return None
-    return (
-        f"an linf radius of {eps:g} reaches every image, as pixels lie in [0, 1]; did you mean {eps:g}/255?"
-    )
+    hint = f"; did you mean {eps:g}/255?" if eps <= 255 else ""
+    return f"an linf radius of {eps:g} reaches every image, as pixels lie in [0, 1]{hint}"
 
 
 class EvasionAttack(Attack):

@@ -193,6 +193,8 @@ def find_file(path: str, root: Path | None = None) -> Path:
     expanded = os.path.expanduser(os.path.expandvars(path))
     if "$" in expanded:
         variable = expanded[expanded.index("$") :].split("/")[0].strip("${}")
+        if not variable:
+            raise _about(path, f"{path}: a $ must be followed by the name of an environment variable")
         known = (name for name in os.environ if not name.startswith("_"))
         raise _about(
             path, f"{path}: the environment variable {variable} is not set", nearest(variable, known)
@@ -204,8 +206,11 @@ def find_file(path: str, root: Path | None = None) -> Path:
         bases = [root, Path(os.environ["HARNESS_DATA"]) if "HARNESS_DATA" in os.environ else None, Path()]
         candidates = list(dict.fromkeys(base / target for base in bases if base is not None))
     for candidate in candidates:
-        if candidate.exists():
-            return candidate
+        try:
+            if candidate.exists():
+                return candidate
+        except OSError as error:  # too long a name, or a folder that may not be entered
+            raise _about(path, f"{candidate}: {error.strerror}") from None
     unset = "" if "HARNESS_DATA" in os.environ else "set HARNESS_DATA to the folder that holds your data"
     tried = ", ".join(map(str, candidates))
     raise _about(path, f"{path} is not there (tried {tried})", _similar(candidates), unset)
@@ -243,9 +248,14 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256 of a file's bytes. Raises PluginError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except IsADirectoryError:
+        raise PluginError(f"{path} is a folder, and a file is needed") from None
+    except OSError as error:
+        raise PluginError(f"{path}: {error.strerror}") from None
 
 
 def hold_out(
