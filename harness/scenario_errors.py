@@ -101,7 +101,7 @@ def other_unit(name: str, phrases: Iterable[str], value: Any) -> str:
         return ""
     if name == "eps" and 1 < value <= 255:
         return f"; did you mean {value:g}/255?"
-    if _SHARE.fullmatch(name) and value == int(value) and 1 < value < 100 * limit:
+    if _SHARE.fullmatch(name) and 1 < value < 100 * limit and value == int(value):
         return f"; did you mean {value / 100:g}?"
     return ""
 

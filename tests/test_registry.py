@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import math
 import os
 import re
 import subprocess
@@ -648,6 +649,24 @@ def test_a_parameter_that_no_scenario_can_hold_is_named():
     ):
         _Chosen.create()
     assert _Chosen.create({"by": 2}).by == 2
+
+
+class _Unbounded(Aggregator):
+    """A mean with a threshold that may be infinite, and one that may not."""
+
+    name = "unbounded"
+    tau: float = Field(math.inf, allow_inf_nan=True)
+    nu: float = 0.1
+
+    def aggregate(self, updates, context):
+        return updates.mean(0)
+
+
+def test_infinity_is_refused_unless_a_parameter_is_declared_to_take_it():
+    assert _Unbounded.create({"tau": math.inf}).tau == math.inf
+    for value in (math.inf, -math.inf, math.nan):
+        with pytest.raises(PluginError, match=r"nu must be a finite number such as 0\.5"):
+            _Unbounded.create({"nu": value})
 
 
 def test_a_plugin_that_sets_an_attribute_of_its_own_is_told_where_the_value_belongs():

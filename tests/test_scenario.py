@@ -374,7 +374,7 @@ def test_a_swept_radius_makes_a_threat_of_each():
     assert Scenario.model_validate(scenario) == scenario
     for wrong, expected in (
         ("[]", "sweep must be a list such as [1, 4, 8], not an empty list"),
-        ("[0.1, abc]", "eps must be a number"),
+        ("[0.1, abc]", "eps must be a finite number"),
         ("[0.1, 0.1]", "the radius 0.1 is repeated"),
     ):
         (mistake,) = mistakes(text.replace("[0, 1/256, 0.5]", wrong))
@@ -898,29 +898,37 @@ BAD = {
     "swept radius in pixels of 255": (
         "threats:\n  - {name: e, budget: {norm: linf, eps: {sweep: [0, 2.5]}}, attacks: [pgd]}\n",
         [
-            "6:55: an linf radius of 2.5 reaches every image, as pixels lie in [0, 1]; did you mean 2.5/255?",
+            "6:53: an linf radius of 2.5 reaches every image, as pixels lie in [0, 1]; did you mean 2.5/255?",
         ],
     ),
     "swept radii that are none": (
         "threats:\n  - {name: e, attacks: [pgd], budget: {norm: linf, eps: {sweep: [.inf, x, [1], 300, -1]}}}\n",
         [
-            "6:67: eps must be a finite number such as 0.5 or 8/255, not .inf",
-            "6:73: eps must be a finite number such as 0.5 or 8/255, not x",
-            "6:76: eps must be a finite number such as 0.5 or 8/255, not a list",
-            "6:81: an linf radius of 300 reaches every image, as pixels lie in [0, 1]",
-            "6:86: eps must be at least 0, not -1",
+            "6:66: eps must be a finite number such as 0.5 or 8/255, not .inf",
+            "6:72: eps must be a finite number such as 0.5 or 8/255, not x",
+            "6:75: eps must be a finite number such as 0.5 or 8/255, not a list",
+            "6:80: an linf radius of 300 reaches every image, as pixels lie in [0, 1]",
+            "6:85: eps must be at least 0, not -1",
         ],
     ),
     "swept radii with the same name, and another mistake": (
         "threats:\n  - {name: e, attacks: [pgdd], budget: {norm: linf, eps: {sweep: [1/3, 0.33331]}}}\n",
         [
-            "6:25: unknown attack 'pgdd'; did you mean 'pgd' or 'pgd-l2'?",
-            "6:73: the radius 0.33331 is repeated, to four digits; list each only once",
+            "6:25: unknown attack 'pgdd'; did you mean 'pgd'?",
+            "6:72: the radius 0.33331 is repeated, to four digits; list each only once",
         ],
     ),
     "swept radii of a threat whose name is none": (
         "threats:\n  - {name: [e], attacks: [pgd], budget: {norm: linf, eps: {sweep: [0.1, 0.2]}}}\n",
         ["6:12: name must be text such as 'abc', in quotes if it looks like a number, not a list"],
+    ),
+    "shares that are no finite numbers": (
+        "holdout: .inf\nfederation: {participation: .nan, byzantine_tolerance: -.inf}\n",
+        [
+            "5:10: holdout must be a finite number such as 0.5, not .inf",
+            "6:29: participation must be a finite number such as 0.5, not .nan",
+            "6:56: byzantine_tolerance must be a finite number such as 0.5, not -.inf",
+        ],
     ),
     "a value that goes on in the next line": (
         "seeds:\n- 0\n -1\n",

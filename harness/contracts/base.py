@@ -69,11 +69,13 @@ class Plugin(BaseModel, metaclass=_Made):
     the type of a field (`attack: EvasionAttack`): it then accepts `name` or `{name: {parameter: value}}`.
     """
 
+    # allow_inf_nan: a field that has a use for infinity is declared with Field(..., allow_inf_nan=True).
     # defer_build: validators are built only for the plugins that are used, not for all that are installed.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         strict=True,
+        allow_inf_nan=False,
         protected_namespaces=(),
         validate_default=True,
         defer_build=True,
