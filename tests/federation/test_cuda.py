@@ -152,7 +152,7 @@ threats:
   - {name: server, knowledge: server, attacks: [
       loss-threshold, gradient-cosine, dlg: {targets: 1, restarts: 1, iterations: 2},
       inverting-gradients: {targets: 1, iterations: 2}, label-inference: {targets: 1, draws: 2},
-      property-inference: {attribute: class, targets: 4, simulated: 4, records: 2}]}
+      property-inference: {attribute: class, targets: 4, simulated: 10, records: 2}]}
 """
 
 
