@@ -201,10 +201,15 @@ class Cohort:
         members: dict[LocalTrainer, list[int]] = {}
         for row, task in enumerate(self.tasks):
             members.setdefault(task.trainer, []).append(row)
+        # Memory may run out, and the clients then train again: nothing is added before everything is known.
+        added = []
         for trainer, own in members.items():
+            rows = torch.tensor(own, device=trainer.device)
             for name, buffer in trainer.module.named_buffers():
                 if not buffer.is_floating_point():
-                    buffer += (self.buffers[name][own] - buffer).sum(0)
+                    added.append((buffer, (self.buffers[name][rows] - buffer).sum(0)))
+        for buffer, counted in added:
+            buffer += counted
 
     def updates(self) -> list[Trained]:
         """Each client's update, after its hooks, and its float buffers, in the cohort's order."""

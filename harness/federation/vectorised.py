@@ -232,8 +232,8 @@ class VectorisedTrainer(LocalTrainer):
         # A number drawn here is one for all clients; one after another, each client draws its own.
         if generator_states() != before:
             raise ValueError("they draw from a global generator")
-        cohort.count_batches()
         found = cohort.updates()
+        cohort.count_batches()  # last, as clients that do not fit the memory train again
         return [found[order.index(i)] for i in range(len(tasks))]
 
 

@@ -445,6 +445,28 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(tmp_path, monkeypatch, caplo
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("late", ["updates", "count_batches"])
+def test_batches_are_counted_once_where_memory_runs_out_late(tmp_path, monkeypatch, late):
+    stage = training(tmp_path, model="{resnet9: {width: 2, norm: batch}}", partition="iid")
+    module, clients = stage.initial_module(), members(stage, limit=150)
+    real = getattr(vectorised.Cohort, late)
+
+    def large(self):
+        if len(self.clients) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self)
+
+    monkeypatch.setattr(vectorised.Cohort, late, large)
+    for client in clients:
+        client.images = client.images.float()
+    trainer = VectorisedTrainer(module, stage.spec.federation.local, 0, "s", "float32", "cpu", chunk=5)
+    buffers = float_buffers(module, buffer_names(module))
+    trainer.train_all(trainer.tasks(clients, Start(0, flatten(module)), [buffers] * 5))
+    assert "5 clients at once did not fit" in trainer.facts["out_of_memory"]
+    steps = sum(client.steps for client in clients)
+    assert int(module.conv1[1].num_batches_tracked) == steps
+
+
 def test_the_estimate_of_memory_keeps_none(tmp_path):
     stage = training(tmp_path)
     trainer = VectorisedTrainer(
