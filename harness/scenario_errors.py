@@ -86,6 +86,12 @@ def unquoted(phrases: Iterable[str], value: Any, text: str) -> str:
     return "; remove the quotes" if good else ""
 
 
+def unwritten(phrases: Iterable[str], value: Any, text: str) -> str:
+    """`; put it in quotes` for a choice that YAML does not read as text, such as true."""
+    choice = not isinstance(value, str) and any(f"'{text}'" in phrase for phrase in phrases)
+    return "; put it in quotes" if choice else ""
+
+
 def other_unit(name: str, phrases: Iterable[str], value: Any) -> str:
     """`; did you mean ...?` for a number in another unit: a radius in 255ths, a share in percent.
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import PluginError
-from harness.scenario_errors import expected, other_unit, shown, suggestion, unquoted
+from harness.scenario_errors import expected, other_unit, shown, suggestion, unquoted, unwritten
 from harness.sweeps import Choices
 from harness.yaml_loader import Document, Location, Problem
 
@@ -132,5 +132,6 @@ class Reporter:
         )
         text = " or ".join(phrases)
         given = self.shown(place, value, text)
-        hint = suggestion(texts, value) or unquoted(phrases, value, given) or other_unit(last, phrases, value)
+        hint = suggestion(texts, value) or unquoted(phrases, value, given) or unwritten(phrases, value, given)
+        hint = hint or other_unit(last, phrases, value)
         self.report(place, f"{name} must be {text}, not {given}{hint}")

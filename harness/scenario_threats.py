@@ -124,6 +124,14 @@ class Threat(Part):
                     f"{attack.name} is of phase {attack.phase}, but {owner}; make two threats",
                 )
         yield from cls._phase_problems(phase, values)
+        # The clean scores show what an attack on training did, over all test records, unless it is a backdoor.
+        backdoor = any(getattr(attack, "backdoor_target", None) is not None for attack in known)
+        if phase == "training" and known and values.get("subset") is not None and not backdoor:
+            yield (
+                ("subset",),
+                "subset is of the test records that are attacked, and no attack of this threat attacks any; "
+                "evaluation.subset is for all scores",
+            )
         yield from repeated(known, "attacks", "attack")
 
     @classmethod

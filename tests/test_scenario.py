@@ -20,7 +20,7 @@ from harness.api import Split, Splits
 from harness.errors import HarnessError, ScenarioError
 from harness.options import SGD, Adam, Constant, Cosine, FedAdagrad, FedAdam, FedAvg, FedYogi, Linear, Step
 from harness.scenario import Federation, Scenario, check_data, load, load_many, load_text
-from harness.scenario_errors import other_unit
+from harness.scenario_errors import other_unit, unwritten
 from harness.yaml_loader import parse
 from harness_plugins.models.linear import Mlp
 
@@ -235,6 +235,14 @@ def test_many_mistakes_are_named_at_once_and_each_once():
 )
 def test_a_number_in_another_unit_is_recognised(name, phrase, value, hint):
     assert other_unit(name, [phrase], value) == (f"; did you mean {hint}?" if hint else "")
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "hint"),
+    [(True, "true", "; put it in quotes"), (None, "null", ""), ("true", "'true'", ""), (False, "false", "")],
+)
+def test_a_choice_that_yaml_does_not_read_as_text_needs_quotes(value, text, hint):
+    assert unwritten(["'predicted' or 'true'"], value, text) == hint
 
 
 def test_the_radius_of_an_attack_within_a_defence_is_hinted_at_too(tmp_path, capsys):
@@ -928,6 +936,13 @@ BAD = {
             "5:10: holdout must be a finite number such as 0.5, not .inf",
             "6:29: participation must be a finite number such as 0.5, not .nan",
             "6:56: byzantine_tolerance must be a finite number such as 0.5, not -.inf",
+        ],
+    ),
+    "a subset of test records that nothing attacks": (
+        "threats:\n  - {name: t, malicious: 0.2, subset: 5, attacks: [alie]}\n",
+        [
+            "6:39: subset is of the test records that are attacked, and no attack of this threat attacks any; "
+            "evaluation.subset is for all scores",
         ],
     ),
     "a value that goes on in the next line": (
