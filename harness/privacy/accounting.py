@@ -35,8 +35,9 @@ _EXTRAS = {"pld": {"dp_accounting": "psr-harness[pld]"}}
 # Below this delta, rdp (also an upper bound) replaces prv and pld: the rounding error of prv's Fourier transform is no
 # longer small beside delta, and pld's truncated tails, which count as infinite losses, come near delta.
 MIN_DELTA = 1e-10
-# Above this epsilon, rdp (also an upper bound) replaces prv: exp(epsilon) nears the largest float64.
-PRV_MAX_EPSILON = 500.0
+# Above this epsilon, rdp (also an upper bound) replaces prv, as exp(epsilon) nears the largest float64, and pld, whose
+# arrays grow with the losses until they fit no memory.
+MAX_EPSILON = 500.0
 MAX_NOISE = 1e7
 
 # Opacus' own orders, and more at both ends. (order - 1) times the RDP is convex in the order, so the bound has one
@@ -189,7 +190,7 @@ def _prv_epsilon(history: History, delta: float) -> float:
     from opacus.accountants import PRVAccountant
 
     bound = _rdp_epsilon(history, math.log(delta))
-    if bound > PRV_MAX_EPSILON:
+    if bound > MAX_EPSILON:
         return bound
     accountant = PRVAccountant()
     accountant.history = list(history)
@@ -198,7 +199,10 @@ def _prv_epsilon(history: History, delta: float) -> float:
 
 
 def _pld_epsilon(history: History, delta: float) -> float:
-    return max(0.0, min(float(_pld(history).get_epsilon(delta)), _rdp_epsilon(history, math.log(delta))))
+    bound = _rdp_epsilon(history, math.log(delta))
+    if bound > MAX_EPSILON:
+        return bound
+    return max(0.0, min(float(_pld(history).get_epsilon(delta)), bound))
 
 
 @lru_cache(maxsize=16)

@@ -79,6 +79,14 @@ def test_prv_is_not_looser_than_rdp_at_small_epsilons():
     assert 0.99 * 0.005 <= epsilon([(sigma, 0.01, 100)], 1e-5, "prv") <= 0.005
 
 
+@pytest.mark.parametrize("accountant", ["prv", "pld"])
+@pytest.mark.parametrize("sigma", [1e-30, 0.01])
+def test_with_next_to_no_noise_the_bound_of_rdp_is_taken(accountant, sigma):
+    """Where pld alone would ask for more memory than there is."""
+    history = [(sigma, 0.06, 6)]
+    assert epsilon(history, 1e-5, accountant) == epsilon(history, 1e-5, "rdp") < math.inf
+
+
 def test_prv_below_its_own_rounding_is_rdp():
     history = [(1.0, 0.02, 200)]
     assert epsilon(history, 1e-11, "prv") == epsilon(history, 1e-11, "rdp")
