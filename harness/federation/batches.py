@@ -19,6 +19,18 @@ def steps_per_round(size: int, batch_size: int, epochs: int | None, steps: int |
     return steps if steps is not None else (epochs or 0) * math.ceil(size / batch_size)
 
 
+AHEAD = 1 << 24  # coins that are thrown before the first batch of a block is taken
+
+
+def _blocks(steps: int, coins: int, device: torch.device) -> Iterator[range]:
+    """The steps, in blocks whose coins are thrown at once: one step each on a CPU.
+
+    How many records a batch has is known once the coins have fallen, and a GPU would stand still for it in every step.
+    """
+    ahead = 1 if device.type == "cpu" else max(1, AHEAD // max(coins, 1))
+    return (range(start, min(start + ahead, steps)) for start in range(0, steps, ahead))
+
+
 def batches(
     size: int, batch_size: int, steps: int, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[Tensor]:
@@ -30,9 +42,16 @@ def batches(
     if sampling.method == "poisson":
         if sampling.rate is None:
             raise ValueError("poisson sampling needs a rate")
-        for _ in range(steps):
-            coins = torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
-            yield torch.nonzero(coins < sampling.rate).squeeze(1)
+        for ahead in _blocks(steps, size, generator.device):
+            drawn = torch.stack(
+                [
+                    torch.rand(size, generator=generator, device=generator.device, dtype=torch.float64)
+                    < sampling.rate
+                    for _ in ahead
+                ]
+            )
+            found = torch.nonzero(drawn)[:, 1]
+            yield from [found] if len(ahead) == 1 else found.split(drawn.sum(1).tolist())
         return
     if sampling.method != "shuffle":
         raise ValueError(f"unknown sampling {sampling.method!r}")
@@ -87,14 +106,18 @@ def _stacked_coins(
     rates = torch.tensor([s.rate for s in samplings], dtype=torch.float64, device=device)[:, None]
     # A coin of 1 is never drawn: it stays where a client has no record.
     coins = torch.ones(len(sizes), max(sizes), dtype=torch.float64, device=device)
-    for step in range(steps[0]):
-        k = sum(count > step for count in steps)
-        for row, size, generator in zip(coins[:k], sizes[:k], generators[:k], strict=True):
-            row[:size] = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
-        drawn = coins[:k] < rates[:k]
-        counts = drawn.sum(1, keepdim=True)
-        longest = max(1, int(counts.max()))
-        # A stable sort puts the drawn records first, in their order.
-        index = drawn.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
-        mask = torch.arange(longest, device=device) < counts
-        yield index.where(mask, index[:, :1]), mask
+    for ahead in _blocks(steps[0], coins.numel(), device):
+        drawn = []
+        for step in ahead:
+            k = sum(count > step for count in steps)
+            for row, size, generator in zip(coins[:k], sizes[:k], generators[:k], strict=True):
+                row[:size] = torch.rand(size, generator=generator, device=device, dtype=torch.float64)
+            drawn.append(coins[:k] < rates[:k])
+        counts = [own.sum(1, keepdim=True) for own in drawn]
+        most = torch.stack([count.max() for count in counts]).tolist()
+        for own, count, largest in zip(drawn, counts, most, strict=True):
+            longest = max(1, largest)
+            # A stable sort puts the drawn records first, in their order.
+            index = own.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+            mask = torch.arange(longest, device=device) < count
+            yield index.where(mask, index[:, :1]), mask

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from harness.contracts.defence import Sampling
-from harness.federation.batches import batches, steps_per_round
+from harness.federation import batches as module
+from harness.federation.batches import batches, stacked_batches, steps_per_round
 from harness.federation.counts import malicious_clients, malicious_count, participants, tolerated
 
 
@@ -37,6 +38,33 @@ def test_poisson_inclusion_is_a_coin_per_record_and_step():
 def test_poisson_may_draw_an_empty_batch():
     found = list(batches(3, 1, 200, Sampling("poisson", 0.05), torch.Generator().manual_seed(0)))
     assert any(len(b) == 0 for b in found)
+
+
+@pytest.mark.parametrize("ahead", [2, 3, 20])
+def test_coins_thrown_ahead_draw_the_same_batches(monkeypatch, ahead):
+    sizes, steps = [30, 7, 3], [7, 7, 4]
+    samplings = [Sampling("poisson", rate) for rate in (0.3, 0.2, 0.1)]
+
+    def alone():
+        each = zip(sizes, steps, samplings, range(3), strict=True)
+        return [b for n, s, how, i in each for b in batches(n, 8, s, how, torch.Generator().manual_seed(i))]
+
+    def stacked():
+        generators = [torch.Generator().manual_seed(i) for i in range(3)]
+        return [part for step in stacked_batches(sizes, 8, steps, samplings, generators) for part in step]
+
+    expected = alone() + stacked()
+    one_by_one = list(module._blocks(5, 30, torch.device("cpu")))
+    assert [list(block) for block in one_by_one] == [[0], [1], [2], [3], [4]]
+    blocks = module._blocks
+    monkeypatch.setattr(module, "AHEAD", 30 * ahead)
+    monkeypatch.setattr(
+        module, "_blocks", lambda steps, coins, device: blocks(steps, coins, torch.device("cuda"))
+    )
+    found = alone() + stacked()
+    assert any(len(batch) == 0 for batch in found)
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
