@@ -116,10 +116,11 @@ class VectorisedTrainer(LocalTrainer):
         return True
 
     def _attempt(self, tasks: list[Task], apart: bool) -> tuple[list[Trained] | None, Exception | None]:
-        """What they trained, or the exception, without its frames, which would keep tensors alive."""
+        """What they trained, or the exception, without frames, its own or its context's, which keep tensors alive."""
         try:
             return self._together(tasks, apart), None
         except Exception as error:  # an error in hooks comes up again when a client trains alone
+            error.__context__ = error.__cause__ = None
             return None, error.with_traceback(None)
 
     def _refuse(self, mark: tuple[int, ...], reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -465,6 +466,29 @@ def test_batches_are_counted_once_where_memory_runs_out_late(tmp_path, monkeypat
     assert "5 clients at once did not fit" in trainer.facts["out_of_memory"]
     steps = sum(client.steps for client in clients)
     assert int(module.conv1[1].num_batches_tracked) == steps
+
+
+def test_what_did_not_fit_is_freed_before_fewer_clients_are_tried(tmp_path, monkeypatch):
+    real, held, alive = vectorised.Cohort.train, [], []
+
+    def first_try():
+        large = torch.zeros(1000)
+        held.append(weakref.ref(large))
+        raise ValueError("not this way")
+
+    def large(self):
+        gc.collect()
+        alive.append([tensor() is not None for tensor in held])
+        if len(self.clients) > 2:
+            try:
+                first_try()
+            except ValueError:
+                raise torch.OutOfMemoryError("CUDA out of memory")  # noqa: B904 - as within a handler
+        real(self)
+
+    monkeypatch.setattr(vectorised.Cohort, "train", large)
+    assert same(training(tmp_path))["chunk"] == 2
+    assert alive == [[], [False], [False]]
 
 
 def test_the_estimate_of_memory_keeps_none(tmp_path):
