@@ -203,8 +203,9 @@ def evade(
     done, smallest = 0, None
     while waiting:
         batch, place = waiting.pop(0)
-        x = gather(images, batch, device)
+        fits = True
         try:
+            x = gather(images, batch, device)
             x_adv = _worst(
                 parts,
                 source,
@@ -219,10 +220,12 @@ def evade(
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
+            fits = False
+        if not fits:  # no longer in the handler, whose exception holds the batch's tensors
             half = (len(batch) + 1) // 2
             waiting[:0] = [(batch[:half], (*place, 0)), (batch[half:], (*place, 1))]
             smallest = half if smallest is None else min(smallest, half)
-            if x.is_cuda:
+            if str(device).startswith("cuda"):
                 torch.cuda.empty_cache()
             continue
         for norm in moved:

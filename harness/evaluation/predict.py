@@ -81,21 +81,23 @@ def predict(
         model.eval()
         start = 0
         while start < len(images):
-            x = gather(images, slice(start, start + batch_size), device)
+            size, fits = min(batch_size, len(images) - start), True
             try:
+                x = gather(images, slice(start, start + size), device)
                 output = model(x)
             except torch.OutOfMemoryError:
-                if len(x) == 1:
+                if size == 1:
                     raise
-                batch_size = (len(x) + 1) // 2
-                if x.is_cuda:
-                    del x
+                fits = False
+            if not fits:  # no longer in the handler, whose exception holds the batch's tensors
+                batch_size = (size + 1) // 2
+                if str(device).startswith("cuda"):
                     torch.cuda.empty_cache()
                 continue
-            start += len(x)
-            if output.ndim != 2 or len(output) != len(x):
+            start += size
+            if output.ndim != 2 or len(output) != size:
                 raise HarnessError(
-                    f"the model returned {tuple(output.shape)} for {len(x)} images, not (images, classes)"
+                    f"the model returned {tuple(output.shape)} for {size} images, not (images, classes)"
                 )
             logits.append(output.to("cpu", torch.float32))
     return torch.cat(logits).numpy()

@@ -10,6 +10,7 @@ from torch.nn import functional
 import harness
 from harness.contracts.attack import EvasionAttack
 from harness.errors import HarnessError, PluginError
+from harness.evaluation import evasion
 from harness.evaluation.evasion import BudgetExceeded, attack_batch, check_budget, distances, evade, right
 from harness.evaluation.expectation import Expectation
 from harness.evaluation.predict import predict
@@ -461,6 +462,24 @@ def test_a_batch_that_does_not_fit_is_attacked_in_halves():
     never = scripted(spy=lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         evade(never, model, x, y, batch_size=16, **settings)
+
+
+def test_images_that_do_not_fit_are_attacked_in_halves(monkeypatch):
+    real, sizes = evasion.gather, []
+
+    def small(images, where, device):
+        sizes.append(len(where))
+        if len(where) > 5:
+            raise torch.OutOfMemoryError("does not fit")
+        return real(images, where, device)
+
+    monkeypatch.setattr(evasion, "gather", small)
+    model, (x, _) = network().eval(), data(24)
+    settings = {"batch_size": 16, "seed": 0, "budget": EPS, "num_classes": 3, "device": "cpu"}
+    attack = scripted(lambda x: (x + 0.05).clamp(0, 1))
+    _, facts = evade(attack, model, x, model(x).argmax(1), **settings)
+    assert sum(size for size in sizes if size <= 5) == 24
+    assert facts["batch_size"] == 4
 
 
 def test_what_needs_no_gradients_asks_the_model_and_not_its_twin():

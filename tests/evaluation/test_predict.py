@@ -91,6 +91,26 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost_or_doubled():
         predict(Never(), images, 16, "cpu")
 
 
+def test_images_that_do_not_fit_are_halved_before_any_model_sees_them(monkeypatch):
+    import torch
+
+    from harness.evaluation import predict as module
+
+    real, sizes = module.gather, []
+
+    def small(images, where, device):
+        found = real(images, where, device)
+        sizes.append(len(found))
+        if len(found) > 5:
+            raise torch.OutOfMemoryError("no room for more than five")
+        return found
+
+    monkeypatch.setattr(module, "gather", small)
+    images = torch.rand(23, 1, 2, 2)
+    assert (module.predict(nn.Flatten(), images, 16, "cpu") == images.flatten(1).numpy()).all()
+    assert sizes == [16, 8, 4, 4, 4, 4, 4, 3]
+
+
 def test_pixels_of_its_own_share_no_memory_with_the_images():
     floats, bytes_ = torch.rand(4, 1, 2, 2), torch.full((4, 1, 2, 2), 255, dtype=torch.uint8)
     for images in (floats, floats[1:3], bytes_):
