@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.api import Field
 from harness.contracts.aggregator import Aggregator, PreAggregator
 from harness.contracts.attack import ByzantineAttack
 from harness.contracts.compressor import Payload, UpdateCompressor
@@ -266,7 +267,7 @@ class Attacker(ByzantineAttack):
     """Writes down what it gets; sends a constant."""
 
     name = "test-attacker"
-    value: float = 0.0
+    value: float = Field(0.0, allow_inf_nan=True)
 
     def craft(self, honest, context):
         SEEN.append((honest.clone(), context))
