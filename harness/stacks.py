@@ -23,7 +23,21 @@ def check_stack(
     for position, defence in enumerate(defences):
         with blamed(defence):
             defence.check(StackContext(tuple(defences), position, module))
+    _check_records_apart(defences)
     check_nothing_dropped(defences, [(hook_name(hook), brought(hook)) for hook in before])
+
+
+def _check_records_apart(defences: Sequence[Defence]) -> None:
+    """Raises NotApplicable where one defence protects records and another couples those of a batch.
+
+    The first need not check this itself: its guarantee would be shown as it states it.
+    """
+    for guard in defences:
+        for other in defences:
+            if guard.protects == "record" and other is not guard and other.couples_samples:
+                raise NotApplicable(
+                    f"{other.name} couples the records of a batch, so {guard.name} cannot bound one's part"
+                )
 
 
 def check_nothing_dropped(

@@ -192,3 +192,25 @@ def test_other_defences_build_on_the_loss_towards_the_teacher(tmp_path):
         "compressors: [distillation: {student: logistic, rounds: 1}]"
     )
     assert reasons(text, tmp_path) == [None] * 5
+
+
+class Promising(Defence):
+    """Promises privacy for records and checks nothing of its stack."""
+
+    name = "promising"
+    protects = "record"
+
+
+class Coupled(Defence):
+    """Couples the records of a batch and says so."""
+
+    name = "coupled"
+    couples_samples = True
+
+
+@pytest.mark.parametrize("order", [(Coupled, Promising), (Promising, Coupled)])
+def test_records_that_meet_are_no_stack_for_any_defence_that_protects_them(order):
+    with pytest.raises(NotApplicable, match=r"^coupled couples the records of a batch, so promising cannot"):
+        check_stack([defence() for defence in order])
+    check_stack([Coupled()])
+    check_stack([Promising(), harness.create("defence", "label-smoothing")])
