@@ -51,7 +51,6 @@ class Database:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
-        self._made = not is_store(folder)
         try:
             self._connection = _open_to_read(folder) if read_only else _open(folder)
             self._connection.text_factory = _text
@@ -112,7 +111,7 @@ class Database:
 
         A record under another name than its own is removed. Raises StoreError where the tables are damaged as well.
         """
-        if self._made or self.execute("PRAGMA integrity_check(1)")[0][0] == "ok":
+        if self.execute("PRAGMA integrity_check(1)")[0][0] == "ok":
             return
         try:
             self._connection.execute("REINDEX")

@@ -251,8 +251,7 @@ class Compute(Part):
 
         auto: they do on a GPU, where one client's kernels leave most of the card idle and a calibration finds the
         exceptions: compared with one after another, fifty clients of small-cnn trained 12 times as fast on an H200,
-        twenty of resnet9 under dp-sgd 0.7 times. They do not on a CPU: ten clients of small-cnn reached 0.97 of the
-        speed of one after another on one thread, and 0.50 under dp-sgd, which gives up ghost clipping for it
-        (tests/benchmarks/vectorised.py).
+        twenty of resnet9 under dp-sgd 0.7 times. They do not on a CPU: ten clients of small-cnn reached 0.73 to 0.97
+        of the speed of one after another, and 0.79 under dp-sgd (tests/benchmarks/vectorised.py).
         """
         return device.startswith("cuda") if self.clients == "auto" else self.clients != "sequential"

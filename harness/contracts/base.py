@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -210,7 +211,10 @@ def default_error(
 
 def _check_plain(plugin: Plugin) -> None:
     """Raises PluginError where a parameter's value, such as a function, cannot be written into a scenario."""
-    for name in type(plugin).model_fields:
+    with suppress(PydanticSerializationError):
+        plugin.model_dump(mode="json")
+        return
+    for name in type(plugin).model_fields:  # which of them it is
         try:
             plugin.model_dump(mode="json", include={name})
         except PydanticSerializationError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.contracts.attack import EvasionAttack, EvasionContext
 from harness.errors import HarnessError, PluginError, blamed
-from harness.evaluation.predict import gather, modes_restored, predict
+from harness.evaluation.predict import gather, modes_restored, predict, unless_too_large
 from harness.evaluation.untouched import Untouched
 from harness.random import derive, global_generators, torch_generator
 
@@ -200,34 +201,24 @@ def evade(
         (targets[start : start + batch_size], (number,))
         for number, start in enumerate(range(0, len(targets), batch_size))
     ]
+
+    def attacked(batch: np.ndarray, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The images and their adversarial examples."""
+        x, y = gather(images, batch, device), torch.from_numpy(truth[batch]).to(device)
+        own = derive(seed, "evasion-batch", *place)
+        return x, _worst(parts, source, judge, asked, x, y, seed=own, budget=budget, num_classes=num_classes)
+
     done, smallest = 0, None
     while waiting:
         batch, place = waiting.pop(0)
-        fits = True
-        try:
-            x = gather(images, batch, device)
-            x_adv = _worst(
-                parts,
-                source,
-                judge,
-                asked,
-                x,
-                torch.from_numpy(truth[batch]).to(device),
-                seed=derive(seed, "evasion-batch", *place),
-                budget=budget,
-                num_classes=num_classes,
-            )
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            fits = False
-        if not fits:  # no longer in the handler, whose exception holds the batch's tensors
+        run = partial(attacked, batch, place)
+        found = unless_too_large(run, device) if len(batch) > 1 else run()
+        if found is None:
             half = (len(batch) + 1) // 2
             waiting[:0] = [(batch[:half], (*place, 0)), (batch[half:], (*place, 1))]
             smallest = half if smallest is None else min(smallest, half)
-            if str(device).startswith("cuda"):
-                torch.cuda.empty_cache()
             continue
+        x, x_adv = found
         for norm in moved:
             moved[norm] += float(distances(x, x_adv, norm).sum())
         changed = (x_adv != x).flatten(1).any(1).cpu().numpy()

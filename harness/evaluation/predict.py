@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -59,6 +62,18 @@ def gather(images: Tensor | np.ndarray, where: slice | np.ndarray, device: torch
     return to_pixels(images[torch.from_numpy(where).to(images.device)].to(device))
 
 
+def unless_too_large(run: Callable[[], T], device: torch.device | str) -> T | None:
+    """What `run` returns; None where the device's memory runs out. What it held is then given back to the device."""
+    import torch
+
+    with suppress(torch.OutOfMemoryError):
+        return run()
+    # Not in a handler, whose exception would hold the tensors.
+    if str(device).startswith("cuda"):
+        torch.cuda.empty_cache()
+    return None
+
+
 def predict(
     model: nn.Module, images: Tensor | np.ndarray, batch_size: int, device: torch.device | str
 ) -> np.ndarray:
@@ -77,22 +92,19 @@ def predict(
     if not len(images):
         raise HarnessError("there are no images to predict")
     logits = []
+
+    def answer(start: int, size: int) -> Tensor:
+        return model(gather(images, slice(start, start + size), device))  # type: ignore[no-any-return]
+
     with modes_restored(model), cheap_pooling(model), torch.inference_mode():
         model.eval()
         start = 0
         while start < len(images):
-            size, fits = min(batch_size, len(images) - start), True
-            try:
-                x = gather(images, slice(start, start + size), device)
-                output = model(x)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                fits = False
-            if not fits:  # no longer in the handler, whose exception holds the batch's tensors
+            size = min(batch_size, len(images) - start)
+            run = partial(answer, start, size)
+            output = unless_too_large(run, device) if size > 1 else run()
+            if output is None:
                 batch_size = (size + 1) // 2
-                if str(device).startswith("cuda"):
-                    torch.cuda.empty_cache()
                 continue
             start += size
             if output.ndim != 2 or len(output) != size:

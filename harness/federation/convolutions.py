@@ -59,7 +59,7 @@ def _conv2d(
 # of the other two, so that they can be differentiated as often as wanted.
 #
 # x (b, c, h, w), weight (o, c, i, j), g (b, o, h', w'), what the gradient of the output is. All of them may have one
-# dimension more, in front: one row a client. `shape` is that of one client's result.
+# dimension more, in front: one row a client. `shape` is that of a client's result, the records left out.
 
 
 class _Convolution(torch.autograd.Function):
@@ -78,25 +78,22 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
         return (
-            _InputGradient.apply(g, weight, ctx.how, _one(x)) if wanted[0] else None,
-            _WeightGradient.apply(g, x, ctx.how, _one(weight)) if wanted[1] else None,
+            _InputGradient.apply(g, weight, ctx.how, x.shape[-3:]) if wanted[0] else None,
+            _WeightGradient.apply(g, x, ctx.how, weight.shape[-4:]) if wanted[1] else None,
             None,
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, how: _How) -> tuple[Tensor, int]:
-        if in_dims[1] is None and weight.ndim == 4:  # all with the same weights: more records
-            rows = x.movedim(in_dims[0], 0)
-            return _Convolution.apply(rows.flatten(0, 1), weight, how).unflatten(0, rows.shape[:2]), 0
-        return _stacked(_Convolution, info, in_dims, x, weight, how)
+    def vmap(info: Any, in_dims: Any, *given: Any) -> tuple[Tensor, int]:
+        return _of_weight(_Convolution, info, in_dims, *given)
 
 
 class _InputGradient(torch.autograd.Function):
-    """(g, weight) -> the gradient with respect to x."""
+    """(g, weight) -> the gradient with respect to x. shape: (c, h, w)."""
 
     @staticmethod
     def forward(g: Tensor, weight: Tensor, how: _How, shape: tuple[int, ...]) -> Tensor:
-        return _each(lambda own, w: conv2d_input(shape, w, own, *how), g, weight)  # type: ignore[arg-type]
+        return _each(lambda own, w: conv2d_input((len(own), *shape), w, own, *how), g, weight)  # type: ignore[arg-type]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -108,25 +105,18 @@ class _InputGradient(torch.autograd.Function):
         (g, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
         return (
             _Convolution.apply(u, weight, ctx.how) if wanted[0] else None,
-            _WeightGradient.apply(g, u, ctx.how, _one(weight)) if wanted[1] else None,
+            _WeightGradient.apply(g, u, ctx.how, weight.shape[-4:]) if wanted[1] else None,
             None,
             None,
         )
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, g: Tensor, weight: Tensor, how: _How, shape: tuple[int, ...]
-    ) -> tuple[Tensor, int]:
-        if in_dims[1] is None and weight.ndim == 4:
-            rows = g.movedim(in_dims[0], 0)
-            records = (len(rows) * shape[0], *shape[1:])
-            found = _InputGradient.apply(rows.flatten(0, 1), weight, how, records)
-            return found.unflatten(0, rows.shape[:2]), 0
-        return _stacked(_InputGradient, info, in_dims, g, weight, how, shape)
+    def vmap(info: Any, in_dims: Any, *given: Any) -> tuple[Tensor, int]:
+        return _of_weight(_InputGradient, info, in_dims, *given)
 
 
 class _WeightGradient(torch.autograd.Function):
-    """(g, x) -> the gradient with respect to the weight."""
+    """(g, x) -> the gradient with respect to the weight. shape: (o, c, i, j)."""
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, how: _How, shape: tuple[int, ...]) -> Tensor:
@@ -142,16 +132,14 @@ class _WeightGradient(torch.autograd.Function):
         (g, x), wanted = ctx.saved_tensors, ctx.needs_input_grad
         return (
             _Convolution.apply(x, v, ctx.how) if wanted[0] else None,
-            _InputGradient.apply(g, v, ctx.how, _one(x)) if wanted[1] else None,
+            _InputGradient.apply(g, v, ctx.how, x.shape[-3:]) if wanted[1] else None,
             None,
             None,
         )
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, g: Tensor, x: Tensor, how: _How, shape: tuple[int, ...]
-    ) -> tuple[Tensor, int]:
-        return _stacked(_WeightGradient, info, in_dims, g, x, how, shape)
+    def vmap(info: Any, in_dims: Any, *given: Any) -> tuple[Tensor, int]:
+        return _stacked(_WeightGradient, info, in_dims, *given)
 
 
 def _each(run: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
@@ -161,9 +149,14 @@ def _each(run: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
     return torch.stack([run(*own) for own in zip(first, second, strict=True)])
 
 
-def _one(stacked: Tensor) -> tuple[int, ...]:
-    """The shape of one client's part."""
-    return tuple(stacked.shape[-4:])
+def _of_weight(
+    function: Any, info: Any, in_dims: Any, records: Tensor, weight: Tensor, *how: Any
+) -> tuple[Tensor, int]:
+    """As `_stacked`; where all have the same weights, their records are more records of one."""
+    if in_dims[1] is not None or weight.ndim > 4:
+        return _stacked(function, info, in_dims, records, weight, *how)
+    rows = records.movedim(in_dims[0], 0)
+    return function.apply(rows.flatten(0, 1), weight, *how).unflatten(0, rows.shape[:2]), 0
 
 
 def _stacked(
