@@ -60,16 +60,17 @@ def merge(
 ) -> Merged:
     """Add to the store `into` everything in the sources that is in no conflict.
 
-    What `into` holds already stays, and takes part in the comparison. No other process may use any of the stores
-    meanwhile. Files are written first and then all rows at once: an interrupted merge leaves a valid store, and the
-    next one continues it. progress: called with files done, files in all, and a file's name. Raises HarnessError where
-    a source is no store, or a store is in use.
+    What `into` holds already stays, and takes part in the comparison. Sources that cannot be written are only read. No
+    other process may use any of the stores meanwhile. Files are written first and then all rows at once: an interrupted
+    merge leaves a valid store, and the next one continues it. progress: called with files done, files in all, and a
+    file's name. Raises HarnessError where a source is no store, or a store is in use.
     """
     paths = [into, *_distinct(sources, into)]
     with ExitStack() as stack:
         stores = []
         for path in paths:
-            stores.append(stack.enter_context(Store(path)))
+            opened = Store(path) if path == into else Store.reading(path)
+            stores.append(stack.enter_context(opened))
             stack.enter_context(stores[-1].lock())
         return _Merge(stores, Merged(into, len(sources))).run(progress or (lambda done, total, text: None))
 

@@ -101,22 +101,32 @@ class Store(Artifacts):
 
         Half-written files that a killed run left are removed, and damaged indexes are made again. The store itself is
         removed if the block raises, provided that this object has made it and it holds no results: anyone who found it
-        would look for results in it.
+        would look for results in it. With a read-only store nothing is changed; a run that writes it is kept away.
         """
         path = self.path / "lock"
+        if self.read_only and not path.exists():  # a copy without it: no run writes here
+            yield
+            return
         try:
-            file = path.open("a+")
+            file = path.open("r" if self.read_only else "a+")
         except OSError as error:
+            if self.read_only:
+                raise StoreError(
+                    f"the store {self.path} cannot be read: {error.strerror or error}"
+                ) from error
             raise cannot_write(self.path, error.strerror or error) from error
         try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise StoreError(
                     f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
                 ) from None
+            if self.read_only:
+                yield
+                return
             # This may fail on a full disk. The name only tells others who holds the lock, which is held anyway.
             with contextlib.suppress(OSError):
                 file.seek(0)

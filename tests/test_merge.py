@@ -228,6 +228,26 @@ def test_a_store_in_use_is_not_merged(stores, tmp_path):
     assert records(tmp_path / "all") == {}
 
 
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_source_that_cannot_be_written_is_only_read(locked, stores, tmp_path, monkeypatch):
+    (source,) = stores(a="mean")
+    if not locked:  # as in a copy of what matters
+        (source / "lock").unlink()
+    (source / "artifacts" / ".draft.partial").touch()
+    before = {p: p.read_bytes() for p in source.rglob("*") if p.is_file()}
+    monkeypatch.setattr("harness.store.may_write", lambda folder: folder != source)
+    report = merge([source], tmp_path / "all")
+    assert report.cells == report.new_cells == len(records(tmp_path / "all")) == 4
+    assert {p: p.read_bytes() for p in before} == before
+    if locked:
+        monkeypatch.undo()
+        with Store(source) as running, running.lock():
+            monkeypatch.setattr("harness.store.may_write", lambda folder: folder != source)
+            with pytest.raises(StoreError, match="in use by process"):
+                merge([source], tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+
 def test_an_interrupted_merge_leaves_a_valid_store_and_goes_on(stores, tmp_path):
     stores(a="all")
 
