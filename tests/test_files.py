@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness import files
-from harness.files import replacing
+from harness.files import replacing, temporary_folder
 
 
 @pytest.fixture
@@ -117,3 +119,28 @@ def test_sync_comes_before_the_file_is_in_place(tmp_path, monkeypatch):
     with replacing(target, sync=True) as draft:
         draft.write_text("new")
     assert seen == [(3, False)]
+
+
+def test_folders_of_killed_processes_go_when_the_next_is_made(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from harness.files import temporary_folder\n"
+        "with temporary_folder('psr-x-', sys.argv[1]) as folder:\n"
+        "    (folder / 'model').write_text('large')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "psr-y-other").mkdir()
+    (tmp_path / "psr-x-link").symlink_to(tmp_path / "psr-y-other")
+    with temporary_folder("psr-x-", str(tmp_path)):  # one that was made just now may not be locked yet
+        assert left.exists()
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0), follow_symlinks=False)
+    with temporary_folder("psr-x-", str(tmp_path)) as own:
+        assert not left.exists()
+        os.utime(own, (0, 0))
+        with temporary_folder("psr-x-", str(tmp_path)) as second:
+            assert own.exists()
+            assert second != own
+    assert names(tmp_path) == ["psr-x-link", "psr-y-other"]

@@ -78,7 +78,7 @@ class RayExecutor:
         self._events: list[Event] = []
         self._run_stage = ray.remote(max_retries=0)(run_stage)
         self._mailbox: Any = None
-        self._token = self._store.path / f"ray-{uuid.uuid4().hex[:12]}"
+        self._token = self._store.path / f".ray-{uuid.uuid4().hex[:12]}.partial"  # a draft: see `drafts`
         if shared:
             self._token.touch()
         threads = max((training_of(s.spec).compute.threads for s in plan.stages.values()), default=1)

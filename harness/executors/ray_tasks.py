@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from harness.errors import describe_error
 from harness.executors import Event, reporter
+from harness.files import temporary_folder
 
 if TYPE_CHECKING:
     from harness.plan import Stage
@@ -125,8 +126,8 @@ def _folder(job: Job) -> Iterator[Path]:
     if job.shared is not None:
         yield Path(job.shared)
         return
-    with tempfile.TemporaryDirectory(prefix="harness-stage-") as folder:
-        yield Path(folder)
+    with temporary_folder("psr-stage-") as folder:
+        yield folder
 
 
 def _bench(folder: Path, job: Job) -> Any:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.files import temporary_folder
 from harness.flower import guard
 
 START = 120.0  # seconds in which a SuperLink must answer
@@ -25,8 +25,8 @@ START = 120.0  # seconds in which a SuperLink must answer
 def private_folder() -> Iterator[Path]:
     """A folder that is deleted afterwards, with a path short enough for Ray's sockets (108 characters at most)."""
     short = "/tmp" if Path("/tmp").is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="hf", dir=short, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    with temporary_folder("psr-flower-", short) as folder:
+        yield folder
 
 
 def environment(folder: Path, gpu: int | None = None) -> dict[str, str]:
