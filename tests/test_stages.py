@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
@@ -233,6 +234,9 @@ class Careless(Aggregator):
             signal.setitimer(signal.ITIMER_REAL, 1000)
             warnings.simplefilter("error")
             np.seterr(all="raise")
+            os.umask(0o777)
+            sys.setrecursionlimit(500)
+            gc.disable()
         elif self.leaves == "settings":
             torch.backends.cuda.enable_flash_sdp(False)
             torch.set_default_dtype(torch.float64)
@@ -897,6 +901,7 @@ def process_state():
         torch.is_inference_mode_enabled(),
         len(torch.nn.modules.module._global_forward_hooks),
         (os.getcwd(), os.environ["PATH"], os.environ["OMP_NUM_THREADS"], list(warnings.filters), np.geterr()),
+        (sys.getrecursionlimit(), gc.isenabled(), os.umask(os.umask(0o22))),
         (signal.getitimer(signal.ITIMER_REAL), *map(signal.getsignal, (signal.SIGALRM, signal.SIGTERM))),
     )
     return settings, torch.get_rng_state().tolist(), list(np.random.get_state()[1]), random.getstate()

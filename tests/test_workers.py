@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -153,7 +154,7 @@ class _Dead:
     def nothing(self):
         pass
 
-    kill = join = close = nothing
+    kill = join = close = is_alive = nothing
 
 
 def test_workers_that_end_as_soon_as_they_start_are_an_error_that_says_so(tmp_path, monkeypatch):
@@ -181,7 +182,7 @@ class _Ended:
     def nothing(self) -> None:
         pass
 
-    kill = join = nothing
+    kill = join = is_alive = nothing
 
 
 def ended(tmp_path, code: int, **cancelled: str) -> dict:
@@ -209,3 +210,79 @@ def test_how_a_worker_ended_is_said_of_every_signal(tmp_path, code, said):
 def test_a_stage_that_is_cancelled_fails_with_the_reason_and_not_as_one_that_took_too_long(tmp_path):
     told = ended(tmp_path, -9, kind="Stopped", reason="another stage failed")
     assert (told["type"], told["message"]) == ("Stopped", "another stage failed")
+
+
+LEAVING = small.SCENARIO + "plugins: [own.py]\n"
+LEAVES = """
+import pathlib
+import os
+import subprocess
+import threading
+from harness.api import Aggregator, hookimpl
+
+HERE = pathlib.Path(__file__).parent
+
+class Leaves(Aggregator):
+    \"\"\"A mean that leaves something running.\"\"\"
+    name = "leaves"
+    what: str
+    n: int = 0
+
+    def aggregate(self, updates, context):
+        with (HERE / "seen").open("a") as file:
+            print(self.what, os.getpid(), file=file)
+        if self.what == "thread":
+            threading.Thread(target=threading.Event().wait, daemon=True, name="forgotten").start()
+        if self.what in ("program", "endless"):
+            with (HERE / "held").open("w") as held:
+                subprocess.Popen(["sleep", "1000"], stdout=held)
+        if self.what == "endless":
+            threading.Event().wait()
+        return updates.mean(0)
+
+@hookimpl
+def harness_register(register):
+    register(Leaves)
+"""
+
+
+def leaving(folder, aggregators: str, **options):
+    (folder / "own.py").write_text(LEAVES)
+    scenario = load_text(LEAVING + f"aggregators: {aggregators}", folder / "small.yaml")
+    return harness.run(scenario, device="cpu", store=folder / "runs", **options)
+
+
+def test_a_worker_in_which_a_thread_was_left_gets_no_other_stage(tmp_path):
+    """The thread may reseed generators, or draw from them, while another stage draws."""
+    result = leaving(
+        tmp_path, "[leaves: {what: thread}, leaves: {what: no, n: 1}, leaves: {what: no, n: 2}]", jobs=1
+    )
+    assert (result.scored, result.failed, result.problems) == (3, 0, [])
+    (first, one), (second, two), (third, three) = (
+        line.split() for line in (tmp_path / "seen").read_text().splitlines()
+    )
+    assert [first, second, third] == ["thread", "no", "no"]
+    assert one != two == three
+
+
+def test_a_thread_that_was_left_in_this_process_is_named(tmp_path):
+    result = leaving(tmp_path, "[leaves: {what: thread}, leaves: {what: no}]", jobs=0)
+    (problem,) = result.problems
+    assert problem.startswith(
+        "train none · leaves(what=thread) · seed 0: threads still run that it has started (forg"
+    )
+
+
+@pytest.mark.parametrize(("what", "status"), [("program", "scored"), ("endless", "failed")])
+def test_programs_that_a_plugin_has_started_end_with_their_worker(what, status, tmp_path):
+    os.mkfifo(tmp_path / "held")
+    held = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = leaving(
+            tmp_path, f"[leaves: {{what: {what}}}]", jobs=1, timeout=20 if what == "program" else 1
+        )
+        assert [record["status"] for record in result.records] == [status]
+        assert select.select([held], [], [], 20)[0]
+        assert os.read(held, 1) == b""  # nobody holds the other end
+    finally:
+        os.close(held)

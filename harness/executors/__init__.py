@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +49,16 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End everything that still runs, at once."""
+
+
+HARMLESS = "tqdm._monitor"  # the module of threads that draw no numbers and change no settings
+
+
+def threads_left(before: Iterable[threading.Thread]) -> list[str]:
+    """The names of threads that run now and did not before: a plugin's, which may reseed or draw from generators."""
+    known = {*before, threading.current_thread()}
+    found = [thread for thread in threading.enumerate() if thread not in known]
+    return [thread.name for thread in found if type(thread).__module__ != HARMLESS]
 
 
 def reporter(key: str, send: Callable[[Event], object], every: float) -> Progress:

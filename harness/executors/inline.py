@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import threading
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import describe_error, from_interrupt
-from harness.executors import Event, reporter
+from harness.executors import Event, reporter, threads_left
 from harness.store import Store
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class InlineExecutor:
     def submit(self, stage: Stage) -> None:
         from harness.stages import execute
 
+        threads = threading.enumerate()
         try:
             # A copy, as a worker would have: what a plugin stores on itself must not reach other stages.
             own = copy.deepcopy(stage)
@@ -39,6 +41,13 @@ class InlineExecutor:
             self._events.append(Event("failed", stage.key, describe_error(error)))
         else:
             self._events.append(Event("done", stage.key))
+        if left := threads_left(threads):
+            text = (
+                f"{stage.kind} {stage.label}: threads still run that it has started ({', '.join(left)}); they may "
+                "change the numbers of later stages in this process, and keep it from ending: use --jobs 1, which "
+                "ends them"
+            )
+            self._events.append(Event("problem", "", {"text": text}))
 
     def events(self, timeout: float) -> list[Event]:
         found, self._events = self._events, []

@@ -1,6 +1,8 @@
 """Stages in worker processes, forked from a server that has already imported the heavy libraries.
 
-A worker that crashes, is killed for memory or runs out of time fails its one stage and is replaced.
+A worker that crashes, is killed for memory or runs out of time fails its one stage and is replaced. So is one in which
+a stage has left threads running: what they draw or set would reach other stages. Programs that plugins started end with
+their worker.
 Workers ignore Ctrl-C and SIGTERM (the runner decides) and end at once when the runner is gone.
 """
 
@@ -18,21 +20,24 @@ import tempfile
 import threading
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, describe_error
-from harness.executors import Event, reporter
+from harness.executors import Event, reporter, threads_left
 from harness.executors.interrupts import here, interrupts_wait
 from harness.executors.variables import PRELOAD, SAFE_PATH, SAFE_PATH_OF_SERVER
+from harness.flower.guard import descendants
 from harness.local_plugins import LocalFile, expect
 from harness.registry import registry
 
 if TYPE_CHECKING:
     from harness.plan import Stage
+
+SPENT = "spent"  # the kind of a worker's message that it should be replaced once its stage has ended
 
 
 def warm_up(modules: Sequence[str]) -> None:
@@ -124,11 +129,18 @@ class LocalExecutor:
             try:
                 while worker.pipe.poll():
                     event: Event = worker.pipe.recv()
+                    if event.kind == SPENT:
+                        worker.spent = True
+                        continue
                     found.append(event)
                     if event.kind in ("done", "failed"):
                         worker.stage = None
             except (EOFError, OSError):
                 found += self._lost(worker)
+                continue
+            if worker.spent and worker.stage is None:
+                _end(worker)
+                self._lost(worker)
         if self._more is not None and any(event.kind == "done" for event in found):
             more, self._more = Counter(self._more()), None
             self._wanted |= more
@@ -138,12 +150,11 @@ class LocalExecutor:
         for worker in self._workers:
             if worker.stage is not None and worker.stage.key == key:
                 worker.cancelled = kind, reason
-                worker.process.kill()
+                _end(worker)
 
     def close(self) -> None:
         with interrupts_wait():  # the store may be removed next, and no worker may be left by then
-            for worker in self._workers:
-                worker.process.kill()
+            _end(*self._workers)
             for worker in self._workers:
                 worker.process.join()
                 worker.pipe.close()
@@ -202,12 +213,27 @@ def _signal_name(number: int) -> str:
     return known.get(number, f"signal {number}")
 
 
+def _end(*workers: _Worker) -> None:
+    """Ends workers, and the programs that plugins have started in them, which nobody would wait for."""
+    below = descendants(*(worker.process.pid for worker in workers if worker.process.is_alive()))
+    for worker in workers:
+        worker.process.kill()
+    _end_all(below)
+
+
+def _end_all(processes: Iterable[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            os.kill(pid, signal.SIGKILL)
+
+
 class _Worker:
     def __init__(self, process: Any, pipe: Any, device: str) -> None:
         self.process = process
         self.pipe = pipe
         self.device = device
         self.stage: Stage | None = None
+        self.spent = False  # after its stage it gets no other
         self.cancelled: tuple[str, str] | None = None  # type and message of the error
 
 
@@ -264,6 +290,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             try:
                 message = pipe.recv_bytes()
             except (EOFError, OSError):
+                _end_all(descendants(os.getpid()))
                 os._exit(0)  # the runner is gone
             stages.put(message)
 
@@ -275,6 +302,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
     store = Store(Path(store_path).absolute())  # a plugin may change the working directory
     while True:
         stage: Stage = pickle.loads(stages.get())
+        threads = threading.enumerate()
         send(Event("began", stage.key))
         try:
             execute(stage, store, device, partial(reporter, send=send, every=0.2))
@@ -284,6 +312,8 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             event = Event("done", stage.key)
         # Before the event is sent, so that the next stage, in this worker or another, finds the memory free.
         give_back_memory(device)
+        if threads_left(threads):
+            send(Event(SPENT, stage.key))
         send(event)
 
 

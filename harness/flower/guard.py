@@ -58,17 +58,17 @@ def end_descendants(root: int) -> None:
         time.sleep(0.05)
 
 
-def descendants(root: int) -> list[int]:
-    """The living processes below `root`, children first; zombies among its own children are reaped."""
+def descendants(*roots: int) -> list[int]:
+    """The living processes below `roots`, children first; zombies among this process's own children are reaped."""
     children: dict[int, list[int]] = {}
     for pid, parent, dead in _processes():
         if dead:
-            if parent == root:
+            if parent in roots:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
             continue
         children.setdefault(parent, []).append(pid)
-    found, queue = [], [root]
+    found, queue = [], [*roots]
     while queue:
         below = children.get(queue.pop(0), [])
         found += below

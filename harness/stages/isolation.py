@@ -6,6 +6,7 @@ or change defaults. A stage's numbers must depend on its key alone, whatever ran
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -46,8 +47,8 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
     all implementations of attention, and for quantised layers those that torch prefers here. Global hooks of modules
     and optimisers, and hooks on tensors saved for gradients, are off. Denormal numbers are kept, not flushed to zero;
     that setting is not restored, since torch does not tell what it was before. Torch's function and dispatch modes,
-    warning filters, NumPy's error handling, signal handlers, values of environment variables and the working directory
-    are not set, only restored.
+    warning filters, NumPy's error handling, signal handlers, values of environment variables, the working directory,
+    permissions of new files, the recursion limit and whether garbage is collected are not set, only restored.
     """
     with (
         current(device),
@@ -60,6 +61,7 @@ def isolated(key: str, device: str, threads: int, tf32: bool) -> Iterator[None]:
         np.errstate(),
         _folder(),
         _environment(),
+        _interpreter(),
         _signals(),
         global_generators(derive("stage", key), device),
         _one_process(),
@@ -104,6 +106,20 @@ def _environment() -> Iterator[None]:
         for name, value in before.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
+
+
+@contextmanager
+def _interpreter() -> Iterator[None]:
+    """Restores the permissions that new files lack, the recursion limit and whether garbage is collected."""
+    mask = os.umask(0o77)  # it can only be read by setting it
+    os.umask(mask)
+    limit, collects = sys.getrecursionlimit(), gc.isenabled()
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        sys.setrecursionlimit(limit)
+        (gc.enable if collects else gc.disable)()
 
 
 @contextmanager
