@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from typing import ClassVar
 
@@ -887,6 +888,49 @@ def test_exports_hold_the_scores(tmp_path):
         assert list(other["accuracy"].round(12)) == list(frame["accuracy"].round(12))
         assert list(other.columns) == list(frame.columns)
     assert not list(tmp_path.glob(".*partial"))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has no fp32_precision here")
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("", "tf32"),
+        ("", "bf16"),
+        ("cudnn", "tf32"),
+        ("cudnn.conv", "tf32"),
+        ("cudnn.rnn", "ieee"),
+        ("cuda.matmul", "tf32"),
+        ("mkldnn", "bf16"),
+        ("mkldnn.conv", "bf16"),
+        ("mkldnn.matmul", "bf16"),
+    ],
+)
+def test_a_precision_of_one_backend_reaches_no_other_stage(where, value):
+    names = [
+        "",
+        "cudnn",
+        "mkldnn",
+        "cuda.matmul",
+        *(f"{b}.{o}" for b in ("cudnn", "mkldnn") for o in ("conv", "rnn")),
+    ]
+
+    def place(name):
+        return attrgetter(name)(torch.backends) if name else torch.backends
+
+    def seen():
+        return [place(name).fp32_precision for name in names]
+
+    with isolated("outer", "cpu", 1, False):
+        clean = seen()
+        place(where).fp32_precision = value
+        changed = seen()
+        with isolated("inner", "cpu", 1, False):  # as a run inside a script that set it
+            assert seen() == clean
+        assert seen() == changed
+    with isolated("next", "cpu", 1, False):
+        assert seen() == clean
+    # Torch raises here where settings contradict each other.
+    assert isinstance(torch.backends.cuda.matmul.allow_tf32, bool)
 
 
 def process_state():

@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 from warnings import catch_warnings
 
 import numpy as np
@@ -204,9 +204,12 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     # Not get_default_device: it fails after set_default_device(None), up to torch 2.9 at least.
     default_device = torch.empty(0).device
     strict = _strict()
-    flags = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
-    precision, products = _precision(), matmul.allow_tf32
-    quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    precision = _told(torch.get_float32_matmul_precision)
+    products, convolutions = _told(lambda: matmul.allow_tf32), _told(lambda: cudnn.allow_tf32)
+    quantized, mkldnn = torch.backends.quantized, cast("Any", torch.backends.mkldnn)
+    of_products = [matmul, mkldnn.matmul] if _places() else []
+    places = [(place, place.fp32_precision) for place in (*_places(), *of_products)]
     kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
     attention = [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in _ATTENTION]
@@ -222,9 +225,14 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
         _attend(attention)
         _be_strict(*strict)
         torch.set_float32_matmul_precision(precision or "highest")
-        if precision is None:
+        if precision is None and products is not None:
             matmul.allow_tf32 = products
-        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = flags
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        cudnn.deterministic, cudnn.benchmark = flags
+        for place, value in places:
+            if place.fp32_precision != value:
+                place.fp32_precision = value
         quantized.engine, mkldnn.enabled, cudnn.enabled = kernels
 
 
@@ -240,6 +248,9 @@ def settle(threads: int, tf32: bool) -> None:
         torch.set_autocast_enabled(kind, False)
     _be_strict(False, False)
     torch.set_flush_denormal(False)
+    for place in _places():  # what `allow_tf32` leaves out, or takes over from the setting for all backends
+        if place.fp32_precision != "none":
+            place.fp32_precision = "none"
     # First for every backend at once, since `allow_tf32` does not cover what a CPU may round.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = tf32
@@ -268,8 +279,19 @@ def _be_strict(enabled: bool, warn_only: bool) -> None:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-def _precision() -> str | None:
-    """The precision of float32 products; None where it was set for each backend apart, and torch cannot name it."""
+def _places() -> list[Any]:
+    """Where `fp32_precision` of anything but products can be set, those that others follow first."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return []
+    own = [
+        getattr(backend, part) for backend in (backends.cudnn, backends.mkldnn) for part in ("conv", "rnn")
+    ]
+    return [backends, backends.cudnn, backends.mkldnn, *own]
+
+
+def _told(setting: Callable[[], Any]) -> Any:
+    """A setting; None where `fp32_precision` was set instead, and torch cannot tell it."""
     with suppress(RuntimeError):
-        return torch.get_float32_matmul_precision()
+        return setting()
     return None
