@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,8 @@ class Training:
         hooks: run at every client before the defences'.
         """
         ready = self.set_up(module, rounds=rounds, purpose=purpose, history=history, hooks=hooks)
-        run_together([ready.run(report)])
+        with closing(ready.federation.trainer):
+            run_together([ready.run(report)])
         return ready.trained(history)
 
     def set_up(

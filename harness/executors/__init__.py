@@ -51,14 +51,19 @@ class Executor(Protocol):
         """End everything that still runs, at once."""
 
 
-HARMLESS = "tqdm._monitor"  # the module of threads that draw no numbers and change no settings
-
-
 def threads_left(before: Iterable[threading.Thread]) -> list[str]:
-    """The names of threads that run now and did not before: a plugin's, which may reseed or draw from generators."""
+    """The names of threads that run now and did not before: a plugin's, which may reseed or draw from generators.
+
+    Left out are tqdm's, which only looks after bars, and those that Python did not start, such as torch's own for
+    gradients on a GPU.
+    """
     known = {*before, threading.current_thread()}
     found = [thread for thread in threading.enumerate() if thread not in known]
-    return [thread.name for thread in found if type(thread).__module__ != HARMLESS]
+    return [thread.name for thread in found if not _harmless(thread)]
+
+
+def _harmless(thread: threading.Thread) -> bool:
+    return isinstance(thread, threading._DummyThread) or type(thread).__module__ == "tqdm._monitor"
 
 
 def reporter(key: str, send: Callable[[Event], object], every: float) -> Progress:

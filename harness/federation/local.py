@@ -154,6 +154,9 @@ class LocalTrainer:
             trained.append((update, float_buffers(own.module, own.buffer_names)))
         return trained
 
+    def close(self) -> None:
+        """Ends the threads that this trainer has started. It may train again."""
+
     def train(self, client: Client, at: Start) -> Tensor:
         """The client's update (d,) after its local steps from the global weights (d,), hooks applied."""
         s, round = self.settings, at.round

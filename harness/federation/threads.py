@@ -63,6 +63,11 @@ class ThreadedTrainer(LocalTrainer):
             self._pace[threaded].append((time.perf_counter() - started) / steps)
         return trained
 
+    def close(self) -> None:
+        pool, self._pool, self._twins = self._pool, None, SimpleQueue()
+        if pool is not None:
+            pool.shutdown()
+
     def _in_threads_next(self) -> bool:
         one_by_one, threads = self._pace[False], self._pace[True]
         if len(threads) < TRIALS:

@@ -375,6 +375,18 @@ def test_what_was_spared_is_the_time_of_clients_that_trained_beside_each_other(t
     assert same(stage, clients=floats(members(stage)), rounds=1).spared == 5.0  # five clients of a second
 
 
+def test_no_thread_outlives_a_training(tmp_path):
+    """A worker in which a thread is left gets no other stage."""
+    stage = training(tmp_path)
+    stage.at_a_time, before = 3, threading.active_count()
+    during = []
+    stage.run(
+        stage.initial_module(), lambda done, total, text: during.append(threading.active_count()), rounds=3
+    )
+    assert max(during) > before
+    assert threading.active_count() == before
+
+
 @pytest.mark.parametrize("jobs", [0, 3])
 def test_a_run_lends_free_places_and_scores_the_same(tmp_path, jobs):
     text = FEDERATION.replace("{defences}", "none").replace("{model}", "{small-cnn: {width: 2, hidden: 8}}")
