@@ -172,6 +172,7 @@ def main() -> None:
 
     import harness
     from harness.contracts.aggregator import default_context
+    from harness.errors import PluginError
 
     torch.set_num_threads(options.threads)
     console, f = Console(), options.f
@@ -183,18 +184,22 @@ def main() -> None:
         )
         for header in ("rule", "ours, ms", "ByzFL, ms", "ratio", "extra memory"):
             table.add_column(header, justify="left" if header == "rule" else "right")
-        x = updates(options.n, d, options.device)
+        x, left_out = updates(options.n, d, options.device), []
         for name, parameters in {**{k: v[0] for k, v in peers(f).items()}, **ALONE}.items():
             if options.only and name not in options.only:
                 continue
             tolerated = parameters.get("f", f)
             rows = x[:SMALL] if name in ("mda", "smea") else x
             rule, given = harness.create("aggregator", name, **parameters), context(rows)
+            try:
+                known = default_context(rule, rows, tolerated, **given)
+            except PluginError as error:  # it needs more clients
+                left_out.append(str(error))
+                continue
             peer = with_peer[name][1]() if name in with_peer else None
             # Two of ByzFL's write into their input: clipped once, there is nothing left to do. They get a copy a time.
             fresh = name in ("clipping", "arc")
 
-            known = default_context(rule, rows, tolerated, **given)
             run = rule.transform if rule.pre else rule.aggregate
 
             def ours(run=run, rows=rows, known=known):  # type: ignore[no-untyped-def]
@@ -222,6 +227,8 @@ def main() -> None:
                           "" if math.isnan(extra) else f"{extra:.2f}×")  # fmt: skip
             print(f"{d:,} {label}", file=sys.stderr)
         console.print(table)
+        for reason in left_out:
+            console.print(f"left out: {reason}", markup=False)
     if options.json:
         facts = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                  "threads": options.threads, "device": options.device, "torch": torch.__version__,
