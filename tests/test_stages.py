@@ -1024,7 +1024,16 @@ def harness_register(register):
     register(Wandering)
 """
 
-LEFT = ("settings", "hooks", "saved tensors", "function mode", "dispatch mode", "inference mode", "python")
+TELLS_HOOKS = hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks")
+LEFT = (
+    "settings",
+    "hooks",
+    *["saved tensors"] * TELLS_HOOKS,
+    "function mode",
+    "dispatch mode",
+    "inference mode",
+    "python",
+)
 
 
 @pytest.mark.parametrize("leaves", LEFT)
@@ -1051,6 +1060,7 @@ def test_artifacts_stay_in_the_store_when_a_plugin_changes_the_working_directory
     assert list(Path("elsewhere").iterdir()) == []
 
 
+@pytest.mark.skipif(not TELLS_HOOKS, reason="this torch cannot name the hooks that are open")
 def test_hooks_of_what_is_saved_that_were_open_before_a_stage_are_so_after_it():
     x = torch.ones(3, requires_grad=True)
     with (

@@ -193,7 +193,7 @@ class Cohort:
 
     def _own(self, rows: Tensor, who: Tensor) -> Tensor:
         """The row (d,) of the client's training, out of one row per training; under vmap over `who`."""
-        return rows[0] if len(rows) == 1 else rows[self.training[who]]
+        return rows[0] if len(rows) == 1 else _at(rows, _at(self.training, who))
 
     @torch.no_grad()
     def count_batches(self) -> None:
@@ -302,6 +302,11 @@ class _Differs(Mapping[str, Any]):
         return ValueError("what was prepared is of one client among others: it is read inside of own()")
 
 
+def _at(table: Tensor, place: Tensor) -> Tensor:
+    """table[place] for a scalar `place` under vmap, where torch 2.6 does not take a scalar as an index."""
+    return table.index_select(0, place[None])[0]
+
+
 def _moved(start: Start) -> Tensor:
     """`moved`, which all trainings of a cohort have or none has, as they are in the same round."""
     assert start.moved is not None
@@ -330,7 +335,7 @@ class CohortLocal(Local):
         if min(numbers) == max(numbers):
             return numbers[0]
         starts = self.cohort.starts
-        return torch.tensor(numbers, dtype=starts.dtype, device=starts.device)[self.who]
+        return _at(torch.tensor(numbers, dtype=starts.dtype, device=starts.device), self.who)
 
     def normal(self, like: Tensor) -> Tensor:
         return _OwnNoise.apply(self.who, like, self.cohort.noise)  # type: ignore[no-any-return]

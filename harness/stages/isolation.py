@@ -173,9 +173,12 @@ def _hooks_of_what_is_saved() -> Iterator[None]:
 
 
 def _without_hooks_of_what_is_saved() -> list[tuple[Any, Any]]:
-    """Removes those hooks and returns them, the innermost first."""
-    found = []
-    while (hooks := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+    """Removes those hooks and returns them, the innermost first; none where torch cannot name them (before 2.7)."""
+    found: list[tuple[Any, Any]] = []
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return found
+    while (hooks := top(True)) is not None:
         found.append(hooks)
         torch._C._autograd._pop_saved_tensors_default_hooks()
     return found
