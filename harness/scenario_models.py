@@ -227,10 +227,12 @@ def _round_problems(index: int, threat: Any, federation: Any) -> Found:
         value = getattr(threat, field, None)
         if value is not None and rounds is not None and value > rounds:
             yield ("threats", index, field), f"{field} is {value}, but there are only {rounds} rounds"
-    # With coins, attackers who always take part come on top of those drawn.
-    if getattr(threat, "participation", "sampled") == "always" and clients and federation.sampling == "fixed":
-        count = clients_per_round(clients, federation.participation)
-        malicious = malicious_count(clients, threat.malicious)
+    # With coins, attackers who always take part come on top of those drawn. Values that are mistakes are not there.
+    share, drawn = getattr(threat, "malicious", 0.0), getattr(federation, "participation", None)
+    fixed = getattr(federation, "sampling", None) == "fixed"
+    if getattr(threat, "participation", "sampled") == "always" and clients and fixed and drawn is not None:
+        count = clients_per_round(clients, drawn)
+        malicious = malicious_count(clients, share)
         if malicious > count:
             yield (
                 ("threats", index, "participation"),

@@ -1003,6 +1003,20 @@ BAD = {
         ["5:31: an attack is `name` or `name: {parameter: value}`, not a list"],
     ),
     "no threat": ("threats: []\n", ["5:10: threats needs at least one, e.g. [{name: none}]"]),
+    "a share beside attackers who always take part": (
+        'threats: [{name: t, malicious: "1/5", participation: always, attacks: [alie]}]\n',
+        ['5:32: malicious must be a number such as 0.5 or 8/255, not "1/5"; remove the quotes'],
+    ),
+    "a sampling beside attackers who always take part": (
+        "threats: [{name: t, malicious: 0.2, participation: always, attacks: [alie]}]\n"
+        "federation: {sampling: fixd}\n",
+        ["6:24: sampling must be 'fixed' or 'poisson', not fixd; did you mean 'fixed'?"],
+    ),
+    "a participation beside attackers who always take part": (
+        "threats: [{name: t, malicious: 0.2, participation: always, attacks: [alie]}]\n"
+        "federation: {participation: true}\n",
+        ["6:29: participation must be a number such as 0.5 or 8/255, not true"],
+    ),
     "no non-members": (
         "holdout: 0\nthreats: [{name: p, attacks: [lira]}]\n",
         ["5:10: lira needs non-members: holdout must be greater than 0"],
