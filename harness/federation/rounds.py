@@ -285,11 +285,12 @@ class Federation:
             given, rules = last, []
             rows, finite, context = rows[:0], finite[:0], context.with_rows(context.weights[:0], [])
         first, rows, context = finite_rows(given, rows, context, finite)
-        chain = [first, *(rule.with_fewer(len(ids) - len(rows)) for rule in rules)]
+        lost = len(ids) - len(rows)
+        chain = [first, *(rule.with_fewer(lost) for rule in rules)]
         for link, rule in enumerate(chain[:-1]):
             context.state = states[link]
             rule.check_clients(context.client_ids)
-            rule.check(len(rows), context.f)
+            _check_left(rule, len(rows), context.f, lost)
             by = rule
             rows, context = _transformed(rule, rows, context)
             mixed |= rule.mixes_clients  # type: ignore[attr-defined]
@@ -297,7 +298,7 @@ class Federation:
         context.state = states[-1]
         last.check_clients(context.client_ids)
         if len(rows):
-            last.check(len(rows), context.f)
+            _check_left(last, len(rows), context.f, lost)
         with blamed(last):
             update = checked(last.aggregate(rows, context), weights.shape, last.name)
         if not rows_finite(update[None]).all():
@@ -428,6 +429,18 @@ class Federation:
         with blamed(attack), seeded_modules(self.device, self.seed, "byzantine", start.round):
             crafted = checked(attack.craft(honest, context), shape, attack.name, whole=True)
         updates.update(zip(byzantine, crafted.to(weights).unbind(), strict=True))
+
+
+def _check_left(rule: Aggregator, n: int, f: int, lost: int) -> None:
+    """The rule's own check of the n rows left, which also says how many were `lost`, as nobody planned with those."""
+    try:
+        rule.check(n, f)
+    except PluginError as error:
+        if not lost:
+            raise
+        raise PluginError(
+            f"{error}; of {n + lost} updates, {lost} had to be dropped as not finite"
+        ) from error
 
 
 def _transformed(

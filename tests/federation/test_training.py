@@ -294,6 +294,22 @@ def test_rows_that_are_not_finite_are_dropped_and_f_falls(bad):
     assert outcome.history[0]["dropped"] == 1
 
 
+def test_a_rule_left_with_too_few_rows_says_how_many_were_dropped():
+    class Five(Mean):
+        name = "test-five"
+
+        def check(self, n, f):
+            if n < 5:
+                raise PluginError(f"test-five needs five updates, not {n}")
+            return n, f
+
+    rules = {"byzantine": Attacker(value=math.nan), "knowledge": "own", "malicious": (1,), "tolerance": 0.2}
+    federated = federation(network(), clients([8] * 5), aggregators=(Five(),), **rules)
+    said = "test-five needs five updates, not 4; of 5 updates, 1 had to be dropped as not finite"
+    with pytest.raises(PluginError, match=said):
+        run(federated)
+
+
 def test_when_every_row_is_dropped_the_model_stays():
     module = network()
     before = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
