@@ -97,6 +97,15 @@ def test_a_mean_that_lacks_a_seed_is_hollow(stored, tmp_path):
     assert lacking.read_text().count("fill: #ffffff") == whole.read_text().count("fill: #ffffff") + 1
 
 
+def test_hollow_markers_are_explained_where_there_are_any(stored, tmp_path):
+    _, records = stored
+    plain, flagged = tmp_path / "a.svg", tmp_path / "b.svg"
+    draw_curves(curves(records), plain, "t")
+    draw_curves(curves([r | {"flags": [FLAG]} for r in records]), flagged, "t")
+    assert "hollow" not in plain.read_text()
+    assert "hollow: gradient masking suspected" in flagged.read_text()
+
+
 def test_what_cannot_be_drawn_says_why(stored, capsys):
     folder, records = stored
     one = [r for r in records if r["cell"]["threat"] in ("none", "e-eps0.1")]
@@ -110,16 +119,33 @@ def test_what_cannot_be_drawn_says_why(stored, capsys):
     assert "run a scenario first" in capsys.readouterr().err
 
 
-def record(identifier, eps, accuracy=0.5, threat=None, **parameters):
+def record(identifier, eps, accuracy=0.5, threat=None, norm="linf", **parameters):
     return {
         "id": identifier, "status": "scored", "flags": [], "scores": {"robust_accuracy": accuracy},
         "cell": {"defence": "none", "aggregator": "mean", "compressor": "none"},
-        "attack": {"norm": "linf", "eps": eps},
+        "attack": {"norm": norm, "eps": eps},
         "config": {
             "attack": {"pgd": {"steps": 20, "eps": None, **parameters}},
-            "threat": {"name": identifier, "budget": {"norm": "linf", "eps": eps}, **(threat or {})},
+            "threat": {"name": identifier, "budget": {"norm": norm, "eps": eps}, **(threat or {})},
         },
     }  # fmt: skip
+
+
+def test_radii_are_in_the_unit_of_their_norm(tmp_path):
+    swept = {"linf": (0, 8 / 255), "l2": (0.5, 2.0), "l0": (1, 3)}
+    found = {
+        norm: [record(f"{norm}{eps}", eps, norm=norm, accuracy=0.9 - 0.1 * i) for i, eps in enumerate(radii)]
+        for norm, radii in swept.items()
+    }
+    said = {"linf": "radius eps (× 1/255)", "l2": "L2 radius eps", "l0": "changed pixels"}
+    for norm, own in found.items():
+        draw_curves(curves(own), tmp_path / "one.svg", "t")
+        text = (tmp_path / "one.svg").read_text()
+        assert {other for other, label in said.items() if f">{label}<" in text} == {norm}
+        assert ">510<" not in text
+    draw_curves(curves([r for own in found.values() for r in own]), tmp_path / "all.svg", "t")
+    text = (tmp_path / "all.svg").read_text()
+    assert all(text.count(f">{label}<") == 1 for label in said.values())
 
 
 def test_attacks_that_differ_in_a_parameter_have_panels_of_their_own():

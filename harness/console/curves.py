@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from harness.evaluation.masking import without_radius
 # Radius, robust accuracy in [0, 1], whether a flag says that this accuracy means little.
 Point = tuple[float, float, bool]
 Panel = dict[str, list[Point]]  # defences -> points
+# Norm -> the title of an axis of radii, and the factor from a radius to what the axis shows.
+RADII = {"linf": ("radius eps (× 1/255)", 255), "l2": ("L2 radius eps", 1), "l0": ("changed pixels", 1)}
+OTHER = ("radius eps", 1)
+HOLLOW = "hollow: gradient masking suspected, one class predicted, or seeds missing"
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Panel]:
@@ -94,7 +98,10 @@ def _threats(records: Iterable[Mapping[str, Any]], attacks: Mapping[str, str]) -
 
 
 def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) -> None:
-    """Writes the figure: a row of panels per attack, a column per compressor. Raises HarnessError if it cannot."""
+    """Writes the figure: a row of panels per attack, a column per compressor. Raises HarnessError if it cannot.
+
+    Radii are in the unit of the attack's norm, and the title says what hollow markers mean if there are any.
+    """
     check_format(out)
     if not panels:
         raise HarnessError(
@@ -105,21 +112,27 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
     attacks = list(dict.fromkeys(attack for attack, _ in panels))
     columns = list(dict.fromkeys(compressor for _, compressor in panels))
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    axis = {attack: RADII.get(attack.rpartition(" in ")[2], OTHER) for attack in attacks}
+    several = len(set(axis.values())) > 1  # norms: each row has an axis of its own
+    title += f"; {HOLLOW}" * any(_doubtful(points) for panel in panels.values() for points in panel.values())
     titles, legend = told_apart(columns), told_apart(names)
     width = 0.8 + 2.1 * len(columns)
     below, above = legend_within([legend[name] for name in names], width, 3), heading(title, width)
-    height = 1.0 + 2.2 * len(attacks) + below.height + 0.15 * above.count("\n")
+    height = 1.0 + (2.2 + 0.3 * several) * len(attacks) + below.height + 0.15 * above.count("\n")
     with figure(out, width, height) as drawn:
-        grid = drawn.subplots(len(attacks), len(columns), squeeze=False, sharex=True, sharey=True)
+        grid = drawn.subplots(
+            len(attacks), len(columns), squeeze=False, sharex="row" if several else True, sharey=True
+        )
         for (attack, compressor), panel in panels.items():
             axes = grid[attacks.index(attack)][columns.index(compressor)]
             for name, points in panel.items():
-                _series(axes, points, names.index(name), legend[name])
+                _series(axes, points, names.index(name), legend[name], axis[attack][1])
         for row, attack in enumerate(attacks):
             grid[row][0].set_ylabel(f"accuracy under\n{attack} (%)")
+            for axes in grid[row] if several or row == len(attacks) - 1 else ():
+                axes.set_xlabel(axis[attack][0])
         for column, compressor in enumerate(columns):
             grid[0][column].set_title(titles[compressor].replace(" + ", "\n+ "), fontsize=8)
-            grid[-1][column].set_xlabel("radius eps (× 1/255)")
         for axes in grid.flat:
             axes.set_ylim(0, 100)
             axes.grid(alpha=0.25, linewidth=0.5)
@@ -129,24 +142,23 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
         drawn.suptitle(above, fontsize=9)
 
 
-def _series(axes: Any, points: list[Point], number: int, name: str) -> None:
-    """Draws the mean over seeds, and a band from the least to the greatest value.
+def _doubtful(points: list[Point]) -> set[float]:
+    """The radii where a value is flagged, or where a seed is missing that the curve has at another radius."""
+    seeds = Counter(point[0] for point in points)
+    return {radius for radius, _, flagged in points if flagged or seeds[radius] < max(seeds.values())}
 
-    Markers are hollow where a value is flagged, or where a seed is missing that the curve has at another radius.
-    """
+
+def _series(axes: Any, points: list[Point], number: int, name: str, scale: float) -> None:
+    """Draws the mean over seeds, and a band from the least to the greatest value; `_doubtful` markers are hollow."""
     radii = sorted({point[0] for point in points})
     at = [[100 * p[1] for p in points if p[0] == radius] for radius in radii]
-    seeds = max(map(len, at))
-    hollow = [
-        len(values) < seeds or any(p[2] for p in points if p[0] == radius)
-        for radius, values in zip(radii, at, strict=True)
-    ]
+    hollow = _doubtful(points)
     style = series_style(number)
-    x = [255 * radius for radius in radii]
+    x = [scale * radius for radius in radii]
     mean = [sum(values) / len(values) for values in at]
     axes.plot(x, mean, **style._asdict(), linewidth=1, label=name, markersize=4)
-    for place, value, doubtful in zip(x, mean, hollow, strict=True):
-        if doubtful:
+    for radius, place, value in zip(radii, x, mean, strict=True):
+        if radius in hollow:
             axes.plot(place, value, **style._asdict(), markersize=4, markerfacecolor="white")
     if any(len(values) > 1 for values in at):
         low, high = [min(v) for v in at], [max(v) for v in at]
