@@ -42,7 +42,7 @@ function openCard(id) {
   if (attacks.length) {
     children.push(h("h3", {}, "Attack by attack"), grid("Scores that each attack changes; all others are the same as without an attack",
       ["attack", "radius", "scores", "notes"], attacks.map((cell) => [
-        `${cell.threat} / ${cell.attack}`, cell.eps === null ? "" : `${cell.norm === null ? "" : `${cell.norm} `}${greyLevels(cell.eps) === null ? general(cell.eps) : `${greyLevels(cell.eps)}/255`}`,
+        `${cell.threat} / ${cell.attack}`, cell.eps === null ? "" : `${cell.norm === null ? "" : `${cell.norm} `}${radiusText(cell)}`,
         h("ul", {}, cell.x ? h("li", {}, cell.x) : [...scoresOf(cell)].map(([name, score]) => h("li", {title: unitOf(name)[2]},
           `${name} ${unitOf(name)[0]} `, h("b", {}, score.mean === null ? "none" : scoreText(score, seedsOf(row, cell))))),),
         [...(cell.f || []).map((flag) => TEXT[flag]), ...(cell.r === undefined ? [] : [TEXT[cell.r]])].join("; ")])));
@@ -88,33 +88,54 @@ function greyLevels(radius) {
   return Number((steps / 255).toPrecision(5)) === radius ? steps : null;
 }
 
+// Pixels lie in [0, 1]: only the largest change of one of them is counted in grey levels.
+const inGrey = (cell) => cell.norm === "linf" && greyLevels(cell.eps) !== null;
+
+const radiusText = (cell) => (inGrey(cell) ? `${greyLevels(cell.eps)}/255` : general(cell.eps) + (cell.norm === "l0" ? " pixels" : ""));
+
+// Norm -> curves, each with its name and its points by radius: for norms of which some attack was run at two radii.
+function sweeps(row) {
+  const found = new Map();
+  for (const cell of row.source.c) {
+    if (cell.y !== "evasion" || cell.x || cell.eps === null) continue;
+    const score = scoresOf(cell).get("robust_accuracy");
+    if (!score || score.mean === null) continue;
+    if (!found.has(cell.norm)) found.set(cell.norm, new Map());
+    const own = found.get(cell.norm);
+    own.set(cell.attack, [...(own.get(cell.attack) || []), {cell, radius: cell.eps, mean: score.mean}]);
+  }
+  const radii = (points) => new Set(points.map((point) => point.radius)).size;
+  const threat = (point) => point.cell.threat.replace(/-eps[\d.e+-]+$/, "");  // as a sweep of radii names its threats
+  return [...found].map(([norm, attacks]) => [norm, [...attacks].flatMap(([attack, points]) => {
+    const name = attack + (norm === null ? "" : `, ${norm}`);
+    points.sort((a, b) => a.radius - b.radius);
+    if (radii(points) === points.length) return [{name, points}];
+    return [...new Set(points.map(threat))].map((one) => ({name: `${name} (${one})`, points: points.filter((point) => threat(point) === one)}));
+  })]).filter(([, curves]) => curves.some(({points}) => radii(points) > 1));
+}
+
 function drawCurves(row) {
   const clean = cleanCell(row);
   const trace = (name, x, y, colour, mode = "lines+markers") => ({name: plain(name), x, y, mode, type: "scatter",
     line: {color: PALETTE[colour % PALETTE.length]}, marker: {size: 5}});
   const rounds = row.source.c.filter((cell) => cell.u).slice(0, 8).map((cell, place) => trace(cell === clean ? "no attack" : `${cell.threat} / ${cell.attack}`,
     DATA.tables.rounds[cell.u[0]], cell.u[1].map((value) => value / 10), place));
-  const radii = new Map();
-  const grey = row.source.c.every((cell) => cell.eps === null || greyLevels(cell.eps) !== null);
-  for (const cell of row.source.c) {
-    if (cell.y !== "evasion" || cell.x || cell.eps === null) continue;
-    const score = scoresOf(cell).get("robust_accuracy");
-    if (!score || score.mean === null) continue;
-    const name = cell.attack + (cell.norm === null ? "" : `, ${cell.norm}`);
-    if (!radii.has(name)) radii.set(name, []);
-    radii.get(name).push([cell.eps, score.mean * 100]);
-  }
-  const curves = [...radii].map(([name, points], place) => {
-    points.sort((a, b) => a[0] - b[0]);
-    return trace(name, points.map((point) => point[0] * (grey ? 255 : 1)), points.map((point) => point[1]), place, points.length > 1 ? "lines+markers" : "markers");
+  const charts = sweeps(row).map(([norm, curves]) => {
+    const grey = curves.every(({points}) => points.every(({cell}) => inGrey(cell)));
+    const unit = grey ? "radius [1/255]" : {linf: "radius, pixels in [0, 1]", l2: "L2 radius, pixels in [0, 1]", l0: "changed pixels"}[norm] || "radius";
+    return [curves.map(({name, points}, place) => trace(name, points.map(({radius}) => radius * (grey ? 255 : 1)),
+      points.map(({mean}) => mean * 100), place, points.length > 1 ? "lines+markers" : "markers")), unit];
   });
-  const draw = (id, traces, title, x, y) => {
-    if (!traces.length) { $(id)?.remove(); return; }
-    const plot = h("div", {role: "img", "aria-label": `${title}: ${traces.length} curves`});
-    $(id).replaceChildren(h("figcaption", {}, title), plot);
-    Plotly.newPlot(plot, traces, layout({width: printing ? PAPER / 2 - 20 : undefined, height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
-      legend: {orientation: "h", y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
+  const draw = (id, title, several, y) => {
+    if (!several.length) { $(id)?.remove(); return; }
+    $(id).replaceChildren(h("figcaption", {}, title));
+    for (const [traces, x] of several) {
+      const plot = h("div", {role: "img", "aria-label": `${title}: ${traces.length} curve${traces.length === 1 ? "" : "s"}`});
+      $(id).append(plot);
+      Plotly.newPlot(plot, traces, layout({width: printing ? PAPER / 2 - 20 : undefined, height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
+        legend: {orientation: "h", y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
+    }
   };
-  draw("by-round", rounds, "Validation accuracy by round", "round", "accuracy [%]");
-  draw("by-eps", curves, "Robust accuracy by radius of the attack", grey ? "radius [1/255]" : "radius, pixels in [0, 1]", "accuracy [%]");
+  draw("by-round", "Validation accuracy by round", rounds.length ? [[rounds, "round"]] : [], "accuracy [%]");
+  draw("by-eps", "Robust accuracy by radius of the attack", charts, "accuracy [%]");
 }
