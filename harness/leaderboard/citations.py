@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.console.pooling import AXES
@@ -28,17 +28,36 @@ def used(row: Row) -> list[Plugin]:
     return [found[key] for key in sorted(found)]
 
 
-def bibtex(plugins: Iterable[Plugin]) -> list[str]:
-    """One entry for each publication; methods without one have none."""
-    entries: dict[str, str] = {}
-    keys: set[str] = set()
+def citation_keys(plugins: Iterable[Plugin]) -> dict[str, str]:
+    """Publication -> its BibTeX key, another for each."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
     for plugin in plugins:
-        title = plugin.title.casefold()  # two plugins may write one paper's title in two cases
+        if plugin.title and (title := _publication(plugin)) not in found:
+            stem = f"{_surname(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
+            key = next(
+                k for i in range(len(taken) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in taken
+            )
+            taken.add(key)
+            found[title] = key
+    return found
+
+
+def _publication(plugin: Plugin) -> str:
+    return plugin.title.casefold()  # two plugins may write one paper's title in two cases
+
+
+def bibtex(plugins: Sequence[Plugin], keys: Mapping[str, str] | None = None) -> list[str]:
+    """One entry for each publication; methods without one have none.
+
+    keys: by `citation_keys` of more plugins, so that entries of several rows can stand in one file.
+    """
+    known = citation_keys(plugins) if keys is None else keys
+    entries: dict[str, str] = {}
+    for plugin in plugins:
+        title = _publication(plugin)
         if not title or title in entries:
             continue
-        stem = f"{_surname(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
-        key = next(k for i in range(len(keys) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in keys)
-        keys.add(key)
         fields = {"title": f"{{{tex(plugin.title)}}}"}
         if plugin.authors:
             fields["author"] = " and ".join(tex(name) for name in _authors(plugin.authors))
@@ -49,7 +68,7 @@ def bibtex(plugins: Iterable[Plugin]) -> list[str]:
         if link(plugin.url):
             fields["url"] = plugin.url.replace("%", r"\%").replace("#", r"\#").replace("&", r"\&")
         lines = [f"  {name} = {{{value}}}" for name, value in fields.items()]
-        entries[title] = "@misc{" + ",\n".join([key, *lines]) + "\n}"
+        entries[title] = "@misc{" + ",\n".join([known[title], *lines]) + "\n}"
     return list(entries.values())
 
 

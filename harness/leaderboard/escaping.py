@@ -11,8 +11,9 @@ from harness.errors import HarnessError
 _JSON_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]#!|~$@:]|(?<=www)\.|^(?:[-+=]|\d+(?=[.)]))", re.IGNORECASE)
 _TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
-    "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "\\": r"\textbackslash{}", "{": r"\textbraceleft{}", "}": r"\textbraceright{}", "$": r"\$", "&": r"\&",
+    "#": r"\#", "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 _URL = re.compile(r"https://[A-Za-z0-9.-]+(:\d+)?([/?#][^\s\"'<>\\^`{|}]*)?", re.ASCII)
 
@@ -48,7 +49,10 @@ def cell(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Text for TeX, on one line and with every special character escaped."""
+    """Text for TeX, on one line and with every special character escaped.
+
+    Braces are written as words: BibTeX counts them even where they are escaped.
+    """
     return "".join(_TEX.get(character, character) for character in " ".join(text.split()))
 
 

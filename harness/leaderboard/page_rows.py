@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from statistics import fmean
 from typing import Any
@@ -87,17 +87,18 @@ def compact(
     columns: Sequence[Column],
     tables: Tables,
     citations: dict[tuple[int, ...], tuple[int, int]],
+    keys: Mapping[str, str],
 ) -> dict[str, Any]:
     """A row as a JSON value.
 
     board, submission: their positions in the page. columns: all of the page's. citations: a cache that is filled here:
-    plugins -> positions of the list that names them and of their BibTeX entries.
+    plugins -> positions of the list that names them and of their BibTeX entries. keys: of all publications.
     """
     plugins = used(row)
     key = tuple(map(id, plugins))
     if key not in citations:
         said = (f"{p.kind} {p.name}, {p.distribution} {p.version}, source {p.source[:12]}" for p in plugins)
-        citations[key] = tables.texts(said), tables.texts(bibtex(plugins))
+        citations[key] = tables.texts(said), tables.texts(bibtex(plugins, keys))
     methods, entries = citations[key]
     clean = row.clean
     baseline = _scores(clean, row.submission, tables) if clean else {}

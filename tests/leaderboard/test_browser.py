@@ -16,7 +16,7 @@ import synthetic
 
 from harness.leaderboard.board import Board, boards
 from harness.leaderboard.build import build, load
-from harness.leaderboard.citations import bibtex, command, used
+from harness.leaderboard.citations import bibtex, citation_keys, command, used
 from harness.leaderboard.columns import BY_KEY
 from harness.leaderboard.conditions import conditions
 from harness.leaderboard.ranks import rankings
@@ -310,7 +310,8 @@ def test_a_card_has_every_score_and_what_repeats_it(visit, site, tmp_path):
         4
     )  # no attack, two Byzantine ones, the backdoor
     expect(card.get_by_label("Command")).to_have_text(command(row))
-    expect(card.get_by_label("BibTeX")).to_have_text("\n\n".join(bibtex(used(row))))
+    keys = citation_keys(plugin for board in site.boards for s in board.submissions for plugin in s.plugins)
+    expect(card.get_by_label("BibTeX")).to_have_text("\n\n".join(bibtex(used(row), keys)))
     card.get_by_text("Scenario chest-v1.yaml").click()
     expect(card.get_by_label("Scenario", exact=True)).to_contain_text("dataset: pneumonia")
     with page.expect_download() as saved:
@@ -336,6 +337,42 @@ def test_a_radius_is_written_in_grey_levels_where_it_is_a_whole_number_of_them(v
     assert page.evaluate("radii => radii.map(greyLevels)", short) == steps
     others = [0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.5, 12.3]  # 1.5 is no 383/255
     assert page.evaluate("radii => radii.map(greyLevels)", others) == [None] * len(others)
+
+
+def test_radii_of_other_norms_are_no_grey_levels(visit):
+    page = visit()
+    cells = [("linf", 1 / 255, "1/255"), ("linf", 0.1, "0.1"), ("l2", 1.0, "1"), ("l0", 3, "3 pixels")]
+    for norm, eps, text in cells:
+        cell = {"norm": norm, "eps": float(f"{eps:.5g}")}
+        assert page.evaluate("radiusText", cell) == text
+
+
+def test_curves_by_radius_take_two_radii_of_one_norm(visit, site):
+    """One point says nothing of the radius, and those of two norms share no axis."""
+    page = visit()
+    row = site.row("usynin-2022 v1", "none", "mean", "none")  # linf and l2, at one radius each
+    page.evaluate("openCard", row.id)
+    expect(page.locator("#card")).to_be_visible()
+    expect(page.locator("#by-round")).to_have_count(1)
+    expect(page.locator("#by-eps")).to_have_count(0)
+    page.keyboard.press("Escape")
+    made = """(cells) => sweeps({source: {c: cells.map(([threat, attack, norm, eps]) => ({
+        y: "evasion", threat, attack, norm, eps, s: [TEXT.indexOf("robust_accuracy"), 2, 0.5]}))}})
+        .map(([norm, curves]) => [norm, curves.map(({name, points}) => [name, points.map(({radius}) => radius)])])"""
+    cells = [
+        ("a-eps0.2", "pgd", "linf", 0.2),
+        ("a-eps0.1", "pgd", "linf", 0.1),
+        ("b-eps0.1", "pgd", "linf", 0.1),
+        ("small", "fgsm", "linf", 0.1),
+        ("large", "fgsm", "linf", 0.2),
+        ("a", "pgd", "l2", 1),
+    ]
+    assert page.evaluate(made, cells) == [
+        [
+            "linf",
+            [["pgd, linf (a)", [0.1, 0.2]], ["pgd, linf (b)", [0.1]], ["fgsm, linf", [0.1, 0.2]]],
+        ]
+    ]
 
 
 def test_rows_are_compared_by_their_shared_seeds(visit, site):
@@ -578,6 +615,20 @@ def test_a_latex_table_says_what_its_numbers_are_of(visit, site, tmp_path):
     assert ["a single seed has no interval" in each for each in captions.values()] == [False, True]
     assert "\\dag{} lacks attacks or seeds that this board asks for" in caption
     assert "\\ddag" not in caption
+
+
+def test_no_name_is_a_command_of_latex(visit):
+    page = visit()
+    written = page.evaluate(
+        "names => names.map(tex)", [r"a<b>|c", r"\x_{1}^2~&%$#", "[2pt] a", "*b", "a [*]"]
+    )
+    assert written == [
+        r"a\textless{}b\textgreater{}\textbar{}c",
+        r"\textbackslash{}x\_\{1\}\textasciicircum{}2\textasciitilde{}\&\%\$\#",
+        "{[}2pt] a",
+        "{*}b",
+        "a [*]",
+    ]
 
 
 def test_ranks_show_the_chosen_ranking(visit, site):

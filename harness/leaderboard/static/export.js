@@ -35,10 +35,12 @@ function exportCsv() {
 }
 
 function tex(text) {
-  const special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"};
+  const special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}",
+    ">": "\\textgreater{}", "|": "\\textbar{}"};
   const symbols = {"−": "$-$", "ε": "$\\varepsilon$", "δ": "$\\delta$", "≥": "$\\geq$", "↑": "$\\uparrow$", "↓": "$\\downarrow$",
     "†": "\\dag{}", "‡": "\\ddag{}", "‖": "$\\|$", "§": "\\S{}", "¶": "\\P{}", "∞": "$\\infty$", "–": "--"};
-  return String(text).replace(/[\\~^{}$&#%_]/g, (sign) => special[sign] || `\\${sign}`).replace(/[−εδ≥↑↓†‡‖§¶∞–]/g, (sign) => symbols[sign]).replace(/\s+/g, " ");
+  return String(text).replace(/[\\~^<>|{}$&#%_]/g, (sign) => special[sign] || `\\${sign}`).replace(/[−εδ≥↑↓†‡‖§¶∞–]/g, (sign) => symbols[sign])
+    .replace(/\s+/g, " ").replace(/^ ?[[*]/, "{$&}");  // after the end of a line, [ and * are its options
 }
 
 function exportLatex() {
