@@ -46,6 +46,7 @@ def settings_of(path):
         "scenario": {"hash": scenario.hash()},
         "config": common_settings(scenario) | {"threat": {"malicious": 0.0}},
         "provenance": {"plugins": []},
+        "flags": [],
     }
 
 
@@ -204,6 +205,13 @@ def test_the_heatmap_shows_means_over_seeds(tmp_path):
     assert all(f">{value}<" in out.read_text() for value in ("15", "80†", "95", "t; †: lacks seeds"))
     with pytest.raises(HarnessError, match="no attack on training"):
         draw_heatmap(found[::2], out, "t")
+
+
+def test_the_heatmap_rounds_ties_as_the_tables_do(tmp_path):
+    found = [record(0, 0.125), record(1, 0.625, threat="b", attack="sign-flip", phase="training")]
+    draw_heatmap(found, tmp_path / "heat.svg", "t")
+    text = (tmp_path / "heat.svg").read_text()
+    assert [value for value in (">12<", ">13<", ">62<", ">63<") if value in text] == [">13<", ">63<"]
 
 
 def test_the_heatmap_keeps_threats_apart(tmp_path):
@@ -527,6 +535,39 @@ def test_every_figure_has_a_file_of_its_own(tmp_path, monkeypatch, capsys):
         assert cli.main(["plot", "s.yaml", "--figure", kind]) == 0
         assert capsys.readouterr().out == f"wrote {kind}.svg: {told}\n"
     assert [out.name for out in drawn] == ["pareto.svg", "ranks.svg"]
+
+
+def test_masking_is_suspected_before_the_run_has_ended(tmp_path, monkeypatch, capsys):
+    """Only in the end does a run flag its records: until then a figure drew what it leaves out afterwards."""
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "schema: 1\nname: s\ndataset: digits\nmodel: logistic\nthreats: [{name: none}, {name: e, budget: "
+        "{norm: linf, eps: 0.1}, attacks: [pgd, square]}]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    left = {"pgd": (0.6, "gradients"), "square": (0.5, "logits")}
+    found = []
+    for cell in cells(load("s.yaml")):
+        name = "none" if cell.attack is None else cell.attack.name
+        accuracy, access = left.get(name, (None, None))
+        one = {**record(0, 0.9, accuracy, attack=name), "id": cell.id, **settings_of("s.yaml")}
+        about = {
+            "access": access,
+            "effort": 1,
+            "mode": "white-box",
+            "norm": "linf",
+            "eps": 0.1,
+            "samples": 1000,
+        }
+        one["config"] |= {"attack": {name: {}}}
+        found.append({**one, "attack": about if access else None})
+    drawn = []
+    monkeypatch.setattr("harness.console.arguments.stored_records", lambda *_: found)
+    monkeypatch.setattr(
+        "harness.console.table_picture.draw_table", lambda records, *_: drawn.extend(records) or "3 cells"
+    )
+    assert cli.main(["plot", "s.yaml", "--figure", "table"]) == 0, capsys.readouterr().err
+    assert {r["cell"]["attack"]: r["flags"] for r in drawn} == {"none": [], "pgd": [FLAG], "square": [FLAG]}
 
 
 def test_what_was_scored_before_a_setting_changed_is_not_drawn(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from harness.console.output import packed, short_labels
 from harness.contracts.compressor import UpdateCompressor
 from harness.contracts.privacy import VIOLATION, PrivacyAttack
 from harness.errors import HarnessError
+from harness.leaderboard.columns import written
 
 if TYPE_CHECKING:
     from harness.scenario import Scenario
@@ -90,7 +91,7 @@ def render_audits(records: Sequence[dict[str, Any]], console: Console) -> int:
         table.add_row(
             Text("\n".join(lines)),
             _claim(found["guarantee"]),
-            f"{found['epsilon']:.2f}",
+            written(found["epsilon"], 2),
             guesses,
             Text("\n".join(said), style),
         )
@@ -112,7 +113,7 @@ def _claim(guarantee: dict[str, Any] | None) -> str:
         return "none"
     if not guarantee["holds"]:
         return "broken"
-    return f"{guarantee['epsilon']:.2f}" + "§" * (guarantee["unit"] == "client")
+    return written(guarantee["epsilon"], 2) + "§" * (guarantee["unit"] == "client")
 
 
 def _unaudited(found: dict[str, Any]) -> list[str]:

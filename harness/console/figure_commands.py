@@ -76,6 +76,7 @@ def plot(
     from harness.console.figures import SHARED, check_kind, draw_heatmap, draw_pareto, draw_ranks
     from harness.console.output import count_of
     from harness.errors import HarnessError
+    from harness.evaluation.masking import flagged
     from harness.grid import cells
     from harness.leaderboard.official import mixed_code
     from harness.leaderboard.other_code import records_of_other_code
@@ -91,7 +92,7 @@ def plot(
     stored = stored_records(store, loaded.name)
     other = {id: names for id, names in other_settings(stored, loaded).items() if id in order}
     found = [record for record in stored if record["id"] in order and record["id"] not in other]
-    found.sort(key=lambda record: order[record["id"]])
+    found = flagged(sorted(found, key=lambda record: order[record["id"]]))
     command = shlex.join(["harness", "run", scenario, "--store", str(store)])
     settings = ", ".join(dict.fromkeys(name for names in other.values() for name in names))
     if not found:

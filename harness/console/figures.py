@@ -18,6 +18,7 @@ from harness.contracts.privacy import VIOLATION
 from harness.errors import HarnessError, did_you_mean
 from harness.evaluation.constant import FLAG as CONSTANT
 from harness.evaluation.masking import FLAG as MASKED
+from harness.leaderboard.columns import written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -235,7 +236,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
             continue
         attack = clean if kind == "clean" else (cell["threat"], cell["attack"])
         place = (cell["aggregator"], attack)
-        cells.setdefault(cell["defence"], {}).setdefault(place, {})[cell.get("seed")] = 100 * accuracy
+        cells.setdefault(cell["defence"], {}).setdefault(place, {})[cell.get("seed")] = accuracy
     attacks = list(dict.fromkeys(a for panel in cells.values() for _, a in panel))
     attacks.sort(key=lambda attack: attack != clean)  # without an attack first, however records are ordered
     if not cells or attacks == [clean]:
@@ -259,13 +260,13 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
         grid = drawn.subplots(len(cells), 1, squeeze=False, sharex=True)
         for axes, (defence, panel) in zip(grid[:, 0], cells.items(), strict=True):
             by_seed = [[panel.get((rule, attack), {}) for attack in attacks] for rule in rules]
-            table = [[fmean(own.values()) if own else math.nan for own in row] for row in by_seed]
+            table = [[100 * fmean(own.values()) if own else math.nan for own in row] for row in by_seed]
             image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
             for i, row in enumerate(table):
                 for j, value in enumerate(row):
                     shade = "white" if value < 60 else "black"
                     lacks = by_seed[i][j].keys() != every
-                    text = "–" if math.isnan(value) else f"{value:.0f}" + "†" * lacks
+                    text = "–" if math.isnan(value) else written(value, 0) + "†" * lacks
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
             axes.set_yticks(range(len(rules)), list(rules.values()))
             axes.set_xticks(range(len(attacks)), labels, rotation=45, ha="right")
@@ -340,7 +341,7 @@ def draw_ranks(records: Records, out: Path, title: str, by: str, key: str) -> Om
             axes.plot([1, rank], [height, height], color="#cccccc", linewidth=0.6, zorder=1)
             axes.plot(rank, height, marker="o", color=COLOURS[0], markersize=4)
             axes.annotate(
-                f"{names[methods[position]]}  {rank:.2f}", (rank, height),
+                f"{names[methods[position]]}  {written(rank, 2)}", (rank, height),
                 textcoords="offset points", xytext=(6, 0), fontsize=7, va="center",
             )  # fmt: skip
         for number, group in enumerate(one.groups):
@@ -376,4 +377,4 @@ def _claim(ranking: Any) -> str:
         return "the order may be chance"
     if len(ranking.methods) == 2:
         return "the two differ"
-    return f"bars join what Nemenyi's test at 5 % does not tell apart (CD {ranking.critical_difference:.2f})"
+    return f"bars join what Nemenyi's test at 5 % does not tell apart (CD {written(ranking.critical_difference, 2)})"

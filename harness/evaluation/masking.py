@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,19 @@ def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
     found = [group for group in groups.values() if _masked(group)]
     found += [curve for curve in curves.values() if _rises(curve)]
     return {tried.record["id"]: [FLAG] for group in found for tried in group}
+
+
+def flagged(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of one scenario, with the flag on those that `suspect_masking` names and on no others.
+
+    A run puts it on its records only in the end: those of a run that goes on, or was killed, lack it.
+    """
+    found = suspect_masking(records)
+    wanted = [[f for f in r["flags"] if f != FLAG] + found.get(r["id"], []) for r in records]
+    return [
+        record if record["flags"] == flags else {**record, "flags": flags}
+        for record, flags in zip(records, wanted, strict=True)
+    ]
 
 
 def margin(first: float, second: float, samples: int) -> float:

@@ -34,7 +34,7 @@ def _ranking(one: Ranking) -> dict[str, Any]:
     means = [one.column.show(float(mean)) for mean in one.table.mean(0)]
     columns = [means, *(_told_apart(one.column, block) for block in one.table[: len(shown)])]
     table = [
-        [method, f"{rank:.2f}", *(texts[i] for texts in columns)]
+        [method, written(rank, 2), *(texts[i] for texts in columns)]
         for i, (method, rank) in enumerate(zip(one.methods, map(float, one.ranks), strict=True))
     ]
     return {
@@ -51,7 +51,7 @@ def _ranking(one: Ranking) -> dict[str, Any]:
             [
                 pair.first,
                 pair.second,
-                f"{100 * pair.share:.0f} %",
+                f"{written(100 * pair.share, 0)} %",
                 _bounds(pair.low, pair.high),
                 _p(pair.adjusted),
             ]
@@ -79,9 +79,7 @@ def verdict(one: Ranking) -> list[str]:
     """What the tests say, and how far that reaches, in sentences."""
     test, blocks, methods = one.test, len(one.blocks), len(one.methods)
     if test.test == "friedman":
-        name = (
-            f"Friedman's test (χ² = {test.statistic:.2f}, {methods - 1} degrees of freedom, {_p_is(test.p)})"
-        )
+        name = f"Friedman's test (χ² = {written(test.statistic, 2)}, {methods - 1} degrees of freedom, {_p_is(test.p)})"
     else:
         name = f"Wilcoxon's signed-rank test ({_p_is(test.p)})"
     noun = "attack" if one.board else "data set"
@@ -90,7 +88,7 @@ def verdict(one: Ranking) -> list[str]:
         if methods > 2:
             said.append(
                 "Bars join methods that Nemenyi's test does not separate at 5 %: "
-                f"their average ranks differ by less than {one.critical_difference:.2f}."
+                f"their average ranks differ by less than {written(one.critical_difference, 2)}."
             )
     else:
         said = [
@@ -116,7 +114,7 @@ def diagram(one: Ranking) -> dict[str, Any]:
     distance = one.critical_difference
     # A critical difference wider than the axis separates nothing: the verdict states it, and nothing is drawn.
     fits = one.groups and distance <= count - 1
-    said = f"critical difference {distance:.2f}"
+    said = f"critical difference {written(distance, 2)}"
     labels = [shorten(method, 36) for method in one.methods]
     left = math.ceil(GLYPH * (2 + max(map(len, [*labels, *[said] * bool(fits)]))))
 
@@ -128,7 +126,7 @@ def diagram(one: Ranking) -> dict[str, Any]:
 
     step = math.ceil((count - 1) / TICKS)
     rows = [
-        {"label": label, "method": method, "rank": f"{rank:.2f}", "x": x(rank), "y": y(place)}
+        {"label": label, "method": method, "rank": written(rank, 2), "x": x(rank), "y": y(place)}
         for place, (label, method, rank) in enumerate(
             zip(labels, one.methods, map(float, one.ranks), strict=True)
         )
@@ -173,7 +171,7 @@ def _unranked(found: Sequence[Unranked]) -> list[str]:
 
 
 def _bounds(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{100 * low:.0f} – {100 * high:.0f} %"
+    return "" if math.isnan(low) else f"{written(100 * low, 0)} – {written(100 * high, 0)} %"
 
 
 def _p(p: float) -> str:

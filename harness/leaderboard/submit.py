@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.console.pooling import family
 from harness.errors import HarnessError, PluginError
+from harness.evaluation.masking import flagged
 from harness.grid import Cell, cells
 from harness.leaderboard.official import Record, disagreements, missing_cells, mixed_code, unpublished
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, shorten, unportable, without_folders
@@ -43,7 +44,7 @@ def collect(
         raise HarnessError(f"{scenario.path or scenario.name}: {problem}")
     mark = scenario.hash()
     named = [record for record in records if record["scenario"]["name"] == scenario.name]
-    known = {record["id"]: record for record in named if record["scenario"]["hash"] == mark}
+    known = {r["id"]: r for r in flagged([r for r in named if r["scenario"]["hash"] == mark])}
     planned = list(cells(scenario))
     kept = [known[cell.id] for cell in planned if cell.id in known]
     if not kept:
@@ -87,7 +88,7 @@ def of_store(records: Iterable[Record], name: str) -> list[Submission]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         groups.setdefault((record["scenario"]["name"], record["scenario"]["hash"]), []).append(record)
-    return [_looked_at(group, name) for group in groups.values()]
+    return [_looked_at(flagged(group), name) for group in groups.values()]
 
 
 def _looked_at(records: Sequence[Record], name: str) -> Submission:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from harness.evaluation import masking
 from harness.evaluation.masking import FLAG, margin, suspect_masking
 
 TWIN, BOTH = "straight-through twin", "straight-through twin and transfer from uncompressed"
@@ -31,6 +32,15 @@ def flagged(*records):
     result = suspect_masking(records)
     assert all(flags == [FLAG] for flags in result.values())
     return set(result)
+
+
+def test_the_flag_is_put_on_what_is_suspected_and_taken_from_all_else():
+    records = [record("pgd", 0.6), record("square", 0.5, "logits"), record("fgsm", 0.5, seed=1)]
+    before = [
+        {**one, "flags": flags} for one, flags in zip(records, (["x"], ["x", FLAG], [FLAG]), strict=True)
+    ]
+    assert [one["flags"] for one in masking.flagged(before)] == [["x", FLAG], ["x", FLAG], []]
+    assert [one["flags"] for one in before] == [["x"], ["x", FLAG], [FLAG]]
 
 
 def test_the_margin_is_two_standard_errors_and_at_least_a_point():

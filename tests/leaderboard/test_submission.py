@@ -1,5 +1,6 @@
 """From a store's records to a submission: what is in it, and when it is official."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
+from harness.evaluation.masking import FLAG
 from harness.grid import cells
 from harness.leaderboard.check import contradictions, open_scenario
 from harness.leaderboard.publishable import unportable, without_folders
@@ -144,6 +146,23 @@ def test_numbers_that_json_lacks_are_said_in_words(records, ran, tmp_path):
     assert cell.config["attack"] == {"fgsm": {"eps": "inf"}}
     write(made, tmp_path / "x.json")
     assert read(tmp_path / "x.json") == made
+
+
+def test_a_run_that_was_killed_before_it_looked_for_masking_is_flagged(records, ran):
+    """A run puts this flag on its records in the end, and a grid can be whole before."""
+    model = {"defence": "none", "compressor": "none", "seed": 0, "threat": "evasion"}
+    weaker, attacked = sorted(of(records, **model), key=lambda record: record["status"] == "scored")
+    for name, value in copy.deepcopy(attacked).items():
+        if name not in ("id", "cell"):
+            weaker[name] = value
+    weaker["attack"]["access"] = "labels"
+    for record, accuracy in ((attacked, 0.9), (weaker, 0.1)):
+        record["scores"]["robust_accuracy"] = accuracy
+        record["attack"].pop("ways", None)
+        record["flags"] = []
+    for made in (collect(records, ran.scenario, name="x"), of_store(records, "x")[0]):
+        flags = {s.id: s.flags for cell in made.cells for s in cell.seeds.values()}
+        assert FLAG in flags[attacked["id"]]
 
 
 def fail(record, message="the disk is full\nat line 3"):
