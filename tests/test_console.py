@@ -344,6 +344,24 @@ def test_a_broken_guarantee_names_a_cell_that_explain_takes():
     assert "`harness explain cccc2222dddd` says what" in text
 
 
+def test_a_legend_speaks_of_the_epsilons_that_are_shown():
+    """A row shows what its weakest cell is promised, so what its other cells are promised is not in the table."""
+    whole = {"epsilon": 4.0, "delta": 1e-5, "unit": "record", "holds": True}
+    broken = whole | {"holds": False}
+    found = [
+        record(defence="a", guarantee=broken, id="aaaa1111bbbb"),
+        record("e", "fgsm", defence="a", id="bbbb1111cccc"),  # without any: the row shows `none`
+        record(defence="b", guarantee=whole, id="cccc1111dddd"),
+        record("e", "fgsm", defence="b", guarantee=broken, id="dddd1111eeee"),
+    ]
+    text = drawn(found)
+    assert re.search(r"^a +.* none ", text, re.MULTILINE)
+    assert re.search(r"^b +.* broken ", text, re.MULTILINE)
+    assert "delta" not in text
+    assert "`harness explain dddd1111eeee` says what" in text
+    assert "at delta 1e-05" in drawn([*found, record(defence="c", guarantee=whole)])
+
+
 def test_an_epsilon_says_for_whom_at_which_delta_and_what_is_left_for_the_patient_with_most_images():
     def told(*guarantees):
         text = drawn(

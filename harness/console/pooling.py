@@ -107,8 +107,7 @@ def pool(records: Sequence[dict[str, Any]], quantities: Sequence[Quantity] = QUA
     """
     configurations: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
-        axes = tuple(str(record["cell"].get(axis) or "none") for axis in AXES)
-        configurations.setdefault(axes, []).append(record)
+        configurations.setdefault(axes_of(record), []).append(record)
     families = {_attack(record): family(record) for record in records}
     # A cell without scores says little about its attack's family, so a scored cell of the same attack overrides it.
     families |= {_attack(record): family(record) for record in records if record["status"] == "scored"}
@@ -127,6 +126,11 @@ def pool(records: Sequence[dict[str, Any]], quantities: Sequence[Quantity] = QUA
             if value is not None:
                 row.values[quantity.key] = value
     return rows
+
+
+def axes_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The record's configuration, as its row has it."""
+    return tuple(str(record["cell"].get(axis) or "none") for axis in AXES)
 
 
 def _attack(record: dict[str, Any]) -> tuple[str, str]:

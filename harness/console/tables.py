@@ -14,7 +14,7 @@ from harness.console import guarantees
 from harness.console.contributed import shown_quantities
 from harness.console.outcomes import render_outcomes
 from harness.console.output import count_of, packed, short_labels
-from harness.console.pooling import AXES, Quantity, Row, Value, best, pool
+from harness.console.pooling import AXES, Quantity, Row, Value, axes_of, best, pool
 from harness.leaderboard.columns import part_tested, signs
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -62,11 +62,14 @@ def _scenario(name: str, records: Sequence[dict[str, Any]], console: Console) ->
         console.print(Text(f"… and {others} other configurations; --export FILE writes all"))
     # Where the output is no terminal nothing comes out bold.
     bold = console.color_system is not None and any(winners[q.key] for q in quantities)
+    # What a row shows as its epsilon, which is that of its weakest cell: a number where there is no text, or inf.
+    shown = {row.axes: value.text for row in rows if (value := row.values.get("epsilon")) is not None}
     lines = _legend(
-        rows, quantities, [q for q in filled if q not in quantities], seeds, bold, _broken(records)
+        rows, quantities, [q for q in filled if q not in quantities], seeds, bold, _broken(records, shown)
     )
     if any(q.key == "epsilon" for q in quantities):
-        lines += guarantees.said(r.get("guarantee") for r in records if r["status"] == "scored")
+        promised = (r for r in records if shown.get(axes_of(r), "none") in (None, "inf"))
+        lines += guarantees.said(r.get("guarantee") for r in promised if r["status"] == "scored")
     if (part := _part_tested(records)) is not None:
         lines.append(part)
     for line in lines:
@@ -104,9 +107,10 @@ def _table(
     return table
 
 
-def _broken(records: Sequence[dict[str, Any]]) -> str:
-    """The id of a cell whose guarantee is broken; empty where there is none."""
-    found = (r["id"] for r in records if (given := r.get("guarantee")) and not given.get("holds", True))
+def _broken(records: Sequence[dict[str, Any]], shown: Mapping[tuple[str, ...], str | None]) -> str:
+    """The id of a cell that breaks the guarantee of a row that is shown as `broken`; empty where there is none."""
+    there = (r for r in records if shown.get(axes_of(r)) == "broken" and r["status"] == "scored")
+    found = (r["id"] for r in there if (given := r.get("guarantee")) and not given.get("holds", True))
     return next(found, "")
 
 

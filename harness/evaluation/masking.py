@@ -67,16 +67,15 @@ def suspect_masking(records: Iterable[Mapping[str, Any]]) -> dict[Any, list[str]
     return {tried.record["id"]: [FLAG] for group in found for tried in group}
 
 
-def flagged(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def flagged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The records of one scenario, with the flag on those that `suspect_masking` names and on no others.
 
     A run puts it on its records only in the end: those of a run that goes on, or was killed, lack it.
     """
     found = suspect_masking(records)
-    wanted = [[f for f in r["flags"] if f != FLAG] + found.get(r["id"], []) for r in records]
     return [
-        record if record["flags"] == flags else {**record, "flags": flags}
-        for record, flags in zip(records, wanted, strict=True)
+        {**r, "flags": [flag for flag in r["flags"] if flag != FLAG] + found.get(r["id"], [])}
+        for r in records
     ]
 
 
