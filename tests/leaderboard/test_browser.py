@@ -745,20 +745,36 @@ def overflow(page) -> int:
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-def test_a_phone_shows_everything_within_its_width(visit):
-    page = visit(width=390)
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_shows_everything_within_its_width(visit, site, width):
+    page = visit(width=width)
     for tab in ("Overview", "Robustness", "Privacy", "Compression", "Aggregation", "Ranks"):
         page.get_by_role("tab", name=tab).click()
         expect(page.get_by_role("tab", name=tab)).to_have_attribute("aria-selected", "true")
         assert overflow(page) <= 0, tab
-    page.get_by_role("tab", name="Overview").click()
+    for board in site.boards:
+        page = visit(f"board={quote(board.label)}", width=width)
+        assert overflow(page) <= 0, board.label
+    page = visit(width=width)
     page.locator(f"{ROWS} button.open").first.click()
     expect(page.locator("#card")).to_be_visible()
     box = page.locator("#card").bounding_box()
     assert box["x"] >= 0
-    assert box["x"] + box["width"] <= 390
+    assert box["x"] + box["width"] <= width
     assert page.locator("#card").evaluate("node => node.scrollWidth - node.clientWidth") <= 0
     assert overflow(page) <= 0
+
+
+@pytest.mark.parametrize("link", ["", "x=mia"])
+def test_a_phone_shows_an_axis_and_a_legend_whole(visit, link):
+    page = visit(link, width=320)
+    plot, title, legend = (
+        page.locator(f"#plot{part}").bounding_box() for part in ("", " .xtitle", " .legend")
+    )
+    assert plot["x"] <= title["x"]
+    assert title["x"] + title["width"] <= plot["x"] + plot["width"]
+    assert title["y"] + title["height"] <= legend["y"] + 4  # its first line has room above
+    assert legend["y"] + legend["height"] <= plot["y"] + plot["height"]
 
 
 def test_the_keyboard_reaches_everything(visit, site):

@@ -85,14 +85,15 @@ function drawScatter() {
         line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
     });
   });
-  const axisTitle = (column) => `${plain(column.title)}${column.unit ? ` [${plain(column.unit)}]` : ""}, ${column.better} is better`
-    + (column.chance === null ? "" : `<br>${show(column, column.chance)} is chance, and less counts as chance`);
   const narrow = window.innerWidth < 720 && !printing;
+  const axisTitle = (column) => `${plain(column.title)}${column.unit ? ` [${plain(column.unit)}]` : ""},${narrow ? "<br>" : " "}${column.better} is better`
+    + (column.chance === null ? "" : `<br>${show(column, column.chance)} is chance,${narrow ? "<br>" : " and "}less counts as chance`);
+  const lines = axisTitle(x).split("<br>").length;  // the legend comes below them where the page is narrow
   $("plot").hidden = !usable.length;
   if (usable.length) Plotly.react($("plot"), traces, layout({
-    width: printing ? PAPER - 40 : undefined, height: printing ? 320 : narrow ? 380 : 430, margin: {t: 34},
+    width: printing ? PAPER - 40 : undefined, height: printing ? 320 : narrow ? 360 + 20 * lines : 430, margin: {t: 34},
     xaxis: {title: {text: axisTitle(x)}}, yaxis: {title: {text: axisTitle(y)}}, hovermode: "closest",
-    legend: narrow ? {orientation: "h", y: -0.25, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
+    legend: narrow ? {orientation: "h", y: -0.15 - 0.1 * lines, yref: "paper", font: {size: 11}} : {x: 1.01, y: 1}, showlegend: names.length <= 24,
   }), CONFIG).then((plot) => {
     plot.removeAllListeners("plotly_click");
     plot.on("plotly_click", (event) => event.points[0].customdata && openCard(event.points[0].customdata));
