@@ -335,8 +335,19 @@ def test_a_radius_is_written_in_grey_levels_where_it_is_a_whole_number_of_them(v
     steps = [0, 1, 2, 8, 64, 128, 254, 255, 510, 765, 4000]
     short = [float(f"{step / 255:.5g}") for step in steps]  # as the page has them
     assert page.evaluate("radii => radii.map(greyLevels)", short) == steps
-    others = [0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.5, 12.3]  # 1.5 is no 383/255
+    others = [
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        1.25,
+        1.5,
+        2.5,
+        12.3,
+    ]  # 1.5 is no 383/255, and 0.1 is better than 25.5/255
     assert page.evaluate("radii => radii.map(greyLevels)", others) == [None] * len(others)
+    halves = [float(f"{half / 510:.5g}") for half in (1, 3, 15)]
+    assert page.evaluate("radii => radii.map(greyLevels)", halves) == [0.5, 1.5, 7.5]
 
 
 def test_radii_of_other_norms_are_no_grey_levels(visit):
@@ -777,6 +788,33 @@ def test_a_phone_shows_an_axis_and_a_legend_whole(visit, link):
     assert legend["y"] + legend["height"] <= plot["y"] + plot["height"]
 
 
+@pytest.mark.parametrize("width", [1400, 320])
+def test_many_curves_leave_room_for_the_axis(visit, site, width):
+    """Seven attacks, one with a long name: their legend covered the axis, and left a third of the height to curves."""
+    page = visit(width=width)
+    page.evaluate("openCard", site.row("evasion-compression v2", "none", "mean", "none").id)
+    plot, inside, title, legend = (
+        page.locator(f"#by-eps {part}").first.bounding_box()
+        for part in (".main-svg", ".nsewdrag", ".xtitle", ".legend")
+    )
+    assert inside["height"] > 120
+    assert title["y"] + title["height"] <= legend["y"]
+    assert legend["x"] + legend["width"] <= plot["x"] + plot["width"] + 1
+    assert legend["y"] + legend["height"] <= plot["y"] + plot["height"]
+    page.keyboard.press("Escape")
+
+
+def test_series_differ_in_more_than_their_colour(visit):
+    """On grey paper, and for readers who see fewer colours."""
+    for link in ("board=byzantine-fashion+v2", "board=chest+v1"):
+        page = visit(link)
+        traces = page.evaluate(
+            "$('plot').data.filter((one) => one.mode === 'markers').map((one) => one.marker)"
+        )
+        assert len({(one["color"], one["symbol"]) for one in traces}) == len(traces) > 1
+        assert len({one["symbol"] for one in traces}) == min(7, len(traces))
+
+
 def test_the_keyboard_reaches_everything(visit, site):
     page = visit()
     page.get_by_role("tab", name="Overview").focus()
@@ -903,6 +941,25 @@ def test_a_row_says_which_packages_it_needs_and_is_found_by_them(page, site, tmp
     expect(page.locator(f"{ROWS} button.open")).to_have_count(every // 2)
     page.locator(f"{ROWS} button.open").first.click()
     expect(page.locator("#card")).to_contain_text("v1.yaml, which needs their-package 2.1, then:")
+
+
+def test_a_board_without_a_score_says_so(page, site, tmp_path):
+    lost = synthetic.realistic("lost", rows=2)
+    for cell in lost["cells"]:
+        cell["status"] = "failed"
+        for seed in cell["seeds"].values():
+            seed |= {"scores": {}, "error": "ValueError: boom", "curve": [], "flags": []}
+    synthetic.put(tmp_path, lost)
+    build(tmp_path)
+    shutil.copy(tmp_path / "index.html", site.page.with_name("hostile.html"))
+    page.goto(site.page.with_name("hostile.html").as_uri())
+    ready(page)
+    expect(page.locator("#board")).to_contain_text("No cell of chest v1 was scored: each failed or was not")
+    page.locator(f"{ROWS} button.open").nth(1).click()  # of DP-SGD
+    card = page.locator("#card")
+    expect(card).to_contain_text("No cell of this row was scored: each failed or was not applicable.")
+    expect(card).to_contain_text("Not known, as no cell was scored.")
+    expect(card).not_to_contain_text("no accounted noise")
 
 
 def test_markup_in_every_text_is_shown_and_never_run(page, site, tmp_path):

@@ -33,7 +33,7 @@ function openCard(id) {
     DATA.few[one.seeds.length] ? h("p", {class: "notice"}, DATA.few[one.seeds.length]) : null,
     h("div", {class: "charts"}, h("figure", {id: "by-round"}), h("figure", {id: "by-eps"})),
     h("h3", {}, "Pooled over attacks"),
-    grid("Means over seeds and 95 % intervals, as in the table", ["quantity", "value", "95 % interval", "seeds"],
+    row.source.c.every((cell) => cell.x) ? h("p", {class: "notice"}, "No cell of this row was scored: each failed or was not applicable.") : grid("Means over seeds and 95 % intervals, as in the table", ["quantity", "value", "95 % interval", "seeds"],
       COLUMNS.map((column) => [column, pooled(row, column)]).filter(([, value]) => value).map(([column, value]) => [
         `${column.title}${column.unit ? ` [${column.unit}]` : ""} ${DATA.arrows[column.better]}`, shownNumber(column, value),
         value.low === null ? "" : span(column, value), String(value.seeds)])),
@@ -56,7 +56,8 @@ function openCard(id) {
     ["for", `one ${claim.unit}, ${claim.neighbours}`], ["against", claim.against], ["by", claim.by], ["accountant", claim.accountant],
     ["largest group", claim.largest_group === null ? "" : `${claim.group_epsilon === null ? "no finite epsilon" : `epsilon ${general(claim.group_epsilon)}`} for all ${claim.largest_group} records of one group together, such as the patient with most images`],
     ["noise", claim.simulated ? "drawn from seeds: it measures the method and protects no release" : "not from seeds"],
-    ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, "None: no accounted noise is added to the updates."));
+    ["broken by", claim.broken_by.join("; ")]]) : h("p", {}, row.source.c.every((cell) => cell.x) ? "Not known, as no cell was scored."
+    : row.source.c.some((cell) => !cell.x && cell.g !== undefined) ? "None: not all cells have one." : "None: no accounted noise is added to the updates."));
   const chain = row.source.c.find((cell) => cell.l !== undefined && (!claim || DATA.tables.guarantee[cell.g] === claim));
   if (chain) children.push(grid("From the data to the release", ["stage", "part", "reads", "effect", "why"],
     DATA.tables.lineage[chain.l].map((step) => list(step).map((text, place) => (place === 3 ? h("span", {class: `effect ${text === "breaks" ? "bad" : ""}`}, text) : text)))));
@@ -82,10 +83,12 @@ function openCard(id) {
   save();
 }
 
-// The radius in steps of 1/255 where it is a whole number of them; null elsewhere. Five digits were kept of it.
+// The radius in steps of 1/255 where it is a whole number of them, or of half ones that no short decimal says as well;
+// null elsewhere. Five digits were kept of it.
 function greyLevels(radius) {
-  const steps = Math.round(radius * 255);
-  return Number((steps / 255).toPrecision(5)) === radius ? steps : null;
+  const halves = Math.round(radius * 510);
+  const same = Number((halves / 510).toPrecision(5)) === radius && (halves % 2 === 0 || Number(radius.toPrecision(3)) !== radius);
+  return same ? halves / 2 : null;
 }
 
 // Pixels lie in [0, 1]: only the largest change of one of them is counted in grey levels.
@@ -116,8 +119,9 @@ function sweeps(row) {
 
 function drawCurves(row) {
   const clean = cleanCell(row);
-  const trace = (name, x, y, colour, mode = "lines+markers") => ({name: plain(name), x, y, mode, type: "scatter",
-    line: {color: PALETTE[colour % PALETTE.length]}, marker: {size: 5}});
+  const trace = (name, x, y, place, mode = "lines+markers") => ({name, x, y, mode, type: "scatter",
+    line: {color: PALETTE[place % PALETTE.length], dash: DASHES[place % DASHES.length]},
+    marker: {size: 6, symbol: SYMBOLS[place % SYMBOLS.length]}});
   const rounds = row.source.c.filter((cell) => cell.u).slice(0, 8).map((cell, place) => trace(cell === clean ? "no attack" : `${cell.threat} / ${cell.attack}`,
     DATA.tables.rounds[cell.u[0]], cell.u[1].map((value) => value / 10), place));
   const charts = sweeps(row).map(([norm, curves]) => {
@@ -132,8 +136,14 @@ function drawCurves(row) {
     for (const [traces, x] of several) {
       const plot = h("div", {role: "img", "aria-label": `${title}: ${traces.length} curve${traces.length === 1 ? "" : "s"}`});
       $(id).append(plot);
-      Plotly.newPlot(plot, traces, layout({width: printing ? PAPER / 2 - 20 : undefined, height: 290, xaxis: {title: {text: x}}, yaxis: {title: {text: y}}, showlegend: true,
-        legend: {orientation: "h", y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
+      const width = printing ? PAPER / 2 - 20 : plot.clientWidth || 440;
+      // Letters are six pixels wide, and what stands before each name 46; a legend's columns are equally wide.
+      const named = traces.map((one) => ({...one, name: cut(one.name, Math.floor((width - 100) / 6))}));
+      const across = Math.max(1, Math.floor((width - 60) / (46 + 6 * Math.max(...named.map((one) => one.name.length)))));
+      const lines = Math.ceil(named.length / across);
+      Plotly.newPlot(plot, named.map((one) => ({...one, name: plain(one.name)})), layout({
+        width: printing ? width : undefined, height: 270 + 19 * lines, xaxis: {title: {text: x, standoff: 8}}, yaxis: {title: {text: y}}, showlegend: true,
+        legend: {orientation: "h", x: 0, y: -0.3, font: {size: 11}}}), {...CONFIG, displayModeBar: false});
     }
   };
   draw("by-round", "Validation accuracy by round", rounds.length ? [[rounds, "round"]] : [], "accuracy [%]");

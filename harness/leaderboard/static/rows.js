@@ -9,6 +9,9 @@ const AXES = ["defence", "aggregator", "compressor"];
 const TABS = Object.keys(DATA.tabs);
 const MAX_POINTS = 3000;
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#8a8a8a"];
+// Series differ in these too, for readers who see no colours and for grey paper; as many as go on with other colours.
+const SYMBOLS = ["circle", "square", "triangle-up", "x", "diamond", "triangle-down", "star"];
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const QUESTIONS = {
   overview: "What does protection cost? Pick two quantities; the front joins the rows that no other row beats in one of them without losing in the other.",
   robustness: "How much accuracy is left under attack, at inference and in training?",

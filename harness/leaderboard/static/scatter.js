@@ -4,6 +4,8 @@
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+const cut = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+
 function axisColumns() {
   const columns = present();
   const keys = columns.map((column) => column.key);
@@ -62,7 +64,7 @@ function drawScatter() {
   const points = [...others.filter((_, place) => place % step === 0), ...best];
   const groups = new Map();
   for (const row of points) {
-    const name = method(row.defence);
+    const name = method(row[namedAxes()[0]]);
     if (!groups.has(name)) groups.set(name, []);
     groups.get(name).push(row);
   }
@@ -75,14 +77,13 @@ function drawScatter() {
   }));
   names.forEach((name, place) => {
     const rows = groups.get(name);
-    const colour = PALETTE[Math.min(place, PALETTE.length - 1)];
+    const colour = PALETTE[place % PALETTE.length], symbol = SYMBOLS[place % SYMBOLS.length];
     traces.push({
       x: rows.map((row) => row[x.key] * x.scale), y: rows.map((row) => row[y.key] * y.scale), mode: "markers",
-      type: "scatter", name: plain(name.length > 34 ? `${name.slice(0, 33)}…` : name), customdata: rows.map((row) => row.id), text: rows.map(told),
+      type: "scatter", name: plain(cut(name, 34)), customdata: rows.map((row) => row.id), text: rows.map(told),
       hovertemplate: "%{text}<br>%{x:.4~g}, %{y:.4~g}<extra></extra>",
       marker: {color: colour, size: rows.map((row) => (best.has(row) ? 12 : 8)), opacity: rows.map((row) => (best.has(row) ? 1 : 0.65)),
-        symbol: rows.map((row) => (best.has(row) ? "diamond" : "circle")),
-        line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
+        symbol, line: {width: rows.map((row) => (best.has(row) ? 1.5 : 0)), color: css("--text")}},
     });
   });
   const narrow = window.innerWidth < 720 && !printing;
@@ -101,7 +102,7 @@ function drawScatter() {
   const list = fronts.flat();
   const skipped = shown.length - usable.length, thinned = usable.length - points.length;
   $("plot").setAttribute("aria-label", `${y.title} against ${x.title} of ${points.length} rows; ${list.length} are on the front, listed below`);
-  $("front").replaceChildren(list.length ? "◆ On the front:" : "No row can be compared in both.",
+  $("front").replaceChildren(list.length ? "On the front, outlined:" : "No row can be compared in both.",
     h("ul", {}, list.slice(0, 12).map((row) => h("li", {}, h("button", {type: "button", class: "inline", "data-row": row.id,
       onclick: () => openCard(row.id)}, `${row.name}${state.board ? "" : ` (${row.board})`}`)))),
     list.length > 12 ? `and ${list.length - 12} more.` : "",

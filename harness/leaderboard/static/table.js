@@ -278,7 +278,8 @@ function drawSurroundings() {
     : [h("p", {class: "notice"}, "Several boards are shown together: their numbers are not comparable.")]));
   if (board && state.tab !== "ranks" && present().filter((column) => column.tabs.includes(state.tab)).length < 2) {
     const others = DATA.boards.filter((one) => one.columns.filter((key) => byKey.get(key).tabs.includes(state.tab)).length > 1);
-    $("board").append(h("p", {class: "notice"}, `${board.label} measures nothing of this kind. `, others.length ? "These boards do: " : null,
+    $("board").append(h("p", {class: "notice"}, present().length ? `${board.label} measures nothing of this kind. `
+      : `No cell of ${board.label} was scored: each failed or was not applicable. `, others.length ? "These boards do: " : null,
       ...others.flatMap((one, place) => [place ? ", " : "", h("button", {type: "button", class: "inline", onclick: () => {
         state.board = one.label;
         fillFilters();
