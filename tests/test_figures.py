@@ -98,6 +98,53 @@ def test_labels_of_points_side_by_side_hide_nothing(tmp_path, monkeypatch):
     assert not [1 for (_, a), (_, b) in combinations(boxes, 2) if a.overlaps(b)]
 
 
+@pytest.fixture
+def axes_drawn(monkeypatch):
+    """The axes of every figure that is drawn."""
+    found = []
+
+    @contextmanager
+    def looked_at(out, width, height):
+        with figure(out, width, height) as drawn:
+            yield drawn
+            found.extend(drawn.axes)
+
+    monkeypatch.setattr("harness.console.figures.figure", looked_at)
+    return found
+
+
+def test_points_of_the_front_lie_over_the_others(axes_drawn, tmp_path):
+    """A hollow marker is white inside: it hid the filled one of an earlier series close to it."""
+    draw_pareto(trade_off(), tmp_path / "x.svg", "t", "accuracy", "robust")
+    points = [
+        (one.get_zorder(), tuple(one.get_facecolor()[0][:3]) == (1, 1, 1))
+        for one in axes_drawn[0].collections
+    ]
+    front, others = ({order for order, hollow in points if hollow is which} for which in (False, True))
+    assert min(front) > max(others)
+
+
+def test_numbers_of_the_heatmap_contrast_with_their_cells(axes_drawn, tmp_path):
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    found = [
+        record(number, number / 50, aggregator=f"r{number}", threat="b", attack="alie", phase="training")
+        for number in range(51)
+    ]
+    draw_heatmap(found, tmp_path / "x.png", "t")
+    texts = axes_drawn[0].texts
+    assert len(texts) == 51
+    for text in texts:
+        pair = (to_rgb(text.get_color()), colormaps["viridis"](float(text.get_text()) / 100)[:3])
+        dark, light = sorted(map(luminance, pair))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # as WCAG asks for
+
+
 def test_an_axis_with_a_chance_level_says_what_less_counts_as(tmp_path):
     records = []
     for number, (defence, auc) in enumerate((("a", 0.42), ("b", 0.49))):

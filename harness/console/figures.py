@@ -112,8 +112,8 @@ def draw_pareto(records: Records, out: Path, title: str, x: str, y: str) -> Fron
                 there = [i for i in own if bool(front[i]) is filled and all(map(math.isfinite, points[i]))]
                 if there:
                     axes.scatter(
-                        [points[i][0] for i in there], [points[i][1] for i in there], s=24, marker=marker, zorder=2,
-                        facecolors=colour if filled else "white", edgecolors=colour,
+                        [points[i][0] for i in there], [points[i][1] for i in there], s=24, marker=marker,
+                        zorder=3 if filled else 2, facecolors=colour if filled else "white", edgecolors=colour,
                         label=None if told else below.labels[number],
                     )  # fmt: skip
                     told = True
@@ -264,7 +264,7 @@ def draw_heatmap(records: Records, out: Path, title: str) -> int:
             image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
             for i, row in enumerate(table):
                 for j, value in enumerate(row):
-                    shade = "white" if value < 60 else "black"
+                    shade = "white" if value < 44 else "black"  # what contrasts more with viridis
                     lacks = by_seed[i][j].keys() != every
                     text = "–" if math.isnan(value) else written(value, 0) + "†" * lacks
                     axes.text(j, i, text, ha="center", va="center", fontsize=6, color=shade)
