@@ -853,6 +853,16 @@ def test_the_keyboard_reaches_everything(visit, site):
     expect(page.locator("#comparison")).to_be_hidden()
 
 
+def test_skipping_to_the_results_keeps_what_the_link_shows(visit):
+    page = visit("tab=privacy&board=privacy+v4&q=dp")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#results")).to_be_focused()
+    expect(page).to_have_url(re.compile("tab=privacy"))
+    expect(page.get_by_role("tab", name="Privacy")).to_have_attribute("aria-selected", "true")
+    expect(page.locator("[data-filter=q]")).to_have_value("dp")
+
+
 def test_dark_follows_the_system_until_the_reader_chooses(visit):
     page = visit(scheme="dark")
     root = page.locator("html")

@@ -76,6 +76,11 @@ function listen() {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   }
   $("ranking")?.addEventListener("change", () => { state.ranking = $("ranking").value; drawRanks(); save(); });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();  // the address holds what is shown
+    $("results").focus();
+    $("results").scrollIntoView();
+  });
   $("compare").addEventListener("click", openComparison);
   $("clear").addEventListener("click", () => { state.compare = ""; drawBasket(); save(); table.redraw(true); });
   $("csv").addEventListener("click", exportCsv);
