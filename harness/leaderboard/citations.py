@@ -28,36 +28,19 @@ def used(row: Row) -> list[Plugin]:
     return [found[key] for key in sorted(found)]
 
 
-def citation_keys(plugins: Iterable[Plugin]) -> dict[str, str]:
-    """Publication -> its BibTeX key, another for each."""
-    found: dict[str, str] = {}
-    taken: set[str] = set()
+Publication = tuple[str, str, str, int | None, str]
+
+
+def entries(plugins: Iterable[Plugin]) -> dict[Publication, str]:
+    """Publication -> its BibTeX entry, with another key for each."""
+    found: dict[Publication, str] = {}
+    keys: set[str] = set()
     for plugin in plugins:
-        if plugin.title and (title := _publication(plugin)) not in found:
-            stem = f"{_surname(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
-            key = next(
-                k for i in range(len(taken) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in taken
-            )
-            taken.add(key)
-            found[title] = key
-    return found
-
-
-def _publication(plugin: Plugin) -> str:
-    return plugin.title.casefold()  # two plugins may write one paper's title in two cases
-
-
-def bibtex(plugins: Sequence[Plugin], keys: Mapping[str, str] | None = None) -> list[str]:
-    """One entry for each publication; methods without one have none.
-
-    keys: by `citation_keys` of more plugins, so that entries of several rows can stand in one file.
-    """
-    known = citation_keys(plugins) if keys is None else keys
-    entries: dict[str, str] = {}
-    for plugin in plugins:
-        title = _publication(plugin)
-        if not title or title in entries:
+        if not plugin.title or _publication(plugin) in found:
             continue
+        stem = f"{_surname(plugin.authors)}{plugin.year or ''}{_word(plugin.title)}" or "method"
+        key = next(k for i in range(len(keys) + 1) if (k := f"{stem}-{i + 1}" if i else stem) not in keys)
+        keys.add(key)
         fields = {"title": f"{{{tex(plugin.title)}}}"}
         if plugin.authors:
             fields["author"] = " and ".join(tex(name) for name in _authors(plugin.authors))
@@ -68,8 +51,26 @@ def bibtex(plugins: Sequence[Plugin], keys: Mapping[str, str] | None = None) -> 
         if link(plugin.url):
             fields["url"] = plugin.url.replace("%", r"\%").replace("#", r"\#").replace("&", r"\&")
         lines = [f"  {name} = {{{value}}}" for name, value in fields.items()]
-        entries[title] = "@misc{" + ",\n".join([known[title], *lines]) + "\n}"
-    return list(entries.values())
+        found[_publication(plugin)] = "@misc{" + ",\n".join([key, *lines]) + "\n}"
+    return found
+
+
+def _publication(plugin: Plugin) -> Publication:
+    # Two plugins may write one paper's title in two cases.
+    return plugin.title.casefold(), plugin.authors, plugin.venue, plugin.year, plugin.url
+
+
+def bibtex(plugins: Sequence[Plugin], known: Mapping[Publication, str] | None = None) -> list[str]:
+    """One entry for each title; methods without one have none.
+
+    known: the `entries` of more plugins, so that those of several rows can stand in one file.
+    """
+    written = entries(plugins) if known is None else known
+    found: dict[str, str] = {}
+    for plugin in plugins:
+        if plugin.title:
+            found.setdefault(plugin.title.casefold(), written[_publication(plugin)])
+    return list(found.values())
 
 
 def command(row: Row) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.entry_points import BUILTIN
 from harness.leaderboard.board import Board, every_column
-from harness.leaderboard.citations import citation_keys
+from harness.leaderboard.citations import entries
 from harness.leaderboard.columns import ARROWS, BY_KEY, SIGNS, TABS
 from harness.leaderboard.conditions import conditions
 from harness.leaderboard.escaping import link
@@ -22,9 +22,9 @@ def data(found: Sequence[Board]) -> dict[str, Any]:
     submissions = [submission for board in found for submission in board.submissions]
     places = {id(submission): place for place, submission in enumerate(submissions)}
     citations: dict[tuple[int, ...], tuple[int, int]] = {}
-    keys = citation_keys(plugin for submission in submissions for plugin in submission.plugins)
+    known = entries(plugin for submission in submissions for plugin in submission.plugins)
     rows = [
-        compact(row, place, places[id(row.submission)], columns, tables, citations, keys)
+        compact(row, place, places[id(row.submission)], columns, tables, citations, known)
         for place, board in enumerate(found)
         for row in board.rows
     ]

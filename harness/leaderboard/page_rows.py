@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from harness.leaderboard.board import Estimate, Row, Value, pooled, score
-from harness.leaderboard.citations import bibtex, selection, selects, used
+from harness.leaderboard.citations import Publication, bibtex, selection, selects, used
 from harness.leaderboard.columns import BY_SCORE, Column
 from harness.leaderboard.ranges import Range
 from harness.leaderboard.side_by_side import GUARANTEED
@@ -87,18 +87,18 @@ def compact(
     columns: Sequence[Column],
     tables: Tables,
     citations: dict[tuple[int, ...], tuple[int, int]],
-    keys: Mapping[str, str],
+    known: Mapping[Publication, str],
 ) -> dict[str, Any]:
     """A row as a JSON value.
 
     board, submission: their positions in the page. columns: all of the page's. citations: a cache that is filled here:
-    plugins -> positions of the list that names them and of their BibTeX entries. keys: of all publications.
+    plugins -> positions of the list that names them and of their BibTeX entries. known: all BibTeX entries.
     """
     plugins = used(row)
     key = tuple(map(id, plugins))
     if key not in citations:
         said = (f"{p.kind} {p.name}, {p.distribution} {p.version}, source {p.source[:12]}" for p in plugins)
-        citations[key] = tables.texts(said), tables.texts(bibtex(plugins, keys))
+        citations[key] = tables.texts(said), tables.texts(bibtex(plugins, known))
     methods, entries = citations[key]
     clean = row.clean
     baseline = _scores(clean, row.submission, tables) if clean else {}

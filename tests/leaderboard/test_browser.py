@@ -16,7 +16,7 @@ import synthetic
 
 from harness.leaderboard.board import Board, boards
 from harness.leaderboard.build import build, load
-from harness.leaderboard.citations import bibtex, citation_keys, command, used
+from harness.leaderboard.citations import bibtex, command, entries, used
 from harness.leaderboard.columns import BY_KEY
 from harness.leaderboard.conditions import conditions
 from harness.leaderboard.ranks import rankings
@@ -310,8 +310,8 @@ def test_a_card_has_every_score_and_what_repeats_it(visit, site, tmp_path):
         4
     )  # no attack, two Byzantine ones, the backdoor
     expect(card.get_by_label("Command")).to_have_text(command(row))
-    keys = citation_keys(plugin for board in site.boards for s in board.submissions for plugin in s.plugins)
-    expect(card.get_by_label("BibTeX")).to_have_text("\n\n".join(bibtex(used(row), keys)))
+    known = entries(plugin for board in site.boards for s in board.submissions for plugin in s.plugins)
+    expect(card.get_by_label("BibTeX")).to_have_text("\n\n".join(bibtex(used(row), known)))
     card.get_by_text("Scenario chest-v1.yaml").click()
     expect(card.get_by_label("Scenario", exact=True)).to_contain_text("dataset: pneumonia")
     with page.expect_download() as saved:

@@ -981,7 +981,8 @@ def test_a_paper_is_cited_once_however_its_title_is_written():
 
 def test_rows_with_different_papers_have_different_keys_on_one_page(tmp_path):
     """Entries of several cards are put into one file, where a repeated key is an error."""
-    for name, title in (("one", "Median of Means"), ("two", "Median of Medians")):
+    titles = {"one": "Median of Means", "two": "Median of Medians", "again": "Median of means"}
+    for name, title in titles.items():
         method = synthetic.plugin("dataset", "pneumonia", title, "Yin", "ICML", 2018)
         put(tmp_path, {**small(name), "plugins": [method]})
     page = data(boards(module.load(tmp_path)))

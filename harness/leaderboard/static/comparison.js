@@ -61,7 +61,7 @@ function openComparison() {
   }
   openDialog($("comparison"), [h("h2", {id: "comparison-title", tabindex: -1}, "Side by side"),
     mixed ? h("p", {class: "notice"}, "These rows are from different boards: their numbers are not comparable.") : "",
-    grid("Means over seeds, with 95 % intervals below; the best of the comparable rows is shaded", ["", ...rows.map((row) => h("button", {type: "button", class: "inline",
+    grid("Means over seeds, with 95 % intervals below; the best of the comparable rows is shaded", ["quantity", ...rows.map((row) => h("button", {type: "button", class: "inline",
       onclick: () => { $("comparison").close(); openCard(row.id); }}, [row.defence, row.aggregator, row.compressor].map(method).join(" / ")))], lines),
     h("p", {class: "muted"}, "The interval below a number is for that row alone. Δ is the difference from the first row over the seeds that both "
       + "have, with its 95 % interval. Rows of one seed share partition, weights and batches, so Δ is the comparison to read.")]);
