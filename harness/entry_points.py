@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 from typing import NamedTuple
@@ -40,6 +41,19 @@ def offers() -> list[Offer]:
 def others_offer() -> bool:
     """Whether any package besides this one has plugins."""
     return any(offer.distribution != BUILTIN for offer in offers())
+
+
+def from_disk(distribution: str, version: str) -> bool:
+    """Whether this version of a package is installed here, and from a file or folder of this machine.
+
+    An editable install counts as one. Installers note where they took a package from, unless it was from an index.
+    """
+    try:
+        package = importlib.metadata.distribution(distribution)
+        origin = json.loads(package.read_text("direct_url.json") or "{}")
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # no such package, or a damaged note
+        return False
+    return package.version == version and str(origin.get("url", "")).startswith("file:")
 
 
 def normalized(distribution: str) -> str:

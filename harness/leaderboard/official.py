@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.entry_points import BUILTIN, from_disk
 from harness.local_plugins import PREFIX as LOCAL
 from harness.provenance import UNKNOWN
 
@@ -93,14 +94,23 @@ def _engines(states: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def unpublished(records: Sequence[Record]) -> list[str]:
-    """A sentence on the plugins from local files, if there are any: nobody else has these and could run them again."""
-    items = (item for record in records for item in record["provenance"]["plugins"])
+    """Sentences on plugins that nobody else may have: from local files, and from packages installed from a folder.
+
+    Where another version of a package is installed here than the records name, nothing is said about it.
+    """
+    items = [item for record in records for item in record["provenance"]["plugins"]]
     names = sorted({f"{i['kind']} {i['name']}" for i in items if i["distribution"].startswith(LOCAL)})
-    return (
-        [f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`"]
-        if names
-        else []
-    )
+    found = []
+    if names:
+        found.append(f"{', '.join(names)}: from a local file; publish a package, see `harness plugin new`")
+    packages = sorted({(i["distribution"], i["version"]) for i in items if i["distribution"] != BUILTIN})
+    private = [f"{name} {version}" for name, version in packages if from_disk(name, version)]
+    if private:
+        found.append(
+            f"{', '.join(private)}: installed from a file or folder, which others do not have; publish the package, "
+            "and install it from there"
+        )
+    return found
 
 
 def _frozen(libraries: Mapping[str, str]) -> frozenset[tuple[str, str]]:

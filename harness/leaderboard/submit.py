@@ -12,6 +12,7 @@ from harness.errors import HarnessError, PluginError
 from harness.evaluation.masking import flagged
 from harness.grid import Cell, cells
 from harness.leaderboard.official import Record, disagreements, missing_cells, mixed_code, unpublished
+from harness.leaderboard.other_code import records_of_other_code
 from harness.leaderboard.publishable import AXES, cell_name, line, plain, shorten, unportable, without_folders
 from harness.leaderboard.submission import LOOKED_AT, SCHEMA, Environment, Submission, parse
 from harness.registry import registry
@@ -48,7 +49,7 @@ def collect(
     planned = list(cells(scenario))
     kept = [known[cell.id] for cell in planned if cell.id in known]
     if not kept:
-        raise HarnessError(_nothing(scenario, len(named)))
+        raise HarnessError(_nothing(scenario, named))
     reasons = [*_missing(planned, known), *disagreements(kept), *unpublished(kept)]
     provenance = next((r for r in kept if r["status"] == "scored"), kept[0])["provenance"]
     data = {
@@ -136,12 +137,19 @@ def _missing(planned: Sequence[Cell], known: Mapping[str, Any]) -> list[str]:
     return [missing_cells(lost, len(planned))] if lost else []
 
 
-def _nothing(scenario: Scenario, others: int) -> str:
+def _nothing(scenario: Scenario, others: Sequence[Record]) -> str:
     where = scenario.path or scenario.name
     if others:
+        with registry().seeing(scenario.files):
+            changed = records_of_other_code(others)
+        why = (
+            f" ({'; '.join(changed)}: with other defaults, the same text is another scenario)"
+            if changed
+            else ""
+        )
         return (
-            f"{where}: the store's {others} records of {scenario.name} are of another content of the scenario; "
-            "run it again: what did not change is taken from the store"
+            f"{where}: the store's {len(others)} records of {scenario.name} are of another content of the "
+            f"scenario{why}; run it again: what did not change is taken from the store"
         )
     return f"{where}: the store has no record of {scenario.name}; run it first"
 

@@ -300,6 +300,42 @@ def test_only_one_clean_state_of_everything_is_official(records, ran, change, re
     assert reason in made.unofficial_because[0]
 
 
+@pytest.mark.parametrize(
+    ("origin", "official"),
+    [
+        ('{"dir_info": {}, "url": "file:///home/me/mine"}', False),
+        ('{"dir_info": {"editable": true}, "url": "file:///home/me/mine"}', False),
+        ('{"archive_info": {}, "url": "file:///home/me/mine-1.0-py3-none-any.whl"}', False),
+        ('{"vcs_info": {"vcs": "git"}, "url": "https://example.org/mine"}', True),
+        (None, True),  # from an index
+    ],
+)
+def test_packages_that_only_this_machine_has_are_unofficial(
+    records, ran, tmp_path, monkeypatch, origin, official
+):
+    facts = tmp_path / "site" / "mine-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    if origin is not None:
+        (facts / "direct_url.json").write_text(origin)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for record in records:
+        record["provenance"] = json.loads(json.dumps(record["provenance"]))
+        for item in record["provenance"]["plugins"]:
+            if item["name"] == "logistic":
+                item |= {"distribution": "mine", "version": "1.0"}
+    made = collect(records, ran.scenario, name="x")
+    assert made.official is official
+    if not official:
+        (reason,) = made.unofficial_because
+        assert reason.startswith("mine 1.0: installed from a file or folder, which others do not have; ")
+    for record in records:  # what is installed here is not what was run: nobody knows where that came from
+        for item in record["provenance"]["plugins"]:
+            if item["name"] == "logistic":
+                item["version"] = "0.9"
+    assert collect(records, ran.scenario, name="x").official
+
+
 def test_an_engine_with_changes_in_its_tree_is_unofficial(ran, tmp_path, monkeypatch):
     from harness.engine import run
 
@@ -384,6 +420,22 @@ def test_records_of_a_scenario_as_it_was_before_are_refused(records, ran, tmp_pa
     changed.write_text(ran.text.replace("name: small", "name: other"))
     with pytest.raises(HarnessError, match=r"the store has no record of other; run it first"):
         collect(records, load(changed), name="x")
+
+
+def test_a_package_whose_defaults_may_have_changed_is_named(records, ran, tmp_path):
+    for record in records:
+        record["provenance"] = json.loads(json.dumps(record["provenance"]))
+        for item in record["provenance"]["plugins"]:
+            if item["name"] == "logistic":
+                item["source"] = "ab" * 32
+    (tmp_path / "other.yaml").write_text(ran.text.replace("rounds: 2", "rounds: 3"))
+    with pytest.raises(HarnessError) as caught:
+        collect(records, load(tmp_path / "other.yaml"), name="x")
+    assert (
+        "another content of the scenario (other code of logistic in psr-harness: 0.1.0, source abab"
+        in str(caught.value)
+    )
+    assert ": with other defaults, the same text is another scenario); run it again" in str(caught.value)
 
 
 def test_without_a_file_there_is_no_text(records, ran):
