@@ -61,25 +61,49 @@ def check(paths: Sequence[Path]) -> Checked:
         _against_its_scenario(path, submission, found)
         board = submission.scenario.board
         row = (board, submission.name.casefold())
-        if row in rows:
-            found.problems.append(
-                f"{path}: {submission.name} is on the board {board} already, from {rows[row]}"
-            )
-        rows.setdefault(row, path)
+        first = rows.setdefault(row, path)
+        if first != path:
+            found.problems.append(f"{path}: {twice(submission, first)}")
         if submission.official:
             first = boards.setdefault(board, path)
-            there, here = found.submissions[first].scenario, submission.scenario
-            if there.hash != here.hash:
-                found.problems.append(
-                    f"{path}: its {board} is another scenario than in {first}: a changed scenario needs a new version"
-                )
-            if there.fingerprint != here.fingerprint:
-                found.problems.append(
-                    f"{path}: its {board} is of another content of the data set than in {first}"
-                )
+            texts = unlike(submission, first, found.submissions[first])
+            found.problems += [f"{path}: {text}" for text in texts]
         if submission.verification is not None:
             by = submission.verification
             found.notes.append(f"{path}: it comes with a verification of its own ({by.verdict}, {by.when})")
+    return found
+
+
+def twice(submission: Submission, other: Path) -> str:
+    """A sentence on a file, `other`, whose submission has the name of this one on the same board."""
+    return f"{submission.name} is on the board {submission.scenario.board} already, from {other}"
+
+
+def unlike(submission: Submission, path: Path, other: Submission) -> Iterator[str]:
+    """Why two official submissions of one board, this one and the other in `path`, cannot both be on it."""
+    there, here = other.scenario, submission.scenario
+    if there.hash != here.hash:
+        yield f"its {here.board} is another scenario than in {path}: a changed scenario needs a new version"
+    if there.fingerprint != here.fingerprint:
+        yield f"its {here.board} is of another content of the data set than in {path}"
+
+
+def beside(submission: Submission, path: Path) -> list[str]:
+    """Why a new submission, which will be written to `path`, does not fit the other files of its board beside it."""
+    found = []
+    for other in sorted(path.parent.glob("*.json")):
+        if not other.name.startswith(f"{submission.scenario.name}-v{submission.scenario.version}--"):
+            continue
+        try:
+            known = read(other)
+        except HarnessError:  # `check` says what is wrong with it
+            continue
+        if known.scenario.board != submission.scenario.board or other == path:
+            continue
+        if known.name.casefold() == submission.name.casefold():
+            found.append(twice(submission, other))
+        if known.official and submission.official:
+            found += unlike(submission, other, known)
     return found
 
 

@@ -51,6 +51,7 @@ def submit(
     """
     from harness.console.output import count_of
     from harness.database import is_store
+    from harness.leaderboard.check import beside
     from harness.leaderboard.other_code import other_code
     from harness.leaderboard.publishable import cell_name
     from harness.leaderboard.submission import file_name, write
@@ -75,6 +76,8 @@ def submit(
             f"{name} cannot be official: {reasons}; give --unofficial to write it as unofficial"
         )
     path = out / file_name(made.name, made.scenario)
+    if conflicts := beside(made, path):
+        raise HarnessError("\n".join(f"{path}: {text}" for text in conflicts))
     done = "replaced" if path.exists() else "wrote"
     write(made, path)
     scored, failed = sum(cell.scored for cell in made.cells), sum(cell.failed for cell in made.cells)

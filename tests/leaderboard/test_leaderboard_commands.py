@@ -190,6 +190,35 @@ def test_submit_refuses_what_it_cannot_use(call, ran, tmp_path):
     assert "records of small are of another content of the scenario; run it again" in err
 
 
+def test_submit_looks_at_the_other_files_of_its_board(call, ran, made, tmp_path):
+    def board(name, **changes):
+        facts = made.scenario.model_copy(update=changes)
+        return save(tmp_path, made.model_copy(update={"name": name, "scenario": facts}))
+
+    other = board("earlier", hash="ab" * 32)
+    broken = tmp_path / "small-v1--broken.json"
+    broken.write_text("{")
+    arguments = ("submit", ran.store, "--scenario", ran.path, "--out", tmp_path, "--name")
+    status, out, err = call(*arguments, "base")
+    assert (status, out) == (2, "")
+    path = tmp_path / "small-v1--base.json"
+    assert err == (
+        f"error: {path}: its small v1 is another scenario than in {other}: a changed scenario needs a new version\n"
+    )
+    assert not path.exists()
+    board("earlier", fingerprint="ab" * 32)
+    assert (
+        f"{path}: its small v1 is of another content of the data set than in {other}\n"
+        in call(*arguments, "base")[2]
+    )
+    board("earlier")
+    assert call(*arguments, "Earlier")[2].endswith(
+        f"Earlier is on the board small v1 already, from {other}\n"
+    )
+    assert call(*arguments, "base")[0] == 0
+    assert call(*arguments, "earlier")[1].startswith(f"replaced {other}: ")
+
+
 # check --------------------------------------------------------------------------------------------
 
 
