@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import harness
 from harness.cli import main
-from harness.contracts.data import Split, Splits, find_file
+from harness.contracts.data import Split, Splits, find_file, hash_file
 from harness.engine import plan, run
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.scenario import check_data, load_text
@@ -369,6 +370,22 @@ def test_nothing_is_proposed_where_nothing_is_near(places):
     (places / "gone").symlink_to(places / "nowhere")
     with pytest.raises(PluginError, match=r"qqq is not there \(tried [^;]*\)$"):
         find_file(f"{places}/gone/qqq")
+
+
+def test_devices_and_pipes_are_no_data(tmp_path):
+    """Reading one may never end."""
+    pipe = tmp_path / "data.npz"
+    os.mkfifo(pipe)
+    for read in (lambda: find_file("data.npz", tmp_path), lambda: hash_file(pipe)):
+        with pytest.raises(
+            PluginError, match=r"data\.npz is a device or a pipe, and a file (or folder )?is needed"
+        ):
+            read()
+    with pytest.raises(PluginError, match=r"^/dev/zero is a device or a pipe"):
+        find_file("/dev/zero")
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(HarnessError, match=r"no train\.csv in"):
+        harness.create("dataset", "imagecsv", path=str(tmp_path)).fingerprint()
 
 
 def test_one_scenario_with_a_wrong_path_is_skipped_by_its_place(places, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ class Partitioner(Plugin):
 def find_file(path: str, root: Path | None = None) -> Path:
     """An existing file or folder; a relative path is tried against root, $HARNESS_DATA and the working directory.
 
-    Environment variables in the path are filled in. Raises PluginError that lists what was tried and carries the path,
+    Environment variables in the path are filled in. Devices and pipes are refused, since reading one may never end.
+    Raises PluginError that lists what was tried and carries the path,
     so that a scenario's error can point at the place where it is written.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
@@ -207,8 +209,11 @@ def find_file(path: str, root: Path | None = None) -> Path:
         candidates = list(dict.fromkeys(base / target for base in bases if base is not None))
     for candidate in candidates:
         try:
-            if candidate.exists():
-                return candidate
+            if not candidate.exists():
+                continue
+            if not (candidate.is_file() or candidate.is_dir()):
+                raise _about(path, f"{candidate} is a device or a pipe, and a file or folder is needed")
+            return candidate
         except OSError as error:  # too long a name, or a folder that may not be entered
             raise _about(path, f"{candidate}: {error.strerror}") from None
     unset = "" if "HARNESS_DATA" in os.environ else "set HARNESS_DATA to the folder that holds your data"
@@ -248,8 +253,10 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes. Raises PluginError where it cannot be read."""
+    """sha256 of a file's bytes. Raises PluginError where it cannot be read, or is a device or a pipe."""
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise PluginError(f"{path} is a device or a pipe, and a file is needed")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except IsADirectoryError:

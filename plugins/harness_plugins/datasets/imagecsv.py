@@ -124,7 +124,7 @@ class ImageCSV(ImageFiles):
             raise HarnessError(
                 f"dataset imagecsv: split_column is for one file, and {base} is a folder with one a split"
             )
-        found = {file.stem: file for file in sorted(base.glob("*.csv"))}
+        found = {file.stem: file for file in sorted(base.glob("*.csv")) if file.is_file()}
         splits = by_split(f"dataset imagecsv: {base}", found)
         if "train" not in splits:
             raise HarnessError(
