@@ -121,10 +121,28 @@ def did_you_mean(name: str, choices: Iterable[str], all_below: int = 12) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`did you mean ...?` where valid names are close to an unknown one, else nothing."""
+    near = close_names(name, choices)
+    return f"did you mean {' or '.join(repr(c) for c in near)}?" if near else ""
+
+
+def close_names(name: str, choices: Iterable[str]) -> list[str]:
+    """The valid names that are close to an unknown one, the closest first; three at most."""
     # Case is ignored: papers write DP-SGD for dp-sgd.
     known = {choice.casefold(): choice for choice in sorted(set(choices))}
-    near = [known[found] for found in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.55)]
-    return f"did you mean {' or '.join(repr(c) for c in near)}?" if near else ""
+    return [known[found] for found in difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.55)]
+
+
+def misspelt(unknown: Iterable[str], missing: Iterable[str], choices: Iterable[str]) -> set[str]:
+    """The missing names for which an unknown name stands, as the suggestion for that one says already."""
+    known = list(choices)
+    meant = {near[0] for name in unknown if (near := close_names(name, known))}
+    return meant.intersection(missing)
+
+
+def quoted(name: object) -> str:
+    """A name in quotes, as a message shows it: a very long one is cut."""
+    text = repr(name)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-1]}"
 
 
 def with_file(file: object, message: object) -> str:

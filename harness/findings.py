@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import PluginError, did_you_mean
+from harness.errors import PluginError, did_you_mean, misspelt, quoted
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -19,7 +19,10 @@ def findings(name: str, parameters: Iterable[str], error: ValidationError) -> li
     parameters: the names of its parameters, from which the nearest is suggested for an unknown one.
     """
     found: dict[tuple[tuple[str | int, ...], str], Any] = {}
-    items = error.errors()
+    items, parameters = error.errors(), list(parameters)
+    unknown = [str(i["loc"][-1]) for i in items if i["type"] == "extra_forbidden" and len(i["loc"]) == 1]
+    missing = [str(i["loc"][-1]) for i in items if i["type"] == "missing" and len(i["loc"]) == 1]
+    meant = misspelt(unknown, missing, parameters)
     for item in items:
         location = tuple(item["loc"])
         cause = item.get("ctx", {}).get("error")
@@ -27,13 +30,13 @@ def findings(name: str, parameters: Iterable[str], error: ValidationError) -> li
             found |= {((*location, *inner), message): value for inner, message, value in cause.details}
             continue
         if item["type"] == "extra_forbidden":
-            message = (
-                f"{name} has no parameter {location[-1]!r}; {did_you_mean(str(location[-1]), parameters)}"
-            )
+            message = f"{name} has no parameter {quoted(location[-1])}; {did_you_mean(str(location[-1]), parameters)}"
         elif item["type"] == "missing" and isinstance(location[-1], int):  # of a list of fixed length
             location = location[:-1]
             message = f"list should have at least {_length(items, location)} items"
         elif item["type"] == "missing":
+            if len(location) == 1 and location[0] in meant:
+                continue
             message = f"{name} needs the parameter {location[-1]!r}"
         elif item["type"] == "value_error":
             message = str(cause)

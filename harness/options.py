@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import core_schema
 
-from harness.errors import PluginError, did_you_mean
+from harness.errors import PluginError, did_you_mean, quoted
 from harness.findings import findings
 
 
@@ -45,7 +45,7 @@ class Option(BaseModel):
             first = next(iter(choices))
             raise PluginError(f"{cls.what} is `name` or `{{name: {{parameter: value}}}}`, such as {first}")
         if name not in choices:
-            raise PluginError(f"unknown {cls.what} {name!r}; {did_you_mean(name, choices)}")
+            raise PluginError(f"unknown {cls.what} {quoted(name)}; {did_you_mean(name, choices)}")
         if parameters is not None and not isinstance(parameters, dict):
             raise PluginError(
                 f"the parameters of {cls.what} {name!r} must be a mapping such as {{name: value}}"

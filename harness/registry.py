@@ -23,7 +23,7 @@ import pluggy
 from harness import hookspecs, local_plugins, source_code
 from harness.contracts.base import Plugin
 from harness.entry_points import normalized, offers
-from harness.errors import PluginError, did_you_mean
+from harness.errors import PluginError, did_you_mean, quoted
 from harness.kinds import KINDS, SORTS
 from harness.local_plugins import LocalFile
 from harness.plugin_checks import check_api, check_class, declared_api, spellings
@@ -226,11 +226,11 @@ class Registry:
         if entries:
             raise PluginError(f"{kind} {name!r} is in several packages; say {options}")
         if known:
-            text = f"no package {distribution!r} has the {kind} {short!r}; there is {options}"
+            text = f"no package {quoted(distribution)} has the {kind} {short!r}; there is {options}"
         elif name == "none" and kind in ("defence", "compressor"):  # which axes of a scenario have
             text = f"unknown {kind} 'none'; in a parameter that takes a list, [] is none"
         else:
-            text = f"unknown {kind} {name!r}; {did_you_mean(short, self.names(kind))}"
+            text = f"unknown {kind} {quoted(name)}; {did_you_mean(short, self.names(kind))}"
         raise PluginError(text + self._elsewhere(kind, short, distribution))
 
     def _elsewhere(self, kind: str, name: str, distribution: str) -> str:
@@ -379,7 +379,7 @@ def _kind(kind: str) -> str:
     if kind in SORTS:
         raise PluginError(f"unknown kind {kind!r}; it is a sort of {SORTS[kind][0]}: say {SORTS[kind][0]!r}")
     if kind not in KINDS:
-        raise PluginError(f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+        raise PluginError(f"unknown kind {quoted(kind)}; {did_you_mean(kind, KINDS)}")
     return kind
 
 

@@ -18,6 +18,7 @@ from harness import registry
 from harness.contracts.base import Plugin
 from harness.contracts.data import Partitioner
 from harness.entry_points import BUILTIN
+from harness.errors import quoted
 from harness.naming import stack_label
 from harness.nesting import members
 from harness.options import SGD, ClientOptimizer, Constant, FedAvg, Schedule, ServerOptimizer
@@ -38,7 +39,7 @@ class Axis:
 def _slug(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
         raise ValueError(
-            f"{value!r} cannot be a name: use letters, digits, '-', '_' and '.', "
+            f"{quoted(value)} cannot be a name: use letters, digits, '-', '_' and '.', "
             "the first a letter or a digit, 100 at most"
         )
     return value

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from harness import registry
 from harness.contracts.attack import radius_problem
 from harness.contracts.base import Plugin
-from harness.errors import HarnessError, PluginError, did_you_mean, nearest
+from harness.errors import HarnessError, PluginError, did_you_mean, misspelt, nearest, quoted
 from harness.local_plugins import LocalFile
 from harness.options import Option
 from harness.scenario_errors import flow
@@ -70,9 +70,9 @@ class Reader(Reporter):
             return SimpleNamespace(), False
         for key in raw:
             if key not in fields:
-                self.report(
-                    (*path, key), f"unknown key {key!r} in {title}; {did_you_mean(key, fields, 40)}", key=True
-                )
+                hint = did_you_mean(key, fields, 40)
+                self.report((*path, key), f"unknown key {quoted(key)} in {title}; {hint}", key=True)
+        meant = misspelt((key for key in raw if key not in fields), fields.keys() - raw.keys(), fields)
         given: dict[str, Any] = {}
         values: dict[str, Any] = {}
         for key, (name, field) in fields.items():
@@ -82,6 +82,8 @@ class Reader(Reporter):
                     given[name] = value
                 if good or value is not None:
                     values[name] = value
+            elif key in meant:
+                continue  # its misspelling is reported
             elif field.is_required():
                 example = flow({key: field.examples[0] if field.examples else "..."})[1:-1]
                 self.report((*path, key), f"{title} needs {key!r}, e.g. `{example}`")
@@ -93,6 +95,8 @@ class Reader(Reporter):
         if issubclass(cls, Part):
             alias = {name: key for key, (name, _) in fields.items()}
             for location, message in cls.problems(values, given):
+                if alias.get(str(location[0]), location[0]) in meant:
+                    continue
                 place = (*path, alias.get(str(location[0]), location[0]), *location[1:])
                 self.report(self.origins.get(place, place), message)
         if len(self.problems) > before:

@@ -724,6 +724,22 @@ BAD = {
         "defenses: [none]\n",
         ["5:1: unknown key 'defenses' in scenario; did you mean 'defences'?"],
     ),
+    "a required key that is misspelt is one mistake": (
+        "threats: [{nme: x, attacks: [pgd]}, {name: y, attaks: [pgd]}, {name: z, knowlege: own}]\n",
+        [
+            "5:12: unknown key 'nme' in threat; did you mean 'name'?",
+            "5:47: unknown key 'attaks' in threat; did you mean 'attacks'?",
+            "5:64: a threat needs attacks, e.g. `attacks: [pgd]`; only the one named none has none",
+            "5:73: unknown key 'knowlege' in threat; did you mean 'knowledge'?",
+        ],
+    ),
+    "a required parameter that is misspelt is one mistake": (
+        "defences: [adversarial-training: {atack: pgd}, adversarial-training: {fraction: 1}]\n",
+        [
+            "5:35: adversarial-training has no parameter 'atack'; did you mean 'attack'?",
+            "5:48: adversarial-training needs the parameter 'attack'",
+        ],
+    ),
     "unknown key inside": (
         "federation:\n  client: 3\n",
         ["6:3: unknown key 'client' in federation; did you mean 'clients'?"],
@@ -1034,6 +1050,16 @@ def test_mistakes(case):
     assert mistakes(BASE + text) == expected
 
 
+def test_very_long_names_are_cut():
+    long = "x" * 300
+    text = f"{long}: 1\ndefences: [{long}, dp-sgd: {{{long}: 1}}, {long}/dp-sgd]\nfederation: {{server: {long}}}\n"
+    found = mistakes(BASE.replace("name: x", f"name: {long}") + text)
+    assert len(found) == 6
+    for message in found:
+        assert f"'{'x' * 59}...'" in message
+        assert "x" * 60 not in message
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -1042,7 +1068,6 @@ def test_mistakes(case):
             "schema: 2\nname: a b\nmodle: small-cnn\n",
             [
                 "1:1: scenario needs 'dataset', e.g. `dataset: {npz: {path: images.npz}}`",
-                "1:1: scenario needs 'model', e.g. `model: small-cnn`",
                 "1:9: schema must be 1, not 2",
                 "2:7: 'a b' cannot be a name: use letters, digits, '-', '_' and '.', the first "
                 "a letter or a digit, 100 at most",
