@@ -384,11 +384,39 @@ def _success_records(scenario: Scenario, splits: Splits) -> Found:
             if not isinstance(attack, PoisoningAttack):
                 continue
             try:
-                attack.success_records(splits.input_shape, scenario.root)
+                records = attack.success_records(splits.input_shape, scenario.root)
+                right = records is not None and _all_of_class(
+                    attack.backdoor_target, records.images, splits.test
+                )
             except HarnessError as error:
                 yield ("threats", threat.name, i), str(error)
+                continue
             except Exception:
                 continue  # a plugin's bug: a run keeps its traceback in the records of the cells
+            if right:
+                name = splits.class_names[attack.backdoor_target or 0]
+                yield (
+                    ("threats", threat.name, i),
+                    f"{attack.label()}: every image that it wants answered with the class {name} is a test image of "
+                    "that class, so that there is nothing to attack; name another class",
+                )
+
+
+def _all_of_class(target: int | None, images: Tensor, test: Split) -> bool:
+    """Whether all images are, pixel by pixel, test images of the class that an attack wants them to be taken for."""
+    import numpy as np
+    import torch
+
+    from harness.evaluation.predict import to_pixels
+
+    if target is None:
+        return False
+    known = to_pixels(torch.from_numpy(test.images[test.labels == target])).float().numpy()
+    if not len(known) or known.shape[1:] != tuple(images.shape[1:]):
+        return False
+    pixels = {np.ascontiguousarray(image).tobytes() for image in known}
+    wanted = to_pixels(images).float().numpy()
+    return all(np.ascontiguousarray(image).tobytes() in pixels for image in wanted)
 
 
 def _sides(attribute: Callable[[Tensor, Tensor], Tensor], split: Split) -> set[bool]:

@@ -129,10 +129,19 @@ class Scenario(Part):
                     f"{axis} needs at least one value, e.g. [{'mean' if axis == 'aggregators' else 'none'}]",
                 )
             yield from repeated(stacks or (), axis, axis[:-1])
+        for i, stack in enumerate(values.get("defences") or ()):
+            for (_, j), _ in repeated(stack, "", "defence"):
+                again = f"{stack[int(j)].label()} stands twice in this stack with the same parameters; once is enough"
+                yield ("defences", i, j), again
         for i, chain in enumerate(values.get("aggregators") or ()):
             yield from _chain_problems(i, chain)
         metrics = values.get("metrics") or ()
         yield from repeated(metrics, "metrics", "metric")
+        yield from repeated(values.get("trackers") or (), "trackers", "tracker")
+        unprotected = values.get("unprotected") or ()
+        for i, split in enumerate(unprotected):
+            if split in unprotected[:i]:
+                yield ("unprotected", i), f"{split} is repeated; list each split only once"
         for i, problem in shared_scores(metrics):
             yield ("metrics", i), f"{problem}; list one of them"
         yield from _score_problems(values.get("threats") or (), values.get("metrics"))

@@ -724,6 +724,17 @@ BAD = {
         "defenses: [none]\n",
         ["5:1: unknown key 'defenses' in scenario; did you mean 'defences'?"],
     ),
+    "a defence that stands twice in a stack": (
+        "defences: [[dp-sgd, dp-sgd: {max_grad_norm: 1.0}], [dp-sgd: {epsilon: 1}, dp-sgd: {epsilon: 2}]]\n",
+        ["5:21: dp-sgd(max_grad_norm=1) stands twice in this stack with the same parameters; once is enough"],
+    ),
+    "a split or tracker that is listed twice": (
+        "unprotected: [val, val]\ntrackers: [jsonl, jsonl]\n",
+        [
+            "5:20: val is repeated; list each split only once",
+            "6:19: the tracker jsonl is repeated; list each value only once",
+        ],
+    ),
     "a required key that is misspelt is one mistake": (
         "threats: [{nme: x, attacks: [pgd]}, {name: y, attaks: [pgd]}, {name: z, knowlege: own}]\n",
         [

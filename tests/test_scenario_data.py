@@ -93,10 +93,12 @@ BASE = "schema: 1\nname: x\ndataset: digits\nmodel: mlp\n"
             "threats:\n"
             "  - {name: eps, budget: {norm: linf, eps: {sweep: [0.1, 0.2]}}, attacks: [fgsm]}\n"
             "  - {name: edge, malicious: 0.2, attacks: [badnets, edge-case: {source: {sweep: [3, 99]}}]}\n"
+            "  - {name: right, malicious: 0.2, attacks: [edge-case: {target: 7}, edge-case: {target: 2}]}\n"
             "  - {name: server, attacks: [dlg, property-inference: {threshold: 1.0}]}\n",
             [
                 "7:53: edge-case: digits has no images of class 99",
-                "8:35: property-inference(threshold=1): no training image has the attribute",
+                "8:45: edge-case(target=7): every image that it wants answered with the class 7 is a test image of",
+                "9:35: property-inference(threshold=1): no training image has the attribute",
             ],
         ),
     ],
