@@ -220,8 +220,14 @@ def compare(
 
     Example: harness leaderboard compare a.json b.json --score accuracy
     """
-    from harness.console.output import make_console
-    from harness.leaderboard.side_by_side import compare_rows, compare_submissions, is_row, render_pairs
+    from harness.console.output import count_of, make_console
+    from harness.leaderboard.side_by_side import (
+        compare_rows,
+        compare_submissions,
+        identical,
+        is_row,
+        render_pairs,
+    )
     from harness.leaderboard.submission import read
 
     first = read(a)
@@ -232,6 +238,11 @@ def compare(
             )
         second = read(Path(b))
         pairs = compare_submissions(first, second, score or ())
+        if identical(first, second, score or ()):
+            what = f"in {', '.join(score)}" if score else "in all scores, but for times and memory"
+            every = count_of(sum(len(cell.seeds) for cell in first.cells), "cell")
+            typer.echo(f"{a} and {b} are identical {what}: {every} compared")
+            return
         names = first.name, second.name
     else:
         pairs = compare_rows(first, b, other, score or ())

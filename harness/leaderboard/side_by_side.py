@@ -97,6 +97,21 @@ def compare_submissions(a: Submission, b: Submission, scores: Iterable[str] = ()
     return _pairs(shared, _asked([a, b], scores), a, b)
 
 
+def identical(a: Submission, b: Submission, scores: Iterable[str] = ()) -> bool:
+    """Whether two submissions of one board have the same cells with the same guarantees, flags and scores.
+
+    scores: those to look at; default: all that are not measurements of time or memory.
+    """
+    asked = _asked([a, b], scores)
+
+    def content(cell: Cell) -> tuple[Any, ...]:
+        values = [str(sorted(by_seed(cell, score).items())) for score in asked]
+        seeds = {number: (seed.flags, seed.error) for number, seed in cell.seeds.items()}
+        return cell.status, cell.reason, cell.guarantee, seeds, values
+
+    return {cell.axes: content(cell) for cell in a.cells} == {cell.axes: content(cell) for cell in b.cells}
+
+
 def compare_rows(submission: Submission, first: str, second: str, scores: Iterable[str] = ()) -> list[Pair]:
     """Two configurations of one submission, under every threat and attack that both have.
 

@@ -457,6 +457,26 @@ def test_compare_prints_a_table(call, tmp_path):
     assert "--score acuracy: no such score here; did you mean 'accuracy'?" in err
 
 
+def test_identical_files_are_one_line(call, made, tmp_path):
+    a = save(tmp_path, made)
+    again = made.model_copy(update={"name": "again"})
+    scored = next(n for n, cell in enumerate(again.cells) if cell.status == "scored")
+    b = save(tmp_path, again)
+    said = f"{a} and {b} are identical in all scores, but for times and memory: 24 cells compared\n"
+    assert call("compare", a, b) == (0, said, "")
+    assert (
+        call("compare", a, b, "--score", "accuracy")[1]
+        == f"{a} and {b} are identical in accuracy: 24 cells compared\n"
+    )
+    cell = again.cells[scored]
+    seed = cell.seeds["0"].model_copy(update={"scores": {**cell.seeds["0"].scores, "macro_f1": 0.5}})
+    other = cell.model_copy(update={"seeds": {**cell.seeds, "0": seed}})
+    cells = (*again.cells[:scored], other, *again.cells[scored + 1 :])
+    b = save(tmp_path, again.model_copy(update={"cells": cells}))
+    assert "identical" not in call("compare", a, b)[1]
+    assert "identical in accuracy" in call("compare", a, b, "--score", "accuracy")[1]
+
+
 def test_two_rows_of_one_file(call, tmp_path):
     one = handmade.submission("a", {**A, ("none", "fgsm"): {"accuracy": [0.1]}})
     (pair,) = compare_rows(one, "none", "label-smoothing")
