@@ -87,7 +87,7 @@ class Ready:
         Raises HarnessError where the rounds used no update.
         """
         federation = self.federation
-        check_trained(federation.outcome.history)
+        check_trained(federation.outcome.history, bool(self.prepared))
         prepared = [*(history or []), self.prepared]
         module, facts = federation.module.eval(), dict(federation.trainer.facts)
         return Trained(module, federation.outcome, prepared, self.recorder, facts)

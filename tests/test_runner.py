@@ -246,6 +246,10 @@ def test_a_training_that_lost_all_updates_has_no_score(tmp_path):
     (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
     said = "nothing was trained: all 8 updates were dropped, as none was finite; lower the learning rate"
     assert (record["status"], record["error"]["message"]) == ("failed", said)
+    scenario = load_text(BASE + "defences: [trades: {beta: 1e30}]\n", tmp_path / "small.yaml")
+    (record,) = harness.run(scenario, device="cpu", jobs=0, store=tmp_path / "runs").records
+    own = ", or what scales the loss or the noise in the defences' parameters"
+    assert (record["status"], record["error"]["message"]) == ("failed", said + own)
 
 
 def test_a_training_that_lost_many_updates_is_flagged_and_said(tmp_path):

@@ -27,12 +27,16 @@ class Dropped:
         return self.empty > 0 or (self.updates > 0 and self.updates >= MANY * self.of)
 
 
-def check_trained(history: Sequence[Mapping[str, Any]]) -> None:
-    """Raises HarnessError where a training lost every update: scores would be those of its initial weights."""
+def check_trained(history: Sequence[Mapping[str, Any]], defended: bool) -> None:
+    """Raises HarnessError where a training lost every update: scores would be those of its initial weights.
+
+    defended: whether defences took part, whose parameters may be what made the updates infinite.
+    """
     found = dropped({"history": history})
     if found.updates == found.of > 0:
         raise HarnessError(
             f"nothing was trained: all {found.of} updates were dropped, as none was finite; lower the learning rate"
+            + ", or what scales the loss or the noise in the defences' parameters" * defended
         )
 
 

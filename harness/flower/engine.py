@@ -50,7 +50,7 @@ def train(training: Training, report: Report) -> Trained:
             finally:
                 run.end()
         found = pickle.loads((folder / RESULT).read_bytes())
-    check_trained(found["outcome"].history)
+    check_trained(found["outcome"].history, bool(training.spec.defences))
     module = training.initial_module()
     module.load_state_dict(found["state"])
     execution = {"clients": "sequential", "engine": "flower"}

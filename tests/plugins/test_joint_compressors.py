@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import harness
-from harness.api import UpdateCompressionContext
+from harness.api import PluginError, UpdateCompressionContext
 from harness.federation.outcome import Outcome
 from harness.federation.wire import Wire
 
@@ -272,6 +272,12 @@ def test_a_sketch_is_linear_and_its_estimates_are_unbiased():
     trials = [method.decode(method.encode(a, {}, context(round=r)), context(round=r)) for r in range(3000)]
     mean, spread = torch.stack(trials).mean(0), torch.stack(trials).std(0)
     assert ((mean - a).abs() < 4.5 * spread / 3000**0.5).all()
+
+
+def test_a_count_sketch_of_very_many_rows_is_refused():
+    """All rows' hashes of all coordinates are in memory at once."""
+    with pytest.raises(PluginError, match="rows must be at most 99, not 100"):
+        create("count-sketch", rows=100)
 
 
 def test_federations_learn_through_them_and_their_bytes_are_counted(tmp_path):

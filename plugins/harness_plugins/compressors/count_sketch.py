@@ -36,7 +36,7 @@ class CountSketch(UpdateCompressor):
     passed_on: ClassVar[tuple[str, ...]] = ("table",)
 
     ratio: float = Field(0.25, gt=0, le=1, description="numbers sent, as a share of d")
-    rows: int = Field(1, ge=1, description="rows of the table, of which estimates take the median")
+    rows: int = Field(1, ge=1, le=99, description="rows of the table, of which estimates take the median")
     keep: float = Field(1.0, gt=0, le=1, description="share k/d of the coordinates that the server takes")
 
     @property
