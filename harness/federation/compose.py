@@ -120,7 +120,15 @@ def _of_each_parameter(gradient: Any, who: str) -> GradientFn:
         )
 
     def checked(params: Params, batch: Batch, key: Tensor) -> Params:
-        found: Params = gradient(params, batch, key)
+        try:
+            found: Params = gradient(params, batch, key)
+        except RuntimeError as error:
+            if "randomness error mode" not in str(error):
+                raise
+            raise PluginError(
+                f"the gradient of {who} is taken by torch.func.vmap, and in it the network (as in dropout) or a loss "
+                "draws random numbers: give vmap randomness='different'"
+            ) from error
         if not isinstance(found, dict):
             raise PluginError(
                 f"the gradient of {who} returned {type(found).__name__}, not a dictionary name -> tensor"

@@ -70,6 +70,23 @@ def test_a_hook_that_returns_no_function_is_named():
         gradients(lambda inner: {})
 
 
+def test_random_numbers_inside_a_gradients_vmap_are_said_to_be_that():
+    def made(inner):
+        return torch.func.vmap(
+            lambda params, batch, key: {n: p * torch.rand(()) for n, p in params.items()}, (None, 0, None)
+        )
+
+    words = r"^the gradient of wrong is taken by torch\.func\.vmap, and in it the network \(as in dropout\)"
+    with pytest.raises(PluginError, match=words):
+        gradients(made)(PARAMS, (X, Y), KEY)
+    with pytest.raises(RuntimeError, match=r"^another$"):
+        gradients(lambda inner: lambda *at: _fail("another"))(PARAMS, (X, Y), KEY)
+
+
+def _fail(words):
+    raise RuntimeError(words)
+
+
 def test_a_gradient_is_of_every_parameter():
     doubled = gradients(lambda inner: lambda *at: {name: 2 * g for name, g in inner(*at).items()})
     plain = gradients(lambda inner: None)  # as it was
