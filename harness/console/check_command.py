@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.registry import Entry
     from harness.testing import Report
 
+ORDER = ("passed", "skipped", "failed")
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
 
@@ -37,6 +38,7 @@ def check(
             help="Parameters to check it with, such as '{f: 2}'; default: the plugin's defaults.",
         ),
     ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Show only the checks that failed.")] = False,
     as_json: AsJson = False,
     plugins: LocalPlugins = None,
 ) -> None:
@@ -60,7 +62,7 @@ def check(
     for entry in entries:
         reports.append(_checked(entry, entry.plugin if given is None else entry.plugin.create(given)))
         if not as_json:
-            render(reports[-1], entry, make_console())
+            render(reports[-1], entry, make_console(), ("failed",) if failed else ORDER)
     if as_json:
         found = [values(*pair) for pair in zip(reports, entries, strict=True)]
         print_json(found if len(found) > 1 else found[0])
@@ -108,10 +110,10 @@ def values(report: Report, entry: Entry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def render(report: Report, entry: Entry, console: Console) -> None:
+def render(report: Report, entry: Entry, console: Console, shown: Sequence[str] = ORDER) -> None:
     """One row per check: what it asks or, if it did not pass, what to change or why it was skipped.
 
-    Failures come last: a terminal shows the end of what was printed.
+    Failures come last: a terminal shows the end of what was printed. shown: the results whose checks have a row.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -123,12 +125,12 @@ def render(report: Report, entry: Entry, console: Console) -> None:
     table.add_column("check", overflow="fold", max_width=30)
     table.add_column("result", no_wrap=True)
     table.add_column("what it asks, or what to change", overflow="fold")
-    for result in sorted(
-        report.results, key=lambda result: ("passed", "skipped", "failed").index(result.status)
-    ):
+    results = [result for result in report.results if result.status in shown]
+    for result in sorted(results, key=lambda result: ORDER.index(result.status)):
         text = Text(result.message or result.description, style="" if result.message else "dim")
         table.add_row(Text(result.check), Text(result.status, style=STYLES[result.status]), text)
-    console.print(table)
+    if results:
+        console.print(table)
     console.print(_counts(report))
 
 

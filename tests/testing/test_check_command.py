@@ -59,6 +59,17 @@ def test_report_of_a_broken_plugin(package, capsys, monkeypatch):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+def test_failures_alone(package, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plugin", "check", "broken-short", "--failed"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("result_well_formed") == 1
+    assert "passed " not in printed.replace("20 passed,", "")
+    assert printed.splitlines()[-1] == "20 passed, 1 failed, 7 skipped"
+    assert main(["plugin", "check", "sound-mean", "--failed"]) == 0
+    assert capsys.readouterr().out == "aggregator sound-mean, my-package 1.2\n28 passed\n"
+
+
 def test_report_as_json(package, capsys):
     assert main(["plugin", "check", "aggregator", "broken-short", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
