@@ -111,7 +111,13 @@ def test_a_package_is_whole_and_says_what_it_is(kind, tmp_path):
     }  # fmt: skip
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["entry-points"]["harness"] == {"my-sample": "my_sample"}
-    assert yaml.safe_load((folder / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
+    steps = yaml.safe_load((folder / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["steps"]
+    installs = [step["run"] for step in steps if "pip install" in step.get("run", "")]
+    # The harness first, from where the author says: the package itself asks an index for it.
+    assert installs == [
+        "python -m pip install \"${{ vars.PSR_HARNESS || 'psr-harness' }}\"",
+        'python -m pip install -e ".[dev]"',
+    ]
     source = (folder / "src/my_sample/__init__.py").read_text(encoding="utf-8")
     assert 'name = "my-sample"' in source
     assert "Reference(" in source or kind == "tracker"
