@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,9 @@ __all__ = [
     "load_many",
     "load_text",
 ]
+
+
+LARGEST = 16 * 2**20  # bytes of a scenario's file
 
 
 def load(path: str | Path) -> Scenario:
@@ -155,11 +160,17 @@ def _read_file(path: Path) -> str:
     if path.is_dir():
         raise ScenarioError(f"{path} is a folder; give a scenario file such as {path / 'quickstart.yaml'}")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)  # reading a device may never end
+        if len(content) > LARGEST:
+            raise ScenarioError(f"{path}: larger than {LARGEST >> 20} MiB, and so no scenario")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except FileNotFoundError:
+        if path.is_symlink():
+            raise ScenarioError(f"{path}: a link to {os.readlink(path)}, which is not there") from None
         if not path.parent.is_dir():
             raise ScenarioError(f"{path}: no such file; there is no folder {path.parent}") from None
-        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
+        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml") and p.is_file())
         near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
         hint = (
             f"; did you mean {path.with_name(near[0])}?" if near else f"; {path.parent} has {_listed(names)}"

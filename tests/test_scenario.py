@@ -1234,6 +1234,17 @@ def test_load_keeps_the_place_of_the_file(tmp_path):
     assert scenario.hash() == load_text(BASE).hash()
 
 
+def test_links_that_lead_nowhere_and_files_that_never_end_are_named(tmp_path):
+    (tmp_path / "link.yaml").symlink_to("gone.yaml")
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ScenarioError, match=r"link\.yaml: a link to gone\.yaml, which is not there$"):
+        load(tmp_path / "link.yaml")
+    with pytest.raises(ScenarioError, match=r"mime\.yaml: no such file; .* has no scenario files$"):
+        load(tmp_path / "mime.yaml")  # neither a folder nor a broken link is meant
+    with pytest.raises(ScenarioError, match=r"^/dev/zero: larger than 16 MiB, and so no scenario$"):
+        load("/dev/zero")
+
+
 def test_missing_files_name_the_nearest(tmp_path):
     (tmp_path / "quickstart.yaml").write_text(BASE)
     with pytest.raises(ScenarioError) as caught:
