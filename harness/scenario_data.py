@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from harness.dealing import Records, deal, set_apart
 from harness.errors import HarnessError, PluginError, ScenarioError
 from harness.extras import to_install
 from harness.federation.counts import own_seed
-from harness.functional import batch_norms
 from harness.grid import cells
 from harness.identity import engine_version
 from harness.nesting import plugins_in, with_nested
@@ -218,8 +216,7 @@ def misfits(scenario: Scenario, splits: Splits) -> Found:
         yield ("holdout",), str(error)
     else:
         if clients <= records:
-            undrawable = list(_undrawable(scenario, pool))
-            yield from undrawable or _lonely(scenario, splits, pool)
+            yield from _undrawable(scenario, pool)
     if clients > records:
         kept = f", of which {records} are trained on" if records < total else ""
         yield (
@@ -307,49 +304,6 @@ def _undrawable(scenario: Scenario, records: Records) -> Found:
                 return  # a plugin's bug: a run keeps its traceback in the records of the cells
             if time.monotonic() > end:
                 return
-
-
-def _lonely(scenario: Scenario, splits: Splits, records: Records) -> Found:
-    """Clients one of whose batches has one record, where the network cannot be trained on one.
-
-    Batch normalisation cannot, where only one value a channel is left. Defences that protect records are refused with
-    such a network anyway.
-    """
-    local = scenario.federation.local
-    if all(any(one.protects == "record" for one in stack) for stack in scenario.defences):
-        return
-    try:
-        needs_two = _needs_two(scenario, splits)
-        pools = [deal(records, scenario.federation, scenario.holdout, s) for s in scenario.seeds * needs_two]
-    except Exception:
-        return  # a plugin's bug, or a network too unusual for this: the run reports it
-    for seed, pool in zip(scenario.seeds, pools, strict=False):
-        for client, size in enumerate(map(len, pool.clients)):
-            last = size % local.batch_size or local.batch_size
-            if last == 1 and (local.steps is None or local.steps >= math.ceil(size / local.batch_size)):
-                yield (
-                    ("federation", "local", "batch_size"),
-                    f"{scenario.model.label()} cannot be trained on a batch of one record, as its batch normalisation "
-                    f"needs two; with batch_size {local.batch_size}, client {client} has one: it holds {size} records "
-                    f"under seed {seed}",
-                )
-                return
-
-
-def _needs_two(scenario: Scenario, splits: Splits) -> bool:
-    """Whether the scenario's network fails in training on one record, and not on two: on shapes alone, no values."""
-    import torch
-
-    module = outlined(scenario.model, splits.input_shape, splits.num_classes, scenario.normalization)
-    if not batch_norms(module):
-        return False
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        module.train()(torch.zeros(2, *splits.input_shape, device="meta"))
-        try:
-            module(torch.zeros(1, *splits.input_shape, device="meta"))
-        except ValueError:
-            return True
-    return False
 
 
 def _shadows(scenario: Scenario) -> Iterator[tuple[Location, str, TrainingVariant]]:

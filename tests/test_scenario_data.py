@@ -242,29 +242,6 @@ def test_groups_that_the_holdout_took_are_not_a_riddle(tmp_path):
     check_fit(load_text(text, tmp_path / "x.yaml"), check_data(scenario))
 
 
-def test_a_batch_of_one_record_that_batch_normalisation_cannot_take_is_refused():
-    """On images of 8x8, ResNet-18's last blocks see one pixel."""
-    text = (
-        BASE.replace("mlp", "{resnet18: {width: 2, norm: NORM}}")
-        + "federation: {clients: 5, local: {LOCAL}}\n"
-    )
-
-    def fits(norm, local):
-        scenario = load_text(text.replace("NORM", norm).replace("LOCAL", local))
-        check_fit(scenario, check_data(scenario))
-
-    records = len(check_data(load_text(BASE)).train) // 5
-    with pytest.raises(ScenarioError, match=r"on a batch of one record.* batch_size 1, client 0 has one"):
-        fits("batch", "batch_size: 1")
-    with pytest.raises(
-        ScenarioError, match=rf"batch_size {records - 1}, client \d has one: it holds {records} records"
-    ):
-        fits("batch", f"batch_size: {records - 1}")
-    fits("batch", f"batch_size: {records - 1}, steps: 1")
-    fits("batch", f"batch_size: {records - 2}")
-    fits("group", "batch_size: 1")
-
-
 def test_a_plan_draws_once_for_what_fits(tmp_path, monkeypatch):
     from harness_plugins.partitioners.iid import Iid
 
