@@ -47,13 +47,16 @@ def from_disk(distribution: str, version: str) -> bool:
     """Whether this version of a package is installed here, and from a file or folder of this machine.
 
     An editable install counts as one. Installers note where they took a package from, unless it was from an index.
+    conda's packages keep the note of the machine that built them, which says nothing.
     """
     try:
         package = importlib.metadata.distribution(distribution)
         origin = json.loads(package.read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):  # no such package, or a damaged note
         return False
-    return package.version == version and str(origin.get("url", "")).startswith("file:")
+    if package.version != version or (package.read_text("INSTALLER") or "").strip() == "conda":
+        return False
+    return isinstance(origin, dict) and str(origin.get("url", "")).startswith("file:")
 
 
 def normalized(distribution: str) -> str:

@@ -301,21 +301,24 @@ def test_only_one_clean_state_of_everything_is_official(records, ran, change, re
 
 
 @pytest.mark.parametrize(
-    ("origin", "official"),
+    ("origin", "installer", "official"),
     [
-        ('{"dir_info": {}, "url": "file:///home/me/mine"}', False),
-        ('{"dir_info": {"editable": true}, "url": "file:///home/me/mine"}', False),
-        ('{"archive_info": {}, "url": "file:///home/me/mine-1.0-py3-none-any.whl"}', False),
-        ('{"vcs_info": {"vcs": "git"}, "url": "https://example.org/mine"}', True),
-        (None, True),  # from an index
+        ('{"dir_info": {}, "url": "file:///home/me/mine"}', "pip", False),
+        ('{"dir_info": {"editable": true}, "url": "file:///home/me/mine"}', "uv", False),
+        ('{"archive_info": {}, "url": "file:///home/me/mine-1.0-py3-none-any.whl"}', "pip", False),
+        ('{"vcs_info": {"vcs": "git"}, "url": "https://example.org/mine"}', "pip", True),
+        ('{"dir_info": {}, "url": "file:///build/work"}', "conda", True),  # of the machine that built it
+        ("[]", "pip", True),  # a damaged note
+        (None, "pip", True),  # from an index
     ],
 )
 def test_packages_that_only_this_machine_has_are_unofficial(
-    records, ran, tmp_path, monkeypatch, origin, official
+    records, ran, tmp_path, monkeypatch, origin, installer, official
 ):
     facts = tmp_path / "site" / "mine-1.0.dist-info"
     facts.mkdir(parents=True)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (facts / "INSTALLER").write_text(f"{installer}\n")
     if origin is not None:
         (facts / "direct_url.json").write_text(origin)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
