@@ -131,7 +131,7 @@ class Scenario(Part):
             yield from repeated(stacks or (), axis, axis[:-1])
         for i, stack in enumerate(values.get("defences") or ()):
             for (_, j), _ in repeated(stack, "", "defence"):
-                again = f"{stack[int(j)].label()} stands twice in this stack with the same parameters; once is enough"
+                again = f"{stack[int(j)].label()} stands twice in this stack with the same parameters; name it once"
                 yield ("defences", i, j), again
         for i, chain in enumerate(values.get("aggregators") or ()):
             yield from _chain_problems(i, chain)

@@ -118,12 +118,18 @@ class Store(Artifacts):
         try:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise StoreError(
                     f"the store {self.path} is in use by {owner}; wait for it, or use --store DIR"
                 ) from None
+            except OSError as error:  # a file system without locks: what is only read needs none
+                if not self.read_only:
+                    text = (
+                        f"the store {self.path} cannot be locked: {error.strerror or error}; use --store DIR"
+                    )
+                    raise StoreError(text) from error
             if self.read_only:
                 yield
                 return

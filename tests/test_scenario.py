@@ -726,7 +726,7 @@ BAD = {
     ),
     "a defence that stands twice in a stack": (
         "defences: [[dp-sgd, dp-sgd: {max_grad_norm: 1.0}], [dp-sgd: {epsilon: 1}, dp-sgd: {epsilon: 2}]]\n",
-        ["5:21: dp-sgd(max_grad_norm=1) stands twice in this stack with the same parameters; once is enough"],
+        ["5:21: dp-sgd(max_grad_norm=1) stands twice in this stack with the same parameters; name it once"],
     ),
     "a split or tracker that is listed twice": (
         "unprotected: [val, val]\ntrackers: [jsonl, jsonl]\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 
@@ -160,3 +161,17 @@ def _lists(value):
     if isinstance(value, dict):
         return {k: _lists(v) for k, v in value.items()}
     return [_lists(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def test_a_file_system_without_locks_is_named_and_read(tmp_path, monkeypatch):
+    with Store(tmp_path / "runs") as store, store.lock():
+        pass
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("harness.store.fcntl.flock", refuse)
+    with Store(tmp_path / "runs") as store, pytest.raises(StoreError, match="cannot be locked: No locks"):
+        store.lock().__enter__()
+    with Store(tmp_path / "runs", read_only=True) as store, store.lock():
+        assert store.read_only

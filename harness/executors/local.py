@@ -215,16 +215,26 @@ def _signal_name(number: int) -> str:
 
 def _end(*workers: _Worker) -> None:
     """Ends workers, and the programs that plugins have started in them, which nobody would wait for."""
-    below = descendants(*(worker.process.pid for worker in workers if worker.process.is_alive()))
+    alive = [worker.process.pid for worker in workers if worker.process.is_alive()]
+    _signal(alive, signal.SIGSTOP)
+    _end_below(*alive)
     for worker in workers:
         worker.process.kill()
-    _end_all(below)
 
 
-def _end_all(processes: Iterable[int]) -> None:
+def _end_below(*processes: int) -> None:
+    """Ends all descendants of processes. They are stopped first, so that none starts another meanwhile."""
+    below: set[int] = set()
+    while new := set(descendants(*processes)) - below:
+        _signal(new, signal.SIGSTOP)
+        below |= new
+    _signal(below, signal.SIGKILL)
+
+
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
     for pid in processes:
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 class _Worker:
@@ -290,7 +300,7 @@ def _work(pipe: Any, store_path: str, device: str, files: list[LocalFile]) -> No
             try:
                 message = pipe.recv_bytes()
             except (EOFError, OSError):
-                _end_all(descendants(os.getpid()))
+                _end_below(os.getpid())
                 os._exit(0)  # the runner is gone
             stages.put(message)
 
