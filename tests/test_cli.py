@@ -733,6 +733,12 @@ def test_start_imports_nothing_heavy(arguments, light):
     assert ("harness.api" in imported) != light
 
 
+def test_reading_submissions_does_not_import_torch():
+    file = Path(__file__).parents[1] / "leaderboard/records/quickstart-v1--baselines.json"
+    said = start("leaderboard", "check", str(file)).stderr
+    assert "torch" not in {line.split("|")[-1].strip() for line in said.splitlines() if "|" in line}
+
+
 def test_output_survives_a_narrow_encoding(monkeypatch):
     from harness.console.output import make_console
 

@@ -7,9 +7,10 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.contracts.metric import MetricContext
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def tensor_versions(context: MetricContext) -> dict[str, int]:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    import torch  # here, because the commands that only read records need the names of this package, not torch
+
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
