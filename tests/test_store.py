@@ -175,3 +175,14 @@ def test_a_file_system_without_locks_is_named_and_read(tmp_path, monkeypatch):
         store.lock().__enter__()
     with Store(tmp_path / "runs", read_only=True) as store, store.lock():
         assert store.read_only
+
+
+def test_records_of_one_scenario_are_read_without_sorting_them(tmp_path):
+    """Sorting copies all of them into a file in the folder for temporary files, which may be full."""
+    said: list[str] = []
+    with Store(tmp_path) as store:
+        store._db._connection.set_trace_callback(said.append)
+        assert list(store.each_record("one")) == []
+        (statement,) = (text for text in said if "FROM records" in text)
+        plan = store._db.execute(f"EXPLAIN QUERY PLAN {statement}")
+    assert not any("TEMP B-TREE" in row[3] for row in plan)
