@@ -84,9 +84,9 @@ def margin(first: float, second: float, samples: int) -> float:
 
     max(MARGIN_FLOOR, 2 sqrt(p (1 - p) / n)) with p their mean and n samples each. The square root is the standard
     error of one accuracy, which bounds that of the difference where the two attacks' outcomes, on the same samples,
-    correlate by one half or more.
+    correlate by one half or more. Where another package's score is no share, p is the nearest one.
     """
-    p = (first + second) / 2
+    p = min(1.0, max(0.0, (first + second) / 2))
     return max(MARGIN_FLOOR, STANDARD_ERRORS * math.sqrt(p * (1 - p) / samples))
 
 

@@ -48,6 +48,7 @@ def test_the_margin_is_two_standard_errors_and_at_least_a_point():
     assert margin(0.1, 0.3, 400) == pytest.approx(2 * math.sqrt(0.2 * 0.8 / 400))
     assert margin(0.4, 0.6, 10**6) == 0.01
     assert margin(0.0, 0.0, 10) == 0.01
+    assert margin(-0.4, 1e-9, 10) == margin(1.5, 0.9, 10) == 0.01  # of a plugin whose score is no share
 
 
 def test_stronger_attacks_leaving_less_accuracy_is_as_it_should_be():
