@@ -27,7 +27,7 @@ from harness.comparable import (
 )
 from harness.database import DATABASE, is_store
 from harness.errors import HarnessError, StoreError
-from harness.evaluation.masking import FLAG, suspect_masking
+from harness.evaluation.masking import flagged
 from harness.identity import digest
 from harness.store import StageRow, Store
 from harness.strict_json import dumps
@@ -272,9 +272,9 @@ class _Merge:
 
     def _write(self, rows: list[StageRow], records: list[tuple[dict[str, Any], str]]) -> None:
         target = self.stores[0]
-        flagged = self._flagged(records)
+        changed = self._flagged(records)
         facts = {key: value for store in self.stores[1:] for key, value in store.facts().items()}
-        target.adopt(rows, flagged, facts)
+        target.adopt(rows, changed, facts)
         self.report.stages = len(rows)
         self.report.new_cells = len(records)
         merged = target.records()
@@ -292,16 +292,13 @@ class _Merge:
         for record, _ in union.values():
             groups[record["scenario"]["name"], record["scenario"]["hash"]].append(record)
         new = {id(record) for record, _ in records}
-        changed = []
-        for group in groups.values():
-            flags = suspect_masking(group)
-            for record in group:
-                before = record["flags"]
-                record["flags"] = [f for f in before if f != FLAG] + flags.get(record["id"], [])
-                if id(record) in new or record["flags"] != before:
-                    changed.append(record)
         marks = {id(record): mark for record, mark in union.values()}
-        return [(record, marks[id(record)]) for record in changed]
+        return [
+            (now, marks[id(record)])
+            for group in groups.values()
+            for record, now in zip(group, flagged(group), strict=True)
+            if id(record) in new or now["flags"] != record["flags"]
+        ]
 
     # saying -------------------------------------------------------------------------------------
 

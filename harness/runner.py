@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness import records
 from harness.bundles import bundles
 from harness.errors import StoreError, UnwritableStore, from_interrupt
-from harness.evaluation.masking import FLAG, suspect_masking
+from harness.evaluation.masking import flagged
 from harness.lending import places
 from harness.schedule import Schedule
 from harness.stage_specs import training_of
@@ -315,18 +315,15 @@ class Runner:
             # With --select, cells of earlier runs are compared as well.
             known = (r for r in self.store.each_record(scenario, lost=[]) if r["scenario"]["hash"] == mark)
             compared = [_compared(record) for record in known if record["attack"] or record["flags"]]
-            flags = suspect_masking(compared)
-            for record in compared:
+            for record, now in zip(compared, flagged(compared), strict=True):
                 plan = plans.get(record["id"])
                 if plan is None or (scenario, record["id"]) not in self.outcomes:
                     continue
-                own = [flag for flag in record["flags"] if flag != FLAG]
-                wanted = [*own, *flags.get(record["id"], [])]
-                if record["flags"] != wanted:
+                if record["flags"] != now["flags"]:
                     fingerprint = records.fingerprint(plan)
                     whole = self.store.record(scenario, record["id"], fingerprint)
                     if whole is not None:
-                        self.store.put_record(whole | {"flags": wanted}, fingerprint)
+                        self.store.put_record(whole | {"flags": now["flags"]}, fingerprint)
 
 
 def _compared(record: dict[str, Any]) -> dict[str, Any]:
