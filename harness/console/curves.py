@@ -145,7 +145,8 @@ def draw_curves(panels: Mapping[tuple[str, str], Panel], out: Path, title: str) 
 def _doubtful(points: list[Point]) -> set[float]:
     """The radii where a value is flagged, or where a seed is missing that the curve has at another radius."""
     seeds = Counter(point[0] for point in points)
-    return {radius for radius, _, flagged in points if flagged or seeds[radius] < max(seeds.values())}
+    every = max(seeds.values())
+    return {radius for radius, _, flagged in points if flagged or seeds[radius] < every}
 
 
 def _series(axes: Any, points: list[Point], number: int, name: str, scale: float) -> None:

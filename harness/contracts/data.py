@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -189,8 +188,8 @@ def find_file(path: str, root: Path | None = None) -> Path:
     """An existing file or folder; a relative path is tried against root, $HARNESS_DATA and the working directory.
 
     Environment variables in the path are filled in. Devices and pipes are refused, since reading one may never end.
-    Raises PluginError that lists what was tried and carries the path,
-    so that a scenario's error can point at the place where it is written.
+    Raises PluginError that lists what was tried and carries the path, so that a scenario's error can point at the place
+    where it is written.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     if "$" in expanded:
@@ -209,16 +208,20 @@ def find_file(path: str, root: Path | None = None) -> Path:
         candidates = list(dict.fromkeys(base / target for base in bases if base is not None))
     for candidate in candidates:
         try:
-            if not candidate.exists():
-                continue
-            if not (candidate.is_file() or candidate.is_dir()):
+            if _may_never_end(candidate):
                 raise _about(path, f"{candidate} is a device or a pipe, and a file or folder is needed")
-            return candidate
+            if candidate.exists():
+                return candidate
         except OSError as error:  # too long a name, or a folder that may not be entered
             raise _about(path, f"{candidate}: {error.strerror}") from None
     unset = "" if "HARNESS_DATA" in os.environ else "set HARNESS_DATA to the folder that holds your data"
     tried = ", ".join(map(str, candidates))
     raise _about(path, f"{path} is not there (tried {tried})", _similar(candidates), unset)
+
+
+def _may_never_end(path: Path) -> bool:
+    """Whether this is a device or a pipe, rather than a file, a folder, or nothing."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _about(path: str, *parts: str) -> PluginError:
@@ -255,7 +258,7 @@ def _names(folder: Path) -> Iterator[str]:
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes. Raises PluginError where it cannot be read, or is a device or a pipe."""
     try:
-        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        if _may_never_end(path):
             raise PluginError(f"{path} is a device or a pipe, and a file is needed")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -91,9 +91,7 @@ def unlike(submission: Submission, path: Path, other: Submission) -> Iterator[st
 def beside(submission: Submission, path: Path) -> list[str]:
     """Why a new submission, which will be written to `path`, does not fit the other files of its board beside it."""
     found = []
-    for other in sorted(path.parent.glob("*.json")):
-        if not other.name.startswith(f"{submission.scenario.name}-v{submission.scenario.version}--"):
-            continue
+    for other in sorted(path.parent.glob(file_name("*", submission.scenario))):
         try:
             known = read(other)
         except HarnessError:  # `check` says what is wrong with it

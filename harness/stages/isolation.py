@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any, cast
+from typing import Any
 from warnings import catch_warnings
 
 import numpy as np
@@ -210,9 +210,8 @@ def _settings(threads: int, tf32: bool) -> Iterator[None]:
     flags = cudnn.deterministic, cudnn.benchmark
     precision = _told(torch.get_float32_matmul_precision)
     products, convolutions = _told(lambda: matmul.allow_tf32), _told(lambda: cudnn.allow_tf32)
-    quantized, mkldnn = torch.backends.quantized, cast("Any", torch.backends.mkldnn)
-    of_products = [matmul, mkldnn.matmul] if _places() else []
-    places = [(place, place.fp32_precision) for place in (*_places(), *of_products)]
+    quantized, mkldnn = torch.backends.quantized, torch.backends.mkldnn
+    places = [(place, place.fp32_precision) for place in _places()]
     kernels = quantized.engine, mkldnn.enabled, cudnn.enabled
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
     attention = [getattr(torch.backends.cuda, f"{kind}_sdp_enabled")() for kind in _ATTENTION]
@@ -251,7 +250,7 @@ def settle(threads: int, tf32: bool) -> None:
         torch.set_autocast_enabled(kind, False)
     _be_strict(False, False)
     torch.set_flush_denormal(False)
-    for place in _places():  # what `allow_tf32` leaves out, or takes over from the setting for all backends
+    for place in _places():  # what the settings below leave out, or take over from the one for all backends
         if place.fp32_precision != "none":
             place.fp32_precision = "none"
     # First for every backend at once, since `allow_tf32` does not cover what a CPU may round.
@@ -283,14 +282,13 @@ def _be_strict(enabled: bool, warn_only: bool) -> None:
 
 
 def _places() -> list[Any]:
-    """Where `fp32_precision` of anything but products can be set, those that others follow first."""
+    """Where `fp32_precision` can be set, those that others follow first; nowhere before torch 2.9."""
     backends: Any = torch.backends
-    if not hasattr(backends.cudnn, "conv"):
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    if not hasattr(cudnn, "conv"):
         return []
-    own = [
-        getattr(backend, part) for backend in (backends.cudnn, backends.mkldnn) for part in ("conv", "rnn")
-    ]
-    return [backends, backends.cudnn, backends.mkldnn, *own]
+    own = [cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.rnn, backends.cuda.matmul, mkldnn.matmul]
+    return [backends, cudnn, mkldnn, *own]
 
 
 def _told(setting: Callable[[], Any]) -> Any:
